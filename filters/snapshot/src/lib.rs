@@ -1,1 +1,3 @@
-//! pintle-snapshot
+//! The contract of agent and filters.
+mod time;
+pub use time::Now;
