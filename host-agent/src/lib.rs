@@ -1,1 +1,3 @@
-//! pintle-agent
+//! The host agent: what is registered and ordered, turned into what the filters read.
+
+pub mod link;

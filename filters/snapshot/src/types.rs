@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use crate::Now;
+use crate::{AddressPolicy, DecodeError, MAX_LABEL, MAX_LABELS, MAX_WEIGHT, Now};
 
 /// `epoch.sequence`: which life of the agent's state, and the how-manieth change in it.
 ///
@@ -135,6 +135,45 @@ impl Endpoint {
             opinion: None,
             force: None,
         }
+    }
+
+    /// Whether every field is within its bounds.
+    ///
+    /// # Errors
+    /// [`DecodeError::Invalid`] with the field's name.
+    pub fn check(&self) -> Result<(), DecodeError> {
+        let invalid = |field| Err(DecodeError::Invalid(field));
+        if !crate::is_name(&self.id) {
+            return invalid("id");
+        }
+        if AddressPolicy::trusting().check(self.address) != Ok(self.address) {
+            return invalid("address");
+        }
+        if self.port == 0 {
+            return invalid("port");
+        }
+        if self.weight > MAX_WEIGHT {
+            return invalid("weight");
+        }
+        if self.zone.len() > MAX_LABEL {
+            return invalid("zone");
+        }
+        if self.tags.len() > MAX_LABELS
+            || self.tags.iter().any(|tag| tag.len() > MAX_LABEL)
+            || !self.tags.is_sorted_by(|a, b| a < b)
+        {
+            return invalid("tags");
+        }
+        if self.metadata.len() > MAX_LABELS
+            || self
+                .metadata
+                .iter()
+                .any(|(k, v)| k.len() > MAX_LABEL || v.len() > MAX_LABEL)
+            || !self.metadata.is_sorted_by(|(a, _), (b, _)| a < b)
+        {
+            return invalid("metadata");
+        }
+        Ok(())
     }
 
     /// Address and port together.

@@ -1,0 +1,305 @@
+//! The frame around every message: magic, schema, kind, length, payload, checksum.
+//!
+//! ```text
+//!  0    4        5      6       10            10+n        18+n
+//!  "PNTL" schema kind   length  payload       xxHash64 of all before
+//! ```
+//! Length and checksum are little-endian. The checksum finds accidents and torn writes, not
+//! forgeries: authenticity is the socket's (and the vm_id's) to give.
+
+use xxhash_rust::xxh64::xxh64;
+
+use crate::wire::{DecodeError, Reader, Wire, wire_enum, wire_struct};
+use crate::{
+    Applied, Endpoint, Force, ForceAction, Health, Hello, Index, Lease, MAX_ENDPOINTS, MAX_FRAME,
+    MAX_POLICY, Now, Opinion, Report, Slot, Table, Transition, Version,
+};
+
+const MAGIC: [u8; 4] = *b"PNTL";
+const SCHEMA: u8 = 1;
+const HEADER: usize = 10;
+const CHECKSUM: usize = 8;
+
+/// Agent to filters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Down {
+    /// A service's table, whole.
+    Table(Table),
+    /// The service is gone.
+    Remove(Removed),
+    /// Everything known at the start of the stream has been sent.
+    InitialEnd(Version),
+    /// The agent is alive; its newest version.
+    Heartbeat(Version),
+}
+
+/// A service that is no longer there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Its name.
+    pub service: String,
+    /// When it went.
+    pub version: Version,
+}
+wire_struct!(Removed { service, version });
+
+/// Filters to agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Up {
+    /// First on every stream.
+    Hello(Hello),
+    /// A worker has taken a version over.
+    Applied(Applied),
+    /// A breaker changed its state.
+    Transition(Transition),
+    /// Counts, at most once a second and worker.
+    Report(Report),
+}
+
+/// Worker to worker, through a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// The service's table in shared data has changed or gone.
+    Table(String),
+    /// The breaker record of (service, endpoint id) in shared data has changed.
+    Breaker((String, String)),
+    /// For the leader: an encoded [`Up`] to send on.
+    Forward(Vec<u8>),
+}
+
+/// A message with a frame of its own.
+pub trait Message: Sized {
+    /// The message in its frame.
+    fn encode(&self) -> Vec<u8>;
+
+    /// Reads exactly one message.
+    ///
+    /// # Errors
+    /// Whatever the bytes are, a [`DecodeError`] says why they are not this message.
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError>;
+}
+
+fn frame(kind: u8, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64);
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[SCHEMA, kind, 0, 0, 0, 0]);
+    put(&mut out);
+    let length = u32::try_from(out.len().saturating_sub(HEADER)).unwrap_or(u32::MAX);
+    if let Some(field) = out.get_mut(6..HEADER) {
+        field.copy_from_slice(&length.to_le_bytes());
+    }
+    let checksum = xxh64(&out, 0);
+    out.extend_from_slice(&checksum.to_le_bytes());
+    out
+}
+
+/// The kind and a reader of the payload, once magic, schema, length and checksum are right.
+fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
+    if bytes.len() > MAX_FRAME {
+        return Err(DecodeError::TooLong);
+    }
+    let (header, rest) = bytes
+        .split_first_chunk::<HEADER>()
+        .ok_or(DecodeError::Truncated)?;
+    let [m0, m1, m2, m3, schema, kind, l0, l1, l2, l3] = *header;
+    if [m0, m1, m2, m3] != MAGIC {
+        return Err(DecodeError::Magic);
+    }
+    if schema != SCHEMA {
+        return Err(DecodeError::Schema(schema));
+    }
+    let (payload, checksum) = rest
+        .split_last_chunk::<CHECKSUM>()
+        .ok_or(DecodeError::Truncated)?;
+    if u32::try_from(payload.len()) != Ok(u32::from_le_bytes([l0, l1, l2, l3])) {
+        return Err(DecodeError::Length);
+    }
+    let covered = bytes.len().saturating_sub(CHECKSUM);
+    let covered = bytes.get(..covered).ok_or(DecodeError::Truncated)?;
+    if xxh64(covered, 0) != u64::from_le_bytes(*checksum) {
+        return Err(DecodeError::Checksum);
+    }
+    Ok((kind, Reader::new(payload)))
+}
+
+macro_rules! message_enum {
+    ($name:ident { $($variant:ident = $kind:literal),* $(,)? }) => {
+        impl Message for $name {
+            fn encode(&self) -> Vec<u8> {
+                match self { $(Self::$variant(inner) => frame($kind, |out| inner.put(out))),* }
+            }
+
+            fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+                let (kind, mut reader) = unframe(bytes)?;
+                let message = match kind {
+                    $($kind => Self::$variant(Wire::take(&mut reader)?),)*
+                    other => return Err(DecodeError::Kind(other)),
+                };
+                reader.finish()?;
+                Ok(message)
+            }
+        }
+    };
+}
+message_enum!(Down { Table = 1, Remove = 2, InitialEnd = 3, Heartbeat = 4 });
+message_enum!(Up { Hello = 16, Applied = 17, Transition = 18, Report = 19 });
+message_enum!(Note { Table = 32, Breaker = 33, Forward = 34 });
+
+macro_rules! message_struct {
+    ($($name:ident = $kind:literal),*) => {$(
+        impl Message for $name {
+            fn encode(&self) -> Vec<u8> {
+                frame($kind, |out| self.put(out))
+            }
+
+            fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+                let (kind, mut reader) = unframe(bytes)?;
+                if kind != $kind {
+                    return Err(DecodeError::Kind(kind));
+                }
+                let message = Wire::take(&mut reader)?;
+                reader.finish()?;
+                Ok(message)
+            }
+        }
+    )*};
+}
+message_struct!(Lease = 48, Index = 49, Slot = 50);
+
+// === impl Wire for the table and what is in it ===
+
+wire_struct!(Version { epoch, sequence });
+wire_enum!(Health, "health" { Healthy = 0, Unhealthy = 1, Draining = 2 });
+wire_enum!(ForceAction, "force" { Open = 0, Close = 1, Clear = 2 });
+wire_struct!(Opinion {
+    expires_at,
+    reporters
+});
+wire_struct!(Force {
+    action,
+    until,
+    stamp
+});
+
+impl Wire for Now {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.0.put(out);
+    }
+
+    fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        u64::take(reader).map(Self)
+    }
+}
+
+mod raw {
+    use std::net::IpAddr;
+
+    use super::{Force, Health, Now, Opinion};
+    use crate::wire::wire_struct;
+
+    /// An endpoint before its fields have been checked.
+    pub(super) struct Endpoint {
+        pub(super) id: String,
+        pub(super) address: IpAddr,
+        pub(super) port: u16,
+        pub(super) weight: u32,
+        pub(super) health: Health,
+        pub(super) zone: String,
+        pub(super) registered_at: Now,
+        pub(super) tags: Vec<String>,
+        pub(super) metadata: Vec<(String, String)>,
+        pub(super) opinion: Option<Opinion>,
+        pub(super) force: Option<Force>,
+    }
+    wire_struct!(Endpoint {
+        id,
+        address,
+        port,
+        weight,
+        health,
+        zone,
+        registered_at,
+        tags,
+        metadata,
+        opinion,
+        force
+    });
+}
+
+impl Wire for Endpoint {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.id.put(out);
+        self.address.put(out);
+        self.port.put(out);
+        self.weight.put(out);
+        self.health.put(out);
+        self.zone.put(out);
+        self.registered_at.put(out);
+        self.tags.put(out);
+        self.metadata.put(out);
+        self.opinion.put(out);
+        self.force.put(out);
+    }
+
+    fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let raw::Endpoint {
+            id,
+            address,
+            port,
+            weight,
+            health,
+            zone,
+            registered_at,
+            tags,
+            metadata,
+            opinion,
+            force,
+        } = Wire::take(reader)?;
+        let endpoint = Self {
+            id,
+            address,
+            port,
+            weight,
+            health,
+            zone,
+            registered_at,
+            tags,
+            metadata,
+            opinion,
+            force,
+        };
+        endpoint.check()?;
+        Ok(endpoint)
+    }
+}
+
+impl Wire for Table {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.service.put(out);
+        self.version.put(out);
+        self.policy.put(out);
+        self.endpoints.put(out);
+    }
+
+    fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let service = String::take(reader)?;
+        let version = Version::take(reader)?;
+        let policy = String::take(reader)?;
+        let endpoints = Vec::<Endpoint>::take(reader)?;
+        if !crate::is_name(&service) {
+            return Err(DecodeError::Invalid("service"));
+        }
+        if policy.len() > MAX_POLICY || endpoints.len() > MAX_ENDPOINTS {
+            return Err(DecodeError::TooLong);
+        }
+        if !endpoints.is_sorted_by(|a, b| a.id < b.id) {
+            return Err(DecodeError::Invalid("order of endpoints"));
+        }
+        Ok(Self {
+            service,
+            version,
+            endpoints,
+            policy,
+        })
+    }
+}

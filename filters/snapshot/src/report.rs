@@ -1,0 +1,204 @@
+//! What the filters tell the agent.
+//!
+//! Counts are cumulative since the VM started, never deltas: a lost, repeated or reordered report
+//! changes nothing for good, and a reloaded VM is a new `worker` that starts from zero. The agent adds
+//! up the differences per worker.
+
+use crate::wire::{wire_enum, wire_struct};
+use crate::{Now, Version};
+
+/// Upper bounds of the latency buckets, in milliseconds; what is slower counts in `+Inf` alone.
+pub const LATENCY_BUCKETS_MS: [u64; 13] = [
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000,
+];
+
+/// Opens the stream: who asks, and what it has already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Envoy's node id.
+    pub proxy: String,
+    /// The VM that leads; random, one per life of a VM.
+    pub worker: u64,
+    /// Grows with every change of leader in this Envoy; the agent closes the streams of lower ones.
+    pub fence: u64,
+    /// What the proxy holds; services that have not changed since are not sent again.
+    pub have: Version,
+}
+wire_struct!(Hello {
+    proxy,
+    worker,
+    fence,
+    have
+});
+
+/// A worker has taken over everything up to `version`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The worker VM.
+    pub worker: u64,
+    /// How many live workers this Envoy has, the main thread's copy included.
+    pub workers: u32,
+    /// The newest version it holds.
+    pub version: Version,
+}
+wire_struct!(Applied {
+    worker,
+    workers,
+    version
+});
+
+/// The state of a circuit breaker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BreakerState {
+    /// Requests pass.
+    #[default]
+    Closed,
+    /// No request passes.
+    Open,
+    /// A limited number of probes pass.
+    HalfOpen,
+}
+wire_enum!(BreakerState, "state" { Closed = 0, Open = 1, HalfOpen = 2 });
+
+impl BreakerState {
+    /// The field's word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half-open",
+        }
+    }
+}
+
+/// A breaker changed its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// The service of the endpoint.
+    pub service: String,
+    /// The endpoint's registry id.
+    pub endpoint: String,
+    /// Before.
+    pub from: BreakerState,
+    /// After.
+    pub to: BreakerState,
+    /// Why, in a few words, such as `5 consecutive failures`.
+    pub reason: String,
+    /// Whether this Envoy's own traffic is the cause (true), or the fleet or an operator (false).
+    /// Only own observations are told to the fleet.
+    pub observed: bool,
+    /// When.
+    pub at: Now,
+    /// While open: when the first probe is due. Zero otherwise.
+    pub until: Now,
+    /// How many times in a row it has opened.
+    pub trips: u32,
+}
+wire_struct!(Transition {
+    service,
+    endpoint,
+    from,
+    to,
+    reason,
+    observed,
+    at,
+    until,
+    trips
+});
+
+/// Requests of one method and status code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestCount {
+    /// Index into [`METHODS`].
+    pub method: u8,
+    /// HTTP status; 0 when the request ended without one.
+    pub code: u16,
+    /// How many, since the VM started.
+    pub count: u64,
+}
+wire_struct!(RequestCount {
+    method,
+    code,
+    count
+});
+
+/// The nine standard methods and, last, everything else.
+pub const METHODS: [&str; 10] = [
+    "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "_OTHER",
+];
+
+/// One endpoint as one worker sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointReport {
+    /// The registry id.
+    pub id: String,
+    /// Attempts sent there, since the VM started.
+    pub requests: u64,
+    /// Attempts that failed, since the VM started.
+    pub failures: u64,
+    /// In flight now, from this worker.
+    pub in_flight: u32,
+    /// Estimated latency now, in microseconds; zero when nothing is known.
+    pub latency_us: u64,
+    /// What the breaker says now.
+    pub state: BreakerState,
+}
+wire_struct!(EndpointReport {
+    id,
+    requests,
+    failures,
+    in_flight,
+    latency_us,
+    state
+});
+
+/// One service as one worker sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceReport {
+    /// The service's name.
+    pub service: String,
+    /// By method and code.
+    pub requests: Vec<RequestCount>,
+    /// Per bucket of [`LATENCY_BUCKETS_MS`] and a last one for the rest; not cumulative over buckets.
+    pub latency: Vec<u64>,
+    /// Sum of the latencies, in microseconds.
+    pub latency_sum_us: u64,
+    /// Requests in flight now.
+    pub in_flight: u32,
+    /// Requests spread over all endpoints because too few were eligible.
+    pub panics: u64,
+    /// Requests answered locally because no endpoint was eligible.
+    pub no_endpoint: u64,
+    /// Those endpoints about which there is something new to say.
+    pub endpoints: Vec<EndpointReport>,
+}
+wire_struct!(ServiceReport {
+    service,
+    requests,
+    latency,
+    latency_sum_us,
+    in_flight,
+    panics,
+    no_endpoint,
+    endpoints
+});
+
+/// What one worker has counted since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The worker VM.
+    pub worker: u64,
+    /// The newest version it holds.
+    pub version: Version,
+    /// Services that changed since the last report; all of them every tenth time.
+    pub services: Vec<ServiceReport>,
+    /// The module's own counters by name, such as `table_rejected`.
+    pub counters: Vec<(String, u64)>,
+}
+wire_struct!(Report {
+    worker,
+    version,
+    services,
+    counters
+});

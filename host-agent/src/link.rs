@@ -1,0 +1,84 @@
+//! What the agent's parts hand each other: sources and state on one side, servers on the other.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use pintle_snapshot::Transition;
+use pintle_state::Snapshot;
+use tokio::sync::{broadcast, mpsc, watch};
+
+/// Snapshots, newest only: a slow reader skips what is superseded.
+pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
+
+/// A breaker transition that one of this agent's proxies reported; goes to the fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// Envoy's node id.
+    pub proxy: String,
+    /// What happened.
+    pub transition: Transition,
+}
+
+/// Where reported transitions go. Bounded; when full the oldest interest is lost, counted.
+pub type Outgoing = mpsc::Sender<Reported>;
+
+/// Something worth a line on the status page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Activity {
+    /// When.
+    pub at: SystemTime,
+    /// `registry`, `event`, `breaker`, `removal`, `proxy` or `source`.
+    pub kind: &'static str,
+    /// The service it is about, if one.
+    pub service: Option<String>,
+    /// The endpoint it is about, if one.
+    pub endpoint: Option<String>,
+    /// What happened, in words.
+    pub text: String,
+}
+
+/// Activities as they come; a slow reader misses some.
+pub type Activities = broadcast::Sender<Activity>;
+
+/// How a source does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceStatus {
+    /// Whether it is configured.
+    pub enabled: bool,
+    /// Whether it answers now.
+    pub connected: bool,
+    /// Where it answers, without secrets.
+    pub endpoint: String,
+    /// etcd's revision or JetStream's sequence.
+    pub position: u64,
+    /// When it last said anything.
+    pub last_seen: Option<SystemTime>,
+    /// The last error, in words.
+    pub error: Option<String>,
+    /// Connections made since the start.
+    pub connects: u64,
+}
+
+/// The sources' states.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The registry.
+    pub etcd: SourceStatus,
+    /// The events.
+    pub nats: SourceStatus,
+    /// The file.
+    pub file: SourceStatus,
+    /// Events applied, since the start.
+    pub events_applied: u64,
+    /// Events seen before, since the start.
+    pub events_duplicate: u64,
+    /// Events kept as dead letters, since the start.
+    pub events_dead_lettered: u64,
+    /// Removals held back, since the start.
+    pub removals_held: u64,
+    /// Transitions that could not be published and were dropped, since the start.
+    pub outgoing_dropped: u64,
+}
+
+/// The sources' states as they change.
+pub type SourcesWatch = watch::Receiver<Sources>;
