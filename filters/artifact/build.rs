@@ -1,0 +1,154 @@
+//! Builds `pintle.wasm` whenever a source of it changed, and finishes it for Envoy.
+//!
+//! Two things the compiler and the linker cannot do are done on the linked module:
+//! - *prune*: the SDK exports every callback there is, and Envoy calls every export it finds, so the
+//!   exports that the module does not use are removed, and the code behind them with them;
+//! - *fold*: three imports are called by the SDK, whose wrappers panic on a status they do not list.
+//!   Unlisted statuses become "internal failure" on the way in, so that no status is a trap.
+//!
+//! The module has a target folder of its own: the outer cargo holds the lock of the usual one.
+
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use walrus::ir::{BinaryOp, Value};
+use walrus::{ExportItem, FunctionId, ImportKind, Module, ValType};
+
+/// What Envoy needs to find, and nothing else.
+const EXPORTS: [&str; 13] = [
+    "memory",
+    "_initialize",
+    "proxy_abi_version_0_2_1",
+    "proxy_on_memory_allocate",
+    "proxy_on_vm_start",
+    "proxy_on_configure",
+    "proxy_on_context_create",
+    "proxy_on_tick",
+    "proxy_on_queue_ready",
+    "proxy_on_request_headers",
+    "proxy_on_log",
+    "proxy_on_delete",
+    "proxy_on_grpc_receive",
+];
+
+/// As above; apart because they are about streams ending.
+const STREAM_EXPORTS: [&str; 1] = ["proxy_on_grpc_close"];
+
+/// Imports that the SDK calls itself, and the statuses beside OK that its wrappers expect.
+const FOLDED: [(&str, &[i32]); 2] = [("proxy_grpc_stream", &[4]), ("proxy_grpc_call", &[4])];
+
+/// The SDK sets the effective context before gRPC callbacks, to the one that is effective already, and
+/// unwraps the answer. Nothing is lost when it is always told OK.
+const CONSTANT_OK: &str = "proxy_set_effective_context";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let root = here.ancestors().nth(2).ok_or("no workspace above this package")?.to_path_buf();
+    // target/<profile>/build/<package>/out -> target/module
+    let target = out.ancestors().nth(4).ok_or("OUT_DIR is not where cargo puts it")?.join("module");
+
+    let status = Command::new(env::var("CARGO")?)
+        .current_dir(&root)
+        .args(["build", "--quiet", "--locked", "--package", "pintle"])
+        .args(["--target", "wasm32-wasip1", "--profile", "wasm"])
+        .arg("--target-dir")
+        .arg(&target)
+        // What the outer cargo or clippy set for the native build is not for this one.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .status()?;
+    if !status.success() {
+        return Err("the module did not build; is the target there? (rustup target add wasm32-wasip1)".into());
+    }
+
+    let linked = target.join("wasm32-wasip1/wasm/pintle.wasm");
+    let mut module = Module::from_file(&linked)?;
+    prune(&mut module)?;
+    fold(&mut module)?;
+    walrus::passes::gc::run(&mut module);
+    fs::write(out.join("pintle.wasm"), module.emit_wasm())?;
+
+    watch(&linked.with_extension("d"), &root)
+}
+
+fn prune(module: &mut Module) -> Result<(), Box<dyn Error>> {
+    let wanted = |name: &str| EXPORTS.contains(&name) || STREAM_EXPORTS.contains(&name);
+    for name in EXPORTS.iter().chain(&STREAM_EXPORTS) {
+        if !module.exports.iter().any(|export| export.name == *name) {
+            return Err(format!("the module does not export {name}").into());
+        }
+    }
+    let unwanted: Vec<_> =
+        module.exports.iter().filter(|export| !wanted(&export.name)).map(|e| e.id()).collect();
+    for export in unwanted {
+        module.exports.delete(export);
+    }
+    // A table or global exported under a wanted name would be a surprise worth stopping for.
+    let odd = module.exports.iter().find(|export| {
+        export.name != "memory" && !matches!(export.item, ExportItem::Function(_))
+    });
+    odd.map_or(Ok(()), |export| Err(format!("{} is not a function", export.name).into()))
+}
+
+fn fold(module: &mut Module) -> Result<(), Box<dyn Error>> {
+    for (name, listed) in FOLDED {
+        let Some(import) = imported(module, name)? else { continue };
+        let ty = module.funcs.get(import).ty();
+        let (real, _) = module.add_import_func("env", name, ty);
+        let status = module.locals.add(ValType::I32);
+        module.replace_imported_func(import, |(body, arguments)| {
+            for argument in arguments {
+                body.local_get(*argument);
+            }
+            body.call(real).local_set(status);
+            // status if it is 0 or listed, else 10 (internal failure)
+            body.local_get(status).i32_const(10).local_get(status).unop(walrus::ir::UnaryOp::I32Eqz);
+            for code in listed {
+                body.local_get(status).const_(Value::I32(*code)).binop(BinaryOp::I32Eq);
+                body.binop(BinaryOp::I32Or);
+            }
+            body.select(Some(ValType::I32));
+        })?;
+    }
+    if let Some(import) = imported(module, CONSTANT_OK)? {
+        module.replace_imported_func(import, |(body, _)| {
+            body.i32_const(0);
+        })?;
+    }
+    Ok(())
+}
+
+fn imported(module: &Module, name: &str) -> Result<Option<FunctionId>, Box<dyn Error>> {
+    let mut found = module.imports.iter().filter(|i| i.module == "env" && i.name == name);
+    let first = found.next();
+    if found.next().is_some() {
+        return Err(format!("{name} is imported twice; which one is the SDK's?").into());
+    }
+    match first.map(|import| &import.kind) {
+        None => Ok(None),
+        Some(ImportKind::Function(id)) => Ok(Some(*id)),
+        Some(_) => Err(format!("{name} is not a function").into()),
+    }
+}
+
+/// Runs again when any source that went into the module changes.
+fn watch(dependencies: &Path, root: &Path) -> Result<(), Box<dyn Error>> {
+    let listed = fs::read_to_string(dependencies)?;
+    for path in listed.split_once(": ").map_or("", |(_, paths)| paths).split_whitespace() {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    for path in ["Cargo.toml", "Cargo.lock", "filters/artifact/build.rs"] {
+        println!("cargo::rerun-if-changed={}", root.join(path).display());
+    }
+    // A new file of a crate is in no list yet; its manifest or an old file names it.
+    for path in ["snapshot", "balance", "breaker", "trace", "policy", "sync", "host", "pintle"] {
+        println!("cargo::rerun-if-changed={}", root.join("filters").join(path).join("Cargo.toml").display());
+    }
+    Ok(())
+}
