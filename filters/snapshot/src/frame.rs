@@ -28,10 +28,21 @@ pub enum Down {
     /// The service is gone.
     Remove(Removed),
     /// Everything known at the start of the stream has been sent.
-    InitialEnd(Version),
+    InitialEnd(Initial),
     /// The agent is alive; its newest version.
     Heartbeat(Version),
 }
+
+/// The end of a stream's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Initial {
+    /// The newest version at that moment.
+    pub version: Version,
+    /// Whether every service has been sent, so that one that was not mentioned is gone. Otherwise only
+    /// what changed since [`Hello::have`] was.
+    pub full: bool,
+}
+wire_struct!(Initial { version, full });
 
 /// A service that is no longer there.
 #[derive(Clone, Debug, PartialEq, Eq)]

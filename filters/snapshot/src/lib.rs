@@ -20,7 +20,7 @@ mod types;
 mod wire;
 
 pub use address::{AddressError, AddressPolicy, Cidr, ParseCidrError};
-pub use frame::{Down, Message, Note, Removed, Up};
+pub use frame::{Down, Initial, Message, Note, Removed, Up};
 pub use report::{
     Applied, BreakerState, EndpointReport, Hello, LATENCY_BUCKETS_MS, METHODS, Report,
     RequestCount, ServiceReport, Transition,

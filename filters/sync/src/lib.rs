@@ -1,1 +1,34 @@
-//! pintle-sync
+//! Who holds the Watch stream, when it is opened again, and what an arriving frame changes: as
+//! values, without a stream.
+//!
+//! Every VM of an Envoy (each worker's and the main thread's) runs this. One is the leader by a lease
+//! in shared data: any of them can be, because a trapped VM's ticks stop at once and the main thread's
+//! VM is never reloaded, so no fixed choice survives. The leader alone opens the stream and writes
+//! shared data; the others are woken through the queue of their [`slot`].
+//!
+//! ```text
+//!   tick ─▶ slot    ─▶ claim or renew my place and queue
+//!        ─▶ election ─▶ follow | write the lease (CAS)
+//!        ─▶ stream  ─▶ nothing | open | cancel            (opened here only, with back-off)
+//!   frame ─▶ inbox  ─▶ store the table, wake the workers | refuse, by reason
+//! ```
+//!
+//! Time and randomness are arguments, and a clock that steps is survived: whatever lies further in
+//! the future than it could have been put there counts as past.
+
+mod election;
+mod inbox;
+mod slot;
+mod stream;
+
+use std::time::Duration;
+
+pub use election::{Election, Step};
+pub use inbox::{Effect, Inbox, Refused};
+pub use slot::{MAX_SLOTS, is_free, is_live, renewed};
+pub use stream::{Action, Stream};
+
+/// How often every VM looks around. A dead leader is replaced within [`LEASE`] and one tick.
+pub const TICK: Duration = Duration::from_millis(100);
+/// How long a leader leads without renewing. Five ticks, so that a busy worker does not lose it.
+pub const LEASE: Duration = Duration::from_millis(500);

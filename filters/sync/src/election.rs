@@ -1,0 +1,155 @@
+//! Leader election by a lease that is written with compare-and-swap.
+
+use pintle_snapshot::{Lease, Now};
+
+use crate::LEASE;
+
+/// What to do about the lease that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Somebody else leads.
+    Follow,
+    /// Write this lease over the one that was read, and tell [`Election::written`] how it went.
+    Write(Lease),
+}
+
+/// One VM's part in the election.
+#[derive(Clone, Copy, Debug)]
+pub struct Election {
+    worker: u64,
+    held: Option<Lease>,
+}
+
+impl Election {
+    /// `worker` is this VM's random id.
+    #[must_use]
+    pub const fn new(worker: u64) -> Self {
+        Self { worker, held: None }
+    }
+
+    /// Looks at the lease in shared data; `None` when there is none or it cannot be read.
+    pub fn decide(&mut self, current: Option<&Lease>, slot: u32, now: Now) -> Step {
+        let fence = match current {
+            Some(lease) if lease.worker == self.worker => lease.fence,
+            Some(lease) if in_force(lease, now) => {
+                self.held = None;
+                return Step::Follow;
+            }
+            Some(lease) => lease.fence.saturating_add(1),
+            None => self.held.map_or(1, |held| held.fence.saturating_add(1)),
+        };
+        Step::Write(Lease {
+            worker: self.worker,
+            slot,
+            expires_at: now.after(LEASE),
+            fence,
+        })
+    }
+
+    /// How the write of `lease` went: `false` when somebody else wrote in between.
+    pub const fn written(&mut self, lease: Lease, won: bool) {
+        self.held = if won { Some(lease) } else { None };
+    }
+
+    /// The fence under which this VM leads at `now`, if it does.
+    #[must_use]
+    pub fn leads(&self, now: Now) -> Option<u64> {
+        self.held
+            .filter(|lease| in_force(lease, now))
+            .map(|lease| lease.fence)
+    }
+}
+
+/// Not expired, and not further ahead than a lease can be (the clock stepped, or a neighbour lies).
+fn in_force(lease: &Lease, now: Now) -> bool {
+    lease.expires_at > now && lease.expires_at <= now.after(LEASE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(millis: u64) -> Now {
+        Now::from_millis(1_000_000 + millis)
+    }
+
+    fn elect(election: &mut Election, current: Option<&Lease>, now: Now) -> Lease {
+        match election.decide(current, 0, now) {
+            Step::Write(lease) => {
+                election.written(lease, true);
+                lease
+            }
+            Step::Follow => unreachable!("expected to write"),
+        }
+    }
+
+    #[test]
+    fn a_lease_is_followed_until_it_expires_and_then_taken_with_a_higher_fence() {
+        let (mut a, mut b) = (Election::new(1), Election::new(2));
+        let first = elect(&mut a, None, at(0));
+        assert_eq!(b.decide(Some(&first), 0, at(499)), Step::Follow);
+        let second = elect(&mut b, Some(&first), at(500));
+        assert_eq!(second.fence, first.fence + 1);
+        assert_eq!(
+            a.leads(at(500)),
+            None,
+            "an expired lease leads nothing, even unseen"
+        );
+        assert_eq!(b.leads(at(501)), Some(second.fence));
+    }
+
+    #[test]
+    fn renewal_keeps_the_fence() {
+        let mut a = Election::new(1);
+        let first = elect(&mut a, None, at(0));
+        let renewed = elect(&mut a, Some(&first), at(100));
+        assert_eq!(renewed.fence, first.fence);
+        assert_eq!(renewed.expires_at, at(600));
+    }
+
+    #[test]
+    fn a_lost_race_is_not_leadership() {
+        let mut a = Election::new(1);
+        let Step::Write(lease) = a.decide(None, 0, at(0)) else {
+            panic!("expected to write")
+        };
+        a.written(lease, false);
+        assert_eq!(a.leads(at(1)), None);
+    }
+
+    #[test]
+    fn a_lease_from_the_far_future_is_taken() {
+        let mut a = Election::new(1);
+        let forged = Lease {
+            worker: 9,
+            slot: 0,
+            expires_at: at(0).after(Duration::from_secs(3600)),
+            fence: 7,
+        };
+        assert_eq!(elect(&mut a, Some(&forged), at(0)).fence, 8);
+    }
+
+    proptest! {
+        /// Random candidates act on one store; whoever leads by its own account holds the highest
+        /// fence, and never do two lead at one instant.
+        #[test]
+        fn never_two_leaders(steps in prop::collection::vec((0usize..4, 0u64..300), 1..200)) {
+            let mut store: Option<Lease> = None;
+            let mut candidates: Vec<_> = (0..4).map(|id| Election::new(id + 1)).collect();
+            let mut now = at(0);
+            for (who, wait) in steps {
+                now = now.after(Duration::from_millis(wait));
+                if let Step::Write(lease) = candidates[who].decide(store.as_ref(), 0, now) {
+                    store = Some(lease);
+                    candidates[who].written(lease, true);
+                }
+                let leaders = candidates.iter().filter(|c| c.leads(now).is_some()).count();
+                prop_assert!(leaders <= 1, "{leaders} leaders");
+            }
+        }
+    }
+}
