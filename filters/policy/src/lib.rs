@@ -1,1 +1,180 @@
-//! pintle-policy
+//! A service's policy: what selection, breaker and trace do for it, out of layers of JSON.
+//!
+//! ```text
+//!   plugin configuration ◀─ its "services" entry ◀─ /pintle/policies/{service} ◀─ events
+//! ```
+//! Each layer is a JSON merge patch (RFC 7386) over the one before, so that a layer says only what it
+//! changes and `null` takes a key back to its default. The schema of each part is its crate's; here
+//! they come together, for the agent that checks a policy before it publishes it and for the filter
+//! that applies it.
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// Levels of nesting that a patch may have; the schema needs four.
+const MAX_DEPTH: usize = 16;
+
+/// What the parts do for one service.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// How an endpoint is chosen.
+    pub select: pintle_balance::Policy,
+    /// When an endpoint's breaker opens.
+    pub breaker: pintle_breaker::Policy,
+    /// What is sampled and recorded.
+    pub trace: pintle_trace::Policy,
+}
+
+/// Why a policy was refused: the part, and what its schema says of the field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyError(String);
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for PolicyError {}
+
+impl Policy {
+    /// The policy of `layers`, the weakest first.
+    ///
+    /// # Errors
+    /// The part and field that its schema refuses, and what it accepts.
+    pub fn resolve<'a>(layers: impl IntoIterator<Item = &'a Value>) -> Result<Self, PolicyError> {
+        let mut merged = Value::Object(Map::new());
+        for layer in layers {
+            if depth(layer) > MAX_DEPTH {
+                return Err(PolicyError(format!("nested deeper than {MAX_DEPTH} levels")));
+            }
+            merge(&mut merged, layer);
+        }
+        let Value::Object(mut parts) = merged else {
+            return Err(PolicyError("a policy is a JSON object".to_owned()));
+        };
+        let policy = Self {
+            select: part(&mut parts, "select")?,
+            breaker: part(&mut parts, "breaker")?,
+            trace: part(&mut parts, "trace")?,
+        };
+        match parts.keys().next() {
+            None => Ok(policy),
+            Some(key) => Err(PolicyError(format!(
+                "unknown part {key:?}, expected select, breaker or trace"
+            ))),
+        }
+    }
+
+    /// Checks a patch as it would stand over the defaults.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn check(patch: &Value) -> Result<(), PolicyError> {
+        if !patch.is_object() {
+            return Err(PolicyError("a policy is a JSON object".to_owned()));
+        }
+        Self::resolve([patch]).map(drop)
+    }
+}
+
+fn part<T: DeserializeOwned>(parts: &mut Map<String, Value>, name: &str) -> Result<T, PolicyError> {
+    let value = parts.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
+    serde_json::from_value(value).map_err(|error| PolicyError(format!("{name}: {error}")))
+}
+
+/// Lays `patch` over `target` (RFC 7386).
+pub fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    if let Value::Object(target) = target {
+        for (key, value) in patch {
+            if value.is_null() {
+                target.remove(key);
+            } else {
+                merge(target.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+    }
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => items.iter().map(depth).max().unwrap_or(0).saturating_add(1),
+        Value::Object(entries) => entries.values().map(depth).max().unwrap_or(0).saturating_add(1),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The examples of RFC 7386, appendix A.
+    #[test]
+    fn merges_as_rfc_7386_says() {
+        let table = [
+            (json!({"a":"b"}), json!({"a":"c"}), json!({"a":"c"})),
+            (json!({"a":"b"}), json!({"b":"c"}), json!({"a":"b","b":"c"})),
+            (json!({"a":"b"}), json!({"a":null}), json!({})),
+            (json!({"a":"b","b":"c"}), json!({"a":null}), json!({"b":"c"})),
+            (json!({"a":["b"]}), json!({"a":"c"}), json!({"a":"c"})),
+            (json!({"a":"c"}), json!({"a":["b"]}), json!({"a":["b"]})),
+            (json!({"a":{"b":"c"}}), json!({"a":{"b":"d","c":null}}), json!({"a":{"b":"d"}})),
+            (json!({"a":[{"b":"c"}]}), json!({"a":[1]}), json!({"a":[1]})),
+            (json!(["a","b"]), json!(["c","d"]), json!(["c","d"])),
+            (json!({"a":"b"}), json!(["c"]), json!(["c"])),
+            (json!({"a":"foo"}), json!(null), json!(null)),
+            (json!({"e":null}), json!({"a":1}), json!({"e":null,"a":1})),
+            (json!([1,2]), json!({"a":"b","c":null}), json!({"a":"b"})),
+            (json!({}), json!({"a":{"bb":{"ccc":null}}}), json!({"a":{"bb":{}}})),
+        ];
+        for (mut target, patch, expect) in table {
+            let before = target.clone();
+            merge(&mut target, &patch);
+            assert_eq!(target, expect, "{before} with {patch}");
+        }
+    }
+
+    #[test]
+    fn a_later_layer_says_only_what_it_changes() {
+        let plugin = json!({"breaker": {"consecutive_failures": 7, "open": "10s"}});
+        let event = json!({"breaker": {"open": "20s"}});
+        let policy = Policy::resolve([&plugin, &event]).unwrap();
+        assert_eq!(policy.breaker.consecutive_failures, 7);
+        assert_eq!(policy.breaker.open.as_secs(), 20);
+    }
+
+    #[test]
+    fn what_is_refused_is_named() {
+        let table = [
+            (json!({"brakes": {}}), "brakes"),
+            (json!({"breaker": {"opne": "3s"}}), "opne"),
+            (json!({"select": {"strategy": "best"}}), "best"),
+            (json!({"trace": {"ratio": 2}}), "ratio"),
+            (json!([1]), "object"),
+        ];
+        for (patch, named) in table {
+            let error = Policy::check(&patch).unwrap_err().to_string();
+            assert!(error.contains(named), "{patch}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_patch_of_any_depth_is_refused_without_harm() {
+        let mut patch = json!(1);
+        for _ in 0..100 {
+            patch = json!({ "select": patch });
+        }
+        assert!(Policy::check(&patch).is_err());
+    }
+}

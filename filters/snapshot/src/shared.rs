@@ -61,8 +61,8 @@ pub struct Slot {
     pub worker: u64,
     /// Another VM may take the slot after that.
     pub expires_at: Now,
-    /// Endpoints with something to say.
-    pub load: Vec<Load>,
+    /// By service, the endpoints with something to say.
+    pub load: Vec<(String, Vec<Load>)>,
 }
 wire_struct!(Slot {
     worker,

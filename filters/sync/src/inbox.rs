@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pintle_snapshot::{DecodeError, Down, Index, MAX_FRAME, Message, Version};
+use pintle_snapshot::{DecodeError, Down, Index, MAX_FRAME, Message, Table, Version};
 
 /// Services that one Envoy holds, at most. Beyond, a frame is refused.
 const MAX_SERVICES: usize = 20_000;
@@ -13,8 +13,8 @@ const MAX_SERVICES: usize = 20_000;
 /// What the leader has to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Store the frame, as it came, as this service's table, and wake the workers for it.
-    Store(String),
+    /// Store the frame, as it came, as this table's service's, and wake the workers for it.
+    Store(Table),
     /// Store nothing in its place, and wake the workers for it.
     Remove(String),
     /// Everything up to this version is here.
@@ -112,7 +112,7 @@ impl Inbox {
                     return Ok(Vec::new());
                 }
                 self.services.insert(table.service.clone(), table.version);
-                Ok(vec![Effect::Store(table.service)])
+                Ok(vec![Effect::Store(table)])
             }
             Down::Remove(removed) => {
                 if self
@@ -161,7 +161,7 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
-    use pintle_snapshot::{Initial, Removed, Table};
+    use pintle_snapshot::{Initial, Removed};
 
     use super::*;
 
@@ -169,15 +169,18 @@ mod tests {
         Version { epoch: 1, sequence }
     }
 
-    fn table(service: &str, sequence: u64) -> Vec<u8> {
+    fn value(service: &str, sequence: u64) -> Table {
         let service = service.to_owned();
-        Down::Table(Table {
+        Table {
             service,
             version: version(sequence),
             endpoints: vec![],
             policy: String::new(),
-        })
-        .encode()
+        }
+    }
+
+    fn table(service: &str, sequence: u64) -> Vec<u8> {
+        Down::Table(value(service, sequence)).encode()
     }
 
     fn end(sequence: u64, full: bool) -> Vec<u8> {
@@ -194,11 +197,11 @@ mod tests {
         inbox.begin();
         assert_eq!(
             inbox.frame(&table("a", 1)),
-            Ok(vec![Effect::Store("a".into())])
+            Ok(vec![Effect::Store(value("a", 1))])
         );
         assert_eq!(
             inbox.frame(&table("b", 2)),
-            Ok(vec![Effect::Store("b".into())])
+            Ok(vec![Effect::Store(value("b", 2))])
         );
         assert_eq!(
             inbox.frame(&end(2, true)),

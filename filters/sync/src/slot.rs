@@ -28,7 +28,7 @@ pub fn is_free(slot: Option<&Slot>, worker: u64, now: Now) -> bool {
 
 /// What `worker` writes into its slot at every tick.
 #[must_use]
-pub fn renewed(worker: u64, load: Vec<Load>, now: Now) -> Slot {
+pub fn renewed(worker: u64, load: Vec<(String, Vec<Load>)>, now: Now) -> Slot {
     Slot {
         worker,
         expires_at: now.after(HELD),
