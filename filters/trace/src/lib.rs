@@ -14,20 +14,26 @@ mod carrier;
 mod context;
 mod datadog;
 mod edits;
+mod export;
 mod format;
 mod hex;
 mod jaeger;
+mod otlp;
 mod policy;
 mod propagate;
+mod proto;
 mod sample;
+mod span;
 mod w3c;
 mod xray;
 
 pub use context::{Context, Link};
 pub use edits::{Edit, Edits, is_field_value};
+pub use export::{Answer, Counts, Exporter, METHOD, SERVICE};
 pub use format::{Format, FormatSet};
 pub use policy::{
     Boundary, Config, ConfigError, Direction, Export, Policy, RawConfig, RawPolicy, Spans,
 };
 pub use propagate::propagate;
 pub use sample::Ratio;
+pub use span::{Attempt, Decision, Outcome, Span};
