@@ -1,1 +1,31 @@
-//! pintle-breaker
+//! The circuit breaker: outcomes over time in, a verdict per endpoint out.
+//!
+//! Envoy runs one copy of the filter per worker thread, and the copies share nothing but a key-value
+//! store with compare-and-swap. So the machine's whole state is one small value, the [`Record`], that
+//! lives in that store: a trip in one worker holds in all of them, a probe slot has one owner, and a
+//! reloaded VM finds the breakers as it left them. What a worker adds to the record waits in its
+//! [`Mirror`], which also decides when the store has to be touched at all: a success at a quiet
+//! endpoint touches nothing, because at full load that would cost more than the request.
+//!
+//! Nothing here reads a clock, draws a random number or calls the host; all of it is passed in. The
+//! state diagram is in [`machine`], what counts as a failure in [`classify`], and the promise that
+//! breakers never take more than their share of a service in [`honour`].
+
+mod cap;
+pub mod classify;
+mod codec;
+pub mod machine;
+mod mirror;
+mod policy;
+mod window;
+
+pub use cap::{Severity, allowed, honour, retry_after};
+pub use classify::{FailureKind, Outcome, Report, charges, classify};
+pub use codec::{DecodeError, RECORD_BYTES};
+pub use machine::{
+    Context, Input, MAX_PROBES, Origin, Reason, Record, State, Ticket, Transition, Verdict,
+    WATCH_BEFORE_RATE,
+};
+pub use mirror::{Merged, Mirror, Need};
+pub use policy::{Codes, Fleet, HalfOpen, Policy, PolicyError, Rate, SlowCall};
+pub use window::{BUCKETS, Counts, Window};

@@ -1,0 +1,784 @@
+//! The breaker of one endpoint, as a pure machine: a [`Record`] and an [`Input`] at a `now` give the
+//! next record and, at most, one [`Transition`].
+//!
+//! ```text
+//!                 failures in a row | failure rate | slow rate | advised and one failure
+//!                 | the fleet, enforced | an operator's order
+//!      +--------+ ------------------------------------------------> +------+ <-----------+
+//!      | closed |                                                   | open |             |
+//!      +--------+ <--- an operator's order: close, clear ---------- +------+             |
+//!       ^      ^                                                        |                |
+//!       |      |                              time is up and a worker takes a probe      |
+//!       |      |                                                        v                |
+//!       |      +-- an operator's order: close, clear ------------ +-----------+          |
+//!       |                                                         | half-open | ---------+
+//!       +------ as many probes succeeded as the policy asks ----- +-----------+
+//!                         a probe failed | went unanswered | the fleet, enforced | an order
+//! ```
+//!
+//! *Closed*: requests pass. *Open*: none pass until the time is up. *Half-open*: a few probes pass,
+//! each with a slot and an expiry, so that a hung one can neither block the endpoint for ever nor be
+//! joined by a crowd. An open breaker whose time is up stays open in the record until somebody wants
+//! to send there, because a transition that nobody needs would be written for nothing.
+//!
+//! Every transition raises the record's *generation*, and an answer carries the generation in which
+//! its request was sent ([`Ticket`]): what was sent before the breaker opened says nothing about the
+//! endpoint after it, so it is dropped. All times come from the host's wall clock, which may be set:
+//! [`Record::apply`] notices a clock behind the record's last write and moves the record's times back
+//! with it, so that what was 20 s away stays 20 s away.
+
+use std::time::Duration;
+
+use pintle_snapshot::{Force, ForceAction, Now, Opinion};
+
+use crate::classify::Outcome;
+use crate::policy::{Fleet, Policy};
+use crate::window::{Counts, Window};
+
+/// Probe slots of one record, at most.
+pub const MAX_PROBES: usize = 8;
+
+/// A rate may trip only when the record has been watched for this long: workers bring in what they
+/// counted at least this often, so until then the successes of the others are missing.
+pub const WATCH_BEFORE_RATE: Duration = Duration::from_millis(250);
+
+/// A `now` this far behind the record's last write is a clock that was set back; anything less is
+/// another worker's slightly older reading of the same clock.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
+
+/// Trips are counted no further; `open_max` is reached long before.
+const MAX_TRIPS: u32 = 32;
+
+/// Whether requests pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Requests pass.
+    #[default]
+    Closed,
+    /// No request passes.
+    Open,
+    /// Probes pass.
+    HalfOpen,
+}
+
+/// Whose word opened the breaker, the weakest first. It stays until the breaker is closed again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// The fleet's alone.
+    Fleet,
+    /// The fleet's, and one failure seen here.
+    Advised,
+    /// Failures seen here.
+    #[default]
+    Own,
+    /// An operator's.
+    Forced,
+}
+
+/// What the machine is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// An ordinary request of this generation was answered.
+    Answer(Outcome),
+    /// The probe `id` was answered at `at`.
+    Probe {
+        /// Which probe.
+        id: u32,
+        /// How it ended; [`Outcome::Ignored`] gives the slot back without a verdict.
+        outcome: Outcome,
+        /// When, which may be before the context's `now`.
+        at: Now,
+    },
+    /// Time has passed.
+    Tick,
+    /// An operator's order. It acts once, and only if its stamp is greater than that of the last one.
+    Force(Force),
+    /// What the fleet says. It acts once per expiry, and only where the policy enforces it.
+    Opinion(Opinion),
+}
+
+/// What the machine decides by.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The service's policy.
+    pub policy: &'a Policy,
+    /// The fleet's opinion of this endpoint, if there is one.
+    pub opinion: Option<Opinion>,
+    /// The time.
+    pub now: Now,
+    /// Any number, for jitter.
+    pub random: u32,
+}
+
+/// Whether a request may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Pass,
+    /// Not before `until`, which may lie in the past when a probe's verdict is overdue.
+    Blocked {
+        /// The next probe is owed then.
+        until: Now,
+    },
+    /// One may, as a probe: whoever takes the slot ([`Record::try_probe`]).
+    ProbeOwed,
+}
+
+/// Why a breaker changed its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// So many failures in a row.
+    Consecutive(u32),
+    /// The failure rate.
+    Rate {
+        /// Failures and soft refusals.
+        failed: u32,
+        /// Of so many requests.
+        total: u32,
+    },
+    /// The slow-call rate.
+    Slow {
+        /// Slow successes.
+        slow: u32,
+        /// Of so many requests.
+        total: u32,
+    },
+    /// One failure, and the fleet had said so.
+    Advised {
+        /// How many other proxies said it.
+        reporters: u32,
+    },
+    /// The fleet said so.
+    Fleet {
+        /// How many other proxies said it.
+        reporters: u32,
+    },
+    /// The time was up and a probe went out.
+    Probing,
+    /// A probe failed.
+    ProbeFailed,
+    /// A probe went unanswered.
+    ProbeExpired,
+    /// So many probes succeeded.
+    ProbesSucceeded(u32),
+    /// An operator ordered it.
+    Forced,
+    /// An operator had the breaker forget.
+    Cleared,
+}
+
+/// A change of state: one log line, one counter, one event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// From which state.
+    pub from: State,
+    /// To which.
+    pub to: State,
+    /// Why.
+    pub reason: Reason,
+    /// Whose word opened the breaker.
+    pub origin: Origin,
+    /// When.
+    pub at: Now,
+    /// When it takes its next probe, if it opened.
+    pub until: Option<Now>,
+    /// Trips in a row, this one included.
+    pub trips: u32,
+    /// The generation that begins.
+    pub generation: u32,
+}
+
+impl Transition {
+    /// Whether the fleet should hear of it: only what this proxy has seen for itself.
+    ///
+    /// An opinion that was passed on would come back as another node's, and a rumour would outlive
+    /// its cause.
+    #[must_use]
+    pub const fn is_for_the_fleet(&self) -> bool {
+        matches!(self.origin, Origin::Own)
+    }
+}
+
+/// Which generation a request was sent in, and whether it is a probe. Kept with the request and
+/// handed back with its outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ticket {
+    pub(crate) generation: u32,
+    /// 0 for an ordinary request.
+    pub(crate) probe: u32,
+}
+
+impl Ticket {
+    /// Whether the request holds a probe slot; then its outcome must come back, be it
+    /// [`Outcome::Ignored`].
+    #[must_use]
+    pub const fn is_probe(self) -> bool {
+        self.probe != 0
+    }
+}
+
+/// A probe slot. Free when `id` is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Probe {
+    pub(crate) id: u32,
+    pub(crate) expires: Now,
+}
+
+/// Everything there is to know of one breaker. Its default is closed and quiet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    pub(crate) state: State,
+    pub(crate) origin: Origin,
+    /// Failures in a row.
+    pub(crate) consecutive: u32,
+    /// Trips in a row, less one per clean interval.
+    pub(crate) trips: u32,
+    /// Raised by every transition.
+    pub(crate) generation: u32,
+    /// Raised by every write to the store.
+    pub(crate) revision: u64,
+    /// When the state began.
+    pub(crate) since: Now,
+    /// When an open breaker takes a probe.
+    pub(crate) until: Now,
+    /// When the record was last written.
+    pub(crate) touched: Now,
+    /// Since when there was no failure, in steps of whole intervals.
+    pub(crate) clean_since: Now,
+    /// Since when workers bring in all they count; zero when they do not.
+    pub(crate) watched_since: Now,
+    /// The endpoint asked to be spared until then.
+    pub(crate) busy_until: Now,
+    /// The expiry of the last opinion that was acted on. An agent's time: never moved.
+    pub(crate) opinion_seen: Now,
+    /// The stamp of the last order that was acted on.
+    pub(crate) force_seen: u64,
+    /// An operator holds it closed until then; zero when not.
+    pub(crate) held_until: Now,
+    pub(crate) probe_successes: u32,
+    pub(crate) last_probe: u32,
+    pub(crate) probes: [Probe; MAX_PROBES],
+    pub(crate) window: Window,
+}
+
+impl Record {
+    /// The state as recorded. An open breaker stays open until a probe is taken, see [`Self::verdict`].
+    #[must_use]
+    pub const fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whose word opened it; meaningless while closed.
+    #[must_use]
+    pub const fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Trips in a row, as last written.
+    #[must_use]
+    pub const fn trips(&self) -> u32 {
+        self.trips
+    }
+
+    /// When the state began.
+    #[must_use]
+    pub const fn since(&self) -> Now {
+        self.since
+    }
+
+    /// Failures in a row.
+    #[must_use]
+    pub const fn consecutive(&self) -> u32 {
+        self.consecutive
+    }
+
+    /// Raised by every transition.
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Raised by every write.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether workers bring their counts in on every tick.
+    #[must_use]
+    pub const fn is_watched(&self) -> bool {
+        self.watched_since.0 != 0
+    }
+
+    /// Whether a success needs no write: closed, nothing failed lately, nobody holds it.
+    #[must_use]
+    pub const fn is_quiet(&self) -> bool {
+        matches!(self.state, State::Closed)
+            && self.consecutive == 0
+            && self.watched_since.0 == 0
+            && self.held_until.0 == 0
+    }
+
+    /// Whether an operator holds it closed.
+    #[must_use]
+    pub fn is_held_closed(&self, now: Now) -> bool {
+        now < self.held_until
+    }
+
+    /// Until when the endpoint asked to be spared, if it still does.
+    #[must_use]
+    pub fn busy_until(&self, now: Now) -> Option<Now> {
+        (now < self.busy_until).then_some(self.busy_until)
+    }
+
+    /// What the shared window holds at `now`.
+    #[must_use]
+    pub fn counts(&self, policy: &Policy, now: Now) -> Counts {
+        self.window.sum(now, Window::bucket_length(policy.window))
+    }
+
+    /// Probes that are out.
+    #[must_use]
+    pub fn probes_out(&self) -> usize {
+        self.probes.iter().filter(|probe| probe.id != 0).count()
+    }
+
+    /// The ticket of an ordinary request sent now.
+    #[must_use]
+    pub const fn ticket(&self) -> Ticket {
+        Ticket {
+            generation: self.generation,
+            probe: 0,
+        }
+    }
+
+    /// Whether a request may be sent. Reading changes nothing.
+    #[must_use]
+    pub fn verdict(&self, policy: &Policy, now: Now) -> Verdict {
+        match self.state {
+            State::Closed => Verdict::Pass,
+            State::Open => {
+                let until = self.open_until(policy);
+                if now < until {
+                    Verdict::Blocked { until }
+                } else {
+                    Verdict::ProbeOwed
+                }
+            }
+            State::HalfOpen => {
+                let out = self.probes.iter().filter(|probe| probe.id != 0);
+                let first = out.map(|probe| probe.expires).min();
+                match first {
+                    Some(until)
+                        if until <= now
+                            || self.probes_out() >= usize::from(policy.half_open.probes) =>
+                    {
+                        Verdict::Blocked { until }
+                    }
+                    _ => Verdict::ProbeOwed,
+                }
+            }
+        }
+    }
+
+    /// The next record. Total: every input in every state does something, if only nothing.
+    pub fn apply(&mut self, input: Input, context: &Context<'_>) -> Option<Transition> {
+        self.follow_clock(context.now);
+        let transition = match input {
+            Input::Answer(outcome) => {
+                self.count(outcome, context);
+                self.judge(outcome, context)
+                    .or_else(|| self.check_rates(context))
+            }
+            Input::Probe { id, outcome, at } => self.probe_answered(id, outcome, at, context),
+            Input::Tick => self.settle(context),
+            Input::Force(force) => self.obey(force, context),
+            Input::Opinion(opinion) => self.hear(opinion, context),
+        };
+        self.touched = self.touched.max(context.now);
+        transition
+    }
+
+    /// Takes a probe slot if one is owed. The ticket's outcome must come back within the policy's
+    /// timeout, else the probe has failed.
+    pub fn try_probe(&mut self, context: &Context<'_>) -> (Option<Ticket>, Option<Transition>) {
+        let mut transition = self.apply(Input::Tick, context);
+        if transition.is_some() || self.verdict(context.policy, context.now) != Verdict::ProbeOwed {
+            return (None, transition);
+        }
+        if self.state == State::Open {
+            transition = Some(self.enter(State::HalfOpen, Reason::Probing, context));
+        }
+        // 0 marks a free slot, so the count steps over it.
+        self.last_probe = self.last_probe.checked_add(1).unwrap_or(1);
+        let id = self.last_probe;
+        let Some(free) = self.probes.iter_mut().find(|probe| probe.id == 0) else {
+            return (None, transition);
+        };
+        *free = Probe {
+            id,
+            expires: context.now.after(context.policy.half_open.timeout),
+        };
+        (
+            Some(Ticket {
+                generation: self.generation,
+                probe: id,
+            }),
+            transition,
+        )
+    }
+
+    // === the steps ===
+
+    /// Moves every time of the record back by as much as the clock was set back.
+    pub(crate) fn follow_clock(&mut self, now: Now) {
+        let behind = self.touched.since(now);
+        if behind <= CLOCK_SLACK {
+            return;
+        }
+        let back = |time: &mut Now| {
+            // Zero says "never" and stays; what would become zero is a moment later.
+            if time.0 != 0 {
+                let ns = u64::try_from(behind.as_nanos()).unwrap_or(u64::MAX);
+                time.0 = time.0.saturating_sub(ns).max(1);
+            }
+        };
+        back(&mut self.since);
+        back(&mut self.until);
+        back(&mut self.clean_since);
+        back(&mut self.watched_since);
+        back(&mut self.busy_until);
+        back(&mut self.held_until);
+        self.probes
+            .iter_mut()
+            .for_each(|probe| back(&mut probe.expires));
+        // Its buckets are numbered by a time that has not come yet.
+        self.window.clear();
+        self.touched = now;
+    }
+
+    /// Adds an answer to the window.
+    pub(crate) fn count(&mut self, outcome: Outcome, context: &Context<'_>) {
+        if self.state == State::Closed
+            && let Some(counts) = outcome.counts()
+        {
+            let length = Window::bucket_length(context.policy.window);
+            self.window.add(counts, context.now, length);
+        }
+    }
+
+    /// What an answer that is counted already does beyond its count.
+    pub(crate) fn judge(&mut self, outcome: Outcome, context: &Context<'_>) -> Option<Transition> {
+        if self.state != State::Closed {
+            return None;
+        }
+        match outcome {
+            Outcome::Ignored => None,
+            Outcome::Success { slow } => {
+                self.consecutive = 0;
+                if slow && context.policy.slow_call.is_some() {
+                    self.watch(context.now);
+                }
+                None
+            }
+            Outcome::Soft { retry_after } => {
+                self.watch(context.now);
+                self.spare(retry_after, context);
+                None
+            }
+            Outcome::Failure(_) => {
+                self.watch(context.now);
+                self.forgive(context);
+                self.clean_since = context.now;
+                self.consecutive = self.consecutive.saturating_add(1);
+                if self.is_held_closed(context.now) {
+                    return None;
+                }
+                let limit = context.policy.consecutive_failures;
+                if limit > 0 && self.consecutive >= limit {
+                    let reason = Reason::Consecutive(self.consecutive);
+                    return Some(self.trip(reason, Origin::Own, context));
+                }
+                let opinion = context.opinion.filter(|opinion| {
+                    context.policy.fleet != Fleet::Off && context.now < opinion.expires_at
+                })?;
+                let reason = Reason::Advised {
+                    reporters: opinion.reporters,
+                };
+                Some(self.trip(reason, Origin::Advised, context))
+            }
+        }
+    }
+
+    /// Opens the breaker if a rate over the whole window says so.
+    fn check_rates(&mut self, context: &Context<'_>) -> Option<Transition> {
+        let Context { policy, now, .. } = *context;
+        if self.state != State::Closed
+            || !self.is_watched()
+            || now.since(self.watched_since) < WATCH_BEFORE_RATE
+            || self.is_held_closed(now)
+        {
+            return None;
+        }
+        let Counts {
+            total,
+            failed,
+            slow,
+        } = self.counts(policy, now);
+        let reason = if policy.failure_rate.reached(failed, total) && failed > 0 {
+            Reason::Rate { failed, total }
+        } else if policy
+            .slow_call
+            .is_some_and(|call| call.rate.reached(slow, total))
+            && slow > 0
+        {
+            Reason::Slow { slow, total }
+        } else {
+            return None;
+        };
+        self.forgive(context);
+        Some(self.trip(reason, Origin::Own, context))
+    }
+
+    /// What time alone brings about.
+    pub(crate) fn settle(&mut self, context: &Context<'_>) -> Option<Transition> {
+        let now = context.now;
+        if self.held_until.0 != 0 && now >= self.held_until {
+            self.held_until = Now(0);
+        }
+        match self.state {
+            State::Open => None,
+            State::HalfOpen => {
+                let expired = self
+                    .probes
+                    .iter()
+                    .any(|probe| probe.id != 0 && probe.expires <= now);
+                expired.then(|| self.reopen(Reason::ProbeExpired, context))
+            }
+            State::Closed => {
+                self.forgive(context);
+                let transition = self.check_rates(context);
+                if transition.is_none() && self.is_watched() {
+                    let counts = self.counts(context.policy, now);
+                    let slow = context.policy.slow_call.is_some() && counts.slow > 0;
+                    if counts.failed == 0 && !slow {
+                        self.watched_since = Now(0);
+                    }
+                }
+                transition
+            }
+        }
+    }
+
+    fn probe_answered(
+        &mut self,
+        id: u32,
+        outcome: Outcome,
+        at: Now,
+        context: &Context<'_>,
+    ) -> Option<Transition> {
+        if self.state != State::HalfOpen || id == 0 {
+            return None;
+        }
+        // An answer after the expiry is no answer; the tick that follows fails the probe.
+        let slot = self
+            .probes
+            .iter_mut()
+            .find(|probe| probe.id == id && at < probe.expires)?;
+        *slot = Probe::default();
+        match outcome {
+            Outcome::Ignored => None,
+            Outcome::Success { .. } => {
+                self.probe_successes = self.probe_successes.saturating_add(1);
+                let successes = self.probe_successes;
+                (successes >= u32::from(context.policy.half_open.successes))
+                    .then(|| self.close(Reason::ProbesSucceeded(successes), context))
+            }
+            Outcome::Soft { retry_after } => {
+                self.spare(retry_after, context);
+                Some(self.reopen(Reason::ProbeFailed, context))
+            }
+            Outcome::Failure(_) => Some(self.reopen(Reason::ProbeFailed, context)),
+        }
+    }
+
+    fn obey(&mut self, force: Force, context: &Context<'_>) -> Option<Transition> {
+        if force.stamp <= self.force_seen {
+            return None;
+        }
+        self.force_seen = force.stamp;
+        let holds = context.now < force.until;
+        match force.action {
+            ForceAction::Open if holds => {
+                let was = self.state;
+                self.held_until = Now(0);
+                self.origin = Origin::Forced;
+                let transition = self.enter(State::Open, Reason::Forced, context);
+                self.until = force.until;
+                (was != State::Open).then_some(Transition {
+                    until: Some(self.until),
+                    ..transition
+                })
+            }
+            ForceAction::Close if holds => {
+                let open = self.state != State::Closed;
+                let transition = open.then(|| self.close(Reason::Forced, context));
+                self.held_until = force.until;
+                transition
+            }
+            ForceAction::Clear => {
+                let open = self.state != State::Closed;
+                // The transition tells of the trips that are about to be forgotten.
+                let transition = open.then(|| self.close(Reason::Cleared, context));
+                *self = Self {
+                    generation: self.generation,
+                    revision: self.revision,
+                    since: self.since,
+                    touched: self.touched,
+                    clean_since: self.clean_since,
+                    opinion_seen: self.opinion_seen,
+                    force_seen: self.force_seen,
+                    last_probe: self.last_probe,
+                    ..Self::default()
+                };
+                transition
+            }
+            // An order that is over before it arrives.
+            ForceAction::Open | ForceAction::Close => None,
+        }
+    }
+
+    fn hear(&mut self, opinion: Opinion, context: &Context<'_>) -> Option<Transition> {
+        let Context { policy, now, .. } = *context;
+        if policy.fleet != Fleet::Enforce
+            || opinion.expires_at <= self.opinion_seen
+            || opinion.expires_at <= now
+        {
+            return None;
+        }
+        self.opinion_seen = opinion.expires_at;
+        if self.is_held_closed(now) {
+            return None;
+        }
+        let until = opinion.expires_at.min(now.after(policy.fleet_ttl));
+        match self.state {
+            State::Closed | State::HalfOpen => {
+                if self.state == State::Closed {
+                    self.origin = Origin::Fleet;
+                }
+                let reason = Reason::Fleet {
+                    reporters: opinion.reporters,
+                };
+                let transition = self.enter(State::Open, reason, context);
+                self.until = until;
+                Some(Transition {
+                    until: Some(until),
+                    ..transition
+                })
+            }
+            State::Open => {
+                if self.origin == Origin::Fleet && until > self.until {
+                    self.since = now;
+                    self.until = until;
+                }
+                None
+            }
+        }
+    }
+
+    fn trip(&mut self, reason: Reason, origin: Origin, context: &Context<'_>) -> Transition {
+        self.trips = self.trips.saturating_add(1).min(MAX_TRIPS);
+        self.origin = origin;
+        let transition = self.enter(State::Open, reason, context);
+        self.until = context
+            .now
+            .after(context.policy.open_for(self.trips, context.random));
+        Transition {
+            until: Some(self.until),
+            ..transition
+        }
+    }
+
+    fn reopen(&mut self, reason: Reason, context: &Context<'_>) -> Transition {
+        // The order is over; what holds it open now is the probe.
+        let origin = if self.origin == Origin::Forced {
+            Origin::Own
+        } else {
+            self.origin
+        };
+        self.trip(reason, origin, context)
+    }
+
+    fn close(&mut self, reason: Reason, context: &Context<'_>) -> Transition {
+        self.clean_since = context.now;
+        self.enter(State::Closed, reason, context)
+    }
+
+    fn enter(&mut self, to: State, reason: Reason, context: &Context<'_>) -> Transition {
+        let from = std::mem::replace(&mut self.state, to);
+        self.generation = self.generation.wrapping_add(1);
+        self.since = context.now;
+        self.until = Now(0);
+        self.consecutive = 0;
+        self.watched_since = Now(0);
+        self.probe_successes = 0;
+        self.probes = Default::default();
+        self.window.clear();
+        Transition {
+            from,
+            to,
+            reason,
+            origin: self.origin,
+            at: context.now,
+            until: None,
+            trips: self.trips,
+            generation: self.generation,
+        }
+    }
+
+    /// One trip less for every whole interval without a failure.
+    fn forgive(&mut self, context: &Context<'_>) {
+        let interval = u64::try_from(context.policy.window.as_nanos())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        if self.trips == 0 {
+            return;
+        }
+        let clean = context.now.0.saturating_sub(self.clean_since.0) / interval;
+        self.trips = self
+            .trips
+            .saturating_sub(u32::try_from(clean).unwrap_or(u32::MAX));
+        self.clean_since.0 = self
+            .clean_since
+            .0
+            .saturating_add(clean.saturating_mul(interval))
+            .min(context.now.0);
+    }
+
+    fn watch(&mut self, now: Now) {
+        if !self.is_watched() {
+            self.watched_since = Now(now.0.max(1));
+        }
+    }
+
+    fn spare(&mut self, retry_after: Option<Duration>, context: &Context<'_>) {
+        if let Some(asked) = retry_after {
+            let until = context.now.after(asked.min(context.policy.retry_after));
+            self.busy_until = self.busy_until.max(until);
+        }
+    }
+
+    /// `until`, but no later than the policy in force could have said: a shorter policy takes effect
+    /// at once, and a record that somebody else wrote cannot close an endpoint off for ever.
+    fn open_until(&self, policy: &Policy) -> Now {
+        let longest = match self.origin {
+            Origin::Own | Origin::Advised => policy.open_at_most().max(policy.fleet_ttl),
+            Origin::Fleet => policy.fleet_ttl,
+            Origin::Forced => return self.until,
+        };
+        self.until.min(self.since.after(longest))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! What one worker knows of one breaker: the record as last seen, and what it has not written yet.
+//!
+//! The store costs about a microsecond per call and a lock that all workers share, so it is asked
+//! only when the answer can matter:
+//!
+//! | happens | costs |
+//! |---|---|
+//! | a success at a quiet endpoint | a count in the worker's own window, nothing else |
+//! | a failure, a soft refusal, a probe's answer, a success after failures | read, [`Mirror::merge`], compare-and-swap |
+//! | a tick (at most 250 ms apart) while the record is not quiet | the same, so that counts and expiries get in |
+//! | a tick while it is quiet | nothing |
+//!
+//! The first failure brings the worker's whole window into the record, which from then on is
+//! *watched*; the other workers learn of it ([`Merged::wake`]) and bring in theirs. So a rate is judged
+//! over the requests of all workers: exactly, but for the successes of the last tick. Failures are never late.
+//!
+//! The cycle is always: read the record, [`Mirror::merge`] (pure: pending inputs are replayed over
+//! what was read), write if [`Merged::changed`], and [`Mirror::commit`] only when the write was accepted. On a
+//! mismatch, read and merge again; nothing is lost by giving up, since the next tick tries again.
+
+use std::time::Duration;
+
+use pintle_snapshot::{Force, Now, Opinion};
+
+use crate::classify::Outcome;
+use crate::machine::{Context, Input, Record, State, Ticket, Transition};
+use crate::policy::{Fleet, Policy};
+use crate::window::Window;
+
+/// Inputs that wait for the store, at most. One waits in the normal case; this many only while the
+/// store refuses every write, and then the oldest goes (its count in the window stays).
+const MAX_PENDING: usize = 64;
+
+/// A record written this far in the future: the clock was set back.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
+
+/// Whether the store has to be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Need {
+    /// No.
+    Nothing,
+    /// Read, merge, write what changed, commit.
+    Sync,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pending {
+    ticket: Ticket,
+    outcome: Outcome,
+    at: Now,
+}
+
+/// One worker's view of one breaker.
+#[derive(Clone, Debug, Default)]
+pub struct Mirror {
+    record: Record,
+    /// Counted in the record's generation and not yet in the record.
+    window: Window,
+    pending: Vec<Pending>,
+    /// As the table says, and until when it counts here.
+    opinion: Option<(Opinion, Now)>,
+    force: Option<Force>,
+}
+
+/// What a merge would write.
+#[derive(Clone, Debug)]
+pub struct Merged {
+    /// The record to write.
+    pub record: Record,
+    /// Whether it differs from what was read; if not, nothing is written.
+    pub changed: bool,
+    /// Whether the other workers should read it now and not with their next tick.
+    pub wake: bool,
+    /// The slot, when one was asked for and is owed.
+    pub ticket: Option<Ticket>,
+    /// To be reported once the write is accepted, in order.
+    pub transitions: Vec<Transition>,
+}
+
+impl Mirror {
+    /// The record as last seen.
+    #[must_use]
+    pub const fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Whether the fleet advises against the endpoint, so that it should cost more.
+    #[must_use]
+    pub fn is_advised(&self, policy: &Policy, now: Now) -> bool {
+        policy.fleet != Fleet::Off && self.opinion.is_some_and(|(_, until)| now < until)
+    }
+
+    /// Takes in a record that was read because another worker wrote it.
+    pub fn refresh(&mut self, fresh: Record, now: Now) -> Need {
+        if fresh.revision >= self.record.revision {
+            self.adopt(fresh);
+        }
+        self.need(now)
+    }
+
+    /// Takes in what the table says of the endpoint.
+    pub fn overlay(
+        &mut self,
+        opinion: Option<Opinion>,
+        force: Option<Force>,
+        policy: &Policy,
+        now: Now,
+    ) -> Need {
+        if opinion != self.opinion.map(|(said, _)| said) {
+            let until = |said: Opinion| said.expires_at.min(now.after(policy.fleet_ttl));
+            self.opinion = opinion.map(|said| (said, until(said)));
+        }
+        self.force = force;
+        let orders = force.is_some_and(|force| force.stamp > self.record.force_seen);
+        let enforced = policy.fleet == Fleet::Enforce
+            && opinion.is_some_and(|said| {
+                said.expires_at > self.record.opinion_seen && said.expires_at > now
+            });
+        if orders || enforced {
+            Need::Sync
+        } else {
+            self.need(now)
+        }
+    }
+
+    /// Takes in how a request ended.
+    ///
+    /// Stray answers, those of a request sent in another generation, count nothing; but a probe's
+    /// answer always goes to the record, which knows whether the slot still exists.
+    pub fn observe(&mut self, ticket: Ticket, outcome: Outcome, policy: &Policy, now: Now) -> Need {
+        if ticket.is_probe() {
+            self.push(Pending {
+                ticket,
+                outcome,
+                at: now,
+            });
+            return Need::Sync;
+        }
+        if ticket.generation != self.record.generation || self.record.state != State::Closed {
+            return Need::Nothing;
+        }
+        let Some(counts) = outcome.counts() else {
+            return Need::Nothing;
+        };
+        self.window
+            .add(counts, now, Window::bucket_length(policy.window));
+        let matters = match outcome {
+            Outcome::Ignored => false,
+            Outcome::Success { slow } => {
+                self.record.consecutive > 0
+                    || !self.pending.is_empty()
+                    || (slow && policy.slow_call.is_some() && !self.record.is_watched())
+            }
+            Outcome::Soft { .. } | Outcome::Failure(_) => true,
+        };
+        if !matters {
+            return Need::Nothing;
+        }
+        self.push(Pending {
+            ticket,
+            outcome,
+            at: now,
+        });
+        Need::Sync
+    }
+
+    /// To be asked at least every 250 ms.
+    pub fn tick(&self, now: Now) -> Need {
+        self.need(now)
+    }
+
+    /// What to write over `fresh`, the record just read; `None` if the store holds none that decodes.
+    ///
+    /// A record older than the one already seen (the store was wiped) gives way to that one.
+    #[must_use]
+    pub fn merge(&self, fresh: Option<Record>, policy: &Policy, now: Now, random: u32) -> Merged {
+        self.build(fresh, policy, now, random, false)
+    }
+
+    /// As [`Self::merge`], and takes a probe slot if one is owed ([`Merged::ticket`]).
+    #[must_use]
+    pub fn claim(&self, fresh: Option<Record>, policy: &Policy, now: Now, random: u32) -> Merged {
+        self.build(fresh, policy, now, random, true)
+    }
+
+    /// The store accepted `merged`, or nothing had changed. Returns what is to be reported.
+    pub fn commit(&mut self, merged: Merged) -> Vec<Transition> {
+        self.record = merged.record;
+        self.window.clear();
+        self.pending.clear();
+        merged.transitions
+    }
+
+    fn build(
+        &self,
+        fresh: Option<Record>,
+        policy: &Policy,
+        now: Now,
+        random: u32,
+        probe: bool,
+    ) -> Merged {
+        let read = match fresh {
+            Some(fresh) if fresh.revision >= self.record.revision => fresh,
+            _ => self.record.clone(),
+        };
+        let mut record = read.clone();
+        let mut transitions = Vec::new();
+        let opinion = self.opinion.map(|(said, until)| Opinion {
+            expires_at: until,
+            ..said
+        });
+        let context = Context {
+            policy,
+            opinion,
+            now,
+            random,
+        };
+
+        record.follow_clock(now);
+        if let Some(force) = self.force {
+            transitions.extend(record.apply(Input::Force(force), &context));
+        }
+        if let Some((said, _)) = self.opinion {
+            transitions.extend(record.apply(Input::Opinion(said), &context));
+        }
+        let counted_here =
+            record.state == State::Closed && record.generation == self.record.generation;
+        if counted_here && !self.window.is_empty() {
+            record
+                .window
+                .absorb(&self.window, now, Window::bucket_length(policy.window));
+        }
+        for pending in &self.pending {
+            let Pending {
+                ticket,
+                outcome,
+                at,
+            } = *pending;
+            if ticket.is_probe() {
+                let input = Input::Probe {
+                    id: ticket.probe,
+                    outcome,
+                    at,
+                };
+                transitions.extend(record.apply(input, &context));
+            } else if ticket.generation == record.generation {
+                transitions.extend(record.judge(outcome, &context));
+            }
+        }
+        transitions.extend(record.apply(Input::Tick, &context));
+        let mut ticket = None;
+        if probe {
+            let (taken, transition) = record.try_probe(&context);
+            ticket = taken;
+            transitions.extend(transition);
+        }
+
+        // When it was written is no reason to write it, unless that lies in the future.
+        let touched = record.touched;
+        record.touched = read.touched;
+        let changed = record != read || touched < read.touched;
+        let wake = !transitions.is_empty()
+            || (record.is_watched() && !read.is_watched())
+            || (record.consecutive > 0 && read.consecutive == 0)
+            || record.busy_until > read.busy_until
+            || record.held_until != read.held_until;
+        if changed {
+            record.touched = touched;
+            record.revision = record.revision.saturating_add(1);
+        }
+        Merged {
+            record,
+            changed,
+            wake,
+            ticket,
+            transitions,
+        }
+    }
+
+    fn need(&self, now: Now) -> Need {
+        let set_back = self.record.touched.since(now) > CLOCK_SLACK;
+        let waits = match self.record.state {
+            State::Closed => !self.record.is_quiet(),
+            // An open breaker waits for a worker that wants to send; time alone changes nothing.
+            State::Open => false,
+            State::HalfOpen => true,
+        };
+        if set_back || waits || !self.pending.is_empty() {
+            Need::Sync
+        } else {
+            Need::Nothing
+        }
+    }
+
+    fn push(&mut self, pending: Pending) {
+        if self.pending.len() >= MAX_PENDING {
+            self.pending.remove(0);
+        }
+        self.pending.push(pending);
+    }
+
+    /// What was counted for another generation says nothing of this one.
+    fn adopt(&mut self, record: Record) {
+        if record.generation != self.record.generation {
+            self.window.clear();
+            self.pending.retain(|pending| pending.ticket.is_probe());
+        }
+        self.record = record;
+    }
+}
+
+#[cfg(test)]
+mod tests;

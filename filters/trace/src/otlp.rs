@@ -1,0 +1,399 @@
+//! Spans in OTLP's form: `opentelemetry/proto/trace/v1/trace.proto`, attributes by the stable HTTP
+//! semantic conventions, and our own under `pintle.`.
+//!
+//! A span is encoded once, when its request is done, as the field `spans` of a `ScopeSpans`; a
+//! batch is then nothing but a head and such bytes in a row. Each string is bounded, so that a span
+//! is at most about 20 KiB, whatever the client sent.
+
+use std::time::Duration;
+
+use pintle_snapshot::Now;
+use rand::Rng;
+
+use crate::policy::{Direction, Export};
+use crate::propagate;
+use crate::proto::{Reader, Value, Writer, varint};
+use crate::span::{Attempt, Span};
+
+/// Bytes of most strings, at most; what is longer is cut.
+const TEXT: usize = 256;
+/// Bytes of a path, a query, a URL, at most.
+const PATH: usize = 1024;
+/// Attempts that are told of, at most: more than any sane retry policy makes.
+pub(crate) const MAX_ATTEMPTS: usize = 16;
+
+/// The nine methods that `http.request.method` knows (RFC 9110 and PATCH).
+const METHODS: [&[u8]; 9] = [
+    b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE",
+];
+
+const KIND_SERVER: u64 = 2;
+const KIND_CLIENT: u64 = 3;
+const STATUS_ERROR: u64 = 2;
+/// `SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK` and `SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`.
+const KNOWN_REMOTE: u32 = 0x100;
+const REMOTE: u32 = 0x200;
+
+/// How spans of this plugin are written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Style {
+    pub(crate) direction: Direction,
+    pub(crate) query: bool,
+}
+
+/// Appends `span` as the field `spans` of a `ScopeSpans`.
+pub(crate) fn write_span(out: &mut Vec<u8>, span: &Span<'_>, style: Style) {
+    let context = span.context;
+    let method = known(span.method);
+    Writer(out).message(2, |w| {
+        w.bytes(1, &context.trace_id);
+        w.bytes(2, &context.span_id);
+        if !span.tracestate.is_empty() {
+            w.text(3, span.tracestate, PATH);
+        }
+        if let Some(id) = &context.parent_span_id {
+            w.bytes(4, id);
+        }
+        w.text(5, method.unwrap_or(b"HTTP"), TEXT);
+        let (kind, errors_from) = match style.direction {
+            Direction::Ingress => (KIND_SERVER, 500),
+            Direction::Egress => (KIND_CLIENT, 400),
+        };
+        w.uint(6, kind);
+        times(w, span.start, span.end);
+        request_attributes(w, span, style);
+        decision_attributes(w, span);
+        if let Some(link) = context.link {
+            w.message(13, |w| {
+                w.bytes(1, &link.trace_id);
+                w.bytes(2, &link.span_id);
+                w.fixed32(6, u32::from(link.sampled) | KNOWN_REMOTE | REMOTE);
+            });
+        }
+        outcome(w, span.status, span.error, errors_from);
+        let remote = if context.parent_span_id.is_some() {
+            REMOTE
+        } else {
+            0
+        };
+        w.fixed32(16, flags(span) | KNOWN_REMOTE | remote);
+    });
+}
+
+/// Appends a client span for the attempt, a child of the request's span.
+pub(crate) fn write_attempt<R: Rng + ?Sized>(
+    out: &mut Vec<u8>,
+    span: &Span<'_>,
+    attempt: &Attempt<'_>,
+    at: usize,
+    rng: &mut R,
+) {
+    let method = known(span.method);
+    Writer(out).message(2, |w| {
+        w.bytes(1, &span.context.trace_id);
+        w.bytes(2, &propagate::id::<8, R>(rng));
+        w.bytes(4, &span.context.span_id);
+        w.text(5, method.unwrap_or(b"HTTP"), TEXT);
+        w.uint(6, KIND_CLIENT);
+        let (start, end) = attempt.times.unwrap_or((span.start, span.end));
+        times(w, start, end);
+        text(w, "http.request.method", method.unwrap_or(b"_OTHER"), TEXT);
+        address(w, "server.address", "server.port", attempt.endpoint);
+        address(
+            w,
+            "network.peer.address",
+            "network.peer.port",
+            attempt.endpoint,
+        );
+        if at > 0 {
+            int(w, "http.request.resend_count", at as u64);
+        }
+        outcome(w, attempt.status, attempt.error, 400);
+        w.fixed32(16, flags(span) | KNOWN_REMOTE);
+    });
+}
+
+fn request_attributes(w: &mut Writer<'_>, span: &Span<'_>, style: Style) {
+    match known(span.method) {
+        Some(method) => text(w, "http.request.method", method, TEXT),
+        None => {
+            text(w, "http.request.method", b"_OTHER", TEXT);
+            text(w, "http.request.method_original", span.method, TEXT);
+        }
+    }
+    let mut halves = span.path.splitn(2, |c| *c == b'?');
+    let path = halves.next().unwrap_or_default();
+    let query = halves.next().filter(|_| style.query);
+    text(w, "url.scheme", span.scheme, TEXT);
+    text(w, "url.path", path, PATH);
+    text(w, "url.query", query.unwrap_or_default(), PATH);
+    // Credentials do not belong into an authority, and not into a span either.
+    let authority = span
+        .authority
+        .rsplit(|c| *c == b'@')
+        .next()
+        .unwrap_or_default();
+    address(w, "server.address", "server.port", authority);
+    text(w, "user_agent.original", span.user_agent, TEXT);
+    match style.direction {
+        Direction::Ingress => {
+            text(w, "client.address", host_and_port(span.client).0, TEXT);
+            address(w, "network.peer.address", "network.peer.port", span.client);
+        }
+        Direction::Egress => {
+            url_full(w, span.scheme, authority, path, query);
+            address(
+                w,
+                "network.peer.address",
+                "network.peer.port",
+                span.upstream,
+            );
+        }
+    }
+    if span.resend_count > 0 {
+        int(w, "http.request.resend_count", u64::from(span.resend_count));
+    }
+}
+
+/// `url.full`, which the conventions require of client spans.
+fn url_full(
+    w: &mut Writer<'_>,
+    scheme: &[u8],
+    authority: &[u8],
+    path: &[u8],
+    query: Option<&[u8]>,
+) {
+    if scheme.is_empty() || authority.is_empty() {
+        return;
+    }
+    let mut url = [0; PATH];
+    let mut used = 0_usize;
+    let (mark, query) = query.map_or((&b""[..], &b""[..]), |q| (b"?", q));
+    let parts = [scheme, b"://", authority, path, mark, query]
+        .into_iter()
+        .flatten();
+    for (to, from) in url.iter_mut().zip(parts) {
+        *to = *from;
+        used = used.saturating_add(1);
+    }
+    text(w, "url.full", url.get(..used).unwrap_or_default(), PATH);
+}
+
+fn decision_attributes(w: &mut Writer<'_>, span: &Span<'_>) {
+    let decision = &span.decision;
+    text(w, "pintle.service", decision.service, TEXT);
+    text(w, "pintle.strategy", decision.strategy.as_bytes(), TEXT);
+    if let Some(candidates) = decision.candidates {
+        int(w, "pintle.candidates", u64::from(candidates));
+    }
+    text(w, "pintle.endpoint", decision.endpoint, TEXT);
+    text(w, "pintle.breaker.state", decision.breaker.as_bytes(), TEXT);
+    if let Some((epoch, sequence)) = decision.version {
+        attribute(w, "pintle.snapshot.version", |w| {
+            w.message(1, |w| {
+                crate::datadog::write_decimal(w.0, epoch);
+                w.0.push(b'.');
+                crate::datadog::write_decimal(w.0, sequence);
+            });
+        });
+    }
+    if let Some(age) = decision.age {
+        int(w, "pintle.snapshot.age_ms", millis(age));
+    }
+    text(
+        w,
+        "pintle.outcome",
+        decision.outcome.as_str().as_bytes(),
+        TEXT,
+    );
+    text(w, "pintle.reason", decision.reason.as_bytes(), TEXT);
+    if span.attempts.is_empty() {
+        return;
+    }
+    attribute(w, "pintle.attempts", |w| {
+        w.message(5, |w| {
+            for attempt in span.attempts.iter().take(MAX_ATTEMPTS) {
+                w.message(1, |w| w.message(1, |w| attempt_text(w, attempt)));
+            }
+        });
+    });
+}
+
+/// `10.0.0.1:80=503`, `10.0.0.1:80=timeout`, or the endpoint alone.
+fn attempt_text(w: &mut Writer<'_>, attempt: &Attempt<'_>) {
+    crate::proto::lossy(w.0, attempt.endpoint, TEXT);
+    if let Some(error) = attempt.error {
+        w.0.push(b'=');
+        crate::proto::lossy(w.0, error, TEXT);
+    } else if let Some(status) = attempt.status {
+        w.0.push(b'=');
+        crate::datadog::write_decimal(w.0, u64::from(status));
+    }
+}
+
+/// Status code, `error.type` and the span's status.
+fn outcome(w: &mut Writer<'_>, status: Option<u16>, error: Option<&[u8]>, errors_from: u16) {
+    if let Some(status) = status {
+        int(w, "http.response.status_code", u64::from(status));
+    }
+    let failed = status.filter(|s| *s >= errors_from);
+    match (error, failed) {
+        (Some(error), _) => text(w, "error.type", error, TEXT),
+        (None, Some(status)) => attribute(w, "error.type", |w| {
+            w.message(1, |w| crate::datadog::write_decimal(w.0, u64::from(status)));
+        }),
+        (None, None) => return,
+    }
+    w.message(15, |w| w.uint(3, STATUS_ERROR));
+}
+
+/// The head of every request to the collector, as far as it never changes.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    /// `ResourceSpans.resource`.
+    resource: Vec<u8>,
+    /// `ScopeSpans.scope`.
+    scope: Vec<u8>,
+}
+
+impl Head {
+    pub(crate) fn new(export: &Export) -> Self {
+        let mut resource = Vec::new();
+        Writer(&mut resource).message(1, |w| {
+            let optional = |value: &Option<Box<str>>| value.clone().unwrap_or_default();
+            for (key, value) in [
+                ("service.name", export.service_name.clone()),
+                ("service.version", optional(&export.service_version)),
+                ("deployment.environment.name", optional(&export.environment)),
+            ]
+            .iter()
+            .map(|(key, value)| (*key, &**value))
+            .chain(
+                export
+                    .resource
+                    .iter()
+                    .map(|(key, value)| (&**key, &**value)),
+            ) {
+                if !value.is_empty() {
+                    pair(w, 1, key, |w| w.text(1, value.as_bytes(), TEXT));
+                }
+            }
+        });
+        let mut scope = Vec::new();
+        Writer(&mut scope).message(1, |w| {
+            w.text(1, b"pintle", TEXT);
+            w.text(2, env!("CARGO_PKG_VERSION").as_bytes(), TEXT);
+        });
+        Self { resource, scope }
+    }
+
+    /// Appends an `ExportTraceServiceRequest` of encoded spans.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, spans: &[u8]) {
+        let scope_spans = self.scope.len().saturating_add(spans.len());
+        let mut inner = Vec::with_capacity(12);
+        varint(&mut inner, 2 << 3 | 2);
+        varint(&mut inner, scope_spans as u64);
+        let size = self
+            .resource
+            .len()
+            .saturating_add(inner.len())
+            .saturating_add(scope_spans);
+        varint(out, 1 << 3 | 2);
+        varint(out, size as u64);
+        for part in [&self.resource, &inner, &self.scope, spans] {
+            out.extend_from_slice(part);
+        }
+    }
+}
+
+/// `rejected_spans` of an `ExportTraceServiceResponse`; zero if there is none or the bytes are not
+/// such a message.
+pub(crate) fn rejected(response: &[u8]) -> u64 {
+    let partial = Reader(response).find_map(|field| match field {
+        (1, Value::Bytes(message)) => Some(message),
+        _ => None,
+    });
+    let rejected = Reader(partial.unwrap_or_default()).find_map(|field| match field {
+        (1, Value::Varint(n)) => Some(n),
+        _ => None,
+    });
+    // An int64: negative is nonsense and reads as none.
+    rejected
+        .filter(|n| i64::try_from(*n).is_ok())
+        .unwrap_or_default()
+}
+
+fn flags(span: &Span<'_>) -> u32 {
+    u32::from(span.context.sampled) | if span.context.random { 2 } else { 0 }
+}
+
+fn known(method: &[u8]) -> Option<&'static [u8]> {
+    METHODS.into_iter().find(|m| *m == method)
+}
+
+/// Start and end; a clock that stepped back in between makes a span of no length.
+fn times(w: &mut Writer<'_>, start: Now, end: Now) {
+    w.fixed64(7, start.0);
+    w.fixed64(8, end.0.max(start.0));
+}
+
+/// Host and port of `host`, `host:port`, `[v6]` or `[v6]:port`.
+fn host_and_port(authority: &[u8]) -> (&[u8], Option<u16>) {
+    let (host, port) = match authority {
+        [b'[', rest @ ..] => {
+            let end = rest.iter().position(|c| *c == b']').unwrap_or(rest.len());
+            let after = rest.get(end.saturating_add(1)..).unwrap_or_default();
+            (
+                rest.get(..end).unwrap_or_default(),
+                after.strip_prefix(b":"),
+            )
+        }
+        _ => match authority.iter().position(|c| *c == b':') {
+            // Two colons without brackets: an IPv6 address alone.
+            Some(at) if authority.iter().skip(at).filter(|c| **c == b':').count() == 1 => (
+                authority.get(..at).unwrap_or_default(),
+                authority.get(at.saturating_add(1)..),
+            ),
+            _ => (authority, None),
+        },
+    };
+    let port = port
+        .and_then(|p| std::str::from_utf8(p).ok())
+        .and_then(|p| p.parse().ok());
+    (host, port)
+}
+
+fn address(w: &mut Writer<'_>, host_key: &str, port_key: &str, authority: &[u8]) {
+    let (host, port) = host_and_port(authority);
+    text(w, host_key, host, TEXT);
+    if let Some(port) = port.filter(|_| !host.is_empty()) {
+        int(w, port_key, u64::from(port));
+    }
+}
+
+/// A string attribute, unless it is empty.
+fn text(w: &mut Writer<'_>, key: &str, value: &[u8], max: usize) {
+    if !value.is_empty() {
+        attribute(w, key, |w| w.text(1, value, max));
+    }
+}
+
+fn int(w: &mut Writer<'_>, key: &str, value: u64) {
+    attribute(w, key, |w| w.uint(3, value));
+}
+
+/// An attribute of a span, of whose `AnyValue` `write` appends the content.
+fn attribute(w: &mut Writer<'_>, key: &str, write: impl FnOnce(&mut Writer<'_>)) {
+    pair(w, 9, key, write);
+}
+
+fn pair(w: &mut Writer<'_>, field: u32, key: &str, write: impl FnOnce(&mut Writer<'_>)) {
+    w.message(field, |w| {
+        w.text(1, key.as_bytes(), TEXT);
+        w.message(2, write);
+    });
+}
+
+fn millis(age: Duration) -> u64 {
+    u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+}

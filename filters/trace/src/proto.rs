@@ -1,0 +1,147 @@
+//! The wire form of Protocol Buffers, as much of it as OTLP needs.
+//!
+//! Written by hand because the alternative, generated types, would build a tree of `String`s and
+//! `Vec`s for each span only to walk it once. A nested message is written in place: one byte is
+//! left for its length, and only a message of 128 bytes or more moves its tail to make room.
+
+/// Appends fields to a buffer.
+pub(crate) struct Writer<'a>(pub(crate) &'a mut Vec<u8>);
+
+impl Writer<'_> {
+    fn tag(&mut self, field: u32, wire: u32) {
+        varint(self.0, u64::from((field << 3) | wire));
+    }
+
+    /// A field of type int or enum; zero, the default, is written too.
+    pub(crate) fn uint(&mut self, field: u32, value: u64) {
+        self.tag(field, 0);
+        varint(self.0, value);
+    }
+
+    /// A field of type fixed64.
+    pub(crate) fn fixed64(&mut self, field: u32, value: u64) {
+        self.tag(field, 1);
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    /// A field of type fixed32.
+    pub(crate) fn fixed32(&mut self, field: u32, value: u32) {
+        self.tag(field, 5);
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    /// A field of type bytes.
+    pub(crate) fn bytes(&mut self, field: u32, value: &[u8]) {
+        self.tag(field, 2);
+        varint(self.0, value.len() as u64);
+        self.0.extend_from_slice(value);
+    }
+
+    /// A field of type string, from at most `max` bytes that need not be UTF-8.
+    pub(crate) fn text(&mut self, field: u32, value: &[u8], max: usize) {
+        self.message(field, |w| lossy(w.0, value, max));
+    }
+
+    /// A nested message, or a string, of which `write` appends the content.
+    pub(crate) fn message(&mut self, field: u32, write: impl FnOnce(&mut Writer<'_>)) {
+        self.tag(field, 2);
+        let at = self.0.len();
+        self.0.push(0);
+        let start = self.0.len();
+        write(&mut Writer(self.0));
+        let size = self.0.len().saturating_sub(start);
+        let (length, used) = encode_varint(size as u64);
+        let length = length.get(..used).unwrap_or_default();
+        self.0.splice(at..start, length.iter().copied());
+    }
+}
+
+/// Appends `value` as UTF-8, cut to `max` bytes of input at a character's border; what is no UTF-8
+/// becomes U+FFFD.
+pub(crate) fn lossy(out: &mut Vec<u8>, value: &[u8], max: usize) {
+    let cut = value.get(..max);
+    let mut chunks = cut.unwrap_or(value).utf8_chunks().peekable();
+    while let Some(chunk) = chunks.next() {
+        out.extend_from_slice(chunk.valid().as_bytes());
+        // The last character may be malformed only because it was cut.
+        let was_cut = cut.is_some_and(|c| c.len() < value.len()) && chunks.peek().is_none();
+        if !chunk.invalid().is_empty() && !was_cut {
+            out.extend_from_slice("\u{fffd}".as_bytes());
+        }
+    }
+}
+
+/// Appends a variable-length number.
+pub(crate) fn varint(out: &mut Vec<u8>, value: u64) {
+    let (bytes, used) = encode_varint(value);
+    out.extend_from_slice(bytes.get(..used).unwrap_or_default());
+}
+
+fn encode_varint(mut value: u64) -> ([u8; 10], usize) {
+    let mut bytes = [0; 10];
+    let mut used = 0_usize;
+    for byte in &mut bytes {
+        used = used.saturating_add(1);
+        let low = u8::try_from(value & 0x7f).unwrap_or_default();
+        value >>= 7;
+        if value == 0 {
+            *byte = low;
+            break;
+        }
+        *byte = low | 0x80;
+    }
+    (bytes, used)
+}
+
+/// Reads fields from bytes that anyone may have sent: `None` ends the reading, nothing panics.
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
+
+/// One field of a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Value<'a> {
+    /// A variable-length number.
+    Varint(u64),
+    /// Bytes, a string or a message.
+    Bytes(&'a [u8]),
+    /// A fixed-width number, of no interest here.
+    Fixed,
+}
+
+impl<'a> Iterator for Reader<'a> {
+    type Item = (u64, Value<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let tag = self.varint()?;
+        let value = match tag & 7 {
+            0 => Value::Varint(self.varint()?),
+            1 => self.take(8).map(|_| Value::Fixed)?,
+            2 => {
+                let size = usize::try_from(self.varint()?).ok()?;
+                Value::Bytes(self.take(size)?)
+            }
+            5 => self.take(4).map(|_| Value::Fixed)?,
+            _ => return None,
+        };
+        Some((tag >> 3, value))
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, size: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(size)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let [byte] = *self.take(1)? else { return None };
+            value |= u64::from(byte & 0x7f).checked_shl(shift)?;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,247 @@
+//! W3C Trace Context Level 2: `traceparent` and `tracestate`.
+//!
+//! `traceparent` is refused as a whole or used as a whole. Versions above 00 are read as far as 00
+//! defines them, `ff` is none, and what is written is always 00.
+//!
+//! `tracestate` is a list that belongs to others. It is left as it is, byte for byte, as long as it
+//! is valid, came in one header, fits and we have nothing to add. A list with a malformed member is
+//! dropped as a whole (the specification leaves that to us; its test suite wants it), because a
+//! half-understood list is worse than none. A list that is too long loses whole members: those over
+//! 128 characters first, then from the right, until at most 32 members and 8192 bytes are left. The
+//! specification wants at least 512 bytes propagated; 8192 is what Baggage allows, and well below
+//! the 60 KiB that Envoy accepts for all headers. Of a repeated key the left-most, which is the
+//! newest, stays.
+
+use crate::carrier::{Carrier, Field, TRACESTATE, Values, trim};
+use crate::context::{Context, Parent};
+use crate::edits::Edits;
+use crate::hex;
+
+/// Members that a list may have, by the specification.
+const MAX_MEMBERS: usize = 32;
+/// Members that are looked at before the rest is cut off: four times what is allowed, so that the
+/// long ones can go first, and few enough to compare every key with every other.
+const MAX_SEEN: usize = 128;
+/// Bytes of the combined list that are propagated.
+const MAX_BYTES: usize = 8192;
+/// Members above this length, in characters, are dropped first.
+const LONG: usize = 128;
+
+const SAMPLED: u8 = 1;
+const RANDOM: u8 = 2;
+
+/// Reads `traceparent`; `None` if it is missing, came twice, or is malformed.
+pub(crate) fn extract(carrier: &Carrier<'_>) -> Option<Parent> {
+    let value = carrier.get(Field::Traceparent)?;
+    let [version] = hex::lower::<1>(value.get(..2)?)?;
+    // Version 00 ends after its 55 characters; a later one may go on after another dash.
+    let end = match value.get(55) {
+        None => true,
+        Some(next) => version > 0 && *next == b'-',
+    };
+    let dashes = [2, 35, 52].iter().all(|at| value.get(*at) == Some(&b'-'));
+    if version == 0xff || !end || !dashes {
+        return None;
+    }
+    let trace_id = hex::lower(value.get(3..35)?)?;
+    let span_id = hex::lower(value.get(36..52)?)?;
+    let [flags] = hex::lower::<1>(value.get(53..55)?)?;
+    if trace_id == [0; 16] || span_id == [0; 8] {
+        return None;
+    }
+    Some(Parent {
+        trace_id,
+        span_id: Some(span_id),
+        sampled: Some(flags & SAMPLED != 0),
+        random: flags & RANDOM != 0,
+        ..Parent::default()
+    })
+}
+
+/// Writes `traceparent`, and `tracestate` where it has to change. `continued` says that the context
+/// came from the `traceparent` in the carrier; `own` is the vendor key under which the span id is
+/// put into `tracestate`.
+pub(crate) fn inject(
+    carrier: &Carrier<'_>,
+    context: &Context,
+    continued: bool,
+    own: Option<&str>,
+    edits: &mut Edits,
+) {
+    edits.set(
+        Field::Traceparent.name(),
+        carrier.get(Field::Traceparent),
+        |out| {
+            out.extend_from_slice(b"00-");
+            hex::write(out, &context.trace_id);
+            out.push(b'-');
+            hex::write(out, &context.span_id);
+            out.push(b'-');
+            let flags = [(context.sampled, SAMPLED), (context.random, RANDOM)];
+            let flags = flags
+                .iter()
+                .filter(|(set, _)| *set)
+                .fold(0, |flags, (_, bit)| flags | bit);
+            hex::write(out, &[flags]);
+        },
+    );
+    // A member of ours names our span, so there is none while we only forward someone else's.
+    let own = own.filter(|_| !context.forwarded);
+    let list = if continued {
+        List::read(&carrier.tracestate, own)
+    } else {
+        Some(List::EMPTY)
+    };
+    let Some(mut list) = list else {
+        // Malformed: nothing of it goes on, which also makes room for our own member.
+        return write(carrier, context, &List::EMPTY, own, edits);
+    };
+    if continued && own.is_none() && !list.changed {
+        return;
+    }
+    let own_bytes = own.map_or(0, |key| key.len().saturating_add(1 + 16 + 1));
+    list.cut(
+        MAX_MEMBERS.saturating_sub(usize::from(own.is_some())),
+        MAX_BYTES.saturating_sub(own_bytes),
+    );
+    write(carrier, context, &list, own, edits);
+}
+
+/// Removes both headers, if they are there.
+pub(crate) fn remove(carrier: &Carrier<'_>, edits: &mut Edits) {
+    if carrier.has(Field::Traceparent) {
+        edits.remove(Field::Traceparent.name());
+    }
+    if carrier.tracestate.count > 0 {
+        edits.remove(TRACESTATE);
+    }
+}
+
+fn write(
+    carrier: &Carrier<'_>,
+    context: &Context,
+    list: &List<'_>,
+    own: Option<&str>,
+    edits: &mut Edits,
+) {
+    if own.is_none() && list.members().next().is_none() {
+        if carrier.tracestate.count > 0 {
+            edits.remove(TRACESTATE);
+        }
+        return;
+    }
+    edits.set(TRACESTATE, None, |out| {
+        if let Some(key) = own {
+            out.extend_from_slice(key.as_bytes());
+            out.push(b'=');
+            hex::write(out, &context.span_id);
+        }
+        for (at, member) in list.members().enumerate() {
+            if at > 0 || own.is_some() {
+                out.push(b',');
+            }
+            out.extend_from_slice(member);
+        }
+    });
+}
+
+/// A valid list, without empty members and repeated keys.
+struct List<'a> {
+    members: [&'a [u8]; MAX_SEEN],
+    len: usize,
+    /// Whether it differs from what the request carries in its header.
+    changed: bool,
+}
+
+impl<'a> List<'a> {
+    const EMPTY: Self = Self {
+        members: [&[]; MAX_SEEN],
+        len: 0,
+        changed: true,
+    };
+
+    /// `None` if any member is malformed. The member of `own` is left out.
+    fn read(values: &Values<'a, 32>, own: Option<&str>) -> Option<Self> {
+        let mut list = Self {
+            changed: values.count > 1 || values.cut,
+            ..Self::EMPTY
+        };
+        for value in values.iter() {
+            list.changed |= value.len() > MAX_BYTES;
+            for member in value
+                .split(|c| *c == b',')
+                .map(trim)
+                .filter(|m| !m.is_empty())
+            {
+                let key = key_of(member)?;
+                let repeated = list.members().any(|other| key_of(other) == Some(key));
+                if repeated || own.is_some_and(|own| own.as_bytes() == key) {
+                    list.changed = true;
+                } else if let Some(slot) = list.members.get_mut(list.len) {
+                    *slot = member;
+                    list.len = list.len.saturating_add(1);
+                } else {
+                    list.changed = true;
+                }
+            }
+        }
+        list.changed |= list.len > MAX_MEMBERS;
+        Some(list)
+    }
+
+    /// The members that are left, in order.
+    fn members(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
+        self.members
+            .iter()
+            .take(self.len)
+            .copied()
+            .filter(|m| !m.is_empty())
+    }
+
+    /// Drops members until at most `members` and `bytes` are left.
+    fn cut(&mut self, members: usize, bytes: usize) {
+        let mut count = self.members().count();
+        // Each brings a comma; the last one's is counted too, for simplicity.
+        let mut size = self
+            .members()
+            .map(|m| m.len().saturating_add(1))
+            .sum::<usize>();
+        for longer_than in [LONG, 0] {
+            for member in self.members.iter_mut().take(self.len).rev() {
+                if count <= members && size <= bytes {
+                    return;
+                }
+                if member.len() > longer_than {
+                    count = count.saturating_sub(1);
+                    size = size.saturating_sub(member.len().saturating_add(1));
+                    *member = &[];
+                }
+            }
+        }
+    }
+}
+
+/// The key of a valid member; `None` if the member is malformed.
+fn key_of(member: &[u8]) -> Option<&[u8]> {
+    let equals = member.iter().position(|c| *c == b'=')?;
+    let (key, value) = (
+        member.get(..equals)?,
+        member.get(equals.saturating_add(1)..)?,
+    );
+    let value_ok = (1..=256).contains(&value.len())
+        && value
+            .iter()
+            .all(|c| matches!(c, b' '..=b'~') && *c != b',' && *c != b'=');
+    (is_key(key) && value_ok).then_some(key)
+}
+
+/// Whether the text is a key of a `tracestate` member.
+pub(crate) fn is_key(key: &[u8]) -> bool {
+    let keychar =
+        |c: &u8| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/' | b'@');
+    key.len() <= 256
+        && key
+            .first()
+            .is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && key.iter().all(keychar)
+}
