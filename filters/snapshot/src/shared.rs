@@ -35,23 +35,23 @@ pub struct Index {
 }
 wire_struct!(Index { version, services });
 
-/// How busy one endpoint is, as one worker sees it.
+/// How busy one endpoint is, as one worker saw it when it wrote its slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Stable hash of service and endpoint id.
     pub endpoint: u64,
     /// Requests in flight.
     pub in_flight: u32,
-    /// Estimated latency at `at`, in nanoseconds.
-    pub latency_ns: u64,
-    /// When the estimate was made.
-    pub at: Now,
+    /// Estimated latency, in microseconds.
+    pub latency_us: u32,
+    /// Failure score, in thousandths.
+    pub failures_milli: u32,
 }
 wire_struct!(Load {
     endpoint,
     in_flight,
-    latency_ns,
-    at
+    latency_us,
+    failures_milli
 });
 
 /// A worker's place: its claim on a queue, and its view of the load.
@@ -59,6 +59,8 @@ wire_struct!(Load {
 pub struct Slot {
     /// The VM that holds the slot.
     pub worker: u64,
+    /// When it wrote the slot.
+    pub at: Now,
     /// Another VM may take the slot after that.
     pub expires_at: Now,
     /// By service, the endpoints with something to say.

@@ -45,6 +45,7 @@ mod tests {
         let now = Now::from_millis(1_000_000);
         let held = |worker, millis| Slot {
             worker,
+            at: now,
             expires_at: Now::from_millis(millis),
             load: Vec::new(),
         };
