@@ -47,17 +47,9 @@ const CONSTANT_OK: &str = "proxy_set_effective_context";
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-    let root = here
-        .ancestors()
-        .nth(2)
-        .ok_or("no workspace above this package")?
-        .to_path_buf();
+    let root = here.ancestors().nth(2).ok_or("no workspace above this package")?.to_path_buf();
     // target/<profile>/build/<package>/out -> target/module
-    let target = out
-        .ancestors()
-        .nth(4)
-        .ok_or("OUT_DIR is not where cargo puts it")?
-        .join("module");
+    let target = out.ancestors().nth(4).ok_or("OUT_DIR is not where cargo puts it")?.join("module");
 
     let status = Command::new(env::var("CARGO")?)
         .current_dir(&root)
@@ -95,12 +87,8 @@ fn prune(module: &mut Module) -> Result<(), Box<dyn Error>> {
             return Err(format!("the module does not export {name}").into());
         }
     }
-    let unwanted: Vec<_> = module
-        .exports
-        .iter()
-        .filter(|export| !wanted(&export.name))
-        .map(|e| e.id())
-        .collect();
+    let unwanted: Vec<_> =
+        module.exports.iter().filter(|export| !wanted(&export.name)).map(|e| e.id()).collect();
     for export in unwanted {
         module.exports.delete(export);
     }
@@ -109,9 +97,7 @@ fn prune(module: &mut Module) -> Result<(), Box<dyn Error>> {
         .exports
         .iter()
         .find(|export| export.name != "memory" && !matches!(export.item, ExportItem::Function(_)));
-    odd.map_or(Ok(()), |export| {
-        Err(format!("{} is not a function", export.name).into())
-    })
+    odd.map_or(Ok(()), |export| Err(format!("{} is not a function", export.name).into()))
 }
 
 fn fold(module: &mut Module) -> Result<(), Box<dyn Error>> {
@@ -133,9 +119,7 @@ fn fold(module: &mut Module) -> Result<(), Box<dyn Error>> {
                 .local_get(status)
                 .unop(walrus::ir::UnaryOp::I32Eqz);
             for code in listed {
-                body.local_get(status)
-                    .const_(Value::I32(*code))
-                    .binop(BinaryOp::I32Eq);
+                body.local_get(status).const_(Value::I32(*code)).binop(BinaryOp::I32Eq);
                 body.binop(BinaryOp::I32Or);
             }
             body.select(Some(ValType::I32));
@@ -150,10 +134,7 @@ fn fold(module: &mut Module) -> Result<(), Box<dyn Error>> {
 }
 
 fn imported(module: &Module, name: &str) -> Result<Option<FunctionId>, Box<dyn Error>> {
-    let mut found = module
-        .imports
-        .iter()
-        .filter(|i| i.module == "env" && i.name == name);
+    let mut found = module.imports.iter().filter(|i| i.module == "env" && i.name == name);
     let first = found.next();
     if found.next().is_some() {
         return Err(format!("{name} is imported twice; which one is the SDK's?").into());
@@ -168,20 +149,14 @@ fn imported(module: &Module, name: &str) -> Result<Option<FunctionId>, Box<dyn E
 /// Runs again when any source that went into the module changes.
 fn watch(dependencies: &Path, root: &Path) -> Result<(), Box<dyn Error>> {
     let listed = fs::read_to_string(dependencies)?;
-    for path in listed
-        .split_once(": ")
-        .map_or("", |(_, paths)| paths)
-        .split_whitespace()
-    {
+    for path in listed.split_once(": ").map_or("", |(_, paths)| paths).split_whitespace() {
         println!("cargo::rerun-if-changed={path}");
     }
     for path in ["Cargo.toml", "Cargo.lock", "filters/artifact/build.rs"] {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
     // A new file of a crate is in no list yet; its manifest or an old file names it.
-    for path in [
-        "snapshot", "balance", "breaker", "trace", "policy", "sync", "host", "pintle",
-    ] {
+    for path in ["snapshot", "balance", "breaker", "trace", "policy", "sync", "host", "pintle"] {
         println!(
             "cargo::rerun-if-changed={}",
             root.join("filters").join(path).join("Cargo.toml").display()

@@ -117,11 +117,7 @@ impl Mirror {
             && opinion.is_some_and(|said| {
                 said.expires_at > self.record.opinion_seen && said.expires_at > now
             });
-        if orders || enforced {
-            Need::Sync
-        } else {
-            self.need(now)
-        }
+        if orders || enforced { Need::Sync } else { self.need(now) }
     }
 
     /// Takes in how a request ended.
@@ -130,11 +126,7 @@ impl Mirror {
     /// answer always goes to the record, which knows whether the slot still exists.
     pub fn observe(&mut self, ticket: Ticket, outcome: Outcome, policy: &Policy, now: Now) -> Need {
         if ticket.is_probe() {
-            self.push(Pending {
-                ticket,
-                outcome,
-                at: now,
-            });
+            self.push(Pending { ticket, outcome, at: now });
             return Need::Sync;
         }
         if ticket.generation != self.record.generation || self.record.state != State::Closed {
@@ -143,8 +135,7 @@ impl Mirror {
         let Some(counts) = outcome.counts() else {
             return Need::Nothing;
         };
-        self.window
-            .add(counts, now, Window::bucket_length(policy.window));
+        self.window.add(counts, now, Window::bucket_length(policy.window));
         let matters = match outcome {
             Outcome::Ignored => false,
             Outcome::Success { slow } => {
@@ -157,11 +148,7 @@ impl Mirror {
         if !matters {
             return Need::Nothing;
         }
-        self.push(Pending {
-            ticket,
-            outcome,
-            at: now,
-        });
+        self.push(Pending { ticket, outcome, at: now });
         Need::Sync
     }
 
@@ -206,16 +193,8 @@ impl Mirror {
         };
         let mut record = read.clone();
         let mut transitions = Vec::new();
-        let opinion = self.opinion.map(|(said, until)| Opinion {
-            expires_at: until,
-            ..said
-        });
-        let context = Context {
-            policy,
-            opinion,
-            now,
-            random,
-        };
+        let opinion = self.opinion.map(|(said, until)| Opinion { expires_at: until, ..said });
+        let context = Context { policy, opinion, now, random };
 
         record.follow_clock(now);
         if let Some(force) = self.force {
@@ -227,22 +206,12 @@ impl Mirror {
         let counted_here =
             record.state == State::Closed && record.generation == self.record.generation;
         if counted_here && !self.window.is_empty() {
-            record
-                .window
-                .absorb(&self.window, now, Window::bucket_length(policy.window));
+            record.window.absorb(&self.window, now, Window::bucket_length(policy.window));
         }
         for pending in &self.pending {
-            let Pending {
-                ticket,
-                outcome,
-                at,
-            } = *pending;
+            let Pending { ticket, outcome, at } = *pending;
             if ticket.is_probe() {
-                let input = Input::Probe {
-                    id: ticket.probe,
-                    outcome,
-                    at,
-                };
+                let input = Input::Probe { id: ticket.probe, outcome, at };
                 transitions.extend(record.apply(input, &context));
             } else if ticket.generation == record.generation {
                 transitions.extend(record.judge(outcome, &context));
@@ -269,13 +238,7 @@ impl Mirror {
             record.touched = touched;
             record.revision = record.revision.saturating_add(1);
         }
-        Merged {
-            record,
-            changed,
-            wake,
-            ticket,
-            transitions,
-        }
+        Merged { record, changed, wake, ticket, transitions }
     }
 
     fn need(&self, now: Now) -> Need {
@@ -286,11 +249,7 @@ impl Mirror {
             State::Open => false,
             State::HalfOpen => true,
         };
-        if set_back || waits || !self.pending.is_empty() {
-            Need::Sync
-        } else {
-            Need::Nothing
-        }
+        if set_back || waits || !self.pending.is_empty() { Need::Sync } else { Need::Nothing }
     }
 
     fn push(&mut self, pending: Pending) {

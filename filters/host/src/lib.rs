@@ -12,10 +12,7 @@
 //! `unsafe` is confined to this crate: to the calls themselves, and to taking over memory that the
 //! host had the SDK's `proxy_on_memory_allocate` make.
 
-#![expect(
-    unsafe_code,
-    reason = "the ABI is raw pointers; this crate exists to contain them"
-)]
+#![expect(unsafe_code, reason = "the ABI is raw pointers; this crate exists to contain them")]
 
 mod abi;
 mod pairs;
@@ -48,11 +45,7 @@ impl Status {
 pub type Result<T> = std::result::Result<T, Status>;
 
 const fn check(status: u32) -> Result<()> {
-    if status == 0 {
-        Ok(())
-    } else {
-        Err(Status(status))
-    }
+    if status == 0 { Ok(()) } else { Err(Status(status)) }
 }
 
 /// Makes a call that returns a block of memory, and takes the block over.
@@ -243,10 +236,7 @@ pub fn property(path: &[u8]) -> Result<Vec<u8>> {
 /// The host's status; [`Status::NOT_FOUND`] also for a value of another size.
 pub fn property_u64(path: &[u8]) -> Result<u64> {
     let bytes = property(path)?;
-    bytes
-        .try_into()
-        .map(u64::from_le_bytes)
-        .map_err(|_| Status::NOT_FOUND)
+    bytes.try_into().map(u64::from_le_bytes).map_err(|_| Status::NOT_FOUND)
 }
 
 /// Writes the filter state `wasm.{name}` of this request.

@@ -48,9 +48,7 @@ impl Policy {
         let mut merged = Value::Object(Map::new());
         for layer in layers {
             if depth(layer) > MAX_DEPTH {
-                return Err(PolicyError(format!(
-                    "nested deeper than {MAX_DEPTH} levels"
-                )));
+                return Err(PolicyError(format!("nested deeper than {MAX_DEPTH} levels")));
             }
             merge(&mut merged, layer);
         }
@@ -64,9 +62,9 @@ impl Policy {
         };
         match parts.keys().next() {
             None => Ok(policy),
-            Some(key) => Err(PolicyError(format!(
-                "unknown part {key:?}, expected select, breaker or trace"
-            ))),
+            Some(key) => {
+                Err(PolicyError(format!("unknown part {key:?}, expected select, breaker or trace")))
+            }
         }
     }
 
@@ -83,9 +81,7 @@ impl Policy {
 }
 
 fn part<T: DeserializeOwned>(parts: &mut Map<String, Value>, name: &str) -> Result<T, PolicyError> {
-    let value = parts
-        .remove(name)
-        .unwrap_or_else(|| Value::Object(Map::new()));
+    let value = parts.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
     serde_json::from_value(value).map_err(|error| PolicyError(format!("{name}: {error}")))
 }
 
@@ -112,12 +108,7 @@ pub fn merge(target: &mut Value, patch: &Value) {
 fn depth(value: &Value) -> usize {
     match value {
         Value::Array(items) => items.iter().map(depth).max().unwrap_or(0).saturating_add(1),
-        Value::Object(entries) => entries
-            .values()
-            .map(depth)
-            .max()
-            .unwrap_or(0)
-            .saturating_add(1),
+        Value::Object(entries) => entries.values().map(depth).max().unwrap_or(0).saturating_add(1),
         _ => 0,
     }
 }
@@ -135,29 +126,17 @@ mod tests {
             (json!({"a":"b"}), json!({"a":"c"}), json!({"a":"c"})),
             (json!({"a":"b"}), json!({"b":"c"}), json!({"a":"b","b":"c"})),
             (json!({"a":"b"}), json!({"a":null}), json!({})),
-            (
-                json!({"a":"b","b":"c"}),
-                json!({"a":null}),
-                json!({"b":"c"}),
-            ),
+            (json!({"a":"b","b":"c"}), json!({"a":null}), json!({"b":"c"})),
             (json!({"a":["b"]}), json!({"a":"c"}), json!({"a":"c"})),
             (json!({"a":"c"}), json!({"a":["b"]}), json!({"a":["b"]})),
-            (
-                json!({"a":{"b":"c"}}),
-                json!({"a":{"b":"d","c":null}}),
-                json!({"a":{"b":"d"}}),
-            ),
+            (json!({"a":{"b":"c"}}), json!({"a":{"b":"d","c":null}}), json!({"a":{"b":"d"}})),
             (json!({"a":[{"b":"c"}]}), json!({"a":[1]}), json!({"a":[1]})),
             (json!(["a", "b"]), json!(["c", "d"]), json!(["c", "d"])),
             (json!({"a":"b"}), json!(["c"]), json!(["c"])),
             (json!({"a":"foo"}), json!(null), json!(null)),
             (json!({"e":null}), json!({"a":1}), json!({"e":null,"a":1})),
             (json!([1, 2]), json!({"a":"b","c":null}), json!({"a":"b"})),
-            (
-                json!({}),
-                json!({"a":{"bb":{"ccc":null}}}),
-                json!({"a":{"bb":{}}}),
-            ),
+            (json!({}), json!({"a":{"bb":{"ccc":null}}}), json!({"a":{"bb":{}}})),
         ];
         for (mut target, patch, expect) in table {
             let before = target.clone();

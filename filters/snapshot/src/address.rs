@@ -106,15 +106,11 @@ impl Cidr {
     fn mask(&self, address: IpAddr) -> IpAddr {
         match address {
             IpAddr::V4(v4) => {
-                let mask = u32::MAX
-                    .checked_shl(32 - u32::from(self.bits.min(32)))
-                    .unwrap_or(0);
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits.min(32))).unwrap_or(0);
                 IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
             }
             IpAddr::V6(v6) => {
-                let mask = u128::MAX
-                    .checked_shl(128 - u32::from(self.bits.min(128)))
-                    .unwrap_or(0);
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.bits.min(128))).unwrap_or(0);
                 IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
             }
         }
@@ -137,20 +133,14 @@ pub struct AddressPolicy {
 impl Default for AddressPolicy {
     /// Private networks (RFC 1918, RFC 6598, RFC 4193), not loopback.
     fn default() -> Self {
-        let v4 = |a, b, bits| Cidr {
-            address: IpAddr::V4(Ipv4Addr::new(a, b, 0, 0)),
-            bits,
-        };
+        let v4 = |a, b, bits| Cidr { address: IpAddr::V4(Ipv4Addr::new(a, b, 0, 0)), bits };
         Self {
             allow: vec![
                 v4(10, 0, 8),
                 v4(172, 16, 12),
                 v4(192, 168, 16),
                 v4(100, 64, 10),
-                Cidr {
-                    address: IpAddr::V6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0)),
-                    bits: 7,
-                },
+                Cidr { address: IpAddr::V6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0)), bits: 7 },
             ],
         }
     }
@@ -278,28 +268,16 @@ mod tests {
     #[test]
     fn loopback_and_private_need_the_operator() {
         let none = AddressPolicy { allow: Vec::new() };
-        for text in [
-            "127.0.0.1",
-            "10.0.0.1",
-            "172.16.0.1",
-            "192.168.9.9",
-            "100.64.0.1",
-            "::1",
-            "fd12::1",
-        ] {
-            assert_eq!(
-                none.check(text.parse().unwrap()),
-                Err(AddressError::NotAllowed),
-                "{text}"
-            );
+        for text in
+            ["127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.9.9", "100.64.0.1", "::1", "fd12::1"]
+        {
+            assert_eq!(none.check(text.parse().unwrap()), Err(AddressError::NotAllowed), "{text}");
         }
         assert!(none.check("192.0.2.1".parse().unwrap()).is_ok());
         let default = AddressPolicy::default();
         assert!(default.check("10.9.8.7".parse().unwrap()).is_ok());
         assert!(default.check("127.0.0.1".parse().unwrap()).is_err());
-        let loopback = AddressPolicy {
-            allow: vec!["127.0.0.0/8".parse().unwrap()],
-        };
+        let loopback = AddressPolicy { allow: vec!["127.0.0.0/8".parse().unwrap()] };
         assert!(loopback.check("127.0.0.1".parse().unwrap()).is_ok());
         assert!(loopback.check("10.9.8.7".parse().unwrap()).is_err());
     }
@@ -309,11 +287,6 @@ mod tests {
         assert!("10.0.0.1/8".parse::<Cidr>().is_err());
         assert!("10.0.0.0/33".parse::<Cidr>().is_err());
         assert!("10.0.0.0".parse::<Cidr>().is_err());
-        assert!(
-            "0.0.0.0/0"
-                .parse::<Cidr>()
-                .unwrap()
-                .contains("1.2.3.4".parse().unwrap())
-        );
+        assert!("0.0.0.0/0".parse::<Cidr>().unwrap().contains("1.2.3.4".parse().unwrap()));
     }
 }

@@ -109,9 +109,7 @@ fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
     if bytes.len() > MAX_FRAME {
         return Err(DecodeError::TooLong);
     }
-    let (header, rest) = bytes
-        .split_first_chunk::<HEADER>()
-        .ok_or(DecodeError::Truncated)?;
+    let (header, rest) = bytes.split_first_chunk::<HEADER>().ok_or(DecodeError::Truncated)?;
     let [m0, m1, m2, m3, schema, kind, l0, l1, l2, l3] = *header;
     if [m0, m1, m2, m3] != MAGIC {
         return Err(DecodeError::Magic);
@@ -119,9 +117,7 @@ fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
     if schema != SCHEMA {
         return Err(DecodeError::Schema(schema));
     }
-    let (payload, checksum) = rest
-        .split_last_chunk::<CHECKSUM>()
-        .ok_or(DecodeError::Truncated)?;
+    let (payload, checksum) = rest.split_last_chunk::<CHECKSUM>().ok_or(DecodeError::Truncated)?;
     if u32::try_from(payload.len()) != Ok(u32::from_le_bytes([l0, l1, l2, l3])) {
         return Err(DecodeError::Length);
     }
@@ -182,15 +178,8 @@ message_struct!(Lease = 48, Index = 49, Slot = 50);
 wire_struct!(Version { epoch, sequence });
 wire_enum!(Health, "health" { Healthy = 0, Unhealthy = 1, Draining = 2 });
 wire_enum!(ForceAction, "force" { Open = 0, Close = 1, Clear = 2 });
-wire_struct!(Opinion {
-    expires_at,
-    reporters
-});
-wire_struct!(Force {
-    action,
-    until,
-    stamp
-});
+wire_struct!(Opinion { expires_at, reporters });
+wire_struct!(Force { action, until, stamp });
 
 impl Wire for Now {
     fn put(&self, out: &mut Vec<u8>) {
@@ -306,11 +295,6 @@ impl Wire for Table {
         if !endpoints.is_sorted_by(|a, b| a.id < b.id) {
             return Err(DecodeError::Invalid("order of endpoints"));
         }
-        Ok(Self {
-            service,
-            version,
-            endpoints,
-            policy,
-        })
+        Ok(Self { service, version, endpoints, policy })
     }
 }

@@ -8,9 +8,8 @@ use crate::wire::{wire_enum, wire_struct};
 use crate::{Now, Version};
 
 /// Upper bounds of the latency buckets, in milliseconds; what is slower counts in `+Inf` alone.
-pub const LATENCY_BUCKETS_MS: [u64; 13] = [
-    1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000,
-];
+pub const LATENCY_BUCKETS_MS: [u64; 13] =
+    [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000];
 
 /// Opens the stream: who asks, and what it has already.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,12 +23,7 @@ pub struct Hello {
     /// What the proxy holds; services that have not changed since are not sent again.
     pub have: Version,
 }
-wire_struct!(Hello {
-    proxy,
-    worker,
-    fence,
-    have
-});
+wire_struct!(Hello { proxy, worker, fence, have });
 
 /// A worker has taken over everything up to `version`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +35,7 @@ pub struct Applied {
     /// The newest version it holds.
     pub version: Version,
 }
-wire_struct!(Applied {
-    worker,
-    workers,
-    version
-});
+wire_struct!(Applied { worker, workers, version });
 
 /// The state of a circuit breaker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -95,17 +85,7 @@ pub struct Transition {
     /// How many times in a row it has opened.
     pub trips: u32,
 }
-wire_struct!(Transition {
-    service,
-    endpoint,
-    from,
-    to,
-    reason,
-    observed,
-    at,
-    until,
-    trips
-});
+wire_struct!(Transition { service, endpoint, from, to, reason, observed, at, until, trips });
 
 /// Requests of one method and status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,16 +97,11 @@ pub struct RequestCount {
     /// How many, since the VM started.
     pub count: u64,
 }
-wire_struct!(RequestCount {
-    method,
-    code,
-    count
-});
+wire_struct!(RequestCount { method, code, count });
 
 /// The nine standard methods and, last, everything else.
-pub const METHODS: [&str; 10] = [
-    "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "_OTHER",
-];
+pub const METHODS: [&str; 10] =
+    ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "_OTHER"];
 
 /// One endpoint as one worker sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,14 +119,7 @@ pub struct EndpointReport {
     /// What the breaker says now.
     pub state: BreakerState,
 }
-wire_struct!(EndpointReport {
-    id,
-    requests,
-    failures,
-    in_flight,
-    latency_us,
-    state
-});
+wire_struct!(EndpointReport { id, requests, failures, in_flight, latency_us, state });
 
 /// One service as one worker sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -196,9 +164,4 @@ pub struct Report {
     /// The module's own counters by name, such as `table_rejected`.
     pub counters: Vec<(String, u64)>,
 }
-wire_struct!(Report {
-    worker,
-    version,
-    services,
-    counters
-});
+wire_struct!(Report { worker, version, services, counters });

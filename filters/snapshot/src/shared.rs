@@ -18,12 +18,7 @@ pub struct Lease {
     /// Grows by one with every change of leader.
     pub fence: u64,
 }
-wire_struct!(Lease {
-    worker,
-    slot,
-    expires_at,
-    fence
-});
+wire_struct!(Lease { worker, slot, expires_at, fence });
 
 /// Which services have a table, and how new each is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,12 +42,7 @@ pub struct Load {
     /// Failure score, in thousandths.
     pub failures_milli: u32,
 }
-wire_struct!(Load {
-    endpoint,
-    in_flight,
-    latency_us,
-    failures_milli
-});
+wire_struct!(Load { endpoint, in_flight, latency_us, failures_milli });
 
 /// A worker's place: its claim on a queue, and its view of the load.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,8 +56,4 @@ pub struct Slot {
     /// By service, the endpoints with something to say.
     pub load: Vec<(String, Vec<Load>)>,
 }
-wire_struct!(Slot {
-    worker,
-    expires_at,
-    load
-});
+wire_struct!(Slot { worker, at, expires_at, load });

@@ -165,10 +165,7 @@ impl Endpoint {
             return invalid("tags");
         }
         if self.metadata.len() > MAX_LABELS
-            || self
-                .metadata
-                .iter()
-                .any(|(k, v)| k.len() > MAX_LABEL || v.len() > MAX_LABEL)
+            || self.metadata.iter().any(|(k, v)| k.len() > MAX_LABEL || v.len() > MAX_LABEL)
             || !self.metadata.is_sorted_by(|(a, _), (b, _)| a < b)
         {
             return invalid("metadata");

@@ -78,18 +78,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) const fn finish(&self) -> Result<(), DecodeError> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(DecodeError::Trailing)
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Trailing) }
     }
 
     pub(crate) fn bytes(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(count)
-            .ok_or(DecodeError::Truncated)?;
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or(DecodeError::Truncated)?;
         self.rest = rest;
         Ok(taken)
     }
@@ -101,9 +94,7 @@ impl<'a> Reader<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        self.bytes(N)?
-            .try_into()
-            .map_err(|_| DecodeError::Truncated)
+        self.bytes(N)?.try_into().map_err(|_| DecodeError::Truncated)
     }
 
     fn varint(&mut self) -> Result<u64, DecodeError> {
@@ -127,11 +118,7 @@ impl<'a> Reader<'a> {
     /// A length that the remaining bytes can still hold, at one byte an item.
     fn length(&mut self) -> Result<usize, DecodeError> {
         let length = usize::try_from(self.varint()?).map_err(|_| DecodeError::TooLong)?;
-        if length > self.rest.len() {
-            Err(DecodeError::Truncated)
-        } else {
-            Ok(length)
-        }
+        if length > self.rest.len() { Err(DecodeError::Truncated) } else { Ok(length) }
     }
 }
 
@@ -204,9 +191,7 @@ impl Wire for String {
     fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let length = reader.length()?;
         let bytes = reader.bytes(length)?;
-        std::str::from_utf8(bytes)
-            .map(ToOwned::to_owned)
-            .map_err(|_| DecodeError::Text)
+        std::str::from_utf8(bytes).map(ToOwned::to_owned).map_err(|_| DecodeError::Text)
     }
 }
 
@@ -261,11 +246,7 @@ impl<T: Wire> Wire for Option<T> {
     }
 
     fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        if bool::take(reader)? {
-            T::take(reader).map(Some)
-        } else {
-            Ok(None)
-        }
+        if bool::take(reader)? { T::take(reader).map(Some) } else { Ok(None) }
     }
 }
 

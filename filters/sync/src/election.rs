@@ -38,12 +38,7 @@ impl Election {
             Some(lease) => lease.fence.saturating_add(1),
             None => self.held.map_or(1, |held| held.fence.saturating_add(1)),
         };
-        Step::Write(Lease {
-            worker: self.worker,
-            slot,
-            expires_at: now.after(LEASE),
-            fence,
-        })
+        Step::Write(Lease { worker: self.worker, slot, expires_at: now.after(LEASE), fence })
     }
 
     /// How the write of `lease` went: `false` when somebody else wrote in between.
@@ -54,9 +49,7 @@ impl Election {
     /// The fence under which this VM leads at `now`, if it does.
     #[must_use]
     pub fn leads(&self, now: Now) -> Option<u64> {
-        self.held
-            .filter(|lease| in_force(lease, now))
-            .map(|lease| lease.fence)
+        self.held.filter(|lease| in_force(lease, now)).map(|lease| lease.fence)
     }
 }
 
@@ -94,11 +87,7 @@ mod tests {
         assert_eq!(b.decide(Some(&first), 0, at(499)), Step::Follow);
         let second = elect(&mut b, Some(&first), at(500));
         assert_eq!(second.fence, first.fence + 1);
-        assert_eq!(
-            a.leads(at(500)),
-            None,
-            "an expired lease leads nothing, even unseen"
-        );
+        assert_eq!(a.leads(at(500)), None, "an expired lease leads nothing, even unseen");
         assert_eq!(b.leads(at(501)), Some(second.fence));
     }
 
@@ -114,9 +103,7 @@ mod tests {
     #[test]
     fn a_lost_race_is_not_leadership() {
         let mut a = Election::new(1);
-        let Step::Write(lease) = a.decide(None, 0, at(0)) else {
-            panic!("expected to write")
-        };
+        let Step::Write(lease) = a.decide(None, 0, at(0)) else { panic!("expected to write") };
         a.written(lease, false);
         assert_eq!(a.leads(at(1)), None);
     }

@@ -115,20 +115,12 @@ impl Inbox {
                 Ok(vec![Effect::Store(table)])
             }
             Down::Remove(removed) => {
-                if self
-                    .services
-                    .get(&removed.service)
-                    .is_some_and(|held| removed.version < *held)
-                {
+                if self.services.get(&removed.service).is_some_and(|held| removed.version < *held) {
                     return Err(Refused::Older);
                 }
                 self.version = self.version.max(removed.version);
                 let held = self.services.remove(&removed.service).is_some();
-                Ok(if held {
-                    vec![Effect::Remove(removed.service)]
-                } else {
-                    Vec::new()
-                })
+                Ok(if held { vec![Effect::Remove(removed.service)] } else { Vec::new() })
             }
             Down::InitialEnd(initial) => {
                 let mentioned = self.mentioned.take().unwrap_or_default();
@@ -171,12 +163,7 @@ mod tests {
 
     fn value(service: &str, sequence: u64) -> Table {
         let service = service.to_owned();
-        Table {
-            service,
-            version: version(sequence),
-            endpoints: vec![],
-            policy: String::new(),
-        }
+        Table { service, version: version(sequence), endpoints: vec![], policy: String::new() }
     }
 
     fn table(service: &str, sequence: u64) -> Vec<u8> {
@@ -184,41 +171,21 @@ mod tests {
     }
 
     fn end(sequence: u64, full: bool) -> Vec<u8> {
-        Down::InitialEnd(Initial {
-            version: version(sequence),
-            full,
-        })
-        .encode()
+        Down::InitialEnd(Initial { version: version(sequence), full }).encode()
     }
 
     #[test]
     fn a_full_start_removes_what_it_does_not_mention() {
         let mut inbox = Inbox::default();
         inbox.begin();
-        assert_eq!(
-            inbox.frame(&table("a", 1)),
-            Ok(vec![Effect::Store(value("a", 1))])
-        );
-        assert_eq!(
-            inbox.frame(&table("b", 2)),
-            Ok(vec![Effect::Store(value("b", 2))])
-        );
-        assert_eq!(
-            inbox.frame(&end(2, true)),
-            Ok(vec![Effect::Complete(version(2))])
-        );
+        assert_eq!(inbox.frame(&table("a", 1)), Ok(vec![Effect::Store(value("a", 1))]));
+        assert_eq!(inbox.frame(&table("b", 2)), Ok(vec![Effect::Store(value("b", 2))]));
+        assert_eq!(inbox.frame(&end(2, true)), Ok(vec![Effect::Complete(version(2))]));
         inbox.begin();
-        assert_eq!(
-            inbox.frame(&table("b", 2)),
-            Ok(vec![]),
-            "unchanged, but mentioned"
-        );
+        assert_eq!(inbox.frame(&table("b", 2)), Ok(vec![]), "unchanged, but mentioned");
         assert_eq!(
             inbox.frame(&end(3, true)),
-            Ok(vec![
-                Effect::Remove("a".into()),
-                Effect::Complete(version(3))
-            ])
+            Ok(vec![Effect::Remove("a".into()), Effect::Complete(version(3))])
         );
     }
 
@@ -229,16 +196,9 @@ mod tests {
             services: vec![("a".into(), version(4)), ("b".into(), version(5))],
         });
         inbox.begin();
-        let gone = Down::Remove(Removed {
-            service: "a".into(),
-            version: version(6),
-        })
-        .encode();
+        let gone = Down::Remove(Removed { service: "a".into(), version: version(6) }).encode();
         assert_eq!(inbox.frame(&gone), Ok(vec![Effect::Remove("a".into())]));
-        assert_eq!(
-            inbox.frame(&end(6, false)),
-            Ok(vec![Effect::Complete(version(6))])
-        );
+        assert_eq!(inbox.frame(&end(6, false)), Ok(vec![Effect::Complete(version(6))]));
         assert_eq!(inbox.index().services, vec![("b".into(), version(5))]);
     }
 
@@ -247,11 +207,7 @@ mod tests {
         let mut inbox = Inbox::default();
         assert!(inbox.frame(&table("a", 5)).is_ok());
         assert_eq!(inbox.frame(&table("a", 4)), Err(Refused::Older));
-        let gone = Down::Remove(Removed {
-            service: "a".into(),
-            version: version(4),
-        })
-        .encode();
+        let gone = Down::Remove(Removed { service: "a".into(), version: version(4) }).encode();
         assert_eq!(inbox.frame(&gone), Err(Refused::Older));
         assert_eq!(inbox.version(), version(5));
     }

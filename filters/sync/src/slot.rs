@@ -29,11 +29,7 @@ pub fn is_free(slot: Option<&Slot>, worker: u64, now: Now) -> bool {
 /// What `worker` writes into its slot at every tick.
 #[must_use]
 pub fn renewed(worker: u64, load: Vec<(String, Vec<Load>)>, now: Now) -> Slot {
-    Slot {
-        worker,
-        expires_at: now.after(HELD),
-        load,
-    }
+    Slot { worker, at: now, expires_at: now.after(HELD), load }
 }
 
 #[cfg(test)]
@@ -45,6 +41,7 @@ mod tests {
         let now = Now::from_millis(1_000_000);
         let held = |worker, millis| Slot {
             worker,
+            at: now,
             at: now,
             expires_at: Now::from_millis(millis),
             load: Vec::new(),

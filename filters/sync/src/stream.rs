@@ -47,10 +47,7 @@ pub struct Stream {
 
 impl Default for Stream {
     fn default() -> Self {
-        Self {
-            state: State::Idle { due: Now(0) },
-            wait: WAIT_MIN,
-        }
+        Self { state: State::Idle { due: Now(0) }, wait: WAIT_MIN }
     }
 }
 
@@ -86,10 +83,7 @@ impl Stream {
     /// A message came. Whether it is of the stream that counts.
     pub fn heard(&mut self, token: u32, now: Now) -> bool {
         match &mut self.state {
-            State::Open {
-                token: current,
-                heard,
-            } if *current == token => {
+            State::Open { token: current, heard } if *current == token => {
                 *heard = now;
                 self.wait = WAIT_MIN;
                 true
@@ -118,9 +112,7 @@ impl Stream {
 
     fn wait_for(&mut self, now: Now, random: u32) {
         let share = f64::from(random) / f64::from(u32::MAX);
-        self.state = State::Idle {
-            due: now.after(self.wait.mul_f64(share)),
-        };
+        self.state = State::Idle { due: now.after(self.wait.mul_f64(share)) };
         self.wait = self.wait.saturating_mul(2).min(WAIT_MAX);
     }
 }
@@ -155,19 +147,12 @@ mod tests {
                 Action::Nothing
             );
             now = now.after(Duration::from_millis(longest));
-            assert_eq!(
-                stream.tick(true, now, 0),
-                Action::Open,
-                "after {longest} ms"
-            );
+            assert_eq!(stream.tick(true, now, 0), Action::Open, "after {longest} ms");
         }
         stream.opened(Some(1), now, 0);
         assert!(stream.heard(1, now));
         assert!(stream.closed(1, now, u32::MAX));
-        assert_eq!(
-            stream.tick(true, now.after(Duration::from_millis(50)), 0),
-            Action::Open
-        );
+        assert_eq!(stream.tick(true, now.after(Duration::from_millis(50)), 0), Action::Open);
     }
 
     #[test]

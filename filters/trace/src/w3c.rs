@@ -68,30 +68,19 @@ pub(crate) fn inject(
     own: Option<&str>,
     edits: &mut Edits,
 ) {
-    edits.set(
-        Field::Traceparent.name(),
-        carrier.get(Field::Traceparent),
-        |out| {
-            out.extend_from_slice(b"00-");
-            hex::write(out, &context.trace_id);
-            out.push(b'-');
-            hex::write(out, &context.span_id);
-            out.push(b'-');
-            let flags = [(context.sampled, SAMPLED), (context.random, RANDOM)];
-            let flags = flags
-                .iter()
-                .filter(|(set, _)| *set)
-                .fold(0, |flags, (_, bit)| flags | bit);
-            hex::write(out, &[flags]);
-        },
-    );
+    edits.set(Field::Traceparent.name(), carrier.get(Field::Traceparent), |out| {
+        out.extend_from_slice(b"00-");
+        hex::write(out, &context.trace_id);
+        out.push(b'-');
+        hex::write(out, &context.span_id);
+        out.push(b'-');
+        let flags = [(context.sampled, SAMPLED), (context.random, RANDOM)];
+        let flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit);
+        hex::write(out, &[flags]);
+    });
     // A member of ours names our span, so there is none while we only forward someone else's.
     let own = own.filter(|_| !context.forwarded);
-    let list = if continued {
-        List::read(&carrier.tracestate, own)
-    } else {
-        Some(List::EMPTY)
-    };
+    let list = if continued { List::read(&carrier.tracestate, own) } else { Some(List::EMPTY) };
     let Some(mut list) = list else {
         // Malformed: nothing of it goes on, which also makes room for our own member.
         return write(carrier, context, &List::EMPTY, own, edits);
@@ -154,25 +143,14 @@ struct List<'a> {
 }
 
 impl<'a> List<'a> {
-    const EMPTY: Self = Self {
-        members: [&[]; MAX_SEEN],
-        len: 0,
-        changed: true,
-    };
+    const EMPTY: Self = Self { members: [&[]; MAX_SEEN], len: 0, changed: true };
 
     /// `None` if any member is malformed. The member of `own` is left out.
     fn read(values: &Values<'a, 32>, own: Option<&str>) -> Option<Self> {
-        let mut list = Self {
-            changed: values.count > 1 || values.cut,
-            ..Self::EMPTY
-        };
+        let mut list = Self { changed: values.count > 1 || values.cut, ..Self::EMPTY };
         for value in values.iter() {
             list.changed |= value.len() > MAX_BYTES;
-            for member in value
-                .split(|c| *c == b',')
-                .map(trim)
-                .filter(|m| !m.is_empty())
-            {
+            for member in value.split(|c| *c == b',').map(trim).filter(|m| !m.is_empty()) {
                 let key = key_of(member)?;
                 let repeated = list.members().any(|other| key_of(other) == Some(key));
                 if repeated || own.is_some_and(|own| own.as_bytes() == key) {
@@ -191,21 +169,14 @@ impl<'a> List<'a> {
 
     /// The members that are left, in order.
     fn members(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
-        self.members
-            .iter()
-            .take(self.len)
-            .copied()
-            .filter(|m| !m.is_empty())
+        self.members.iter().take(self.len).copied().filter(|m| !m.is_empty())
     }
 
     /// Drops members until at most `members` and `bytes` are left.
     fn cut(&mut self, members: usize, bytes: usize) {
         let mut count = self.members().count();
         // Each brings a comma; the last one's is counted too, for simplicity.
-        let mut size = self
-            .members()
-            .map(|m| m.len().saturating_add(1))
-            .sum::<usize>();
+        let mut size = self.members().map(|m| m.len().saturating_add(1)).sum::<usize>();
         for longer_than in [LONG, 0] {
             for member in self.members.iter_mut().take(self.len).rev() {
                 if count <= members && size <= bytes {
@@ -224,14 +195,9 @@ impl<'a> List<'a> {
 /// The key of a valid member; `None` if the member is malformed.
 fn key_of(member: &[u8]) -> Option<&[u8]> {
     let equals = member.iter().position(|c| *c == b'=')?;
-    let (key, value) = (
-        member.get(..equals)?,
-        member.get(equals.saturating_add(1)..)?,
-    );
+    let (key, value) = (member.get(..equals)?, member.get(equals.saturating_add(1)..)?);
     let value_ok = (1..=256).contains(&value.len())
-        && value
-            .iter()
-            .all(|c| matches!(c, b' '..=b'~') && *c != b',' && *c != b'=');
+        && value.iter().all(|c| matches!(c, b' '..=b'~') && *c != b',' && *c != b'=');
     (is_key(key) && value_ok).then_some(key)
 }
 
@@ -240,8 +206,6 @@ pub(crate) fn is_key(key: &[u8]) -> bool {
     let keychar =
         |c: &u8| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/' | b'@');
     key.len() <= 256
-        && key
-            .first()
-            .is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && key.first().is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
         && key.iter().all(keychar)
 }
