@@ -42,7 +42,6 @@ mod tests {
         let held = |worker, millis| Slot {
             worker,
             at: now,
-            at: now,
             expires_at: Now::from_millis(millis),
             load: Vec::new(),
         };
