@@ -40,6 +40,7 @@ pub(crate) struct Tier {
     alias: Alias,
     /// `table` lacks the ineligible members.
     reduced: bool,
+    built: bool,
     /// The table should be built again.
     pub(crate) stale: bool,
     /// Eligible members, and the sum of their weights.
@@ -111,17 +112,22 @@ impl Tier {
             }
         }
         self.reduced = self.scarce();
-        self.table.clear();
-        self.table.extend(
-            self.members
-                .iter()
-                .filter(|&&i| !self.reduced || field.open(i)),
-        );
-        self.alias = Alias::build(self.table.iter().map(|&i| field.grains(i)));
-        if let Some(seed) = turns {
-            self.turns = Turns::build(&self.table, field, seed);
-            self.turn = (seed >> 32) as usize;
+        let table: Vec<u32> = self
+            .members
+            .iter()
+            .copied()
+            .filter(|&i| !self.reduced || field.open(i))
+            .collect();
+        self.alias = Alias::build(table.iter().map(|&i| field.grains(i)));
+        // Slow start comes here ten times a second: whoever is next stays next.
+        if let Some(seed) = turns.filter(|_| !self.built || self.table != table) {
+            self.turns = Turns::build(&table, field, seed);
+            if !self.built {
+                self.turn = (seed >> 32) as usize;
+            }
         }
+        self.built = true;
+        self.table = table;
         self.stale = false;
     }
 
