@@ -1,0 +1,323 @@
+//! The hashing strategies' common part: who stands in the table, who owns a key, and where a
+//! key goes when its owner is overloaded or may not be chosen.
+//!
+//! **Bounded load** is Envoy's, number for number (`thread_aware_lb_impl.cc`): an endpoint takes at most
+//! `hash_balance_factor` percent of its weighted mean of the active requests; beyond it the key goes to the
+//! first with room in a shuffle that is seeded by the hash, so that equal keys go astray together. The
+//! shuffle is a 32-bit Mersenne Twister, because Envoy's is.
+//!
+//! **Not eligible** (an open breaker) is answered by walking on: entry by entry from the key's own, each
+//! endpoint once. The way is fixed by the hash, so a key whose owner is away has one stand-in, in every
+//! worker and every proxy, and the owner's keys spread over all the others.
+
+use std::net::SocketAddr;
+
+use crate::eligible::Field;
+use crate::load::State;
+use crate::maglev::Maglev;
+use crate::policy::{Policy, Strategy};
+use crate::ring_hash::Ring;
+use crate::types::Picks;
+
+/// Entries to walk before every endpoint is asked in turn. With a quarter eligible, the chance to get that
+/// far without a list of 16 is nil.
+const WALK: usize = 1024;
+
+#[derive(Clone, Debug)]
+enum Table {
+    Ring(Ring),
+    Maglev(Maglev),
+}
+
+/// What decides where a hashed request goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placement {
+    pub(crate) hash: u64,
+    /// The service's requests in flight.
+    pub(crate) active: u64,
+    pub(crate) may_probe: bool,
+}
+
+/// A ring or a table, and who stands in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Hashing {
+    table: Table,
+    /// Address and weight of those in the table: as long as these are the same, so is the table.
+    sites: Vec<(SocketAddr, u32)>,
+    /// Their indices.
+    hosts: Vec<u32>,
+    /// Their shares of 1.
+    shares: Vec<f64>,
+    balance: u32,
+    /// Envoy's `host_index`, and in which shuffle each of its places was last written.
+    shuffle: Vec<(u32, u32)>,
+    shuffles: u32,
+}
+
+impl Hashing {
+    pub(crate) fn build(
+        policy: &Policy,
+        hosts: Vec<u32>,
+        sites: Vec<(SocketAddr, u32)>,
+        old: Option<Self>,
+    ) -> Self {
+        if let Some(old) = old
+            && old.sites == sites
+        {
+            return Self {
+                hosts,
+                balance: policy.hash_balance_factor,
+                ..old
+            };
+        }
+        let sum: u64 = sites.iter().map(|&(_, w)| u64::from(w)).sum();
+        // In Envoy's order of operations: the product first, then the quotient.
+        let shares: Vec<f64> = sites
+            .iter()
+            .map(|&(_, w)| f64::from(w) * 1.0 / sum.max(1) as f64)
+            .collect();
+        let keys: Vec<String> = sites.iter().map(|(at, _)| at.to_string()).collect();
+        let table = if policy.strategy == Strategy::Maglev {
+            Table::Maglev(Maglev::build(policy.table_size, &keys, &shares))
+        } else {
+            Table::Ring(Ring::build(policy, &keys, &shares))
+        };
+        let shuffle = vec![(0, 0); hosts.len()];
+        Self {
+            table,
+            sites,
+            hosts,
+            shares,
+            balance: policy.hash_balance_factor,
+            shuffle,
+            shuffles: 0,
+        }
+    }
+
+    /// Fills `picks` up to `want`: the key's owner, then where the walk leads. `open`: how many are
+    /// eligible.
+    pub(crate) fn fill(
+        &mut self,
+        field: &Field<'_>,
+        key: Placement,
+        open: u32,
+        picks: &mut Picks,
+        want: usize,
+    ) {
+        let Placement {
+            hash,
+            active,
+            may_probe,
+        } = key;
+        let start = self.locate(hash);
+        if picks.len() == 0
+            && let Some(owner) = self.at(start)
+        {
+            let index = self.hosts.get(owner as usize).copied();
+            if let Some(index) = index
+                && may_probe
+                && !field.panic
+                && field
+                    .loads
+                    .get(index as usize)
+                    .is_some_and(|l| l.state == State::Probe)
+            {
+                picks.push_probe(index);
+            } else if self.balance > 0
+                && let Some(index) = self.with_room(field, hash, owner, active)
+            {
+                picks.push(index);
+            }
+        }
+        let want = want + usize::from(picks.probe());
+        let reach = picks
+            .len()
+            .max(open as usize + usize::from(picks.probe()))
+            .min(want);
+        let len = self.len();
+        for step in 0..len.min(WALK) {
+            if picks.len() >= reach {
+                return;
+            }
+            let at = if start + step < len {
+                start + step
+            } else {
+                start + step - len
+            };
+            let host = self
+                .at(at)
+                .and_then(|owner| self.hosts.get(owner as usize))
+                .copied();
+            if let Some(i) = host
+                && field.open(i)
+                && !picks.contains(i)
+            {
+                picks.push(i);
+            }
+        }
+        let from = hash.checked_rem(self.hosts.len() as u64).unwrap_or(0) as usize;
+        for &i in self.hosts.iter().cycle().skip(from).take(self.hosts.len()) {
+            if picks.len() >= reach {
+                return;
+            }
+            if field.open(i) && !picks.contains(i) {
+                picks.push(i);
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match &self.table {
+            Table::Ring(ring) => ring.len(),
+            Table::Maglev(maglev) => maglev.len(),
+        }
+    }
+
+    fn locate(&self, hash: u64) -> usize {
+        match &self.table {
+            Table::Ring(ring) => ring.locate(hash),
+            Table::Maglev(maglev) => maglev.locate(hash),
+        }
+    }
+
+    fn at(&self, at: usize) -> Option<u32> {
+        match &self.table {
+            Table::Ring(ring) => ring.at(at),
+            Table::Maglev(maglev) => maglev.at(at),
+        }
+    }
+
+    /// Who takes the key under bounded load. `None`: nobody in the table is eligible.
+    fn with_room(&mut self, field: &Field<'_>, hash: u64, owner: u32, active: u64) -> Option<u32> {
+        let factor = self.overload(field, owner, active);
+        let mut least = None;
+        if let Some((index, factor)) = factor {
+            if factor <= 1.0 {
+                return Some(index);
+            }
+            least = Some((index, factor));
+        }
+        let n = self.hosts.len() as u32;
+        self.shuffles = self.shuffles.wrapping_add(1);
+        if self.shuffles == 0 {
+            self.shuffle.fill((0, 0));
+            self.shuffles = 1;
+        }
+        let mut random = Twister::new(hash as u32);
+        for i in 0..n {
+            let j = i + random.below(n - i);
+            // Envoy swaps i and j and takes what is then at i; i is not looked at again.
+            let (low, high) = (self.shuffled(i), self.shuffled(j));
+            if let Some(place) = self.shuffle.get_mut(j as usize) {
+                *place = (low, self.shuffles);
+            }
+            if high == owner {
+                continue;
+            }
+            let Some((index, factor)) = self.overload(field, high, active) else {
+                continue;
+            };
+            if factor <= 1.0 {
+                return Some(index);
+            }
+            if least.is_none_or(|(_, low)| low > factor) {
+                least = Some((index, factor));
+            }
+        }
+        least.map(|(index, _)| index)
+    }
+
+    fn shuffled(&self, at: u32) -> u32 {
+        match self.shuffle.get(at as usize) {
+            Some(&(value, written)) if written == self.shuffles => value,
+            _ => at,
+        }
+    }
+
+    /// The index, and active requests over slots; `None` for one that may not be chosen.
+    fn overload(&self, field: &Field<'_>, host: u32, active: u64) -> Option<(u32, f64)> {
+        let index = *self.hosts.get(host as usize)?;
+        if !field.open(index) {
+            return None;
+        }
+        let share = *self.shares.get(host as usize)?;
+        let slots = (active + 1)
+            .saturating_mul(u64::from(self.balance))
+            .saturating_add(99)
+            / 100;
+        let slots = (slots as f64 * share).ceil().max(1.0);
+        Some((index, f64::from(field.active(index)) / slots))
+    }
+}
+
+/// MT19937, as `std::mt19937`.
+struct Twister {
+    state: [u32; Self::N],
+    at: usize,
+}
+
+impl Twister {
+    const N: usize = 624;
+    const M: usize = 397;
+
+    fn new(seed: u32) -> Self {
+        let mut state = [0; Self::N];
+        let mut word = seed;
+        for (i, place) in (0_u32..).zip(&mut state) {
+            if i > 0 {
+                word = (word ^ (word >> 30))
+                    .wrapping_mul(1_812_433_253)
+                    .wrapping_add(i);
+            }
+            *place = word;
+        }
+        Self { state, at: Self::N }
+    }
+
+    fn next(&mut self) -> u32 {
+        if self.at >= Self::N {
+            self.twist();
+        }
+        let mut y = self.word(self.at);
+        self.at += 1;
+        y ^= y >> 11;
+        y ^= (y << 7) & 0x9d2c_5680;
+        y ^= (y << 15) & 0xefc6_0000;
+        y ^ (y >> 18)
+    }
+
+    fn twist(&mut self) {
+        for i in 0..Self::N {
+            let y = (self.word(i) & 0x8000_0000) | (self.word((i + 1) % Self::N) & 0x7fff_ffff);
+            let odd = if y & 1 == 1 { 0x9908_b0df } else { 0 };
+            let value = self.word((i + Self::M) % Self::N) ^ (y >> 1) ^ odd;
+            if let Some(place) = self.state.get_mut(i) {
+                *place = value;
+            }
+        }
+        self.at = 0;
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        self.state.get(at).copied().unwrap_or(0)
+    }
+
+    /// Envoy's own mapping to `0..k`, the same on every platform.
+    fn below(&mut self, k: u32) -> u32 {
+        let bucket = ((1_u64 << 32) / u64::from(k.max(1))) as u32;
+        loop {
+            // For k = 1 the bucket is 2^32, which no 32-bit number reaches.
+            let x = if k <= 1 { 0 } else { self.next() / bucket };
+            if k <= 1 {
+                self.next();
+            }
+            if x < k.max(1) {
+                return x;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "bounded_tests.rs"]
+mod tests;

@@ -1,0 +1,24 @@
+//! `round_robin`: equal turns in the table's order, whatever the weights.
+//!
+//! Only the first place takes a turn; the places for retries are the ones that follow, and keep theirs.
+//! Every worker starts somewhere else, or all of them would greet the first endpoint at once. An
+//! ineligible endpoint is passed over; a whole round passes each of them once, so a pick looks at two
+//! endpoints on average while half are eligible.
+
+use crate::eligible::{Field, Tier};
+use crate::types::Picks;
+
+pub(crate) fn fill(tier: &mut Tier, field: &Field<'_>, picks: &mut Picks, want: usize) {
+    let (mut turn, mut got) = (tier.turn(), 0);
+    while picks.len() < want && got < tier.open {
+        let Some((i, next)) = tier.after(field, turn, picks) else {
+            return;
+        };
+        if got == 0 {
+            tier.start_at(next);
+        }
+        picks.push(i);
+        turn = next;
+        got += 1;
+    }
+}

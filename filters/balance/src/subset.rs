@@ -1,0 +1,193 @@
+//! Endpoints by tag and metadata, as a request asks for them.
+//!
+//! The policy lists selectors; a request that brings a value for one, by its header or by a route's
+//! rule, gets only endpoints that have it, and several asked for must all be there. Values are interned
+//! when the table changes, so a request costs one binary search per selector and can't make
+//! anything grow: a value that no endpoint has leads to the fallback without being remembered, and pools
+//! are built only for combinations that some endpoint has, at most [`MAX_POOLS`] at a time.
+
+use pintle_snapshot::Endpoint;
+
+use crate::hash::RequestView;
+use crate::policy::{MAX_SELECTORS, Policy, Selector, SelectorTarget};
+
+/// Pools kept, the whole service's among them. Past it the oldest gives way.
+pub(crate) const MAX_POOLS: usize = 64;
+
+/// A value asked for: which selector of [`Policy::subset`], and what it must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Want<'a> {
+    /// Index into [`Policy::subset`].
+    pub selector: usize,
+    /// The value.
+    pub value: &'a [u8],
+}
+
+/// The values that a request's headers ask for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wants<'a> {
+    items: [Want<'a>; MAX_SELECTORS],
+    len: usize,
+}
+
+/// Interned values, one per selector; 0 is not asked for.
+pub(crate) type Key = [u32; MAX_SELECTORS];
+
+/// The pool of the policy's `subset_default`.
+pub(crate) const DEFAULT: Key = [u32::MAX; MAX_SELECTORS];
+
+/// Who has which value.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Index {
+    /// Per selector, sorted by value, each with its endpoints in order.
+    selectors: Vec<Vec<(String, Vec<u32>)>>,
+    /// Who matches `subset_default`.
+    default: Vec<u32>,
+}
+
+// === impl Wants ===
+
+impl<'a> Wants<'a> {
+    /// Reads the headers that the policy names. An empty value asks for nothing.
+    #[must_use]
+    pub fn read(policy: &Policy, request: &'a impl RequestView) -> Self {
+        let mut wants = Self::default();
+        for (selector, Selector { header, .. }) in policy.subset.iter().enumerate() {
+            if !header.is_empty()
+                && let Some(value) = request.header(header)
+                && !value.is_empty()
+            {
+                wants.push(Want { selector, value });
+            }
+        }
+        wants
+    }
+
+    /// Adds what a route's rule asks for; at most [`MAX_SELECTORS`] in all.
+    pub fn push(&mut self, want: Want<'a>) {
+        if let Some(place) = self.items.get_mut(self.len) {
+            *place = want;
+            self.len += 1;
+        }
+    }
+
+    /// For [`crate::Request::subset`].
+    #[must_use]
+    pub fn as_slice(&self) -> &[Want<'a>] {
+        self.items.get(..self.len).unwrap_or_default()
+    }
+}
+
+// === impl Index ===
+
+impl Index {
+    pub(crate) fn build(policy: &Policy, endpoints: &[Endpoint]) -> Self {
+        let selectors = policy
+            .subset
+            .iter()
+            .map(|s| Self::values(s, endpoints))
+            .collect();
+        let wanted = &policy.subset_default;
+        let matches = |e: &Endpoint| {
+            wanted
+                .metadata
+                .iter()
+                .all(|(k, v)| metadata(e, k) == Some(v.as_str()))
+                && wanted.tags.iter().all(|t| e.tags.contains(t))
+        };
+        let default = (0_u32..)
+            .zip(endpoints)
+            .filter(|(_, e)| matches(e))
+            .map(|(i, _)| i)
+            .collect();
+        Self { selectors, default }
+    }
+
+    fn values(selector: &Selector, endpoints: &[Endpoint]) -> Vec<(String, Vec<u32>)> {
+        let mut pairs: Vec<(&str, u32)> = Vec::new();
+        for (i, endpoint) in (0_u32..).zip(endpoints) {
+            match &selector.with {
+                SelectorTarget::Metadata(key) => {
+                    pairs.extend(metadata(endpoint, key).map(|value| (value, i)));
+                }
+                SelectorTarget::Tag => {
+                    pairs.extend(endpoint.tags.iter().map(|tag| (tag.as_str(), i)));
+                }
+            }
+        }
+        pairs.sort_unstable();
+        pairs.dedup();
+        let mut values: Vec<(String, Vec<u32>)> = Vec::new();
+        for (value, i) in pairs {
+            match values.last_mut() {
+                Some((last, members)) if last == value => members.push(i),
+                _ => values.push((value.to_owned(), vec![i])),
+            }
+        }
+        values
+    }
+
+    /// `None`: some value is had by nobody.
+    pub(crate) fn key(&self, wants: &[Want<'_>]) -> Option<Key> {
+        let mut key = Key::default();
+        for want in wants {
+            let values = self.selectors.get(want.selector)?;
+            let at = values
+                .binary_search_by(|(v, _)| v.as_bytes().cmp(want.value))
+                .ok()?;
+            let place = key.get_mut(want.selector)?;
+            let interned = at as u32 + 1;
+            // Asked twice for different values of one selector: only a tag can be had twice, and then
+            // the route's rule, which comes later, wins.
+            *place = interned;
+        }
+        Some(key)
+    }
+
+    /// Who matches, in order.
+    pub(crate) fn members(&self, key: &Key) -> Vec<u32> {
+        if *key == DEFAULT {
+            return self.default.clone();
+        }
+        let mut lists: Vec<&[u32]> = self.lists(key).collect();
+        lists.sort_unstable_by_key(|l| l.len());
+        let Some((rarest, others)) = lists.split_first() else {
+            return Vec::new();
+        };
+        let in_all = |i: &&u32| others.iter().all(|l| l.binary_search(i).is_ok());
+        rarest.iter().filter(in_all).copied().collect()
+    }
+
+    pub(crate) fn matches(&self, key: &Key, index: u32) -> bool {
+        if *key == DEFAULT {
+            return self.default.binary_search(&index).is_ok();
+        }
+        self.lists(key).all(|l| l.binary_search(&index).is_ok())
+    }
+
+    fn lists(&self, key: &Key) -> impl Iterator<Item = &[u32]> {
+        self.selectors
+            .iter()
+            .zip(key)
+            .filter(|&(_, &v)| v > 0)
+            .map(|(values, &v)| {
+                values
+                    .get(v as usize - 1)
+                    .map_or(&[][..], |(_, members)| members.as_slice())
+            })
+    }
+}
+
+fn metadata<'a>(endpoint: &'a Endpoint, key: &str) -> Option<&'a str> {
+    match key {
+        // Became a field when the registry's entry was read.
+        "zone" => Some(&endpoint.zone)
+            .filter(|z| !z.is_empty())
+            .map(String::as_str),
+        _ => endpoint
+            .metadata
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, v)| v.as_str()),
+    }
+}
