@@ -185,7 +185,8 @@ impl<'a> List<'a> {
                 }
             }
         }
-        list.changed |= list.len > MAX_MEMBERS;
+        // An empty list must be accepted and should not be sent.
+        list.changed |= list.len > MAX_MEMBERS || list.len == 0;
         Some(list)
     }
 
