@@ -145,9 +145,25 @@ fn write(
     });
 }
 
+/// A member, and what tells its key apart from others before bytes are compared.
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    text: &'a [u8],
+    key: &'a [u8],
+    hash: u32,
+}
+
+impl Member<'_> {
+    const NONE: Self = Self {
+        text: &[],
+        key: &[],
+        hash: 0,
+    };
+}
+
 /// A valid list, without empty members and repeated keys.
 struct List<'a> {
-    members: [&'a [u8]; MAX_SEEN],
+    members: [Member<'a>; MAX_SEEN],
     len: usize,
     /// Whether it differs from what the request carries in its header.
     changed: bool,
@@ -155,7 +171,7 @@ struct List<'a> {
 
 impl<'a> List<'a> {
     const EMPTY: Self = Self {
-        members: [&[]; MAX_SEEN],
+        members: [Member::NONE; MAX_SEEN],
         len: 0,
         changed: true,
     };
@@ -168,20 +184,24 @@ impl<'a> List<'a> {
         };
         for value in values.iter() {
             list.changed |= value.len() > MAX_BYTES;
-            for member in value
+            for text in value
                 .split(|c| *c == b',')
                 .map(trim)
                 .filter(|m| !m.is_empty())
             {
-                let key = key_of(member)?;
-                let repeated = list.members().any(|other| key_of(other) == Some(key));
-                if repeated || own.is_some_and(|own| own.as_bytes() == key) {
+                let member = member(text)?;
+                // What would be cut off anyway is checked for its form only.
+                let full = list.len >= MAX_SEEN;
+                let repeated =
+                    |other: &Member<'_>| other.hash == member.hash && other.key == member.key;
+                if full
+                    || own.is_some_and(|own| own.as_bytes() == member.key)
+                    || list.members.iter().take(list.len).any(repeated)
+                {
                     list.changed = true;
                 } else if let Some(slot) = list.members.get_mut(list.len) {
                     *slot = member;
                     list.len = list.len.saturating_add(1);
-                } else {
-                    list.changed = true;
                 }
             }
         }
@@ -195,7 +215,7 @@ impl<'a> List<'a> {
         self.members
             .iter()
             .take(self.len)
-            .copied()
+            .map(|m| m.text)
             .filter(|m| !m.is_empty())
     }
 
@@ -212,28 +232,29 @@ impl<'a> List<'a> {
                 if count <= members && size <= bytes {
                     return;
                 }
-                if member.len() > longer_than {
+                if member.text.len() > longer_than {
                     count = count.saturating_sub(1);
-                    size = size.saturating_sub(member.len().saturating_add(1));
-                    *member = &[];
+                    size = size.saturating_sub(member.text.len().saturating_add(1));
+                    *member = Member::NONE;
                 }
             }
         }
     }
 }
 
-/// The key of a valid member; `None` if the member is malformed.
-fn key_of(member: &[u8]) -> Option<&[u8]> {
-    let equals = member.iter().position(|c| *c == b'=')?;
-    let (key, value) = (
-        member.get(..equals)?,
-        member.get(equals.saturating_add(1)..)?,
-    );
+/// Reads a member; `None` if it is malformed.
+fn member(text: &[u8]) -> Option<Member<'_>> {
+    let equals = text.iter().position(|c| *c == b'=')?;
+    let (key, value) = (text.get(..equals)?, text.get(equals.saturating_add(1)..)?);
     let value_ok = (1..=256).contains(&value.len())
         && value
             .iter()
             .all(|c| matches!(c, b' '..=b'~') && *c != b',' && *c != b'=');
-    (is_key(key) && value_ok).then_some(key)
+    // FNV-1a. Who makes keys collide gains the comparison of a bounded number of bytes.
+    let hash = key.iter().fold(0x811c_9dc5_u32, |h, c| {
+        (h ^ u32::from(*c)).wrapping_mul(0x0100_0193)
+    });
+    (is_key(key) && value_ok).then_some(Member { text, key, hash })
 }
 
 /// Whether the text is a key of a `tracestate` member.
