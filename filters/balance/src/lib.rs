@@ -49,6 +49,6 @@ pub use policy::{
     SlowStart, Sticky, Strategy, SubsetDefault, SubsetFallback,
 };
 pub use rand::rngs::Xoshiro256PlusPlus as Dice;
-pub use sticky::Pin;
+pub use sticky::{Pin, pin};
 pub use subset::{Want, Wants};
 pub use types::{Choice, Nothing, Picks, Request, Sample, Ticket, Verdict};

@@ -11,6 +11,8 @@ use std::str::FromStr;
 use pintle_snapshot::Health;
 use xxhash_rust::xxh64::xxh64;
 
+use crate::hash::{RequestView, cookie_value};
+use crate::policy::Sticky;
 use crate::types::Verdict;
 
 /// What a session carries: 16 hexadecimal digits.
@@ -58,6 +60,17 @@ impl FromStr for Pin {
         u64::from_str_radix(text, 16)
             .map(Self)
             .map_err(|_| ParsePinError)
+    }
+}
+
+/// The pin that a request carries, where the policy says to look for it.
+#[must_use]
+pub fn pin(sticky: &Sticky, request: &impl RequestView) -> Option<Pin> {
+    match sticky {
+        Sticky::Cookie(cookie) => {
+            Pin::parse(cookie_value(request.header("cookie")?, cookie.name.as_bytes())?)
+        }
+        Sticky::Header(name) => Pin::parse(request.header(name)?),
     }
 }
 

@@ -10,9 +10,9 @@
 //! | value | read when |
 //! |---|---|
 //! | `response.flags`, `response.code` | always, where the caller does not know them from elsewhere |
-//! | `upstream.address` (is there one) | [`Report::asks_upstream`]: code 400 or above, or no code |
+//! | `response.grpc_status` | the request's content type is gRPC, the flags are 0 and the code is 200 |
+//! | `upstream.address` (is there one) | [`Report::asks_upstream`]: code 400 or above, no code, or a gRPC status other than 0 |
 //! | `response.code_details` | [`Report::asks_details`]: no flag decides and there is no code |
-//! | `response.grpc_status` | the request's content type is gRPC, and flags are 0 and the code is 200 |
 //! | `retry-after` of the response | the code is 429, or the gRPC status 8 |
 //! | the duration | the policy has `slow_call` |
 //! | `upstream.request_attempt_count` | the list that was sent has more than one entry |
@@ -215,7 +215,8 @@ impl Report<'_> {
     #[must_use]
     pub const fn asks_upstream(&self) -> bool {
         self.flags & (flag::CLIENT | flag::LOCAL | flag::TRANSPORT) == 0
-            && !matches!(self.code, Some(code) if code < 400)
+            && (!matches!(self.code, Some(code) if code < 400)
+                || !matches!(self.grpc, None | Some(0)))
     }
 
     /// Whether [`Report::details`] are needed beyond the code and the flags.
@@ -243,8 +244,9 @@ pub fn classify(report: &Report<'_>, policy: &Policy) -> Outcome {
             Scope::Attempt => Outcome::Failure(FailureKind::Reset),
         };
     };
-    // Below 400 the endpoint's answer is the common case, and asking would cost every request.
-    if code >= 400 && !report.upstream {
+    // A good answer is taken for the endpoint's without asking, which would cost every request.
+    let good = code < 400 && matches!(report.grpc, None | Some(0));
+    if !good && !report.upstream {
         return Outcome::Ignored;
     }
     if policy.failure_codes.contains(code) {

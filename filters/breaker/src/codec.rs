@@ -22,6 +22,7 @@ use pintle_snapshot::Now;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::machine::{MAX_PROBES, Origin, Probe, Record, State};
+use crate::policy::{MAX_RETRY_AFTER, MAX_TIMEOUT};
 use crate::window::{BUCKETS, Counts, Window};
 
 const MAGIC: [u8; 4] = *b"PBRK";
@@ -161,7 +162,10 @@ impl Record {
         let free = self.probes.iter().all(|probe| probe.id != 0 || probe.expires == Now(0));
         let past = [self.since, self.clean_since, self.watched_since];
         let failures = self.state == State::Closed || (self.consecutive == 0 && !self.is_watched());
-        slots && free && failures && past.iter().all(|time| *time <= self.touched)
+        let short =
+            self.probes.iter().all(|probe| probe.expires.since(self.touched) <= MAX_TIMEOUT)
+                && self.busy_until.since(self.touched) <= MAX_RETRY_AFTER;
+        slots && free && failures && short && past.iter().all(|time| *time <= self.touched)
     }
 }
 

@@ -8,7 +8,7 @@
 //! endpoint touches nothing, because at full load that would cost more than the request.
 //!
 //! Nothing here reads a clock, draws a random number or calls the host; all of it is passed in. The
-//! state diagram is in [`machine`], what counts as a failure in [`classify`], and the promise that
+//! state diagram is in [`machine`], what counts as a failure in [`mod@classify`], and the promise that
 //! breakers never take more than their share of a service in [`honour`].
 
 mod cap;
@@ -18,6 +18,7 @@ pub mod machine;
 mod mirror;
 mod policy;
 mod window;
+mod words;
 
 pub use cap::{Severity, allowed, honour, retry_after};
 pub use classify::{FailureKind, Outcome, Report, charges, classify};

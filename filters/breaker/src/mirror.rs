@@ -12,7 +12,8 @@
 //!
 //! The first failure brings the worker's whole window into the record, which from then on is
 //! *watched*; the other workers learn of it ([`Merged::wake`]) and bring in theirs. So a rate is judged
-//! over the requests of all workers: exactly, but for the successes of the last tick. Failures are never late.
+//! over the requests of all workers: exactly, but for the successes of the last tick. Failures are
+//! never late.
 //!
 //! The cycle is always: read the record, [`Mirror::merge`] (pure: pending inputs are replayed over
 //! what was read), write if [`Merged::changed`], and [`Mirror::commit`] only when the write was accepted. On a
@@ -88,7 +89,16 @@ impl Mirror {
     /// Whether the fleet advises against the endpoint, so that it should cost more.
     #[must_use]
     pub fn is_advised(&self, policy: &Policy, now: Now) -> bool {
-        policy.fleet != Fleet::Off && self.opinion.is_some_and(|(_, until)| now < until)
+        policy.fleet != Fleet::Off && self.advice(policy, now).is_some()
+    }
+
+    /// The opinion, while it counts. One that counts for longer than any may was stretched by a clock
+    /// that was set back.
+    fn advice(&self, policy: &Policy, now: Now) -> Option<Opinion> {
+        let (said, until) = self.opinion?;
+        let left = until.since(now);
+        let counts = !left.is_zero() && left <= policy.fleet_ttl;
+        counts.then_some(Opinion { expires_at: until, ..said })
     }
 
     /// Takes in a record that was read because another worker wrote it.
@@ -187,10 +197,9 @@ impl Mirror {
         random: u32,
         probe: bool,
     ) -> Merged {
-        let read = match fresh {
-            Some(fresh) if fresh.revision >= self.record.revision => fresh,
-            _ => self.record.clone(),
-        };
+        // The store was wiped, or overwritten by a worker that found it wiped.
+        let stale = fresh.as_ref().map_or(0, Record::revision) < self.record.revision;
+        let read = fresh.filter(|_| !stale).unwrap_or_else(|| self.record.clone());
         let mut record = read.clone();
         let mut transitions = Vec::new();
         let opinion = self.opinion.map(|(said, until)| Opinion { expires_at: until, ..said });
@@ -228,11 +237,12 @@ impl Mirror {
         // When it was written is no reason to write it, unless that lies in the future.
         let touched = record.touched;
         record.touched = read.touched;
-        let changed = record != read || touched < read.touched;
+        let changed = stale || record != read || touched < read.touched;
         let wake = !transitions.is_empty()
             || (record.is_watched() && !read.is_watched())
             || (record.consecutive > 0 && read.consecutive == 0)
             || record.busy_until > read.busy_until
+            || record.until != read.until
             || record.held_until != read.held_until;
         if changed {
             record.touched = touched;

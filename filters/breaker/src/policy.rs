@@ -237,6 +237,10 @@ enum RawCodes {
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
+/// The longest `half_open.timeout`.
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(300);
+/// The longest `retry_after`.
+pub(crate) const MAX_RETRY_AFTER: Duration = HOUR;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl TryFrom<RawPolicy> for Policy {
@@ -298,7 +302,7 @@ impl TryFrom<RawPolicy> for Policy {
                 "retry_after",
                 raw.retry_after,
                 default.retry_after,
-                SECOND..=HOUR,
+                SECOND..=MAX_RETRY_AFTER,
                 "between 1s and 1h",
             )?,
         })
@@ -344,7 +348,7 @@ fn half_open(raw: RawHalfOpen, default: HalfOpen) -> Result<HalfOpen, PolicyErro
             "half_open.timeout",
             raw.timeout,
             default.timeout,
-            Duration::from_millis(100)..=Duration::from_secs(300),
+            Duration::from_millis(100)..=MAX_TIMEOUT,
             "between 100ms and 5m",
         )?,
     })

@@ -89,6 +89,8 @@ impl Counters {
     /// Names and values, those that are not zero.
     pub(crate) fn report(&self) -> Vec<(String, u64)> {
         let all = NAMES.iter().zip(self.values);
-        all.filter(|(_, value)| *value > 0).map(|(name, value)| ((*name).to_owned(), value)).collect()
+        all.filter(|(_, value)| *value > 0)
+            .map(|(name, value)| ((*name).to_owned(), value))
+            .collect()
     }
 }

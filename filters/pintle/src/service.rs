@@ -1,6 +1,7 @@
 //! One service as this VM knows it: its table, who is eligible, and what was counted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::time::Duration;
 
 use pintle_balance::{Balancer, LoadEntry, Verdict};
@@ -30,7 +31,8 @@ struct Seen {
 /// One service.
 pub(crate) struct Service {
     pub(crate) version: Version,
-    pub(crate) policy: Policy,
+    /// Shared, because a request reads it while the service changes.
+    pub(crate) policy: Rc<Policy>,
     pub(crate) balancer: Balancer,
     /// By index, as the balancer's.
     mirrors: Vec<Mirror>,
@@ -58,7 +60,7 @@ impl Service {
         let balancer = Balancer::new(&table.service, &policy.select, &[], zone, seed, now);
         let mut service = Self {
             version: Version::default(),
-            policy,
+            policy: Rc::new(policy),
             balancer,
             mirrors: Vec::new(),
             seen: Vec::new(),
@@ -79,7 +81,7 @@ impl Service {
         now: Now,
     ) -> Vec<usize> {
         if let Some(policy) = policy {
-            self.policy = policy;
+            self.policy = Rc::new(policy);
         }
         let mut old: BTreeMap<String, (Mirror, Seen)> = BTreeMap::new();
         let mirrors = std::mem::take(&mut self.mirrors).into_iter();

@@ -61,6 +61,8 @@ pub(crate) struct Worker {
     queues: HashMap<u32, Queue>,
     /// Slots of the other live workers.
     others: BTreeSet<u32>,
+    /// Of which services each of them told a load.
+    heard: HashMap<u32, Vec<Rc<str>>>,
     election: Election,
     leader_slot: Option<u32>,
     stream: Stream,
@@ -104,6 +106,7 @@ impl Worker {
             place: None,
             queues: HashMap::new(),
             others: BTreeSet::new(),
+            heard: HashMap::new(),
             election: Election::new(id),
             leader_slot: None,
             stream: Stream::default(),
@@ -146,68 +149,59 @@ impl Worker {
 
     /// Renews the slot, or claims the first free one, and reads the others.
     fn take_place(&mut self, now: Now) {
+        let held = self.place.as_ref().map(|place| place.number);
+        let mut mine = None;
+        let mut vacant = None;
         let mut live = BTreeSet::new();
-        let mut free = None;
         for number in 0..MAX_SLOTS {
             let (slot, cas) = match host::shared_data(&keys::slot(number)) {
-                Ok((bytes, cas)) => (Slot::decode(&bytes).ok(), Some(cas)),
-                Err(Status::NOT_FOUND) => (None, None),
+                Ok((bytes, cas)) => (Slot::decode(&bytes).ok(), cas),
+                Err(Status::NOT_FOUND) => {
+                    vacant = vacant.or(Some((number, None)));
+                    break;
+                }
                 Err(_) => return self.counters.add(Count::HostError),
             };
-            let end = cas.is_none();
-            match slot {
-                Some(slot) if slot.worker != self.id && pintle_sync::is_live(&slot, now) => {
-                    live.insert(number);
-                    self.hear(number, &slot, now);
+            if pintle_sync::is_free(slot.as_ref(), self.id, now) {
+                if held == Some(number) {
+                    mine = Some((number, Some(cas)));
+                } else {
+                    vacant = vacant.or(Some((number, Some(cas))));
                 }
-                slot if pintle_sync::is_free(slot.as_ref(), self.id, now) => {
-                    let mine = slot.is_some_and(|slot| slot.worker == self.id);
-                    let held = self.place.as_ref().is_some_and(|place| place.number == number);
-                    if (mine && held) || free.is_none_or(|(_, _, held)| !held) {
-                        free = free.filter(|(_, _, held)| *held).or(Some((number, cas, mine && held)));
-                    }
-                }
-                _ => {}
-            }
-            if end {
-                break;
+            } else if let Some(slot) = slot {
+                live.insert(number);
+                self.hear(number, &slot, now);
             }
         }
-        for number in self.others.difference(&live) {
-            for service in self.services.values_mut() {
-                service.balancer.remove_worker(*number);
+        for number in std::mem::replace(&mut self.others, live) {
+            if !self.others.contains(&number) {
+                self.unhear(number, &[]);
             }
         }
-        self.others = live;
-        if let Some((number, cas, held)) = free {
-            self.write_place(number, cas, held, now);
+        if mine.is_none() {
+            self.place = None;
+        }
+        if let Some((number, cas)) = mine.or(vacant) {
+            self.write_place(number, cas, now);
         }
     }
 
-    fn write_place(&mut self, number: u32, cas: Option<host::Cas>, held: bool, now: Now) {
+    fn write_place(&mut self, number: u32, cas: Option<host::Cas>, now: Now) {
         let key = keys::slot(number);
         // A key that nobody has written takes any CAS: make it first, then compete for it.
-        let cas = match cas {
-            Some(cas) => cas,
-            None => {
-                let made = host::set_shared_data(&key, b"", None);
-                match made.and_then(|()| host::shared_data(&key)) {
-                    Ok((bytes, cas)) if bytes.is_empty() => cas,
-                    _ => return,
-                }
-            }
-        };
-        let load: Vec<(String, Vec<Load>)> = self
-            .services
-            .iter()
-            .filter_map(|(name, service)| Some((name.to_string(), service.load(now)?)))
-            .collect();
+        let cas = cas.or_else(|| {
+            host::set_shared_data(&key, b"", None).ok()?;
+            let (bytes, cas) = host::shared_data(&key).ok()?;
+            bytes.is_empty().then_some(cas)
+        });
+        let Some(cas) = cas else { return };
+        let load =
+            |(name, service): (&Rc<str>, &Service)| Some((name.to_string(), service.load(now)?));
+        let load = self.services.iter().filter_map(load).collect();
         let slot = pintle_sync::renewed(self.id, load, now).encode();
         if host::set_shared_data(&key, &slot, Some(cas)).is_err() {
             self.place = None;
-            return;
-        }
-        if !held {
+        } else if self.place.is_none() {
             match host::register_queue(&keys::queue(number)) {
                 Ok(queue) => self.place = Some(Place { number, queue }),
                 Err(_) => self.counters.add(Count::HostError),
@@ -217,20 +211,34 @@ impl Worker {
 
     /// Takes over what another worker says of the load.
     fn hear(&mut self, number: u32, slot: &Slot, now: Now) {
-        for (name, service) in &mut self.services {
-            let load = slot.load.binary_search_by(|(other, _)| other.as_str().cmp(name));
-            let load = load.ok().and_then(|at| slot.load.get(at)).map(|(_, load)| load.as_slice());
-            let entries: Vec<LoadEntry> = load
-                .unwrap_or_default()
-                .iter()
-                .map(|load| LoadEntry {
-                    key: load.endpoint,
-                    in_flight: load.in_flight,
-                    latency_us: load.latency_us,
-                    failures_milli: load.failures_milli,
-                })
-                .collect();
-            service.balancer.set_remote_load(number, &entries, slot.at, now);
+        let mut heard = Vec::with_capacity(slot.load.len());
+        for (name, load) in &slot.load {
+            let Some((name, _)) = self.services.get_key_value(name.as_str()) else { continue };
+            let name = name.clone();
+            let entry = |load: &Load| LoadEntry {
+                key: load.endpoint,
+                in_flight: load.in_flight,
+                latency_us: load.latency_us,
+                failures_milli: load.failures_milli,
+            };
+            let entries: Vec<LoadEntry> = load.iter().map(entry).collect();
+            if let Some(service) = self.services.get_mut(&name) {
+                service.balancer.set_remote_load(number, &entries, slot.at, now);
+            }
+            heard.push(name);
+        }
+        self.unhear(number, &heard);
+        self.heard.insert(number, heard);
+    }
+
+    /// Forgets what a worker said of services that it does not speak of any more.
+    fn unhear(&mut self, number: u32, still: &[Rc<str>]) {
+        for name in self.heard.remove(&number).unwrap_or_default() {
+            if !still.contains(&name)
+                && let Some(service) = self.services.get_mut(&name)
+            {
+                service.balancer.remove_worker(number);
+            }
         }
     }
 
@@ -407,7 +415,10 @@ impl Worker {
 
     /// Makes a table the one that requests see. Older than what is held: nothing.
     fn take_table(&mut self, mut table: Table, now: Now) {
-        if self.services.get(table.service.as_str()).is_some_and(|held| table.version < held.version)
+        if self
+            .services
+            .get(table.service.as_str())
+            .is_some_and(|held| table.version < held.version)
         {
             return;
         }
@@ -700,7 +711,9 @@ impl Worker {
     // === Spans ===
 
     fn export(&mut self, now: Now) {
-        let (Some(exporter), Some(trace)) = (&mut self.exporter, &self.config.trace) else { return };
+        let (Some(exporter), Some(trace)) = (&mut self.exporter, &self.config.trace) else {
+            return;
+        };
         let Some(export) = trace.export() else { return };
         let before = exporter.counts();
         if let Some(batch) = exporter.poll(now) {
@@ -734,12 +747,10 @@ impl Worker {
         before: pintle_trace::Counts,
         after: pintle_trace::Counts,
     ) {
-        let lost = |c: pintle_trace::Counts| {
-            c.dropped.saturating_add(c.failed).saturating_add(c.rejected)
-        };
+        let lost =
+            |c: pintle_trace::Counts| c.dropped.saturating_add(c.failed).saturating_add(c.rejected);
         self.counters.add_many(Count::SpanDropped, lost(after).saturating_sub(lost(before)));
-        self.counters
-            .add_many(Count::SpanExported, after.exported.saturating_sub(before.exported));
+        self.counters.add_many(Count::SpanExported, after.exported.saturating_sub(before.exported));
     }
 }
 

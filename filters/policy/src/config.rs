@@ -81,21 +81,28 @@ impl Pattern {
 /// What `select` says beside its policy.
 #[derive(Clone, Debug)]
 pub struct Select {
+    /// How the choice reaches Envoy.
     pub via: Via,
     /// The header of [`Via::OverrideHost`], lower-case.
     pub header: String,
+    /// What to do where there is no table.
     pub unknown: Unknown,
 }
 
 /// The whole configuration, checked.
 #[derive(Debug)]
 pub struct Config {
+    /// Where a request's service is looked for, in order.
     pub sources: Vec<Source>,
     /// The cluster of the agent's socket; `None`: no table ever comes.
     pub agent: Option<String>,
+    /// Endpoint selection, if it is on.
     pub select: Option<Select>,
+    /// Whether breakers are on.
     pub breaker: bool,
+    /// Trace propagation, if it is on.
     pub trace: Option<pintle_trace::Config>,
+    /// The second check of every endpoint's address.
     pub addresses: AddressPolicy,
     /// The lowest layer of every service's policy.
     base: Value,
@@ -232,6 +239,12 @@ impl Config {
             services: raw.services,
             default_policy,
         })
+    }
+
+    /// Whether spans are exported.
+    #[must_use]
+    pub fn exports(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.export().is_some())
     }
 
     /// The policy of `service` with what its table says on top.

@@ -8,8 +8,11 @@
 //! they come together, for the agent that checks a policy before it publishes it and for the filter
 //! that applies it.
 
+mod config;
+
 use std::fmt;
 
+pub use config::{Config, ConfigError, Pattern, Select, Source, Unknown, Via};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 

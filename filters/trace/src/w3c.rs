@@ -68,19 +68,30 @@ pub(crate) fn inject(
     own: Option<&str>,
     edits: &mut Edits,
 ) {
-    edits.set(Field::Traceparent.name(), carrier.get(Field::Traceparent), |out| {
-        out.extend_from_slice(b"00-");
-        hex::write(out, &context.trace_id);
-        out.push(b'-');
-        hex::write(out, &context.span_id);
-        out.push(b'-');
-        let flags = [(context.sampled, SAMPLED), (context.random, RANDOM)];
-        let flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit);
-        hex::write(out, &[flags]);
-    });
+    edits.set(
+        Field::Traceparent.name(),
+        carrier.get(Field::Traceparent),
+        |out| {
+            out.extend_from_slice(b"00-");
+            hex::write(out, &context.trace_id);
+            out.push(b'-');
+            hex::write(out, &context.span_id);
+            out.push(b'-');
+            let flags = [(context.sampled, SAMPLED), (context.random, RANDOM)];
+            let flags = flags
+                .iter()
+                .filter(|(set, _)| *set)
+                .fold(0, |flags, (_, bit)| flags | bit);
+            hex::write(out, &[flags]);
+        },
+    );
     // A member of ours names our span, so there is none while we only forward someone else's.
     let own = own.filter(|_| !context.forwarded);
-    let list = if continued { List::read(&carrier.tracestate, own) } else { Some(List::EMPTY) };
+    let list = if continued {
+        List::read(&carrier.tracestate, own)
+    } else {
+        Some(List::EMPTY)
+    };
     let Some(mut list) = list else {
         // Malformed: nothing of it goes on, which also makes room for our own member.
         return write(carrier, context, &List::EMPTY, own, edits);
@@ -134,71 +145,116 @@ fn write(
     });
 }
 
+/// A member, and what tells its key apart from others before bytes are compared.
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    text: &'a [u8],
+    key: &'a [u8],
+    hash: u32,
+}
+
+impl Member<'_> {
+    const NONE: Self = Self {
+        text: &[],
+        key: &[],
+        hash: 0,
+    };
+}
+
 /// A valid list, without empty members and repeated keys.
 struct List<'a> {
-    members: [&'a [u8]; MAX_SEEN],
+    members: [Member<'a>; MAX_SEEN],
     len: usize,
     /// Whether it differs from what the request carries in its header.
     changed: bool,
 }
 
 impl<'a> List<'a> {
-    const EMPTY: Self = Self { members: [&[]; MAX_SEEN], len: 0, changed: true };
+    const EMPTY: Self = Self {
+        members: [Member::NONE; MAX_SEEN],
+        len: 0,
+        changed: true,
+    };
 
     /// `None` if any member is malformed. The member of `own` is left out.
     fn read(values: &Values<'a, 32>, own: Option<&str>) -> Option<Self> {
-        let mut list = Self { changed: values.count > 1 || values.cut, ..Self::EMPTY };
+        let mut list = Self {
+            changed: values.count > 1 || values.cut,
+            ..Self::EMPTY
+        };
         for value in values.iter() {
             list.changed |= value.len() > MAX_BYTES;
-            for member in value.split(|c| *c == b',').map(trim).filter(|m| !m.is_empty()) {
-                let key = key_of(member)?;
-                let repeated = list.members().any(|other| key_of(other) == Some(key));
-                if repeated || own.is_some_and(|own| own.as_bytes() == key) {
+            for text in value
+                .split(|c| *c == b',')
+                .map(trim)
+                .filter(|m| !m.is_empty())
+            {
+                let member = member(text)?;
+                // What would be cut off anyway is checked for its form only.
+                let full = list.len >= MAX_SEEN;
+                let repeated =
+                    |other: &Member<'_>| other.hash == member.hash && other.key == member.key;
+                if full
+                    || own.is_some_and(|own| own.as_bytes() == member.key)
+                    || list.members.iter().take(list.len).any(repeated)
+                {
                     list.changed = true;
                 } else if let Some(slot) = list.members.get_mut(list.len) {
                     *slot = member;
                     list.len = list.len.saturating_add(1);
-                } else {
-                    list.changed = true;
                 }
             }
         }
-        list.changed |= list.len > MAX_MEMBERS;
+        // An empty list must be accepted and should not be sent.
+        list.changed |= list.len > MAX_MEMBERS || list.len == 0;
         Some(list)
     }
 
     /// The members that are left, in order.
     fn members(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
-        self.members.iter().take(self.len).copied().filter(|m| !m.is_empty())
+        self.members
+            .iter()
+            .take(self.len)
+            .map(|m| m.text)
+            .filter(|m| !m.is_empty())
     }
 
     /// Drops members until at most `members` and `bytes` are left.
     fn cut(&mut self, members: usize, bytes: usize) {
         let mut count = self.members().count();
         // Each brings a comma; the last one's is counted too, for simplicity.
-        let mut size = self.members().map(|m| m.len().saturating_add(1)).sum::<usize>();
+        let mut size = self
+            .members()
+            .map(|m| m.len().saturating_add(1))
+            .sum::<usize>();
         for longer_than in [LONG, 0] {
             for member in self.members.iter_mut().take(self.len).rev() {
                 if count <= members && size <= bytes {
                     return;
                 }
-                if member.len() > longer_than {
+                if member.text.len() > longer_than {
                     count = count.saturating_sub(1);
-                    size = size.saturating_sub(member.len().saturating_add(1));
-                    *member = &[];
+                    size = size.saturating_sub(member.text.len().saturating_add(1));
+                    *member = Member::NONE;
                 }
             }
         }
     }
 }
 
-/// The key of a valid member; `None` if the member is malformed.
-fn key_of(member: &[u8]) -> Option<&[u8]> {
-    let equals = member.iter().position(|c| *c == b'=')?;
-    let (key, value) = (member.get(..equals)?, member.get(equals.saturating_add(1)..)?);
+/// Reads a member; `None` if it is malformed.
+fn member(text: &[u8]) -> Option<Member<'_>> {
+    let equals = text.iter().position(|c| *c == b'=')?;
+    let (key, value) = (text.get(..equals)?, text.get(equals.saturating_add(1)..)?);
     let value_ok = (1..=256).contains(&value.len())
-        && value.iter().all(|c| matches!(c, b' '..=b'~') && *c != b',' && *c != b'=');
-    (is_key(key) && value_ok).then_some(key)
+        && value
+            .iter()
+            .all(|c| matches!(c, b' '..=b'~') && *c != b',' && *c != b'=');
+    // FNV-1a. Who makes keys collide gains the comparison of a bounded number of bytes.
+    let hash = key.iter().fold(0x811c_9dc5_u32, |h, c| {
+        (h ^ u32::from(*c)).wrapping_mul(0x0100_0193)
+    });
+    (is_key(key) && value_ok).then_some(Member { text, key, hash })
 }
 
 /// Whether the text is a key of a `tracestate` member.
@@ -206,6 +262,8 @@ pub(crate) fn is_key(key: &[u8]) -> bool {
     let keychar =
         |c: &u8| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/' | b'@');
     key.len() <= 256
-        && key.first().is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && key
+            .first()
+            .is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
         && key.iter().all(keychar)
 }

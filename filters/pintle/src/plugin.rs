@@ -1,0 +1,84 @@
+//! The root context: what Envoy calls outside of requests. Every callback is one line of [`Worker`].
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use pintle_host::{self as host, Level};
+use pintle_policy::Config;
+use proxy_wasm::traits::{Context, HttpContext, RootContext};
+use proxy_wasm::types::ContextType;
+
+use crate::request::{Exchange, announce};
+use crate::worker::{Shared, Worker};
+
+/// One plugin configuration in one VM.
+#[derive(Default)]
+pub(crate) struct Plugin {
+    worker: Option<Shared>,
+}
+
+impl Plugin {
+    fn with(&self, act: impl FnOnce(&mut Worker)) {
+        if let Some(worker) = &self.worker
+            && let Ok(mut worker) = worker.try_borrow_mut()
+        {
+            act(&mut worker);
+        }
+    }
+}
+
+impl RootContext for Plugin {
+    /// Refuses a configuration that is wrong, so that Envoy keeps the one before. Makes nothing that
+    /// anybody else could see: the canary VM configures too, and is thrown away.
+    fn on_configure(&mut self, size: usize) -> bool {
+        let json = if size == 0 { Ok(Vec::new()) } else { host::plugin_configuration(size) };
+        let config = match json.map(|json| Config::parse(&json)) {
+            Ok(Ok(config)) => config,
+            Ok(Err(error)) => {
+                host::log(Level::Error, &format!("pintle: configuration refused: {error}"));
+                return false;
+            }
+            Err(status) => {
+                let text = format!("pintle: configuration cannot be read: status {}", status.0);
+                host::log(Level::Error, &text);
+                return false;
+            }
+        };
+        announce(&config);
+        let ticking = config.agent.is_some() || config.exports();
+        self.worker = Some(Rc::new(RefCell::new(Worker::new(Rc::new(config)))));
+        !ticking || host::set_tick_period(pintle_sync::TICK).is_ok()
+    }
+
+    fn on_tick(&mut self) {
+        self.with(Worker::tick);
+    }
+
+    fn on_queue_ready(&mut self, _queue: u32) {
+        self.with(Worker::on_queue);
+    }
+
+    fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
+        // Envoy makes no request context before the configuration was accepted.
+        let worker = self.worker.as_ref()?;
+        Some(Box::new(Exchange::new(worker.clone())))
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
+}
+
+impl Context for Plugin {
+    fn on_grpc_stream_message(&mut self, token: u32, size: usize) {
+        self.with(|worker| worker.on_message(token, size));
+    }
+
+    fn on_grpc_stream_close(&mut self, token: u32, _status: u32) {
+        self.with(|worker| worker.on_stream_closed(token));
+    }
+
+    fn on_grpc_call_response(&mut self, token: u32, status: u32, size: usize) {
+        self.with(|worker| worker.on_call_answer(token, status, size));
+    }
+}

@@ -1,0 +1,682 @@
+//! One request: *read* what it says, *decide* in memory, *apply* to it; and when it is done, read how
+//! it went and remember.
+//!
+//! Host calls of a request that goes well, with every part on:
+//!
+//! | when | call | count |
+//! |---|---|---|
+//! | headers | clock, all headers, the service's name | 3 |
+//! | | the list (header or filter state) | 1 |
+//! | | each trace header that changes | 0 to 3 |
+//! | log | clock, code, flags, attempts, upstream service time | 5 |
+//!
+//! No shared data, no log line, no metric; with `trace` alone 2 and none at the end. What costs more
+//! is rare: a failure (its breaker's record), a probe, a sampled span, a hash key from the connection.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use pintle_balance::{Choice, Picks, Request, RequestView, Sample, Sticky, Ticket, Want, Wants};
+use pintle_breaker::classify::{flag, parse_retry_after};
+use pintle_breaker::{Outcome, Report};
+use pintle_host::{self as host, Level, Pairs};
+use pintle_policy::{Select, Source, Unknown, Via};
+use pintle_snapshot::{METHODS, Now};
+use pintle_trace::{Attempt, Decision, Edit, Span};
+use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::types::Action;
+
+use crate::counters::Count;
+use crate::keys;
+use crate::worker::{Shared, Worker};
+
+/// A request on its way.
+pub(crate) struct Exchange {
+    worker: Shared,
+    started: Now,
+    method: u8,
+    grpc: bool,
+    sent: Option<Sent>,
+    trace: Option<pintle_trace::Context>,
+    decided: Decided,
+}
+
+/// A request that an endpoint was chosen for.
+struct Sent {
+    service: Rc<str>,
+    /// Of the first in the list, in the balancer's books.
+    ticket: Option<Ticket>,
+    /// The list that Envoy got.
+    list: Vec<Entry>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Names the endpoint whatever happens to the table.
+    key: u64,
+    breaker: pintle_breaker::Ticket,
+}
+
+/// What goes onto the span.
+#[derive(Default)]
+struct Decided {
+    candidates: Option<u32>,
+    outcome: pintle_trace::Outcome,
+    reason: &'static str,
+}
+
+/// What to do with the request's choice of endpoint.
+enum Verdict {
+    /// This list, in Envoy's form.
+    Send(String),
+    /// Envoy's own choice.
+    Leave,
+    /// 503 here, with these seconds in `retry-after`.
+    Refuse(&'static str, u64),
+}
+
+/// A cookie or header for the response, which its route adds from filter state.
+struct Pinned {
+    state: &'static str,
+    value: String,
+}
+
+impl Exchange {
+    pub(crate) fn new(worker: Shared) -> Self {
+        Self {
+            worker,
+            started: Now(0),
+            method: 0,
+            grpc: false,
+            sent: None,
+            trace: None,
+            decided: Decided::default(),
+        }
+    }
+}
+
+impl Context for Exchange {}
+
+impl HttpContext for Exchange {
+    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
+        let shared = self.worker.clone();
+        let Ok(mut worker) = shared.try_borrow_mut() else { return Action::Continue };
+        self.started = host::now();
+        let Ok(headers) = host::request_headers() else {
+            worker.counters.add(Count::HostError);
+            return Action::Continue;
+        };
+        let config = worker.config.clone();
+        let named = if worker.services.is_empty() && config.select.is_none() {
+            None
+        } else {
+            service_name(&config.sources, &headers)
+        };
+        let service = named.and_then(|name| worker.services.get_key_value(name.as_str()));
+        let service = service.map(|(name, _)| name.clone());
+        self.propagate(&mut worker, service.as_ref(), &headers);
+        config.select.as_ref().map_or(Action::Continue, |select| {
+            let verdict = self.choose(&mut worker, select, service, &headers);
+            self.apply(&mut worker, select, &headers, &verdict)
+        })
+    }
+
+    fn on_log(&mut self) {
+        let shared = self.worker.clone();
+        let Ok(mut worker) = shared.try_borrow_mut() else { return };
+        self.finish(&mut worker);
+    }
+}
+
+impl Drop for Exchange {
+    /// A context that goes without having been logged must not leave a request in flight behind.
+    fn drop(&mut self) {
+        if let Some(sent) = self.sent.take()
+            && let Ok(mut worker) = self.worker.try_borrow_mut()
+            && let Some(service) = worker.services.get_mut(&sent.service)
+        {
+            service.ended();
+            if let Some(ticket) = sent.ticket {
+                service.balancer.abandoned(ticket, host::now(), None);
+            }
+        }
+    }
+}
+
+// === The way in ===
+
+impl Exchange {
+    fn propagate(&mut self, worker: &mut Worker, service: Option<&Rc<str>>, headers: &Pairs) {
+        let config = worker.config.clone();
+        let Some(trace) = &config.trace else { return };
+        let policy = service
+            .and_then(|name| worker.services.get(name))
+            .map_or(config.default_policy.trace, |service| service.policy.trace);
+        let Worker { dice, edits, counters, .. } = worker;
+        let context = pintle_trace::propagate(trace, &policy, headers.iter(), dice, edits);
+        for edit in edits.iter() {
+            let done = match edit {
+                Edit::Set { name, value } => host::set_request_header(name.as_bytes(), value),
+                Edit::Remove { name } => host::remove_request_header(name.as_bytes()),
+            };
+            if done.is_err() {
+                counters.add(Count::HostError);
+            }
+        }
+        self.trace = Some(context);
+    }
+
+    fn choose(
+        &mut self,
+        worker: &mut Worker,
+        select: &Select,
+        service: Option<Rc<str>>,
+        headers: &Pairs,
+    ) -> Verdict {
+        let Some(name) = service else {
+            worker.counters.add(Count::UnknownService);
+            self.decided.outcome = pintle_trace::Outcome::Fallback;
+            self.decided.reason = "no table";
+            return match select.unknown {
+                Unknown::Pass => Verdict::Leave,
+                Unknown::Reject => {
+                    self.decided.outcome = pintle_trace::Outcome::LocalReply;
+                    Verdict::Refuse("no-table", 1)
+                }
+            };
+        };
+        self.read(headers);
+        let mut picks = Picks::new();
+        let pinned = self.pick(worker, &name, headers, &mut picks);
+        let verdict = self.book(worker, &name, select, &picks);
+        if let Some(pinned) = pinned
+            && host::set_filter_state(pinned.state.as_bytes(), pinned.value.as_bytes()).is_err()
+        {
+            worker.counters.add(Count::HostError);
+        }
+        verdict
+    }
+
+    fn read(&mut self, headers: &Pairs) {
+        for (name, value) in headers.iter() {
+            match name {
+                b":method" => {
+                    let known = METHODS.iter().position(|method| method.as_bytes() == value);
+                    let other = METHODS.len().saturating_sub(1);
+                    self.method = u8::try_from(known.unwrap_or(other)).unwrap_or_default();
+                }
+                b"content-type" => self.grpc = value.starts_with(b"application/grpc"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks the balancer, and the breaker where the balancer would send a probe.
+    fn pick(
+        &mut self,
+        worker: &mut Worker,
+        name: &Rc<str>,
+        headers: &Pairs,
+        picks: &mut Picks,
+    ) -> Option<Pinned> {
+        let now = self.started;
+        let service = worker.services.get(name)?;
+        let rules = service.policy.clone();
+        let policy = &rules.select;
+        let view = View::read(policy, headers);
+        let key = pintle_balance::hash_key(policy, &view, &mut worker.dice);
+        let mut wants = Wants::read(policy, &view);
+        for (selector, value) in &view.route {
+            wants.push(Want { selector: *selector, value });
+        }
+        let pin = policy.sticky.as_ref().and_then(|sticky| pintle_balance::pin(sticky, &view));
+        let mut request = Request {
+            hash: key.hash,
+            pinned: pin,
+            subset: wants.as_slice(),
+            may_probe: worker.config.breaker,
+        };
+        let mut probe = None;
+        loop {
+            let service = worker.services.get_mut(name)?;
+            let choice = service.balancer.pick(&request, now, &mut worker.dice, picks);
+            self.note(worker, name, choice);
+            if !picks.probe() {
+                break;
+            }
+            let first = picks.first()?;
+            probe = worker.sync_breaker(name, first, true, now);
+            if probe.is_some() || picks.lose_probe() {
+                break;
+            }
+            // Another worker holds the probe and there was nothing else: the same without it.
+            request.may_probe = false;
+        }
+        self.list(worker, name, picks, probe);
+
+        if let Some(cookie) = key.set_cookie {
+            return Some(Pinned { state: "pintle_set_cookie", value: cookie });
+        }
+        let service = worker.services.get(name)?;
+        let pin = service.balancer.pin_of(picks.first()?)?;
+        match policy.sticky.as_ref()? {
+            _ if picks.pinned() => None,
+            Sticky::Cookie(cookie) => {
+                Some(Pinned { state: "pintle_set_cookie", value: cookie.set(&pin.to_string()) })
+            }
+            Sticky::Header(_) => Some(Pinned { state: "pintle_pin", value: pin.to_string() }),
+        }
+    }
+
+    fn note(&mut self, worker: &mut Worker, name: &Rc<str>, choice: Choice) {
+        match choice {
+            Choice::Eligible { candidates } => {
+                self.decided.candidates = Some(candidates);
+                self.decided.outcome = pintle_trace::Outcome::Chosen;
+            }
+            Choice::Panic { candidates } => {
+                self.decided.candidates = Some(candidates);
+                self.decided.outcome = pintle_trace::Outcome::Panic;
+                self.decided.reason = "too few endpoints are eligible";
+                worker.counters.add(Count::Panic);
+                if let Some(service) = worker.services.get_mut(name) {
+                    service.panicked();
+                }
+            }
+            Choice::None(_) => {
+                self.decided.candidates = Some(0);
+                self.decided.outcome = pintle_trace::Outcome::LocalReply;
+                self.decided.reason = "no endpoint is eligible";
+            }
+        }
+    }
+
+    /// Remembers the list for the log.
+    fn list(
+        &mut self,
+        worker: &Worker,
+        name: &Rc<str>,
+        picks: &Picks,
+        probe: Option<pintle_breaker::Ticket>,
+    ) {
+        let Some(service) = worker.services.get(name) else { return };
+        let entries = picks.as_slice().iter().enumerate().filter_map(|(position, &index)| {
+            let index = usize::try_from(index).ok()?;
+            let key = service.balancer.key_of(index)?;
+            let ordinary = || service.mirror(index).map(|mirror| mirror.record().ticket());
+            let breaker = probe.filter(|_| position == 0).or_else(ordinary)?;
+            Some(Entry { key, breaker })
+        });
+        let list: Vec<Entry> = entries.collect();
+        self.sent = (!list.is_empty()).then(|| Sent { service: name.clone(), ticket: None, list });
+    }
+
+    /// Books the request with the balancer and writes the list in Envoy's form.
+    fn book(
+        &mut self,
+        worker: &mut Worker,
+        name: &Rc<str>,
+        select: &Select,
+        picks: &Picks,
+    ) -> Verdict {
+        let Some(service) = worker.services.get_mut(name) else { return Verdict::Leave };
+        let (Some(first), Some(sent)) = (picks.first(), &mut self.sent) else {
+            service.refused();
+            let wait = service.retry_after(self.started);
+            worker.counters.add(Count::NoEndpoint);
+            return Verdict::Refuse("no-endpoint", wait);
+        };
+        sent.ticket = service.balancer.started(first, self.started);
+        service.sent();
+        let mut text = String::with_capacity(72);
+        for index in picks.as_slice() {
+            let address = usize::try_from(*index).map_or("", |index| service.address(index));
+            if !text.is_empty() {
+                text.push(',');
+            }
+            text.push_str(address);
+            if select.via == Via::OriginalDst {
+                break;
+            }
+        }
+        Verdict::Send(text)
+    }
+
+    fn apply(
+        &mut self,
+        worker: &mut Worker,
+        select: &Select,
+        headers: &Pairs,
+        verdict: &Verdict,
+    ) -> Action {
+        let header = select.header.as_bytes();
+        let spoofed = headers.get(header).is_some();
+        if spoofed {
+            worker.counters.add(Count::SpoofedHeader);
+        }
+        let done = match (verdict, select.via) {
+            (Verdict::Send(list), Via::OverrideHost) => {
+                host::set_request_header(header, list.as_bytes())
+            }
+            (Verdict::Send(address), Via::OriginalDst) => set_original_dst(address),
+            (Verdict::Leave, _) if spoofed => host::remove_request_header(header),
+            (Verdict::Leave, _) => Ok(()),
+            (Verdict::Refuse(reason, wait), _) => return refuse(worker, reason, *wait),
+        };
+        if done.is_err() {
+            worker.counters.add(Count::HostError);
+        }
+        Action::Continue
+    }
+}
+
+/// Filter state that `ORIGINAL_DST` clusters read; no header, so nothing a client could send.
+fn set_original_dst(address: &str) -> host::Result<()> {
+    const KEY: &[u8] = b"envoy.network.transport_socket.original_dst_address";
+    // SetEnvoyFilterStateArguments {path = 1, value = 2, span = 3 (0: the filter chain)}.
+    let mut arguments = Vec::with_capacity(96);
+    for (tag, text) in [(0x0a, KEY), (0x12, address.as_bytes())] {
+        arguments.push(tag);
+        arguments.push(u8::try_from(text.len()).unwrap_or_default());
+        arguments.extend_from_slice(text);
+    }
+    arguments.extend_from_slice(&[0x18, 0]);
+    host::call_foreign_function("set_envoy_filter_state", &arguments).map(drop)
+}
+
+fn refuse(worker: &mut Worker, reason: &'static str, wait: u64) -> Action {
+    const UNAVAILABLE: i32 = 14;
+    let wait = wait.to_string();
+    let headers: [(&[u8], &[u8]); 2] =
+        [(b"retry-after", wait.as_bytes()), (b"x-pintle-reason", reason.as_bytes())];
+    match host::send_local_response(503, "pintle", &headers, b"", UNAVAILABLE) {
+        Ok(()) => Action::Pause,
+        Err(_) => {
+            worker.counters.add(Count::HostError);
+            Action::Continue
+        }
+    }
+}
+
+/// The name of the service that the request is for, from the first source that has one.
+fn service_name(sources: &[Source], headers: &Pairs) -> Option<String> {
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(ToOwned::to_owned);
+    let found = |source: &Source| match source {
+        Source::ClusterMetadata => {
+            host::property(keys::CLUSTER_SERVICE).ok().as_deref().and_then(text)
+        }
+        Source::RouteMetadata => host::property(keys::ROUTE_SERVICE).ok().as_deref().and_then(text),
+        Source::Cluster(pattern) => {
+            host::property(keys::CLUSTER).ok().as_deref().and_then(|n| pattern.of(n)).and_then(text)
+        }
+        Source::Authority(pattern) => {
+            headers.get(b":authority").map(without_port).and_then(|n| pattern.of(n)).and_then(text)
+        }
+        Source::Header(name) => headers.get(name.as_bytes()).and_then(text),
+    };
+    sources.iter().find_map(|source| found(source).filter(|name| !name.is_empty()))
+}
+
+fn without_port(authority: &[u8]) -> &[u8] {
+    let colon = authority.iter().rposition(|byte| *byte == b':');
+    let digits = |port: &[u8]| port.iter().all(u8::is_ascii_digit);
+    match colon.map(|at| authority.split_at(at)) {
+        Some((host, port)) if port.get(1..).is_some_and(digits) => host,
+        _ => authority,
+    }
+}
+
+/// What the policy asks of the request beside its headers, read only when it asks.
+struct View<'a> {
+    headers: &'a Pairs,
+    source: Option<Vec<u8>>,
+    /// Values that the route's metadata ask for, by selector.
+    route: Vec<(usize, Vec<u8>)>,
+}
+
+impl<'a> View<'a> {
+    fn read(policy: &pintle_balance::Policy, headers: &'a Pairs) -> Self {
+        let source = policy
+            .hash_key
+            .iter()
+            .any(|part| matches!(part.source, pintle_balance::HashSource::SourceAddress))
+            .then(|| host::property(keys::SOURCE_ADDRESS).ok())
+            .flatten()
+            .map(|address| without_port(&address).to_vec());
+        let mut route = Vec::new();
+        for (index, selector) in policy.subset.iter().enumerate() {
+            let asked = headers.get(selector.header.as_bytes()).is_some();
+            if let pintle_balance::SelectorTarget::Metadata(key) = &selector.with
+                && !asked
+            {
+                let path = [keys::ROUTE_SUBSET, key.as_bytes()].concat();
+                route.extend(host::property(&path).ok().map(|value| (index, value)));
+            }
+        }
+        Self { headers, source, route }
+    }
+}
+
+impl RequestView for View<'_> {
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name.as_bytes())
+    }
+
+    fn source_address(&self) -> Option<&[u8]> {
+        self.source.as_deref()
+    }
+}
+
+// === The end ===
+
+/// How a request ended, as far as it had to be read.
+struct Ended {
+    code: Option<u16>,
+    flags: u64,
+    attempts: u32,
+    outcome: Outcome,
+    /// Of the last attempt.
+    latency: Option<Duration>,
+}
+
+impl Exchange {
+    fn finish(&mut self, worker: &mut Worker) {
+        let recorded = self.trace.is_some_and(|trace| trace.is_recorded());
+        if self.sent.is_none() && !recorded {
+            return;
+        }
+        let now = host::now();
+        let ended = self.ended(worker, now);
+        if recorded {
+            self.record(worker, &ended, now);
+        }
+        if let Some(sent) = self.sent.take() {
+            self.settle(worker, &sent, &ended, now);
+        }
+    }
+
+    /// Reads how it went: the code and the flags, and beyond these only what they call for.
+    fn ended(&self, worker: &Worker, now: Now) -> Ended {
+        let code = host::property_u64(keys::CODE).ok().and_then(|code| u16::try_from(code).ok());
+        let code = code.filter(|code| *code > 0);
+        let flags = host::property_u64(keys::FLAGS).unwrap_or_default();
+        let listed = self.sent.as_ref().map_or(0, |sent| sent.list.len());
+        let attempts = if listed > 1 || listed == 0 {
+            host::property_u64(keys::ATTEMPTS).ok().and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
+        } else {
+            1
+        };
+        let mut report = Report { code, flags, ..Report::default() };
+        let upstream = report.asks_upstream().then(|| host::property(keys::UPSTREAM_ADDRESS));
+        report.upstream = upstream.is_some_and(|address| address.is_ok_and(|a| !a.is_empty()));
+        let details = report.asks_details().then(|| host::property(keys::DETAILS).ok()).flatten();
+        report.details = details.as_deref().unwrap_or_default();
+        if self.grpc && code == Some(200) && flags == 0 {
+            report.grpc =
+                host::property_u64(keys::GRPC_STATUS).ok().and_then(|s| u32::try_from(s).ok());
+        }
+        if code == Some(429) || report.grpc == Some(8) {
+            let value = host::response_header(b"retry-after").ok();
+            report.retry_after = value.and_then(|value| parse_retry_after(&value, now));
+        }
+        let latency = latency(attempts).unwrap_or_else(|| now.since(self.started));
+        report.took = Some(latency);
+        let service = self.sent.as_ref().and_then(|sent| worker.services.get(&sent.service));
+        let policy = service.map_or(&worker.config.default_policy, |service| &service.policy);
+        let outcome = pintle_breaker::classify(&report, &policy.breaker);
+        Ended { code, flags, attempts, outcome, latency: Some(latency) }
+    }
+
+    /// Charges every endpoint of the list with what it did.
+    fn settle(&self, worker: &mut Worker, sent: &Sent, ended: &Ended, now: Now) {
+        let breaking = worker.config.breaker;
+        let Some(service) = worker.services.get_mut(&sent.service) else { return };
+        service.ended();
+        let took = now.since(self.started);
+        service.answered(self.method, ended.code.unwrap_or_default(), took);
+
+        let mut due = Vec::new();
+        let charges =
+            pintle_breaker::charges(ended.attempts.max(1), sent.list.len(), ended.outcome);
+        for ((position, outcome), entry) in charges.zip(&sent.list) {
+            let ticket = sent.ticket.filter(|_| position == 0);
+            let last = u32::try_from(position).is_ok_and(|p| p.saturating_add(1) == ended.attempts);
+            let sample = sample(outcome, ended.latency.filter(|_| last || ended.attempts <= 1));
+            match (ticket, outcome) {
+                (Some(ticket), Outcome::Ignored) => {
+                    let waited = (ended.flags & flag::CLIENT != 0).then_some(took);
+                    service.balancer.abandoned(ticket, now, waited);
+                }
+                (Some(ticket), _) => service.balancer.finished(ticket, now, sample),
+                (None, Outcome::Ignored) => {}
+                (None, _) => {
+                    if let Some(index) = service.balancer.by_key(entry.key) {
+                        service.balancer.observed(index, now, sample);
+                    }
+                }
+            }
+            let Some(index) = service.balancer.by_key(entry.key) else { continue };
+            if outcome != Outcome::Ignored {
+                service.attempted(index, sample.failed);
+            }
+            let policy = service.policy.clone();
+            if breaking
+                && let Some(mirror) = service.mirror_mut(index)
+                && mirror.observe(entry.breaker, outcome, &policy.breaker, now)
+                    == pintle_breaker::Need::Sync
+            {
+                due.push(index);
+            }
+        }
+        for index in due {
+            worker.sync_breaker(&sent.service, index, false, now);
+        }
+    }
+
+    /// Puts the span into the queue.
+    fn record(&self, worker: &mut Worker, ended: &Ended, now: Now) {
+        let (Some(context), Ok(headers)) = (&self.trace, host::request_headers()) else {
+            return worker.counters.add(Count::HostError);
+        };
+        let header = |name: &[u8]| headers.get(name).unwrap_or_default();
+        let client = host::property(keys::SOURCE_ADDRESS).unwrap_or_default();
+        let upstream = host::property(keys::UPSTREAM_ADDRESS).unwrap_or_default();
+        let service = self
+            .sent
+            .as_ref()
+            .and_then(|sent| worker.services.get(&sent.service).map(|service| (sent, service)));
+        let mut decision = Decision {
+            candidates: self.decided.candidates,
+            outcome: self.decided.outcome,
+            reason: self.decided.reason,
+            ..Decision::default()
+        };
+        let mut attempts = Vec::new();
+        if let Some((sent, service)) = service {
+            let address = |entry: &Entry| {
+                service.balancer.by_key(entry.key).map_or("", |index| service.address(index))
+            };
+            let first = sent.list.first();
+            decision.service = sent.service.as_bytes();
+            decision.strategy = service.policy.select.strategy.name();
+            decision.endpoint = first.map(address).unwrap_or_default().as_bytes();
+            decision.breaker = first
+                .and_then(|entry| service.balancer.by_key(entry.key))
+                .map_or("closed", |index| service.breaker_state(index).as_str());
+            decision.version = Some((service.version.epoch, service.version.sequence));
+            decision.age = Some(now.since(worker.confirmed_at));
+            let made = usize::try_from(ended.attempts.max(1)).unwrap_or(usize::MAX);
+            for (position, entry) in sent.list.iter().take(made).enumerate() {
+                let last = position.saturating_add(1) == made;
+                attempts.push(Attempt {
+                    endpoint: address(entry).as_bytes(),
+                    status: ended.code.filter(|_| last),
+                    error: (!last).then_some(b"retried".as_slice()),
+                    times: None,
+                });
+            }
+        }
+        let error = match ended.outcome {
+            Outcome::Failure(kind) => kind.as_str(),
+            _ => None,
+        };
+        let span = Span {
+            context,
+            start: self.started,
+            end: now,
+            method: header(b":method"),
+            path: header(b":path"),
+            scheme: header(b":scheme"),
+            authority: header(b":authority"),
+            client: &client,
+            upstream: &upstream,
+            status: ended.code,
+            error: error.map(str::as_bytes),
+            user_agent: header(b"user-agent"),
+            tracestate: header(b"tracestate"),
+            resend_count: ended.attempts.saturating_sub(1),
+            decision,
+            attempts: &attempts,
+        };
+        let Some(exporter) = &mut worker.exporter else { return };
+        let before = exporter.counts();
+        if !exporter.push(&span, &mut worker.dice, now) {
+            let after = exporter.counts();
+            worker.count_spans(before, after);
+        }
+    }
+}
+
+fn sample(outcome: Outcome, latency: Option<Duration>) -> Sample {
+    let (failed, retry_after) = match outcome {
+        Outcome::Failure(_) => (true, None),
+        Outcome::Soft { retry_after } => (false, retry_after),
+        Outcome::Success { .. } | Outcome::Ignored => (false, None),
+    };
+    Sample { latency, failed, retry_after }
+}
+
+/// Time to the response's head. With one attempt it is in a header that Envoy adds; that header
+/// counts from the first attempt, so with more the last one's whole time has to do.
+fn latency(attempts: u32) -> Option<Duration> {
+    if attempts > 1 {
+        return host::property_u64(keys::BACKEND_LATENCY).ok().map(Duration::from_nanos);
+    }
+    let value = host::response_header(b"x-envoy-upstream-service-time").ok()?;
+    let millis: u64 = std::str::from_utf8(&value).ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
+}
+
+/// Says once, at configuration, what the module will do.
+pub(crate) fn announce(config: &pintle_policy::Config) {
+    let part = |on: bool, name: &'static str| if on { name } else { "" };
+    host::log(
+        Level::Info,
+        &format!(
+            "pintle: configured:{}{}{}",
+            part(config.select.is_some(), " select"),
+            part(config.breaker, " breaker"),
+            part(config.trace.is_some(), " trace")
+        ),
+    );
+}
