@@ -96,17 +96,8 @@ impl AgentBuilder {
         flag("--admin", admin.addr().to_string());
         flag("--state-dir", state.display().to_string());
         args.extend(self.args);
-        let spec = Spec {
-            name: "pintle".into(),
-            program: tools::agent()?,
-            args,
-            envs: self.envs,
-        };
-        Ok(Agent {
-            process: Process::spawn(spec, dir)?,
-            admin,
-            socket,
-        })
+        let spec = Spec { name: "pintle".into(), program: tools::agent()?, args, envs: self.envs };
+        Ok(Agent { process: Process::spawn(spec, dir)?, admin, socket })
     }
 }
 
@@ -123,19 +114,13 @@ impl Agent {
 
     /// An agent that knows all members of a cluster.
     pub fn with_cluster(etcd: &EtcdCluster) -> AgentBuilder {
-        etcd.urls()
-            .into_iter()
-            .fold(AgentBuilder::default(), AgentBuilder::etcd)
+        etcd.urls().into_iter().fold(AgentBuilder::default(), AgentBuilder::etcd)
     }
 
     /// Waits until `/readyz` says yes.
     pub async fn wait_ready(&mut self, budget: Duration) -> Result<()> {
         let admin = self.admin.addr();
-        let ready = async || {
-            http::get(admin, "/readyz")
-                .await
-                .is_ok_and(|r| r.status == 200)
-        };
+        let ready = async || http::get(admin, "/readyz").await.is_ok_and(|r| r.status == 200);
         self.process.wait_ready(budget, ready).await
     }
 
@@ -196,12 +181,7 @@ impl Agent {
             if !rest.starts_with(['{', ' ']) || !labels.iter().all(|l| rest.contains(l)) {
                 continue;
             }
-            let value = rest
-                .rsplit('}')
-                .next()
-                .unwrap_or(rest)
-                .split_whitespace()
-                .next()?;
+            let value = rest.rsplit('}').next().unwrap_or(rest).split_whitespace().next()?;
             *sum.get_or_insert(0.0) += value.parse::<f64>().ok()?;
         }
         sum
@@ -224,19 +204,9 @@ impl Agent {
         let (address, port) = (addr.ip().to_string(), addr.port().to_string());
         let own = ["register", "--etcd", etcd, "--service", service, "--id", id];
         let at = ["--address", &address, "--port", &port];
-        let args = own
-            .iter()
-            .chain(&at)
-            .chain(more)
-            .map(|a| (*a).to_string())
-            .collect();
+        let args = own.iter().chain(&at).chain(more).map(|a| (*a).to_string()).collect();
         let program = tools::agent()?;
-        let spec = Spec {
-            name: format!("register-{id}"),
-            program,
-            args,
-            envs: Vec::new(),
-        };
+        let spec = Spec { name: format!("register-{id}"), program, args, envs: Vec::new() };
         Process::spawn(spec, TempDir::with_prefix("pintle-register-")?)
     }
 
@@ -273,10 +243,7 @@ fn succeeded(done: Output) -> Result<String> {
         true => Ok(said),
         false => {
             let complaint = String::from_utf8_lossy(&done.stderr);
-            Err(Error::new(format!(
-                "pintle ended with {}: {said}{complaint}",
-                done.status
-            )))
+            Err(Error::new(format!("pintle ended with {}: {said}{complaint}", done.status)))
         }
     }
 }

@@ -45,31 +45,11 @@ impl Envoy {
         std::fs::write(&file, config.to_json())?;
         let (file, workers) = (file.display().to_string(), workers.to_string());
         // Hot restart takes a machine-wide name, and a second Envoy would meet the first one's.
-        let own = [
-            "-c",
-            &file,
-            "--concurrency",
-            &workers,
-            "--disable-hot-restart",
-        ];
+        let own = ["-c", &file, "--concurrency", &workers, "--disable-hot-restart"];
         let drain = ["--drain-time-s", "1", "--parent-shutdown-time-s", "2"];
-        let args = own
-            .iter()
-            .chain(&drain)
-            .chain(args)
-            .map(|a| (*a).to_string())
-            .collect();
-        let spec = Spec {
-            name: "envoy".into(),
-            program: tools::envoy()?,
-            args,
-            envs: Vec::new(),
-        };
-        Ok(Self {
-            process: Process::spawn(spec, dir)?,
-            http,
-            admin,
-        })
+        let args = own.iter().chain(&drain).chain(args).map(|a| (*a).to_string()).collect();
+        let spec = Spec { name: "envoy".into(), program: tools::envoy()?, args, envs: Vec::new() };
+        Ok(Self { process: Process::spawn(spec, dir)?, http, admin })
     }
 
     /// Waits until the server says that it is live and the listener accepts.
@@ -90,10 +70,7 @@ impl Envoy {
         let file = dir.path().join("envoy.json");
         std::fs::write(&file, config.to_json())?;
         let mut command = tokio::process::Command::new(tools::envoy()?);
-        command
-            .args(["--mode", "validate", "-l", "warn", "-c"])
-            .arg(&file)
-            .kill_on_drop(true);
+        command.args(["--mode", "validate", "-l", "warn", "-c"]).arg(&file).kill_on_drop(true);
         let done = tokio::time::timeout(READY, command.output()).await??;
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         // A deprecated field is a warning today and an error in the next version.
@@ -131,9 +108,7 @@ impl Envoy {
 
     /// All counters and gauges by name.
     pub async fn stats(&self) -> Result<BTreeMap<String, u64>> {
-        let json = http::get(self.admin(), "/stats?format=json")
-            .await?
-            .json()?;
+        let json = http::get(self.admin(), "/stats?format=json").await?.json()?;
         let stats = json["stats"].as_array().into_iter().flatten();
         let pair = |s: &Value| Some((s["name"].as_str()?.to_string(), s["value"].as_u64()?));
         Ok(stats.filter_map(pair).collect())
@@ -147,11 +122,7 @@ impl Envoy {
     /// The sum of all whose names contain this.
     pub async fn stat_sum(&self, part: &str) -> Result<u64> {
         let stats = self.stats().await?;
-        Ok(stats
-            .iter()
-            .filter(|(name, _)| name.contains(part))
-            .map(|(_, value)| value)
-            .sum())
+        Ok(stats.iter().filter(|(name, _)| name.contains(part)).map(|(_, value)| value).sum())
     }
 
     /// How often a Wasm VM was rebuilt, or waits to be: 0 unless something trapped.
@@ -166,28 +137,20 @@ impl Envoy {
 
     /// `/clusters` as JSON: hosts, their health flags and counters.
     pub async fn clusters(&self) -> Result<Value> {
-        http::get(self.admin(), "/clusters?format=json")
-            .await?
-            .json()
+        http::get(self.admin(), "/clusters?format=json").await?.json()
     }
 
     /// The addresses that Envoy has as hosts of a cluster, sorted.
     pub async fn hosts(&self, cluster: &str) -> Result<Vec<SocketAddr>> {
         let clusters = self.clusters().await?;
-        let statuses = clusters["cluster_statuses"]
-            .as_array()
-            .into_iter()
-            .flatten();
+        let statuses = clusters["cluster_statuses"].as_array().into_iter().flatten();
         let hosts = statuses
             .filter(|c| c["name"] == cluster)
             .flat_map(|c| c["host_statuses"].as_array().into_iter().flatten());
         let address = |host: &Value| {
             let socket = &host["address"]["socket_address"];
             let port = u16::try_from(socket["port_value"].as_u64()?).ok()?;
-            Some(SocketAddr::new(
-                socket["address"].as_str()?.parse().ok()?,
-                port,
-            ))
+            Some(SocketAddr::new(socket["address"].as_str()?.parse().ok()?, port))
         };
         let mut found: Vec<SocketAddr> = hosts.filter_map(address).collect();
         found.sort_unstable();
@@ -196,16 +159,12 @@ impl Envoy {
 
     /// `/listeners` as JSON.
     pub async fn listeners(&self) -> Result<Value> {
-        http::get(self.admin(), "/listeners?format=json")
-            .await?
-            .json()
+        http::get(self.admin(), "/listeners?format=json").await?.json()
     }
 
     /// `/config_dump`, with EDS.
     pub async fn config_dump(&self) -> Result<Value> {
-        http::get(self.admin(), "/config_dump?include_eds")
-            .await?
-            .json()
+        http::get(self.admin(), "/config_dump?include_eds").await?.json()
     }
 
     /// CPU time and resident bytes of the process.

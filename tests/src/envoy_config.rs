@@ -83,19 +83,13 @@ impl EnvoyConfig {
     /// Which module to load.
     pub fn wasm(mut self, module: impl AsRef<Path>) -> Self {
         let file = json!(module.as_ref());
-        *child(
-            self.wasm_filter(),
-            "/typed_config/config/vm_config/code/local/filename",
-        ) = file;
+        *child(self.wasm_filter(), "/typed_config/config/vm_config/code/local/filename") = file;
         self
     }
 
     /// Changes the plugin's configuration, the JSON that the module reads.
     pub fn plugin(mut self, change: impl FnOnce(&mut Value)) -> Self {
-        let text = child(
-            self.wasm_filter(),
-            "/typed_config/config/configuration/value",
-        );
+        let text = child(self.wasm_filter(), "/typed_config/config/configuration/value");
         let mut plugin: Value = serde_json::from_str(text.as_str().unwrap_or_default())
             .expect("the plugin configuration in the shipped file is JSON");
         change(&mut plugin);
@@ -117,10 +111,7 @@ impl EnvoyConfig {
     ///
     /// When it has been removed.
     pub fn wasm_filter(&mut self) -> &mut Value {
-        let filters = child(self.at(HCM), "/http_filters")
-            .as_array_mut()
-            .into_iter()
-            .flatten();
+        let filters = child(self.at(HCM), "/http_filters").as_array_mut().into_iter().flatten();
         let found = filters.into_iter().find(|f| f["name"] == WASM);
         found.expect("the chain has a Wasm filter")
     }
@@ -141,12 +132,7 @@ impl EnvoyConfig {
     /// its name as authority.
     pub fn clusters_from(mut self, file: &str) -> Result<Self> {
         let more = read(file)?;
-        for cluster in more
-            .pointer(CLUSTERS)
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
+        for cluster in more.pointer(CLUSTERS).and_then(Value::as_array).into_iter().flatten() {
             self.push_cluster(cluster.clone());
             let name = cluster["name"].as_str().unwrap_or_default().to_string();
             self = self.route(&name, &name);
@@ -162,10 +148,7 @@ impl EnvoyConfig {
         host["domains"] = json!([authority, format!("{authority}:*")]);
         *child(&mut host, "/routes/0/name") = json!(authority);
         *child(&mut host, "/routes/0/route/cluster") = json!(cluster);
-        hosts
-            .as_array_mut()
-            .expect("virtual_hosts is a list")
-            .push(host);
+        hosts.as_array_mut().expect("virtual_hosts is a list").push(host);
         self
     }
 
@@ -192,10 +175,7 @@ impl EnvoyConfig {
     /// `least_request`, `ring_hash`, `maglev`, with these fields.
     pub fn native_policy(mut self, cluster: &str, policy: &str, fields: &Value) -> Self {
         // The message is the name in camel case.
-        let message: String = policy
-            .split('_')
-            .map(|w| w[..1].to_uppercase() + &w[1..])
-            .collect();
+        let message: String = policy.split('_').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
         let base = "envoy.extensions.load_balancing_policies";
         let mut typed =
             json!({"@type": format!("type.googleapis.com/{base}.{policy}.v3.{message}")});
@@ -235,10 +215,7 @@ impl EnvoyConfig {
     }
 
     fn push_cluster(&mut self, cluster: Value) {
-        self.at(CLUSTERS)
-            .as_array_mut()
-            .expect("clusters is a list")
-            .push(cluster);
+        self.at(CLUSTERS).as_array_mut().expect("clusters is a list").push(cluster);
     }
 }
 

@@ -95,11 +95,8 @@ impl Instance {
 
     /// The value that goes under the key.
     pub fn value(&self) -> Value {
-        let metadata: serde_json::Map<String, Value> = self
-            .metadata
-            .iter()
-            .map(|(k, v)| (k.clone(), json!(v)))
-            .collect();
+        let metadata: serde_json::Map<String, Value> =
+            self.metadata.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         let now = now_rfc3339();
         json!({
             "id": self.id, "name": self.service, "address": self.address, "port": self.port,
@@ -126,10 +123,8 @@ impl Etcd {
 
     fn launch(name: &str, client: Port, peer: Port, cluster: &str, args: &[&str]) -> Result<Self> {
         let dir = TempDir::with_prefix("pintle-etcd-")?;
-        let (client_url, peer_url) = (
-            format!("http://{}", client.addr()),
-            format!("http://{}", peer.addr()),
-        );
+        let (client_url, peer_url) =
+            (format!("http://{}", client.addr()), format!("http://{}", peer.addr()));
         let data = dir.path().join("data").display().to_string();
         let own = [
             ("--name", name),
@@ -141,21 +136,10 @@ impl Etcd {
             ("--initial-cluster", cluster),
             ("--initial-cluster-token", "pintle-tests"),
         ];
-        let own = own
-            .iter()
-            .flat_map(|(k, v)| [(*k).to_string(), (*v).to_string()]);
+        let own = own.iter().flat_map(|(k, v)| [(*k).to_string(), (*v).to_string()]);
         let args = own.chain(args.iter().map(|a| (*a).to_string())).collect();
-        let spec = Spec {
-            name: "etcd".into(),
-            program: tools::etcd()?,
-            args,
-            envs: Vec::new(),
-        };
-        Ok(Self {
-            process: Process::spawn(spec, dir)?,
-            client,
-            _peer: peer,
-        })
+        let spec = Spec { name: "etcd".into(), program: tools::etcd()?, args, envs: Vec::new() };
+        Ok(Self { process: Process::spawn(spec, dir)?, client, _peer: peer })
     }
 
     async fn wait_ready(&mut self) -> Result<()> {
@@ -196,10 +180,7 @@ impl Etcd {
         let reply = http::post(self.addr(), path, &body.to_string()).await?;
         match reply.status {
             200 => reply.json(),
-            status => Err(Error::new(format!(
-                "etcd {path}: {status} {}",
-                reply.text()
-            ))),
+            status => Err(Error::new(format!("etcd {path}: {status} {}", reply.text()))),
         }
     }
 
@@ -218,23 +199,14 @@ impl Etcd {
 
     /// Grants a lease of so many seconds; its id, as the gateway writes it.
     pub async fn grant(&self, ttl_secs: u32) -> Result<String> {
-        let lease = self
-            .call("/v3/lease/grant", &json!({ "TTL": ttl_secs }))
-            .await?;
+        let lease = self.call("/v3/lease/grant", &json!({ "TTL": ttl_secs })).await?;
         let id = lease["ID"].as_str().map(str::to_string);
         id.ok_or_else(|| Error::new(format!("etcd granted no lease: {lease}")))
     }
 
     /// Deletes a key.
     pub async fn delete(&self, key: &str) -> Result<Written> {
-        written(
-            &self
-                .call(
-                    "/v3/kv/deleterange",
-                    &json!({"key": base64(key.as_bytes())}),
-                )
-                .await?,
-        )
+        written(&self.call("/v3/kv/deleterange", &json!({"key": base64(key.as_bytes())})).await?)
     }
 
     /// Deletes every key that begins with the prefix, in one revision.
@@ -245,9 +217,7 @@ impl Etcd {
 
     /// The value of a key, if it is there.
     pub async fn get(&self, key: &str) -> Result<Option<String>> {
-        let found = self
-            .call("/v3/kv/range", &json!({"key": base64(key.as_bytes())}))
-            .await?;
+        let found = self.call("/v3/kv/range", &json!({"key": base64(key.as_bytes())})).await?;
         Ok(pairs(&found).into_iter().next().map(|(_, value)| value))
     }
 
@@ -265,8 +235,7 @@ impl Etcd {
 
     /// Puts an instance, without a lease.
     pub async fn register(&self, instance: &Instance) -> Result<Written> {
-        self.put(&instance.key(), &instance.value().to_string())
-            .await
+        self.put(&instance.key(), &instance.value().to_string()).await
     }
 
     /// Deletes an instance.
@@ -289,9 +258,8 @@ impl EtcdCluster {
             ports.push((Port::take()?, Port::take()?));
         }
         let named = ports.iter().enumerate();
-        let peers: Vec<String> = named
-            .map(|(i, p)| format!("m{i}=http://{}", p.1.addr()))
-            .collect();
+        let peers: Vec<String> =
+            named.map(|(i, p)| format!("m{i}=http://{}", p.1.addr())).collect();
         let peers = peers.join(",");
         let mut members = Vec::new();
         for (i, (client, peer)) in ports.into_iter().enumerate() {
@@ -319,16 +287,12 @@ impl EtcdCluster {
                 return Ok(i);
             }
         }
-        Err(Error::new(
-            "no member of the etcd cluster says that it leads",
-        ))
+        Err(Error::new("no member of the etcd cluster says that it leads"))
     }
 }
 
 fn written(reply: &Value) -> Result<Written> {
-    let revision = reply["header"]["revision"]
-        .as_str()
-        .and_then(|r| r.parse().ok());
+    let revision = reply["header"]["revision"].as_str().and_then(|r| r.parse().ok());
     let revision = revision.ok_or_else(|| Error::new(format!("no revision in {reply}")))?;
     Ok(Written { revision })
 }
@@ -339,9 +303,7 @@ fn pairs(reply: &Value) -> Vec<(String, String)> {
         String::from_utf8_lossy(&bytes).into_owned()
     };
     let kvs = reply["kvs"].as_array().cloned().unwrap_or_default();
-    kvs.iter()
-        .map(|kv| (text(&kv["key"]), text(&kv["value"])))
-        .collect()
+    kvs.iter().map(|kv| (text(&kv["key"]), text(&kv["value"]))).collect()
 }
 
 /// The first key after all that begin with the prefix.

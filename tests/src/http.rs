@@ -54,9 +54,7 @@ impl Reply {
             return Vec::new();
         };
         let named = headers.iter().filter(|pair| pair[0] == name);
-        named
-            .filter_map(|pair| Some(pair[1].as_str()?.to_string()))
-            .collect()
+        named.filter_map(|pair| Some(pair[1].as_str()?.to_string())).collect()
     }
 }
 
@@ -73,11 +71,7 @@ pub async fn post(addr: SocketAddr, path: &str, body: &str) -> Result<Reply> {
 /// A request whose authority is `host`; more headers can be put into it.
 pub fn request(host: &str, method: &str, path: &str, body: &str) -> Result<Request<Full<Bytes>>> {
     let body = Full::new(Bytes::copy_from_slice(body.as_bytes()));
-    Ok(Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", host)
-        .body(body)?)
+    Ok(Request::builder().method(method).uri(path).header("host", host).body(body)?)
 }
 
 /// Sends a request over HTTP/1.1 on a connection of its own.
@@ -101,16 +95,9 @@ pub async fn send_h2(addr: SocketAddr, mut request: Request<Full<Bytes>>) -> Res
     let host = request.headers_mut().remove("host");
     let host = host.and_then(|h| h.to_str().map(str::to_string).ok());
     let authority = host.unwrap_or_else(|| addr.to_string());
-    let path = request
-        .uri()
-        .path_and_query()
-        .map_or("/", |p| p.as_str())
-        .to_string();
-    *request.uri_mut() = Uri::builder()
-        .scheme("http")
-        .authority(authority)
-        .path_and_query(path)
-        .build()?;
+    let path = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_string();
+    *request.uri_mut() =
+        Uri::builder().scheme("http").authority(authority).path_and_query(path).build()?;
     let exchange = async {
         let stream = TcpStream::connect(addr).await?;
         stream.set_nodelay(true)?;
@@ -144,9 +131,7 @@ pub async fn raw(addr: SocketAddr, bytes: &[u8], quiet: Duration) -> Result<Vec<
 async fn bounded(addr: SocketAddr, exchange: impl Future<Output = Result<Reply>>) -> Result<Reply> {
     match tokio::time::timeout(BUDGET, exchange).await {
         Ok(reply) => reply.map_err(|e| e.during(addr)),
-        Err(_) => Err(Error::new(format!(
-            "{addr}: no whole answer within {BUDGET:?}"
-        ))),
+        Err(_) => Err(Error::new(format!("{addr}: no whole answer within {BUDGET:?}"))),
     }
 }
 
@@ -155,10 +140,5 @@ async fn read(response: hyper::Response<hyper::body::Incoming>) -> Result<Reply>
     let collected = body.collect().await?;
     let trailers = collected.trailers().cloned().unwrap_or_default();
     let body = collected.to_bytes();
-    Ok(Reply {
-        status: head.status.as_u16(),
-        headers: head.headers,
-        body,
-        trailers,
-    })
+    Ok(Reply { status: head.status.as_u16(), headers: head.headers, body, trailers })
 }

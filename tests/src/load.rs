@@ -159,11 +159,7 @@ impl Load {
         for _ in 0..connections {
             tasks.spawn(send(shared.clone()));
         }
-        Running {
-            shared,
-            tasks,
-            timeout,
-        }
+        Running { shared, tasks, timeout }
     }
 
     /// Sends for so long and waits for the last answer.
@@ -177,21 +173,13 @@ impl Load {
 impl Running {
     /// What has happened so far.
     pub fn report(&self) -> Report {
-        Report {
-            samples: lock(&self.shared.samples).clone(),
-        }
+        Report { samples: lock(&self.shared.samples).clone() }
     }
 
     /// What has happened to requests that were due at or after this moment.
     pub fn since(&self, moment: Instant) -> Report {
         let samples = lock(&self.shared.samples);
-        Report {
-            samples: samples
-                .iter()
-                .filter(|s| s.due >= moment)
-                .cloned()
-                .collect(),
-        }
+        Report { samples: samples.iter().filter(|s| s.due >= moment).cloned().collect() }
     }
 
     /// Sends no more, waits for what is under way, and reports all of it.
@@ -232,18 +220,12 @@ impl Report {
         let mut times: Vec<Duration> = self.samples.iter().map(|s| s.took).collect();
         times.sort_unstable();
         let rank = (share * times.len() as f64).ceil() as usize;
-        times
-            .get(rank.saturating_sub(1))
-            .copied()
-            .unwrap_or_default()
+        times.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
 
     /// The moment at which the first answer of this upstream was whole.
     pub fn first_from(&self, upstream: &str) -> Option<Instant> {
-        let ours = self
-            .samples
-            .iter()
-            .filter(|s| s.upstream.as_deref() == Some(upstream));
+        let ours = self.samples.iter().filter(|s| s.upstream.as_deref() == Some(upstream));
         ours.map(|s| s.due + s.took).min()
     }
 
@@ -281,9 +263,7 @@ async fn schedule(shared: Arc<Shared>, rate: f64) {
     let mut released = 0u64;
     while !shared.stopping.load(Ordering::Relaxed) {
         let due = (shared.began.elapsed().as_secs_f64() * rate) as u64;
-        shared
-            .due
-            .add_permits(due.saturating_sub(released) as usize);
+        shared.due.add_permits(due.saturating_sub(released) as usize);
         released = released.max(due);
         let next = shared.began + Duration::from_secs_f64((released + 1) as f64 / rate);
         tokio::time::sleep_until(next.into()).await;
@@ -318,12 +298,7 @@ async fn send(shared: Arc<Shared>) {
             }
         }
         let took = due.elapsed();
-        lock(&shared.samples).push(Sample {
-            due,
-            took,
-            outcome,
-            upstream,
-        });
+        lock(&shared.samples).push(Sample { due, took, outcome, upstream });
     }
 }
 
@@ -344,9 +319,7 @@ async fn exchange(
             None => return (Outcome::Refused, None),
         },
     };
-    let mut request = Request::builder()
-        .uri(&load.path)
-        .header("host", &load.host);
+    let mut request = Request::builder().uri(&load.path).header("host", &load.host);
     for (name, value) in &load.headers {
         request = request.header(name, value);
     }
@@ -357,14 +330,9 @@ async fn exchange(
         return (Outcome::Broken, None);
     };
     let status = response.status().as_u16();
-    let upstream = response
-        .headers()
-        .get("x-upstream")
-        .and_then(|v| v.to_str().ok().map(Arc::from));
-    let last = response
-        .headers()
-        .get("connection")
-        .is_some_and(|v| v == "close");
+    let upstream =
+        response.headers().get("x-upstream").and_then(|v| v.to_str().ok().map(Arc::from));
+    let last = response.headers().get("connection").is_some_and(|v| v == "close");
     match response.into_body().collect().await {
         Ok(_) => {
             if last {

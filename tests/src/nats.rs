@@ -54,30 +54,11 @@ impl Nats {
         let (client, monitor) = (Port::take()?, Port::take()?);
         let (port, http_port) = (client.number().to_string(), monitor.number().to_string());
         let store = dir.path().join("store").display().to_string();
-        let own = [
-            "-a",
-            "127.0.0.1",
-            "-p",
-            &port,
-            "-m",
-            &http_port,
-            "-js",
-            "-sd",
-            &store,
-        ];
+        let own = ["-a", "127.0.0.1", "-p", &port, "-m", &http_port, "-js", "-sd", &store];
         let args = own.iter().chain(args).map(|a| (*a).to_string()).collect();
         let program = tools::nats_server()?;
-        let spec = Spec {
-            name: "nats-server".into(),
-            program,
-            args,
-            envs: Vec::new(),
-        };
-        let mut nats = Self {
-            process: Process::spawn(spec, dir)?,
-            client,
-            monitor,
-        };
+        let spec = Spec { name: "nats-server".into(), program, args, envs: Vec::new() };
+        let mut nats = Self { process: Process::spawn(spec, dir)?, client, monitor };
         nats.wait_ready().await?;
         Ok(nats)
     }
@@ -122,8 +103,7 @@ impl Nats {
     /// Listens to a subject (wildcards as NATS has them); from its return on nothing is missed.
     pub async fn tap(&self, subject: &str) -> Result<Tap> {
         let mut wire = self.connect().await?;
-        wire.write_all(format!("SUB {subject} 1\r\nPING\r\n").as_bytes())
-            .await?;
+        wire.write_all(format!("SUB {subject} 1\r\nPING\r\n").as_bytes()).await?;
         expect_pong(&mut wire).await?;
         Ok(Tap { wire })
     }
@@ -143,8 +123,7 @@ impl Nats {
         let mut wire = BufReader::new(TcpStream::connect(self.addr()).await?);
         let mut info = String::new();
         wire.read_line(&mut info).await?;
-        wire.write_all(b"CONNECT {\"verbose\":false,\"pedantic\":false}\r\n")
-            .await?;
+        wire.write_all(b"CONNECT {\"verbose\":false,\"pedantic\":false}\r\n").await?;
         Ok(wire)
     }
 }
@@ -189,18 +168,12 @@ impl Tap {
         let mut payload = vec![0; length + 2];
         self.wire.read_exact(&mut payload).await?;
         payload.truncate(length);
-        Ok(Message {
-            at: Instant::now(),
-            subject: subject.to_string(),
-            payload,
-        })
+        Ok(Message { at: Instant::now(), subject: subject.to_string(), payload })
     }
 }
 
 fn length(field: &str) -> Result<usize> {
-    field
-        .parse()
-        .map_err(|_| Error::new(format!("not a length: {field}")))
+    field.parse().map_err(|_| Error::new(format!("not a length: {field}")))
 }
 
 async fn expect_pong(wire: &mut BufReader<TcpStream>) -> Result<()> {

@@ -41,15 +41,10 @@ impl Port {
             let free =
                 lock.try_lock().is_ok() && TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok();
             if free {
-                return Ok(Self {
-                    number,
-                    _lock: lock,
-                });
+                return Ok(Self { number, _lock: lock });
             }
         }
-        Err(Error::new(
-            "no free port between 14000 and 31999 on 127.0.0.1",
-        ))
+        Err(Error::new("no free port between 14000 and 31999 on 127.0.0.1"))
     }
 
     /// The number.

@@ -62,7 +62,7 @@ pub trait Server {
 
     /// SIGSTOP: alive for the kernel, which goes on accepting connections, and silent.
     fn stop(&mut self) {
-        self.process().signal(libc::SIGSTOP);
+        self.process().stop();
     }
 
     /// SIGCONT: the end of [`Server::stop`].
@@ -81,12 +81,7 @@ impl Process {
     pub fn spawn(spec: Spec, dir: TempDir) -> Result<Self> {
         let log = dir.path().join(format!("{}.log", spec.name));
         let child = launch(&spec, &log)?;
-        Ok(Self {
-            spec,
-            child,
-            dir: Some(dir),
-            log,
-        })
+        Ok(Self { spec, child, dir: Some(dir), log })
     }
 
     /// The process id of the present life.
@@ -110,6 +105,21 @@ impl Process {
         if self.is_running() {
             // SAFETY: kill takes two integers and touches no memory of ours.
             unsafe { libc::kill(self.child.id() as i32, signal) };
+        }
+    }
+
+    /// SIGSTOP, then waits until it has stopped: of two pending signals the kernel delivers the lower
+    /// number first, so that a SIGTERM sent right after would overtake it.
+    pub fn stop(&mut self) {
+        self.signal(libc::SIGSTOP);
+        let stat = format!("/proc/{}/stat", self.pid());
+        let began = Instant::now();
+        while self.is_running() && began.elapsed() < Duration::from_secs(1) {
+            let text = std::fs::read_to_string(&stat).unwrap_or_default();
+            if text.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -156,9 +166,7 @@ impl Process {
     /// Resident memory in bytes, 0 once it has ended.
     pub fn resident_bytes(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/statm", self.pid()));
-        let pages = text
-            .ok()
-            .and_then(|t| t.split(' ').nth(1)?.parse::<u64>().ok());
+        let pages = text.ok().and_then(|t| t.split(' ').nth(1)?.parse::<u64>().ok());
         pages.unwrap_or(0) * 4096
     }
 
@@ -167,18 +175,8 @@ impl Process {
         let text =
             std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
         // The second field is the command in parentheses and may contain anything.
-        let fields: Vec<&str> = text
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .split_whitespace()
-            .collect();
-        let ticks = |i: usize| {
-            fields
-                .get(i)
-                .and_then(|f| f.parse::<u64>().ok())
-                .unwrap_or(0)
-        };
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
         Duration::from_millis((ticks(11) + ticks(12)) * 10)
     }
 
@@ -196,16 +194,11 @@ impl Process {
             }
             let name = self.spec.name.clone();
             if let Some(status) = self.child.try_wait()? {
-                return Err(Error::new(format!(
-                    "{name} ended ({status}):\n{}",
-                    self.tail()
-                )));
+                return Err(Error::new(format!("{name} ended ({status}):\n{}", self.tail())));
             }
             if began.elapsed() > budget {
                 let tail = self.tail();
-                return Err(Error::new(format!(
-                    "{name} not ready within {budget:?}:\n{tail}"
-                )));
+                return Err(Error::new(format!("{name} not ready within {budget:?}:\n{tail}")));
             }
             crate::pause().await;
         }

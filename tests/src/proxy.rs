@@ -43,11 +43,7 @@ impl Proxy {
         let listener = TcpListener::bind(port.addr()).await?;
         let (fault, faults) = watch::channel(Fault::None);
         let serving = tokio::spawn(serve(port.addr(), listener, target, faults));
-        Ok(Self {
-            port,
-            fault,
-            serving,
-        })
+        Ok(Self { port, fault, serving })
     }
 
     /// Where to connect.

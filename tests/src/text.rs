@@ -13,11 +13,7 @@ pub fn base64(bytes: &[u8]) -> String {
         let group = byte(0) << 16 | byte(1) << 8 | byte(2);
         for i in 0..4 {
             let six = (group >> (18 - 6 * i)) & 63;
-            out.push(if i <= chunk.len() {
-                ALPHABET[six as usize] as char
-            } else {
-                '='
-            });
+            out.push(if i <= chunk.len() { ALPHABET[six as usize] as char } else { '=' });
         }
     }
     out
@@ -56,11 +52,7 @@ pub fn rfc3339(time: SystemTime) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 {
-        march_month + 3
-    } else {
-        march_month - 9
-    };
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, sec) = (second / 3600, second / 60 % 60, second % 60);
     let nanos = since.subsec_nanos();

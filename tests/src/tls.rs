@@ -33,9 +33,7 @@ impl Authority {
     /// A new authority that nobody knows.
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "pintle test authority");
+        params.distinguished_name.push(DnType::CommonName, "pintle test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         let dir = TempDir::with_prefix("pintle-tls-")?;
@@ -55,10 +53,7 @@ impl Authority {
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(names)?.signed_by(&key, &self.issuer)?;
         let path = |kind: &str| self.dir.path().join(format!("{file}.{kind}.pem"));
-        let identity = Identity {
-            certificate: path("crt"),
-            key: path("key"),
-        };
+        let identity = Identity { certificate: path("crt"), key: path("key") };
         std::fs::write(&identity.certificate, certificate.pem())?;
         std::fs::write(&identity.key, key.serialize_pem())?;
         Ok(identity)

@@ -13,10 +13,7 @@ pub const ENVOY_VERSION: &str = "1.40.0";
 
 /// The workspace's root.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
-        .to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
 }
 
 /// Cargo's target directory: `$CARGO_TARGET_DIR`, else `target` in the root.
@@ -29,10 +26,7 @@ pub fn target_dir() -> PathBuf {
 
 /// Where `setup` puts Envoy.
 pub fn fetched_envoy() -> PathBuf {
-    target_dir()
-        .join("tools/envoy")
-        .join(ENVOY_VERSION)
-        .join("envoy")
+    target_dir().join("tools/envoy").join(ENVOY_VERSION).join("envoy")
 }
 
 /// `$ETCD`, or `etcd` from PATH.
@@ -42,12 +36,7 @@ pub fn etcd() -> Result<PathBuf> {
 
 /// `$NATS_SERVER`, or `nats-server` from PATH.
 pub fn nats_server() -> Result<PathBuf> {
-    find(
-        "NATS_SERVER",
-        "nats-server",
-        None,
-        "apt-get install -y nats-server",
-    )
+    find("NATS_SERVER", "nats-server", None, "apt-get install -y nats-server")
 }
 
 /// `$ENVOY`, or `envoy` from PATH, or the one that `setup` fetched.
@@ -57,12 +46,7 @@ pub fn envoy() -> Result<PathBuf> {
 
 /// `$PROMTOOL`, or `promtool` from PATH.
 pub fn promtool() -> Result<PathBuf> {
-    find(
-        "PROMTOOL",
-        "promtool",
-        None,
-        "apt-get install -y prometheus",
-    )
+    find("PROMTOOL", "promtool", None, "apt-get install -y prometheus")
 }
 
 /// The first file on PATH with this name, if there is one.
@@ -70,29 +54,19 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     // Debian keeps daemons where a plain user's PATH does not look.
     let extra = ["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(extra)
-        .map(|dir| dir.join(name))
-        .find(|p| p.is_file())
+    std::env::split_paths(&path).chain(extra).map(|dir| dir.join(name)).find(|p| p.is_file())
 }
 
 fn find(variable: &str, name: &str, fetched: Option<PathBuf>, install: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable).map(PathBuf::from) {
         return match path.is_file() {
             true => Ok(path),
-            false => Err(Error::new(format!(
-                "${variable} is {}: no such file",
-                path.display()
-            ))),
+            false => Err(Error::new(format!("${variable} is {}: no such file", path.display()))),
         };
     }
-    on_path(name)
-        .or_else(|| fetched.filter(|p| p.is_file()))
-        .ok_or_else(|| {
-            Error::new(format!(
-                "{name} is not installed (PATH, ${variable}): run `{install}`"
-            ))
-        })
+    on_path(name).or_else(|| fetched.filter(|p| p.is_file())).ok_or_else(|| {
+        Error::new(format!("{name} is not installed (PATH, ${variable}): run `{install}`"))
+    })
 }
 
 /// The agent's binary: `$PINTLE`, else built by cargo, once per process and fresh.
@@ -104,10 +78,7 @@ pub fn agent() -> Result<PathBuf> {
     let built = BUILT.get_or_init(|| {
         cargo_build(&["-p", "pintle-agent", "--bin", "pintle"], |message| {
             let ours = message["target"]["name"] == "pintle";
-            message["executable"]
-                .as_str()
-                .filter(|_| ours)
-                .map(PathBuf::from)
+            message["executable"].as_str().filter(|_| ours).map(PathBuf::from)
         })
         .map_err(|e| e.to_string())
     });
@@ -124,9 +95,7 @@ pub fn module() -> Result<PathBuf> {
     let built = BUILT.get_or_init(|| {
         cargo_build(&["-p", "pintle-artifact"], |message| {
             let ours = message["reason"] == "build-script-executed"
-                && message["package_id"]
-                    .as_str()
-                    .is_some_and(|id| id.contains("artifact"));
+                && message["package_id"].as_str().is_some_and(|id| id.contains("artifact"));
             let out = message["out_dir"].as_str().filter(|_| ours)?;
             Some(Path::new(out).join("pintle.wasm")).filter(|p| p.is_file())
         })
@@ -159,15 +128,10 @@ fn cargo_build(
         .output()?;
     let errors = String::from_utf8_lossy(&done.stderr);
     if !done.status.success() {
-        return Err(Error::new(format!(
-            "cargo build {}:\n{errors}",
-            args.join(" ")
-        )));
+        return Err(Error::new(format!("cargo build {}:\n{errors}", args.join(" "))));
     }
     let out = String::from_utf8_lossy(&done.stdout).into_owned();
-    let messages = out
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok());
+    let messages = out.lines().filter_map(|line| serde_json::from_str(line).ok());
     let found = messages.filter_map(|message| pick(&message)).last();
     found.ok_or_else(|| Error::new(format!("cargo build {}: no such artifact", args.join(" "))))
 }

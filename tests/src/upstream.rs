@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -178,30 +178,17 @@ impl Default for Behaviour {
 impl Behaviour {
     /// Everything fails this way.
     pub fn failing(fault: Fault) -> Self {
-        Self {
-            fail_ratio: 1.0,
-            fault,
-            ..Self::default()
-        }
+        Self { fail_ratio: 1.0, fault, ..Self::default() }
     }
 
     /// Everything succeeds, after this.
     pub fn slow(latency: Latency) -> Self {
-        Self {
-            latency,
-            ..Self::default()
-        }
+        Self { latency, ..Self::default() }
     }
 
     /// A gRPC server that succeeds.
     pub fn grpc() -> Self {
-        Self {
-            grpc: Some(Grpc {
-                status: 0,
-                in_trailers: true,
-            }),
-            ..Self::default()
-        }
+        Self { grpc: Some(Grpc { status: 0, in_trailers: true }), ..Self::default() }
     }
 }
 
@@ -223,10 +210,7 @@ impl Upstream {
         });
         let shared = Shared {
             name: name.to_string(),
-            active: Mutex::new(Arc::new(Active {
-                behaviour: Behaviour::default(),
-                slots: None,
-            })),
+            active: Mutex::new(Arc::new(Active { behaviour: Behaviour::default(), slots: None })),
             dice: AtomicU64::new(seed),
             log: Mutex::default(),
             answered: AtomicU64::new(0),
@@ -234,12 +218,7 @@ impl Upstream {
             peak: AtomicUsize::new(0),
         };
         let port = Port::take()?;
-        let mut upstream = Self {
-            port,
-            shared: Arc::new(shared),
-            serving: None,
-            tls,
-        };
+        let mut upstream = Self { port, shared: Arc::new(shared), serving: None, tls };
         upstream.open().await?;
         Ok(upstream)
     }
@@ -278,11 +257,7 @@ impl Upstream {
         self.close().await;
         let listener = TcpListener::bind(self.port.addr()).await?;
         let acceptor = self.tls.as_ref().map(Identity::acceptor).transpose()?;
-        self.serving = Some(tokio::spawn(accept(
-            listener,
-            acceptor,
-            self.shared.clone(),
-        )));
+        self.serving = Some(tokio::spawn(accept(listener, acceptor, self.shared.clone())));
         Ok(())
     }
 
@@ -293,12 +268,7 @@ impl Upstream {
 
     /// Requests that arrived at or after this moment.
     pub fn requests_since(&self, moment: Instant) -> usize {
-        lock(&self.shared.log)
-            .arrivals
-            .iter()
-            .rev()
-            .take_while(|at| **at >= moment)
-            .count()
+        lock(&self.shared.log).arrivals.iter().rev().take_while(|at| **at >= moment).count()
     }
 
     /// Requests whose answer's headers were handed to the connection.
@@ -416,16 +386,12 @@ async fn answer(
             (None, None) => plain(behaviour.status, echo(&shared.name, &request)),
         },
     };
-    let added = behaviour
-        .headers
-        .iter()
-        .map(|(k, v)| (k.as_str(), v.as_str()));
+    let added = behaviour.headers.iter().map(|(k, v)| (k.as_str(), v.as_str()));
     for (key, value) in added.chain([("x-upstream", shared.name.as_str())]) {
         let name = http::HeaderName::from_bytes(key.as_bytes()).map_err(io::Error::other)?;
-        response.headers_mut().insert(
-            name,
-            HeaderValue::from_str(value).map_err(io::Error::other)?,
-        );
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_str(value).map_err(io::Error::other)?);
     }
     // Read the body, so that a kept-alive connection stays usable.
     let _ = request.into_body().collect().await;
@@ -447,14 +413,14 @@ fn plain(status: u16, body: Bytes) -> Response<Body> {
 }
 
 fn half() -> Response<Body> {
-    let frames: [io::Result<Frame<Bytes>>; 2] = [
-        Ok(Frame::data(Bytes::from_static(&[b'x'; 512]))),
-        Err(io::Error::other("closed in the middle of the body")),
-    ];
-    let mut response = Response::new(StreamBody::new(stream::iter(frames)).boxed_unsync());
-    response
-        .headers_mut()
-        .insert("content-length", HeaderValue::from_static("1024"));
+    let data = stream::iter([Ok(Frame::data(Bytes::from_static(&[b'x'; 512])))]);
+    // hyper flushes when the body has nothing ready, and drops what it has buffered at an error.
+    let end = stream::once(async {
+        tokio::task::yield_now().await;
+        Err(io::Error::other("closed in the middle of the body"))
+    });
+    let mut response = Response::new(StreamBody::new(data.chain(end)).boxed_unsync());
+    response.headers_mut().insert("content-length", HeaderValue::from_static("1024"));
     response
 }
 
@@ -464,10 +430,8 @@ fn grpc(grpc: Grpc) -> Response<Body> {
         let trailers =
             HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), status)]);
         // One empty message: not compressed, length 0.
-        let frames: [io::Result<Frame<Bytes>>; 2] = [
-            Ok(Frame::data(Bytes::from_static(&[0; 5]))),
-            Ok(Frame::trailers(trailers)),
-        ];
+        let frames: [io::Result<Frame<Bytes>>; 2] =
+            [Ok(Frame::data(Bytes::from_static(&[0; 5]))), Ok(Frame::trailers(trailers))];
         Response::new(StreamBody::new(stream::iter(frames)).boxed_unsync())
     } else {
         let mut response = plain(200, Bytes::new());
@@ -487,12 +451,7 @@ fn echo(name: &str, request: &Request<Incoming>) -> Bytes {
     let headers: Vec<[String; 2]> = request
         .headers()
         .iter()
-        .map(|(k, v)| {
-            [
-                k.to_string(),
-                String::from_utf8_lossy(v.as_bytes()).into_owned(),
-            ]
-        })
+        .map(|(k, v)| [k.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()])
         .collect();
     let json = serde_json::json!({
         "upstream": name,
@@ -507,21 +466,12 @@ fn echo(name: &str, request: &Request<Incoming>) -> Bytes {
 
 /// Makes the coming close of this socket an RST, which a plain close is not.
 fn reset_on_close(fd: RawFd) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let size = size_of::<libc::linger>() as libc::socklen_t;
     // SAFETY: the pointer and the size describe `linger`, which outlives the call; the descriptor is
     // open, since its connection is what is calling.
     unsafe {
-        libc::setsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            (&raw const linger).cast(),
-            size,
-        );
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size);
     }
 }
 
@@ -537,11 +487,7 @@ impl Shared {
         let seen = Seen {
             at,
             method: request.method().to_string(),
-            path: request
-                .uri()
-                .path_and_query()
-                .map_or("/", |p| p.as_str())
-                .to_string(),
+            path: request.uri().path_and_query().map_or("/", |p| p.as_str()).to_string(),
             version: request.version(),
             headers: request.headers().clone(),
         };
@@ -556,10 +502,7 @@ impl Shared {
     /// A number in 0..1 (SplitMix64).
     fn roll(&self) -> f64 {
         let step = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut z = self
-            .dice
-            .fetch_add(step, Ordering::Relaxed)
-            .wrapping_add(step);
+        let mut z = self.dice.fetch_add(step, Ordering::Relaxed).wrapping_add(step);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) as f64 / 2f64.powi(64)
