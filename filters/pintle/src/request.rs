@@ -500,21 +500,18 @@ impl Exchange {
         let code = host::property_u64(keys::CODE).ok().and_then(|code| u16::try_from(code).ok());
         let code = code.filter(|code| *code > 0);
         let flags = host::property_u64(keys::FLAGS).unwrap_or_default();
-        let listed = self.sent.as_ref().map_or(0, |sent| sent.list.len());
-        let attempts = if listed > 1 || listed == 0 {
-            host::property_u64(keys::ATTEMPTS).ok().and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
-        } else {
-            1
-        };
+        // None were made when another filter answered, so that nobody is charged with its reply.
+        let attempts =
+            host::property_u64(keys::ATTEMPTS).ok().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
         let mut report = Report { code, flags, ..Report::default() };
-        let upstream = report.asks_upstream().then(|| host::property(keys::UPSTREAM_ADDRESS));
-        report.upstream = upstream.is_some_and(|address| address.is_ok_and(|a| !a.is_empty()));
-        let details = report.asks_details().then(|| host::property(keys::DETAILS).ok()).flatten();
-        report.details = details.as_deref().unwrap_or_default();
         if self.grpc && code == Some(200) && flags == 0 {
             report.grpc =
                 host::property_u64(keys::GRPC_STATUS).ok().and_then(|s| u32::try_from(s).ok());
         }
+        let upstream = report.asks_upstream().then(|| host::property(keys::UPSTREAM_ADDRESS));
+        report.upstream = upstream.is_some_and(|address| address.is_ok_and(|a| !a.is_empty()));
+        let details = report.asks_details().then(|| host::property(keys::DETAILS).ok()).flatten();
+        report.details = details.as_deref().unwrap_or_default();
         if code == Some(429) || report.grpc == Some(8) {
             let value = host::response_header(b"retry-after").ok();
             report.retry_after = value.and_then(|value| parse_retry_after(&value, now));
@@ -537,7 +534,7 @@ impl Exchange {
 
         let mut due = Vec::new();
         let charges =
-            pintle_breaker::charges(ended.attempts.max(1), sent.list.len(), ended.outcome);
+            pintle_breaker::charges(ended.attempts, sent.list.len(), ended.outcome);
         for ((position, outcome), entry) in charges.zip(&sent.list) {
             let ticket = sent.ticket.filter(|_| position == 0);
             let last = u32::try_from(position).is_ok_and(|p| p.saturating_add(1) == ended.attempts);

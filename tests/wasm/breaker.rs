@@ -1,0 +1,247 @@
+//! One breaker per endpoint for all workers of an Envoy.
+
+use std::time::Duration;
+
+use pintle_harness::{Outcome, Thread};
+use pintle_snapshot::{BreakerState, Force, ForceAction, Now, Opinion, Transition, Up};
+
+use crate::support::{ALL, Run, TICK, endpoints, get, list};
+
+const DEAD: &str = "10.0.0.1:80";
+const QUICK: &str = r#"{"breaker": {"open": "1s", "jitter_percent": 0}}"#;
+
+fn transitions(run: &Run) -> Vec<Transition> {
+    let only = |up| if let Up::Transition(transition) = up { Some(transition) } else { None };
+    run.received().into_iter().filter_map(only).collect()
+}
+
+/// One request on a worker; the dead endpoint refuses. Whether it went to the dead one.
+fn request(run: &mut Run, worker: usize) -> bool {
+    let request = run.envoy.worker(worker).request(get("orders"));
+    let first = list(&request).first().cloned().unwrap_or_default();
+    let dead = first == DEAD;
+    let outcome = if dead { Outcome::refused(first) } else { Outcome::ok(first) };
+    run.envoy.finish(request, outcome);
+    run.envoy.settle();
+    dead
+}
+
+/// Sends until the dead endpoint's breaker has opened; how many requests failed.
+fn trip(run: &mut Run) -> u32 {
+    let mut failed = 0;
+    for turn in 0..2_000 {
+        failed += u32::from(request(run, turn % 2));
+        if turn % 10 == 0 {
+            run.tick();
+        }
+    }
+    failed
+}
+
+#[test]
+fn five_failures_over_all_workers_open_it_for_all_workers() {
+    let mut run = Run::start(ALL);
+    // Round robin, so that the cost of a failure does not keep traffic away before the breaker does.
+    run.table_with("orders", endpoints(3), r#"{"select": {"strategy": "round_robin"}}"#);
+    let mut failed = 0;
+    let mut after = 0;
+    for turn in 0..200 {
+        if failed < 5 {
+            failed += u32::from(request(&mut run, turn % 2));
+        } else {
+            after += u32::from(request(&mut run, turn % 2));
+        }
+    }
+    assert_eq!((failed, after), (5, 0));
+    let told = transitions(&run);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((told[0].from, told[0].to), (BreakerState::Closed, BreakerState::Open));
+    assert_eq!(told[0].reason, "5 consecutive failures");
+    assert!(told[0].observed);
+    assert_eq!(run.envoy.metrics().counter("pintle_breaker_opened_total"), Some(1));
+}
+
+#[test]
+fn one_probe_at_a_time_and_two_successes_close_it() {
+    let mut run = Run::start(ALL);
+    run.table_with("orders", endpoints(3), QUICK);
+    assert!(trip(&mut run) >= 5);
+    run.envoy.advance(Duration::from_millis(1_200));
+    let mut probes = Vec::new();
+    for turn in 0..100 {
+        let request = run.envoy.worker(turn % 2).request(get("orders"));
+        if list(&request)[0] == DEAD {
+            probes.push(request);
+        } else {
+            let first = list(&request)[0].clone();
+            run.envoy.finish(request, Outcome::ok(first));
+        }
+        run.envoy.settle();
+    }
+    assert_eq!(probes.len(), 1, "one probe is out, whoever asks");
+    let probe = probes.remove(0);
+    run.envoy.finish(probe, Outcome::ok(DEAD));
+    run.envoy.settle();
+    run.tick();
+    let second = (0..50).find_map(|turn| {
+        let request = run.envoy.worker(turn % 2).request(get("orders"));
+        if list(&request)[0] == DEAD {
+            return Some(request);
+        }
+        let first = list(&request)[0].clone();
+        run.envoy.finish(request, Outcome::ok(first));
+        None
+    });
+    run.envoy.finish(second.expect("a second probe"), Outcome::ok(DEAD));
+    run.envoy.settle();
+    let last = transitions(&run).pop().expect("transitions");
+    assert_eq!((last.from, last.to), (BreakerState::HalfOpen, BreakerState::Closed));
+}
+
+#[test]
+fn it_survives_the_death_of_every_vm_that_saw_it_open() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(3));
+    assert!(trip(&mut run) >= 5);
+    for worker in 0..2 {
+        run.envoy.kill_vm(Thread::Worker(worker));
+    }
+    run.envoy.advance(Duration::from_secs(2));
+    for turn in 0..100 {
+        assert!(!request(&mut run, turn % 2), "still open after the reload");
+    }
+}
+
+#[test]
+fn a_retried_success_still_charges_the_endpoint_that_failed() {
+    let mut run = Run::start(ALL);
+    run.table_with("orders", endpoints(3), r#"{"select": {"strategy": "round_robin"}}"#);
+    let mut on_dead = 0;
+    for turn in 0..60 {
+        let request = run.envoy.worker(turn % 2).request(get("orders"));
+        let entries = list(&request);
+        let outcome = if entries[0] == DEAD {
+            on_dead += 1;
+            Outcome::ok(&entries[1]).attempts(2)
+        } else {
+            Outcome::ok(&entries[0])
+        };
+        run.envoy.finish(request, outcome);
+        run.envoy.settle();
+    }
+    assert_eq!(on_dead, 5, "every client saw 200, and it opened all the same");
+}
+
+#[test]
+fn what_says_nothing_of_the_endpoint_opens_nothing() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(1));
+    let innocent = [
+        Outcome::client_gone(DEAD),
+        Outcome::client_reset(DEAD),
+        Outcome::overflow(),
+        Outcome::no_healthy_upstream(),
+        Outcome::no_route(),
+        Outcome::local_reply(503),
+        Outcome::status(404, DEAD),
+        Outcome::status(499, DEAD),
+    ];
+    for outcome in innocent {
+        for turn in 0..10 {
+            let request = run.envoy.worker(turn % 2).request(get("orders"));
+            run.envoy.finish(request, outcome.clone());
+        }
+    }
+    run.tick();
+    assert_eq!(transitions(&run), Vec::new());
+}
+
+#[test]
+fn half_of_a_service_stays_whatever_the_fleet_says() {
+    let mut run = Run::start(ALL);
+    let mut all = endpoints(4);
+    let far = Now(u64::MAX);
+    for endpoint in &mut all {
+        endpoint.opinion = Some(Opinion { expires_at: far, reporters: 1_000 });
+    }
+    run.table_with("orders", all, r#"{"breaker": {"fleet": "enforce"}}"#);
+    run.tick();
+    let mut seen = std::collections::BTreeSet::new();
+    for turn in 0..100 {
+        let request = run.envoy.worker(turn % 2).request(get("orders"));
+        let first = list(&request)[0].clone();
+        run.envoy.finish(request, Outcome::ok(&first));
+        seen.insert(first);
+    }
+    assert_eq!(seen.len(), 2, "two of four: {seen:?}");
+    assert_eq!(run.envoy.metrics().counter("pintle_panic_total"), None, "half is not panic");
+}
+
+#[test]
+fn an_operator_opens_and_closes_it() {
+    let mut run = Run::start(ALL);
+    let mut all = endpoints(3);
+    let until = Now(u64::try_from(run.envoy.now().as_nanos()).expect("now") + 60_000_000_000);
+    all[0].force = Some(Force { action: ForceAction::Open, until, stamp: 1 });
+    run.table("orders", all.clone());
+    run.tick();
+    for turn in 0..50 {
+        assert!(!request(&mut run, turn % 2), "held open");
+    }
+    all[0].force = Some(Force { action: ForceAction::Close, until, stamp: 2 });
+    run.table("orders", all);
+    run.tick();
+    let mut reached = 0;
+    for turn in 0..200 {
+        let request = run.envoy.worker(turn % 2).request(get("orders"));
+        let first = list(&request)[0].clone();
+        reached += u32::from(first == DEAD);
+        run.envoy.finish(request, Outcome::ok(first));
+    }
+    assert!(reached > 0, "held closed");
+}
+
+#[test]
+fn aborted_streams_of_every_kind_leave_nothing_behind() {
+    let mut run = Run::start(ALL);
+    run.table_with("orders", endpoints(3), QUICK);
+    trip(&mut run);
+    run.envoy.advance(Duration::from_millis(1_100));
+    let ends = [
+        Outcome::client_gone(DEAD),
+        Outcome::client_reset(DEAD),
+        Outcome::timeout(DEAD),
+        Outcome::reset(DEAD),
+        Outcome::refused(DEAD),
+    ];
+    for turn in 0..20_000 {
+        let request = run.envoy.worker(turn % 2).request(get("orders"));
+        run.envoy.finish(request, ends[turn % ends.len()].clone());
+        if turn % 1_000 == 0 {
+            run.envoy.advance(TICK);
+        }
+    }
+    assert_eq!(run.envoy.open_contexts(Thread::Worker(0)), 0);
+    // A full report comes every ten seconds.
+    run.received();
+    run.envoy.advance(Duration::from_secs(21));
+    let in_flight: u32 = run
+        .received()
+        .into_iter()
+        .filter_map(|up| if let Up::Report(report) = up { Some(report) } else { None })
+        .flat_map(|report| report.services)
+        .map(|service| service.in_flight + service.endpoints.iter().map(|e| e.in_flight).sum::<u32>())
+        .sum();
+    assert_eq!(in_flight, 0);
+    // The probe slot is free again: with the endpoint well, it comes back.
+    for turn in 0..2_000 {
+        let request = run.envoy.worker(turn % 2).request(get("orders"));
+        let first = list(&request)[0].clone();
+        run.envoy.finish(request, Outcome::ok(first));
+        if turn % 5 == 0 {
+            run.envoy.advance(TICK);
+        }
+    }
+    let last = transitions(&run).into_iter().rfind(|t| t.endpoint == "a-0");
+    assert_eq!(last.map(|t| t.to), Some(BreakerState::Closed));
+}

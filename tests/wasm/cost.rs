@@ -1,0 +1,78 @@
+//! How many host calls a request makes: crossings cost, instructions hardly do.
+
+use pintle_harness::{Calls, HostCall, Outcome};
+
+use crate::support::{ALL, Run, endpoints, get, list};
+
+fn calls_of(run: &mut Run, traced: bool) -> Calls {
+    let before = run.envoy.calls();
+    let mut request = get("orders");
+    if traced {
+        request = request
+            .header("traceparent", "00-1234567890123456789012345678901a-123456789012345b-01");
+    }
+    let request = run.envoy.worker(0).request(request);
+    let first = list(&request).first().cloned().unwrap_or_else(|| "10.0.0.1:80".to_owned());
+    run.envoy.finish(request, Outcome::ok(first));
+    run.envoy.calls().since(&before)
+}
+
+fn warm(configuration: &str, policy: &str) -> Run {
+    let mut run = Run::start(configuration);
+    run.table_with("orders", endpoints(3), policy);
+    for _ in 0..10 {
+        calls_of(&mut run, true);
+    }
+    run
+}
+
+#[test]
+fn a_request_that_goes_well_makes_ten_calls_and_none_to_shared_data() {
+    // The service comes from the cluster's name here, after its metadata was looked for.
+    let mut run = warm(ALL, "");
+    let calls = calls_of(&mut run, true);
+    let expect = [
+        (HostCall::GetCurrentTimeNanoseconds, 2),
+        (HostCall::GetHeaderMapPairs, 1),
+        (HostCall::GetHeaderMapValue, 1),
+        (HostCall::GetProperty, 5),
+        (HostCall::ReplaceHeaderMapValue, 1),
+    ];
+    for (call, count) in expect {
+        assert_eq!(calls.get(call), count, "{}: {:?}", call.name(), calls.made());
+    }
+    assert_eq!(calls.total(), 10, "{:?}", calls.made());
+}
+
+#[test]
+fn trace_alone_makes_two_calls_where_nothing_changes_and_none_at_the_end() {
+    let mut run = Run::start(r#"{"sync": {"cluster": "pintle_agent"}, "trace": {}}"#);
+    let calls = calls_of(&mut run, true);
+    assert_eq!(calls.total(), 2, "{:?}", calls.made());
+    let calls = calls_of(&mut run, false);
+    assert_eq!(calls.total(), 3, "and one to set traceparent: {:?}", calls.made());
+}
+
+#[test]
+fn a_thousand_services_cost_a_request_what_one_does() {
+    let mut run = warm(ALL, "");
+    let one = calls_of(&mut run, true).total();
+    for number in 0..1_000 {
+        run.table(&format!("s-{number}"), endpoints(3));
+    }
+    run.tick();
+    assert_eq!(calls_of(&mut run, true).total(), one);
+}
+
+#[test]
+fn memory_does_not_grow_with_requests() {
+    let mut run = warm(ALL, "");
+    for _ in 0..2_000 {
+        calls_of(&mut run, true);
+    }
+    let pages = run.envoy.memory_pages(pintle_harness::Thread::Worker(0));
+    for _ in 0..20_000 {
+        calls_of(&mut run, true);
+    }
+    assert_eq!(run.envoy.memory_pages(pintle_harness::Thread::Worker(0)), pages);
+}

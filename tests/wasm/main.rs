@@ -1,0 +1,18 @@
+//! The whole module, `pintle.wasm` as it is shipped, in the harness.
+//!
+//! | file | claims about |
+//! |---|---|
+//! | `abi` | what the module imports and exports; every status of every host call |
+//! | `sync` | leadership, the stream, tables in every worker, reload |
+//! | `select` | the list, the service's name, local answers, spoofed headers |
+//! | `breaker` | one state for all workers, probes, leaks |
+//! | `trace` | headers out, spans to a collector, hostile headers |
+//! | `cost` | how many host calls a request makes |
+
+mod abi;
+mod breaker;
+mod cost;
+mod select;
+mod support;
+mod sync;
+mod trace;

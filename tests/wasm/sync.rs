@@ -1,0 +1,253 @@
+//! Who leads, what the stream brings, and that every worker has it.
+
+use std::time::Duration;
+
+use pintle_harness::{Outcome, Thread};
+use pintle_snapshot::{Down, Message, Removed, Up, Version};
+
+use crate::support::{ALL, Run, TICK, builder, endpoints, get, list};
+
+#[test]
+fn one_leader_says_hello_and_every_worker_gets_the_table() {
+    let mut run = Run::start(ALL);
+    let hello = run.received();
+    let Some(Up::Hello(hello)) = hello.first() else { panic!("hello first: {hello:?}") };
+    assert_eq!(hello.proxy, "proxy-1");
+    assert_eq!(hello.have, Version::default());
+
+    run.table("orders", endpoints(3));
+    run.complete();
+    for worker in 0..2 {
+        let request = run.envoy.worker(worker).request(get("orders"));
+        let list = list(&request);
+        assert_eq!(list.len(), 3, "one entry per attempt: {list:?}");
+        let mut distinct = list.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!(distinct.len(), 3, "distinct: {list:?}");
+        run.envoy.finish(request, Outcome::ok(&list[0]));
+    }
+    assert_eq!(run.agent.opened(), 1, "one stream for all VMs");
+    assert_eq!(run.envoy.traps().len(), 0);
+}
+
+#[test]
+fn every_worker_says_which_version_it_applied() {
+    let mut run = Run::start(ALL);
+    run.tick();
+    run.tick();
+    run.received();
+    run.table("orders", endpoints(3));
+    run.tick();
+    let mut workers: Vec<u64> = run
+        .received()
+        .into_iter()
+        .filter_map(|up| match up {
+            Up::Applied(applied) if applied.version == run.version() => {
+                assert_eq!(applied.workers, 3, "two workers and the main thread's copy");
+                Some(applied.worker)
+            }
+            _ => None,
+        })
+        .collect();
+    workers.sort_unstable();
+    workers.dedup();
+    assert_eq!(workers.len(), 3);
+}
+
+#[test]
+fn a_removed_service_is_left_to_envoy() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(3));
+    run.sequence += 1;
+    let gone = Removed { service: "orders".to_owned(), version: run.version() };
+    run.send(&Down::Remove(gone));
+    for worker in 0..2 {
+        let request = run.envoy.worker(worker).request(get("orders"));
+        assert!(request.continues());
+        assert_eq!(request.header("x-pintle-endpoints"), None);
+        run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+    }
+}
+
+#[test]
+fn requests_go_on_with_the_last_tables_while_the_agent_is_away() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(3));
+    run.complete();
+    run.agent.down();
+    for _ in 0..100 {
+        run.tick();
+        for worker in 0..2 {
+            let request = run.envoy.worker(worker).request(get("orders"));
+            assert_eq!(list(&request).len(), 3);
+            let first = list(&request)[0].clone();
+            run.envoy.finish(request, Outcome::ok(first));
+        }
+    }
+    let opened = run.agent.opened();
+    assert!((5..40).contains(&opened), "back-off up to two seconds, not {opened} streams in ten");
+    run.agent.up();
+    run.reconnect();
+    let Some(Up::Hello(hello)) = run.received().into_iter().next() else { panic!("hello first") };
+    assert_eq!(hello.have, run.version(), "it says what it has, so that only changes are sent");
+}
+
+#[test]
+fn a_silent_agent_is_given_up_after_five_seconds() {
+    let mut run = Run::start(ALL);
+    run.complete();
+    for _ in 0..49 {
+        run.tick();
+    }
+    assert!(run.stream.is_open(), "five seconds are not over");
+    for _ in 0..4 {
+        run.tick();
+    }
+    assert!(run.stream.cancelled(), "a stopped agent keeps its socket, so silence has to do");
+    run.reconnect();
+}
+
+#[test]
+fn a_dead_leader_is_replaced_and_the_new_one_has_a_higher_fence() {
+    let mut run = Run::start(ALL);
+    let fence = |ups: Vec<Up>| {
+        ups.into_iter().find_map(|up| match up {
+            Up::Hello(hello) => Some(hello.fence),
+            _ => None,
+        })
+    };
+    let first = fence(run.received()).expect("hello first");
+    let leader = run.stream.thread();
+    run.table("orders", endpoints(3));
+    let died = run.envoy.elapsed();
+    run.envoy.kill_vm(leader);
+    run.reconnect();
+    let took = run.envoy.elapsed() - died;
+    assert!(took <= Duration::from_millis(800), "lease and a tick, not {took:?}");
+    assert_ne!(run.stream.thread(), leader);
+    assert!(fence(run.received()).expect("hello first") > first);
+}
+
+#[test]
+fn a_reloaded_vm_has_the_tables_before_its_first_tick() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(3));
+    run.complete();
+    run.tick();
+    run.envoy.kill_vm(Thread::Worker(1));
+    run.envoy.advance(Duration::from_secs(2));
+    let request = run.envoy.worker(1).request(get("orders"));
+    assert_eq!(list(&request).len(), 3, "from shared data, at configuration");
+    run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+}
+
+#[test]
+fn frames_that_are_cut_or_flipped_or_old_change_nothing() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(3));
+    run.complete();
+    let mut other = endpoints(2);
+    other[0].port = 99;
+    run.sequence += 1;
+    let frame = Down::Table(pintle_snapshot::Table {
+        service: "orders".to_owned(),
+        version: run.version(),
+        endpoints: other,
+        policy: String::new(),
+    })
+    .encode();
+    for cut in 0..frame.len() {
+        assert!(run.stream.send(&frame[..cut]));
+        let mut flipped = frame.clone();
+        flipped[cut] ^= 0x10;
+        assert!(run.stream.send(flipped));
+    }
+    run.envoy.settle();
+    run.tick();
+    let request = run.envoy.worker(0).request(get("orders"));
+    assert_eq!(list(&request).len(), 3);
+    assert!(!list(&request).iter().any(|entry| entry.ends_with(":99")));
+    run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+    let refused = run.envoy.metrics().counter("pintle_frame_rejected_total");
+    assert_eq!(refused, Some(2 * frame.len() as u64));
+    assert_eq!(run.envoy.traps().len(), 0);
+}
+
+#[test]
+fn a_neighbour_that_writes_our_keys_gets_counters_and_no_trap() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(3));
+    run.complete();
+    run.tick();
+    let shared = run.envoy.shared_data();
+    for round in 0..50_u8 {
+        for key in shared.keys() {
+            if key.starts_with(b"pintle/") {
+                let (mut value, _) = shared.get(&key).unwrap_or_default();
+                match round % 4 {
+                    0 => value.truncate(value.len() / 2),
+                    1 => value.iter_mut().for_each(|byte| *byte ^= round),
+                    2 => value = vec![round; 64],
+                    _ => value.clear(),
+                }
+                shared.set(&key, value);
+            }
+        }
+        let queues = run.envoy.queues();
+        for name in queues.names() {
+            let _ = queues.enqueue(&name, [round; 40]);
+        }
+        run.tick();
+        for worker in 0..2 {
+            let request = run.envoy.worker(worker).request(get("orders"));
+            for entry in list(&request) {
+                assert!(entry.starts_with("10.0.0."), "only registered endpoints: {entry}");
+            }
+            run.envoy.finish(request, Outcome::refused("10.0.0.1:80"));
+        }
+    }
+    assert_eq!(run.envoy.traps().len(), 0);
+    assert!(run.envoy.metrics().counter("pintle_shared_rejected_total").unwrap_or(0) > 0);
+    run.envoy.advance(Duration::from_secs(30));
+    assert_eq!(run.envoy.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn a_thousand_tables_reach_every_worker() {
+    let mut run = Run::of(builder(ALL).workers(4).build().expect("the module starts"));
+    for number in 0..1000 {
+        run.table(&format!("s-{number}"), endpoints(10));
+    }
+    run.complete();
+    run.tick();
+    for worker in 0..4 {
+        for number in [0, 499, 999] {
+            let request = run.envoy.worker(worker).request(get(&format!("s-{number}")));
+            assert_eq!(list(&request).len(), 3);
+            run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+        }
+    }
+}
+
+#[test]
+fn a_clock_that_steps_an_hour_either_way_stops_nothing() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(3));
+    run.complete();
+    for step in [3_600_000_000_000_i64, -7_200_000_000_000] {
+        run.envoy.step_wall_clock(step);
+        for _ in 0..20 {
+            run.tick();
+        }
+        if !run.stream.is_open() {
+            run.reconnect();
+        }
+        run.table("orders", endpoints(3));
+        let request = run.envoy.worker(1).request(get("orders"));
+        assert_eq!(list(&request).len(), 3);
+        run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+    }
+    assert_eq!(run.envoy.traps().len(), 0);
+    run.envoy.advance(TICK);
+}
