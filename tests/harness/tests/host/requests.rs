@@ -279,6 +279,23 @@ fn a_local_reply_stops_the_request_and_is_the_response() {
 }
 
 #[test]
+fn a_local_reply_after_the_response_is_on_record() {
+    let guest = module(
+        r#"(func (export "proxy_on_log") (param i32)
+            (drop (call $reply (i32.const 500) «» «» «» (i32.const -1))))"#,
+    );
+    let mut envoy = Envoy::builder(&guest).build().unwrap();
+    let request = envoy.worker(0).request(get());
+    assert_eq!(
+        envoy
+            .finish(request.clone(), Outcome::ok("10.0.0.1:80"))
+            .status,
+        Some(200)
+    );
+    assert_eq!((request.local_reply(), envoy.violations().len()), (None, 1));
+}
+
+#[test]
 fn a_grpc_client_gets_a_local_reply_as_a_status() {
     let mut envoy = Envoy::builder(&module(REPLY)).build().unwrap();
     let request = envoy

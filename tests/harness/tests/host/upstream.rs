@@ -148,6 +148,19 @@ fn the_stream_of_a_dead_vm_stays_open_until_the_vm_is_replaced() {
 }
 
 #[test]
+fn a_configuration_update_ends_the_old_roots_streams() {
+    let mut envoy = Envoy::builder(&module(STREAM))
+        .workers(0)
+        .cluster("agent")
+        .build()
+        .unwrap();
+    tick(&mut envoy);
+    let old = envoy.cluster("agent").accept().unwrap();
+    envoy.reconfigure("new").unwrap();
+    assert!(old.cancelled());
+}
+
+#[test]
 fn a_stream_opened_in_the_close_callback_is_on_record() {
     let guest = module(
         r#"(func $open (drop (call $grpc_stream «agent» «s» «m» «» (i32.const 0))))

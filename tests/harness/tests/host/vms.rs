@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pintle_harness::{
-    Envoy, Error, FailurePolicy, LogLevel, Module, Outcome, RequestBuilder, Thread,
+    Envoy, Error, FailurePolicy, HostCall, LogLevel, Module, Outcome, RequestBuilder, Thread,
 };
 
 use crate::guest::{module, note, source};
@@ -19,6 +19,100 @@ fn an_unknown_import_is_refused_by_name() {
     );
     let error = Module::new(&wasm.unwrap()).err().unwrap();
     assert_eq!(error.to_string(), "unknown import `env::proxy_frobnicate`");
+}
+
+/// The types of the specification: `i` is i32, `I` is i64; all answer an i32 but the last.
+const TYPES: &[(&str, &str)] = &[
+    ("proxy_log", "iii"),
+    ("proxy_get_log_level", "i"),
+    ("proxy_get_status", "iii"),
+    ("proxy_set_tick_period_milliseconds", "i"),
+    ("proxy_get_current_time_nanoseconds", "i"),
+    ("proxy_get_property", "iiii"),
+    ("proxy_set_property", "iiii"),
+    ("proxy_get_shared_data", "iiiii"),
+    ("proxy_set_shared_data", "iiiii"),
+    ("proxy_register_shared_queue", "iii"),
+    ("proxy_resolve_shared_queue", "iiiii"),
+    ("proxy_dequeue_shared_queue", "iii"),
+    ("proxy_enqueue_shared_queue", "iii"),
+    ("proxy_get_header_map_value", "iiiii"),
+    ("proxy_add_header_map_value", "iiiii"),
+    ("proxy_replace_header_map_value", "iiiii"),
+    ("proxy_remove_header_map_value", "iii"),
+    ("proxy_get_header_map_pairs", "iii"),
+    ("proxy_set_header_map_pairs", "iii"),
+    ("proxy_get_header_map_size", "ii"),
+    ("proxy_get_buffer_bytes", "iiiii"),
+    ("proxy_get_buffer_status", "iii"),
+    ("proxy_set_buffer_bytes", "iiiii"),
+    ("proxy_send_local_response", "iiiiiiii"),
+    ("proxy_continue_stream", "i"),
+    ("proxy_close_stream", "i"),
+    ("proxy_http_call", "iiiiiiiiii"),
+    ("proxy_grpc_call", "iiiiiiiiiiii"),
+    ("proxy_grpc_stream", "iiiiiiiii"),
+    ("proxy_grpc_send", "iiii"),
+    ("proxy_grpc_cancel", "i"),
+    ("proxy_grpc_close", "i"),
+    ("proxy_define_metric", "iiii"),
+    ("proxy_increment_metric", "iI"),
+    ("proxy_record_metric", "iI"),
+    ("proxy_get_metric", "ii"),
+    ("proxy_set_effective_context", "i"),
+    ("proxy_done", ""),
+    ("proxy_call_foreign_function", "iiiiii"),
+    ("fd_write", "iiii"),
+    ("fd_read", "iiii"),
+    ("fd_seek", "iIii"),
+    ("fd_close", "i"),
+    ("fd_fdstat_get", "ii"),
+    ("fd_fdstat_set_flags", "ii"),
+    ("fd_prestat_get", "ii"),
+    ("fd_prestat_dir_name", "iii"),
+    ("path_open", "iiiiiIIii"),
+    ("environ_get", "ii"),
+    ("environ_sizes_get", "ii"),
+    ("args_get", "ii"),
+    ("args_sizes_get", "ii"),
+    ("clock_time_get", "iIi"),
+    ("random_get", "ii"),
+    ("sched_yield", ""),
+    ("poll_oneoff", "iiii"),
+    ("proc_exit", "i"),
+];
+
+#[test]
+fn every_import_links_with_the_type_of_the_specification() {
+    let names: Vec<_> = HostCall::ALL.iter().map(|c| c.name()).collect();
+    assert_eq!(
+        names,
+        TYPES.iter().map(|(name, _)| *name).collect::<Vec<_>>()
+    );
+    let mut imports = String::new();
+    for (call, (name, params)) in HostCall::ALL.iter().zip(TYPES) {
+        let params = params.replace('i', "i32 ").replace('I', "i64 ");
+        let result = if *name == "proc_exit" {
+            ""
+        } else {
+            "(result i32)"
+        };
+        let module = call.module();
+        imports += &format!(r#"(import "{module}" "{name}" (func (param {params}) {result}))"#);
+    }
+    let text = format!(
+        r#"(module {imports} (memory (export "memory") 1) (func (export "proxy_abi_version_0_2_1"))
+            (func (export "malloc") (param i32) (result i32) (i32.const 0)))"#
+    );
+    let module = Module::new(&wat::parse_str(text).unwrap()).unwrap();
+    assert_eq!(module.imports().len(), TYPES.len());
+    Envoy::builder(&module).build().unwrap();
+}
+
+#[test]
+fn a_module_is_shared_by_all_tests_of_a_process() {
+    fn shared<T: Send + Sync + Clone>() {}
+    shared::<Module>();
 }
 
 #[test]
@@ -181,6 +275,22 @@ fn a_trap_kills_one_workers_vm_and_what_is_in_it() {
     );
     assert!(trap.message.contains("unreachable"), "{}", trap.message);
     assert_eq!(envoy.logged(LogLevel::Critical, "unreachable"), 1);
+}
+
+#[test]
+fn a_trap_in_the_response_headers_is_a_503() {
+    let guest = module(
+        r#"(func (export "proxy_on_response_headers") (param i32 i32 i32) (result i32)
+            (unreachable))"#,
+    );
+    let mut envoy = Envoy::builder(&guest).build().unwrap();
+    let request = envoy.worker(0).request(get());
+    assert!(request.continues());
+    assert_eq!(
+        envoy.finish(request, Outcome::ok("10.0.0.1:80")).status,
+        Some(503)
+    );
+    assert_eq!(envoy.traps().len(), 1);
 }
 
 #[test]
