@@ -325,7 +325,7 @@ const PAUSE: &str = r#"
 
 #[test]
 fn a_paused_request_goes_on_when_the_filter_says_so() {
-    // No main thread's VM in the way: it has no context 2 and its tick comes first.
+    // The main thread's VM ticks first and has no context 2; the worker's notes are the last.
     let mut envoy = Envoy::builder(&module(PAUSE)).build().unwrap();
     let request = envoy.worker(0).request(get());
     assert_eq!(request.action(), Action::Pause);
