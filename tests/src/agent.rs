@@ -30,6 +30,7 @@ pub struct Agent {
 pub struct AgentBuilder {
     etcd: Vec<String>,
     nats: Option<String>,
+    allow: Option<String>,
     args: Vec<String>,
     envs: Vec<(String, String)>,
     files: Vec<(String, String)>,
@@ -45,6 +46,13 @@ impl AgentBuilder {
     /// Takes events from here.
     pub fn nats(mut self, url: impl Into<String>) -> Self {
         self.nats = Some(url.into());
+        self
+    }
+
+    /// Which loopback and private addresses endpoints may have; 127.0.0.0/8 unless said, because every
+    /// upstream here is there and the agent's own default refuses loopback.
+    pub fn allow(mut self, range: &str) -> Self {
+        self.allow = Some(range.into());
         self
     }
 
@@ -95,6 +103,7 @@ impl AgentBuilder {
         flag("--socket", socket.display().to_string());
         flag("--admin", admin.addr().to_string());
         flag("--state-dir", state.display().to_string());
+        flag("--allow", self.allow.unwrap_or_else(|| "127.0.0.0/8".into()));
         args.extend(self.args);
         let spec = Spec { name: "pintle".into(), program: tools::agent()?, args, envs: self.envs };
         Ok(Agent { process: Process::spawn(spec, dir)?, admin, socket })

@@ -60,7 +60,9 @@ pub struct Context {
     pub random: bool,
     /// Whether the trace begins here.
     pub new_root: bool,
-    /// Whether the ids are the caller's, unchanged: the proxy has no span of its own.
+    /// Whether the proxy is a span of its own in this trace.
+    pub participates: bool,
+    /// Whether the ids are the caller's, unchanged.
     pub forwarded: bool,
     /// The trace that a restart at a trust boundary left behind.
     pub link: Option<Link>,
@@ -72,6 +74,6 @@ impl Context {
     /// Whether a span is to be exported when the request is done.
     #[must_use]
     pub fn is_recorded(&self) -> bool {
-        self.sampled && !self.forwarded && self.spans != Spans::Off
+        self.sampled && self.participates && self.spans != Spans::Off
     }
 }

@@ -389,7 +389,7 @@ fn attribute(w: &mut Writer<'_>, key: &str, write: impl FnOnce(&mut Writer<'_>))
 
 fn pair(w: &mut Writer<'_>, field: u32, key: &str, write: impl FnOnce(&mut Writer<'_>)) {
     w.message(field, |w| {
-        w.text(1, key.as_bytes(), TEXT);
+        w.bytes(1, key.as_bytes());
         w.message(2, write);
     });
 }

@@ -88,8 +88,9 @@ fn decide<R: Rng + ?Sized>(
     let sampled = parent.sampled.filter(|_| trusted).unwrap_or(ours);
     let debug = parent.debug && trusted;
     let unchanged = parent.debug == debug && parent.sampled.is_none_or(|was| was == sampled);
+    let participates = config.participates(policy);
     let forwarded = match parent.span_id {
-        Some(span_id) if !new_root && unchanged && !config.participates(policy) => Some(span_id),
+        Some(span_id) if !new_root && unchanged && !participates => Some(span_id),
         _ => None,
     };
     Context {
@@ -101,6 +102,7 @@ fn decide<R: Rng + ?Sized>(
         rejected: parent.rejected && !sampled,
         random: if new_root { true } else { parent.random },
         new_root,
+        participates,
         forwarded: forwarded.is_some(),
         link: match parent.span_id {
             Some(span_id) if new_root && parent.has_trace() => Some(Link {

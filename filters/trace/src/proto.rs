@@ -39,7 +39,11 @@ impl Writer<'_> {
 
     /// A field of type string, from at most `max` bytes that need not be UTF-8.
     pub(crate) fn text(&mut self, field: u32, value: &[u8], max: usize) {
-        self.message(field, |w| lossy(w.0, value, max));
+        if value.len() <= max && std::str::from_utf8(value).is_ok() {
+            self.bytes(field, value);
+        } else {
+            self.message(field, |w| lossy(w.0, value, max));
+        }
     }
 
     /// A nested message, or a string, of which `write` appends the content.
@@ -50,6 +54,10 @@ impl Writer<'_> {
         let start = self.0.len();
         write(&mut Writer(self.0));
         let size = self.0.len().saturating_sub(start);
+        if let (Ok(short @ ..0x80), Some(byte)) = (u8::try_from(size), self.0.get_mut(at)) {
+            *byte = short;
+            return;
+        }
         let (length, used) = encode_varint(size as u64);
         let length = length.get(..used).unwrap_or_default();
         self.0.splice(at..start, length.iter().copied());

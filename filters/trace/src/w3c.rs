@@ -19,9 +19,9 @@ use crate::hex;
 
 /// Members that a list may have, by the specification.
 const MAX_MEMBERS: usize = 32;
-/// Members that are looked at before the rest is cut off: four times what is allowed, so that the
-/// long ones can go first, and few enough to compare every key with every other.
-const MAX_SEEN: usize = 128;
+/// Members that are looked at before the rest is cut off: twice what is allowed, so that the long
+/// ones can go first, and few enough to keep on the stack and compare every key with every other.
+const MAX_SEEN: usize = 64;
 /// Bytes of the combined list that are propagated.
 const MAX_BYTES: usize = 8192;
 /// Members above this length, in characters, are dropped first.
@@ -87,16 +87,15 @@ pub(crate) fn inject(
     );
     // A member of ours names our span, so there is none while we only forward someone else's.
     let own = own.filter(|_| !context.forwarded);
-    let list = if continued {
-        List::read(&carrier.tracestate, own)
-    } else {
-        Some(List::EMPTY)
-    };
-    let Some(mut list) = list else {
+    if !continued || carrier.tracestate.count == 0 {
+        return write(carrier, context, std::iter::empty(), own, edits);
+    }
+    let mut list = List::EMPTY;
+    if list.read(&carrier.tracestate, own).is_none() {
         // Malformed: nothing of it goes on, which also makes room for our own member.
-        return write(carrier, context, &List::EMPTY, own, edits);
-    };
-    if continued && own.is_none() && !list.changed {
+        return write(carrier, context, std::iter::empty(), own, edits);
+    }
+    if own.is_none() && !list.changed {
         return;
     }
     let own_bytes = own.map_or(0, |key| key.len().saturating_add(1 + 16 + 1));
@@ -104,7 +103,7 @@ pub(crate) fn inject(
         MAX_MEMBERS.saturating_sub(usize::from(own.is_some())),
         MAX_BYTES.saturating_sub(own_bytes),
     );
-    write(carrier, context, &list, own, edits);
+    write(carrier, context, list.members(), own, edits);
 }
 
 /// Removes both headers, if they are there.
@@ -117,14 +116,15 @@ pub(crate) fn remove(carrier: &Carrier<'_>, edits: &mut Edits) {
     }
 }
 
-fn write(
+fn write<'a>(
     carrier: &Carrier<'_>,
     context: &Context,
-    list: &List<'_>,
+    members: impl Iterator<Item = &'a [u8]>,
     own: Option<&str>,
     edits: &mut Edits,
 ) {
-    if own.is_none() && list.members().next().is_none() {
+    let mut members = members.peekable();
+    if own.is_none() && members.peek().is_none() {
         if carrier.tracestate.count > 0 {
             edits.remove(TRACESTATE);
         }
@@ -136,7 +136,7 @@ fn write(
             out.push(b'=');
             hex::write(out, &context.span_id);
         }
-        for (at, member) in list.members().enumerate() {
+        for (at, member) in members.enumerate() {
             if at > 0 || own.is_some() {
                 out.push(b',');
             }
@@ -173,15 +173,14 @@ impl<'a> List<'a> {
     const EMPTY: Self = Self {
         members: [Member::NONE; MAX_SEEN],
         len: 0,
-        changed: true,
+        changed: false,
     };
 
     /// `None` if any member is malformed. The member of `own` is left out.
-    fn read(values: &Values<'a, 32>, own: Option<&str>) -> Option<Self> {
-        let mut list = Self {
-            changed: values.count > 1 || values.cut,
-            ..Self::EMPTY
-        };
+    /// To be called once, on an empty list.
+    fn read(&mut self, values: &Values<'a, 32>, own: Option<&str>) -> Option<()> {
+        let list = self;
+        list.changed = values.count > 1 || values.cut;
         for value in values.iter() {
             list.changed |= value.len() > MAX_BYTES;
             for text in value
@@ -207,7 +206,7 @@ impl<'a> List<'a> {
         }
         // An empty list must be accepted and should not be sent.
         list.changed |= list.len > MAX_MEMBERS || list.len == 0;
-        Some(list)
+        Some(())
     }
 
     /// The members that are left, in order.

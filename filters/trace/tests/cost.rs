@@ -154,8 +154,10 @@ fn a_span_allocates_nothing_once_the_queue_has_its_size() {
     assert_eq!(done, (true, true));
 }
 
+type Headers = Vec<(&'static [u8], Vec<u8>)>;
+
 /// About 96 KiB in the shapes that cost a parser most.
-fn hostile() -> Vec<(&'static str, Vec<(&'static [u8], Vec<u8>)>)> {
+fn hostile() -> Vec<(&'static str, Headers)> {
     const SIZE: usize = 96 * 1024;
     const PARENT: &[u8] = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let fill = |piece: &[u8]| piece.iter().copied().cycle().take(SIZE).collect::<Vec<_>>();

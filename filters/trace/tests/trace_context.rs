@@ -310,6 +310,9 @@ fn a_proxy_participates_exactly_when_its_spans_are_exported_unless_told_otherwis
         let headers = [(&b"traceparent"[..], VALID.as_bytes())];
         let sent = common::send_bytes(&common::config(&json), &common::policy(policy), &headers);
         assert_eq!(sent.context.forwarded, !participates, "{json} {policy}");
+        // A trace that begins here is recorded by the same rule.
+        let sent = common::send_bytes(&common::config(&json), &common::policy(policy), &[]);
+        assert_eq!(sent.context.is_recorded(), participates, "{json} {policy}");
     }
 }
 

@@ -139,7 +139,8 @@ impl Envoy {
     }
 
     /// Gives the plugin another configuration, as an update of the listener does: a canary tries it, then
-    /// every living VM gets a new root context and the old one is done and deleted; dead VMs are replaced.
+    /// every living VM gets a new root context and the old one is done and deleted, at once (in Envoy, when
+    /// its requests have drained); dead VMs are replaced.
     ///
     /// # Errors
     /// When the canary refuses it: the update is rejected and everything stays as it was.
@@ -164,6 +165,8 @@ impl Envoy {
             let delete = vm.callbacks.delete.clone();
             vm.call(old, "proxy_on_delete", delete, (old,));
             vm.guest_mut().roots.retain(|r| r.id != old);
+            let id = vm.id;
+            self.world.borrow_mut().upstreams.forget_root(id, old);
         }
         Ok(())
     }

@@ -229,6 +229,13 @@ impl Envoy {
                 let params = (context, headers, u32::from(trailers == 0));
                 vm.call(context, "proxy_on_response_headers", callback, params);
             }
+            if vm.dead {
+                // The response had not begun: the client gets Envoy's own.
+                request.state.borrow_mut().fail();
+                response = self.apply(&request, Outcome::default());
+                self.log_and_delete(&request);
+                return response;
+            }
             request.state.borrow_mut().reach.response_headers = false;
             if trailers > 0 {
                 request.state.borrow_mut().reach.response_trailers = true;
@@ -374,12 +381,16 @@ fn of_reply(reply: &LocalReply, grpc: bool) -> Response {
         headers.add(":status", "200");
         headers.add("content-type", "application/grpc");
         headers.add("grpc-status", grpc_status.to_string());
-        headers.add("grpc-message", &reply.body);
+        if !reply.body.is_empty() {
+            headers.add("grpc-message", &reply.body);
+        }
         (200, Vec::new())
     } else {
         headers.add(":status", reply.status.to_string());
-        headers.add("content-length", reply.body.len().to_string());
-        headers.add("content-type", "text/plain");
+        if !reply.body.is_empty() {
+            headers.add("content-length", reply.body.len().to_string());
+            headers.add("content-type", "text/plain");
+        }
         (reply.status, reply.body.clone())
     };
     reply

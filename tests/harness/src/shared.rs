@@ -15,9 +15,12 @@ use crate::world::{Event, World};
 
 #[derive(Default)]
 pub(crate) struct SharedData {
-    by_vm_id: HashMap<String, BTreeMap<Vec<u8>, (Vec<u8>, u32)>>,
+    by_vm_id: HashMap<String, Keys>,
     last_cas: u32,
 }
+
+/// The keys of one vm_id: value and compare-and-swap number.
+type Keys = BTreeMap<Vec<u8>, (Vec<u8>, u32)>;
 
 impl SharedData {
     pub(crate) fn get(&self, vm_id: &str, key: &[u8]) -> Option<&(Vec<u8>, u32)> {

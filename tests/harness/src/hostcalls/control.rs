@@ -81,7 +81,7 @@ pub(super) fn send_local_response(
     };
     let callback = call.guest().callback;
     let mut stream = stream.borrow_mut();
-    if stream.local_reply.is_some() || stream.finished {
+    if stream.local_reply.is_some() || stream.finished || stream.reach.log {
         let what = format!("{callback} sent a local reply to a request that had its response");
         call.world().violations.push(what);
         return Ok(());

@@ -34,7 +34,7 @@ pub(crate) enum Kind {
 }
 
 /// Which call of which VM. HTTP and gRPC count their tokens apart.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub(crate) struct CallKey {
     pub(crate) vm: u64,
     pub(crate) root: u32,
@@ -150,8 +150,17 @@ impl Upstreams {
 
     /// A VM is gone, and its calls with it.
     pub(crate) fn forget_vm(&mut self, vm: u64) {
+        self.forget(|key| key.vm == vm);
+    }
+
+    /// A root context is gone, and its calls with it.
+    pub(crate) fn forget_root(&mut self, vm: u64, root: u32) {
+        self.forget(|key| key.vm == vm && key.root == root);
+    }
+
+    fn forget(&mut self, gone: impl Fn(&CallKey) -> bool) {
         self.open.retain(|key, call| {
-            let stays = key.vm != vm;
+            let stays = !gone(key);
             if !stays {
                 call.borrow_mut().cancelled = true;
             }
@@ -166,7 +175,7 @@ impl Upstreams {
             let waits = !call.server_done;
             call.deadline.filter(|_| waits).map(|at| (at, call.key))
         });
-        deadlines.min_by_key(|(at, key)| (*at, key.vm, key.token))
+        deadlines.min()
     }
 
     /// A call's time is up.
@@ -275,7 +284,7 @@ impl Cluster {
             .values()
             .filter(|c| c.borrow().cluster == self.name)
             .collect();
-        open.sort_by_key(|c| (c.borrow().key.vm, c.borrow().key.token));
+        open.sort_by_key(|c| c.borrow().key);
         for call in open {
             let call = &mut *call.borrow_mut();
             if !call.server_done {
