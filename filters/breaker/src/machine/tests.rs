@@ -261,10 +261,9 @@ fn the_transition_table_is_exhaustive_and_correct() {
                     assert_eq!(transition.generation, is.generation, "{row} in {column}");
                     let until = (is.state == State::Open).then_some(is.until);
                     assert_eq!(transition.until, until, "{row} in {column}: until");
-                    assert_eq!(
+                    assert!(
                         is.window.is_empty() && is.consecutive == 0,
-                        true,
-                        "{row} {column}"
+                        "{row} in {column}"
                     );
                 }
             }
