@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pintle_snapshot::Now;
 
-use crate::machine::{Origin, Record, State, Verdict};
+use crate::record::{Origin, Record, State, Verdict};
 
 /// How bad an endpoint is, for comparison: the greater is honoured first.
 ///

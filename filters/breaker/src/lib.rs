@@ -40,15 +40,14 @@ mod codec;
 pub mod machine;
 mod mirror;
 mod policy;
+mod record;
 mod window;
 
 pub use cap::{Severity, allowed, honour, retry_after};
 pub use classify::{FailureKind, Outcome, Report, charges, classify};
 pub use codec::{DecodeError, RECORD_BYTES};
-pub use machine::{
-    Context, Input, MAX_PROBES, Origin, Reason, Record, State, Ticket, Transition, Verdict,
-    WATCH_BEFORE_RATE,
-};
+pub use machine::{Context, Input, Reason, Transition, WATCH_BEFORE_RATE};
 pub use mirror::{Merged, Mirror, Need};
 pub use policy::{Codes, Fleet, HalfOpen, Policy, PolicyError, Rate, SlowCall};
+pub use record::{MAX_PROBES, Origin, Record, State, Ticket, Verdict};
 pub use window::{BUCKETS, Counts, Window};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::machine::MAX_PROBES;
+use crate::record::MAX_PROBES;
 
 /// When a breaker opens, for how long, and how it closes again. `serde` reads it from an object with
 /// the field names below; the default of each is given there.

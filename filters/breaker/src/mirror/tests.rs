@@ -4,8 +4,9 @@ use pintle_snapshot::ForceAction;
 
 use super::*;
 use crate::classify::FailureKind;
-use crate::machine::{Origin, Reason, Verdict};
+use crate::machine::Reason;
 use crate::policy::Rate;
+use crate::record::{Origin, Verdict};
 
 mod interleaved;
 
