@@ -71,7 +71,7 @@ pub struct Ticket {
 
 impl Ticket {
     /// Whether the request holds a probe slot; then its outcome must come back, be it
-    /// [`Outcome::Ignored`].
+    /// [`Ignored`](crate::Outcome::Ignored).
     #[must_use]
     pub const fn is_probe(self) -> bool {
         self.probe != 0

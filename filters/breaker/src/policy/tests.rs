@@ -83,7 +83,7 @@ fn what_is_refused_names_the_key_and_the_range() {
         ),
         (
             r#"{"consecutive_failures": -1}"#,
-            "invalid value: integer `-1`",
+            "consecutive_failures must be between 0 (off) and 1000000, found -1",
         ),
         (
             r#"{"failure_rate": {"percent": 101}}"#,
@@ -159,7 +159,7 @@ fn what_is_refused_names_the_key_and_the_range() {
         ),
         (
             r#"{"fleet": "obey"}"#,
-            "unknown variant `obey`, expected one of `off`, `advise`, `enforce`",
+            "fleet must be off, advise or enforce, found \"obey\"",
         ),
         (
             r#"{"fleet_ttl": "2h"}"#,
@@ -169,6 +169,23 @@ fn what_is_refused_names_the_key_and_the_range() {
             r#"{"retry_after": "0s"}"#,
             "retry_after must be between 1s and 1h",
         ),
+        (
+            r#"{"jitter_percent": "50"}"#,
+            "jitter_percent must be between 0 and 100, found another",
+        ),
+        (
+            r#"{"jitter_percent": 0.5}"#,
+            "jitter_percent must be between 0 and 100, found another",
+        ),
+        (
+            r#"{"window": 10}"#,
+            "window must be between 1s and 10m, found another kind of value",
+        ),
+        (
+            r#"{"fleet": true}"#,
+            "fleet must be off, advise or enforce, found another",
+        ),
+        (r#"{"failure_codes": [null]}"#, "failure_codes must be"),
         (r#"{"max_ejection": 10}"#, "unknown field `max_ejection`"),
     ] {
         let error = parse(json).expect_err(json);
