@@ -102,9 +102,11 @@ impl Mirror {
 
     /// Takes in a record that was read because another worker wrote it.
     pub fn refresh(&mut self, fresh: Record, now: Now) -> Need {
-        if fresh.revision >= self.record.revision {
-            self.adopt(fresh);
+        if fresh.revision < self.record.revision {
+            // The store was wiped; what is known here is to be written again.
+            return Need::Sync;
         }
+        self.adopt(fresh);
         self.need(now)
     }
 
@@ -194,6 +196,8 @@ impl Mirror {
     }
 
     /// The store accepted `merged`, or nothing had changed. Returns what is to be reported.
+    ///
+    /// Nothing may be observed between the merge and its commit: it would be taken for written.
     pub fn commit(&mut self, merged: Merged) -> Vec<Transition> {
         self.record = merged.record;
         self.window.clear();
@@ -216,10 +220,7 @@ impl Mirror {
             .unwrap_or_else(|| self.record.clone());
         let mut record = read.clone();
         let mut transitions = Vec::new();
-        let opinion = self.opinion.map(|(said, until)| Opinion {
-            expires_at: until,
-            ..said
-        });
+        let opinion = self.advice(policy, now);
         let context = Context {
             policy,
             opinion,

@@ -412,6 +412,7 @@ fn a_wiped_or_damaged_store_is_restored_by_whoever_knows() {
         let (mut store, [mut mirror]) = opened(&policy);
         let known = store.record();
         store.bytes = damage;
+        assert_eq!(mirror.refresh(store.record(), at(1)), Need::Sync);
         sync(&mut store, &mut mirror, &policy, at(1));
         assert_eq!(store.record().state(), known.state());
         assert_eq!(store.record().generation(), known.generation());
@@ -513,6 +514,19 @@ fn advice_makes_one_failure_enough_while_it_lasts() {
         let transitions = answer(&mut store, &mut mirror, FAILURE, &policy, at(millis));
         assert_eq!(!transitions.is_empty(), opens, "a failure at {millis} ms");
     }
+}
+
+#[test]
+fn advice_stretched_by_a_clock_that_was_set_back_opens_nothing() {
+    let policy = plain();
+    let (mut store, [mut mirror]) = (Store::default(), workers());
+    let opinion = Some(Opinion {
+        expires_at: at(20_000),
+        reporters: 2,
+    });
+    let _ = mirror.overlay(opinion, None, &policy, at(0));
+    let now = Now(at(0).0 - 3_600_000_000_000);
+    assert_eq!(answer(&mut store, &mut mirror, FAILURE, &policy, now), []);
 }
 
 #[test]

@@ -645,3 +645,40 @@ fn trips_are_counted_up_to_a_limit_from_which_they_are_forgiven_in_minutes() {
     }
     assert_eq!(record.trips, 32);
 }
+
+#[test]
+fn no_probe_joins_one_that_is_overdue() {
+    let mut policy = policy();
+    policy.half_open.probes = 2;
+    assert_eq!(
+        state("h.last").verdict(&policy, NOW),
+        Verdict::ProbeOwed,
+        "a second slot is free"
+    );
+    assert_eq!(
+        state("h.overdue").verdict(&policy, NOW),
+        Verdict::Blocked { until: NOW }
+    );
+}
+
+#[test]
+fn an_opinion_holds_for_its_time_where_the_policys_own_is_shorter() {
+    let short = Duration::from_millis(100);
+    let fleet = Fleet::Enforce;
+    let policy = Policy {
+        open: short,
+        open_max: short,
+        fleet,
+        ..policy()
+    };
+    let mut record = state("h.last");
+    let opinion = Opinion {
+        expires_at: after(9_000),
+        reporters: 1,
+    };
+    record.apply(Input::Opinion(opinion), &at(&policy, NOW));
+    let held = Verdict::Blocked {
+        until: after(9_000),
+    };
+    assert_eq!(record.verdict(&policy, after(8_999)), held);
+}
