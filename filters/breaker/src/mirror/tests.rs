@@ -572,3 +572,134 @@ fn an_enforced_opinion_opens_at_once_and_is_reported_once() {
         Verdict::Blocked { until: at(20_000) }
     );
 }
+
+#[test]
+fn what_was_counted_before_an_opening_is_not_added_after_the_closing() {
+    let short = std::time::Duration::from_millis(100);
+    let policy = Policy {
+        open: short,
+        open_max: short,
+        ..plain()
+    };
+    for learns_first in [false, true] {
+        let (mut store, [mut a, mut b]) = (Store::default(), workers());
+        // b counts, and its failure waits for a store that refuses it.
+        answer(&mut store, &mut b, SUCCESS, &policy, at(0));
+        let ticket = b.record().ticket();
+        let _ = b.observe(ticket, FAILURE, &policy, at(0));
+        for _ in 0..5 {
+            answer(&mut store, &mut a, FAILURE, &policy, at(1));
+        }
+        for _ in 0..2 {
+            let probe = claim(&mut store, &mut a, &policy, at(200)).unwrap();
+            let _ = a.observe(probe, SUCCESS, &policy, at(200));
+            sync(&mut store, &mut a, &policy, at(200));
+        }
+        assert_eq!(store.record().state(), State::Closed);
+        if learns_first {
+            let _ = b.refresh(store.record(), at(300));
+        }
+        let (transitions, wake) = sync(&mut store, &mut b, &policy, at(300));
+        assert_eq!((transitions.len(), wake), (0, false));
+        let record = store.record();
+        assert_eq!(
+            (record.consecutive(), record.counts(&policy, at(300)).total),
+            (0, 0)
+        );
+        assert!(record.is_quiet(), "learns first: {learns_first}");
+    }
+}
+
+#[test]
+fn a_success_between_failures_that_wait_breaks_their_row() {
+    let policy = plain();
+    let (mut store, [mut mirror]) = (Store::default(), workers());
+    for outcome in [FAILURE, FAILURE, FAILURE, FAILURE, SUCCESS, FAILURE] {
+        let ticket = mirror.record().ticket();
+        let _ = mirror.observe(ticket, outcome, &policy, at(0));
+    }
+    sync(&mut store, &mut mirror, &policy, at(0));
+    assert_eq!(
+        (store.record().state(), store.record().consecutive()),
+        (State::Closed, 1)
+    );
+}
+
+#[test]
+fn a_quiet_record_from_the_future_is_written_once() {
+    let policy = plain();
+    let (mut store, [mut mirror]) = (Store::default(), workers());
+    let touched = Record {
+        touched: at(3_600_000),
+        revision: 1,
+        ..Record::default()
+    };
+    touched.encode(&mut store.bytes);
+    assert_eq!(mirror.refresh(store.record(), at(0)), Need::Sync);
+    sync(&mut store, &mut mirror, &policy, at(0));
+    assert_eq!(mirror.refresh(store.record(), at(0)), Need::Nothing);
+    assert_eq!(store.cas, 1);
+}
+
+#[test]
+fn the_answer_of_a_probe_outlives_news_of_another_generation() {
+    let policy = plain();
+    let (mut store, [mut a, mut b]) = opened(&policy);
+    let probe = claim(&mut store, &mut a, &policy, at(30_000)).unwrap();
+    assert_eq!(b.refresh(store.record(), at(30_000)), Need::Sync);
+    // The answer was seen where the record was last known as open.
+    let mut late = Mirror::default();
+    let _ = late.observe(probe, Outcome::Ignored, &policy, at(30_001));
+    assert_eq!(late.refresh(store.record(), at(30_001)), Need::Sync);
+    sync(&mut store, &mut late, &policy, at(30_001));
+    assert_eq!(store.record().probes_out(), 0);
+}
+
+#[test]
+fn the_others_are_woken_by_what_they_must_act_on() {
+    let policy = plain();
+    let soft = Outcome::Soft {
+        retry_after: Some(std::time::Duration::from_secs(5)),
+    };
+    let (mut store, [mut mirror]) = (Store::default(), workers());
+    for (outcome, expect, why) in [
+        (
+            FAILURE,
+            true,
+            "a watch begins, and a row that their successes break",
+        ),
+        (FAILURE, false, "the row goes on"),
+        (
+            SUCCESS,
+            false,
+            "the row ends, and whoever does not know writes nothing new",
+        ),
+        (FAILURE, true, "a row begins"),
+        (soft, true, "the endpoint asks to be spared"),
+        (soft, false, "and asks again within the same instant"),
+    ] {
+        let ticket = mirror.record().ticket();
+        assert_eq!(mirror.observe(ticket, outcome, &policy, at(0)), Need::Sync);
+        assert_eq!(
+            sync(&mut store, &mut mirror, &policy, at(0)).1,
+            expect,
+            "{why}"
+        );
+    }
+    for (action, until, stamp) in [
+        (ForceAction::Close, 60_000, 1),
+        (ForceAction::Open, 60_000, 2),
+        (ForceAction::Open, 90_000, 3),
+    ] {
+        let order = Force {
+            action,
+            until: at(until),
+            stamp,
+        };
+        let _ = mirror.overlay(None, Some(order), &policy, at(1));
+        assert!(
+            sync(&mut store, &mut mirror, &policy, at(1)).1,
+            "order {stamp}"
+        );
+    }
+}

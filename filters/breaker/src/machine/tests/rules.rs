@@ -682,3 +682,41 @@ fn an_opinion_holds_for_its_time_where_the_policys_own_is_shorter() {
     };
     assert_eq!(record.verdict(&policy, after(8_999)), held);
 }
+
+#[test]
+fn whose_word_it_is_follows_the_evidence() {
+    for (row, column, origin, expect) in [
+        ("probe: failure", "h.last", Origin::Forced, Origin::Own),
+        ("probe: failure", "h.last", Origin::Advised, Origin::Advised),
+        ("enforced opinion", "half", Origin::Own, Origin::Own),
+        ("enforced opinion", "open", Origin::Own, Origin::Own),
+        ("enforced opinion", "closed", Origin::Own, Origin::Fleet),
+    ] {
+        let mut record = Record {
+            origin,
+            ..state(column)
+        };
+        step(row, &mut record);
+        assert_eq!(
+            record.origin, expect,
+            "{row} in {column}, opened by {origin:?}"
+        );
+    }
+}
+
+#[test]
+fn an_opinion_does_not_lengthen_what_was_opened_here() {
+    let policy = Policy {
+        fleet: Fleet::Enforce,
+        ..policy()
+    };
+    for (column, expect) in [("open", 20_000), ("o.fleet", 50_000)] {
+        let mut record = state(column);
+        let opinion = Opinion {
+            expires_at: after(50_000),
+            reporters: 1,
+        };
+        record.apply(Input::Opinion(opinion), &at(&policy, NOW));
+        assert_eq!(record.until, after(expect), "{column}");
+    }
+}
