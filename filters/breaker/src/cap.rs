@@ -47,9 +47,7 @@ impl Record {
 pub fn allowed(endpoints: usize, max_ejection_percent: u8) -> usize {
     let percent = usize::from(max_ejection_percent.min(100));
     // Split, so that no count of endpoints overflows.
-    (endpoints / 100)
-        .saturating_mul(percent)
-        .saturating_add((endpoints % 100) * percent / 100)
+    (endpoints / 100).saturating_mul(percent).saturating_add((endpoints % 100) * percent / 100)
 }
 
 /// Keeps those open breakers that count, the worst ones, and drops the others, which are to be read
@@ -85,9 +83,7 @@ pub fn retry_after(
         .min()
         .unwrap_or(limit)
         .min(limit);
-    let whole = soonest
-        .as_secs()
-        .saturating_add(u64::from(soonest.subsec_nanos() > 0));
+    let whole = soonest.as_secs().saturating_add(u64::from(soonest.subsec_nanos() > 0));
     Duration::from_secs(whole.max(1))
 }
 

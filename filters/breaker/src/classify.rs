@@ -150,16 +150,8 @@ impl Outcome {
     #[must_use]
     pub const fn counts(self) -> Option<Counts> {
         match self {
-            Self::Success { slow } => Some(Counts {
-                total: 1,
-                failed: 0,
-                slow: slow as u32,
-            }),
-            Self::Failure(_) | Self::Soft { .. } => Some(Counts {
-                total: 1,
-                failed: 1,
-                slow: 0,
-            }),
+            Self::Success { slow } => Some(Counts { total: 1, failed: 0, slow: slow as u32 }),
+            Self::Failure(_) | Self::Soft { .. } => Some(Counts { total: 1, failed: 1, slow: 0 }),
             Self::Ignored => None,
         }
     }
@@ -261,9 +253,7 @@ pub fn classify(report: &Report<'_>, policy: &Policy) -> Outcome {
         return Outcome::Failure(FailureKind::Status(code));
     }
     if code == 429 {
-        return Outcome::Soft {
-            retry_after: report.retry_after,
-        };
+        return Outcome::Soft { retry_after: report.retry_after };
     }
     match report.grpc {
         // The caller gave up.
@@ -272,16 +262,11 @@ pub fn classify(report: &Report<'_>, policy: &Policy) -> Outcome {
             return Outcome::Failure(FailureKind::Grpc(status));
         }
         Some(8) => {
-            return Outcome::Soft {
-                retry_after: report.retry_after,
-            };
+            return Outcome::Soft { retry_after: report.retry_after };
         }
         _ => {}
     }
-    let slow = policy
-        .slow_call
-        .zip(report.took)
-        .is_some_and(|(call, took)| took >= call.threshold);
+    let slow = policy.slow_call.zip(report.took).is_some_and(|(call, took)| took >= call.threshold);
     Outcome::Success { slow }
 }
 
@@ -291,11 +276,7 @@ fn transport(report: &Report<'_>) -> Option<FailureKind> {
         Some(FailureKind::Timeout)
     } else if any(flag::CONNECTION_FAILURE) {
         let timed_out = contains(report.details, b"connection_timeout");
-        Some(if timed_out {
-            FailureKind::Timeout
-        } else {
-            FailureKind::Connect
-        })
+        Some(if timed_out { FailureKind::Timeout } else { FailureKind::Connect })
     } else if any(flag::UPSTREAM_PROTOCOL) {
         Some(FailureKind::Protocol)
     } else if any(flag::LOCAL_RESET | flag::UPSTREAM_RESET | flag::CONNECTION_TERMINATION)
@@ -348,9 +329,7 @@ pub fn parse_retry_after(value: &[u8], now: Now) -> Option<Duration> {
     let text = value.trim_ascii();
     if !text.is_empty() && text.iter().all(u8::is_ascii_digit) {
         let seconds = text.iter().fold(0u64, |sum, digit| {
-            (sum.saturating_mul(10)
-                .saturating_add(u64::from(digit - b'0')))
-            .min(u32::MAX.into())
+            (sum.saturating_mul(10).saturating_add(u64::from(digit - b'0'))).min(u32::MAX.into())
         });
         return Some(Duration::from_secs(seconds));
     }
@@ -367,9 +346,7 @@ fn imf_fixdate(text: &[u8]) -> Option<u64> {
     let field = |from: usize, to: usize| text.get(from..to);
     let number = |from: usize, to: usize| -> Option<u64> {
         field(from, to)?.iter().try_fold(0u64, |sum, digit| {
-            digit
-                .is_ascii_digit()
-                .then(|| sum * 10 + u64::from(digit - b'0'))
+            digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0'))
         })
     };
     let spaced = text.len() == 29
@@ -390,11 +367,7 @@ fn imf_fixdate(text: &[u8]) -> Option<u64> {
         return None;
     }
     // Days from the civil date, counted in years that begin in March so that the leap day is last.
-    let (y, m) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days =
         (y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + day - 1).checked_sub(719_468)?;
     Some(days * 86_400 + hour * 3600 + minute * 60 + second)

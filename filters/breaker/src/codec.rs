@@ -70,13 +70,9 @@ impl Record {
         out.reserve(RECORD_BYTES);
         out.extend(MAGIC);
         out.extend([SCHEMA, state_tag(self.state), origin_tag(self.origin), 0]);
-        for word in [
-            self.consecutive,
-            self.trips,
-            self.generation,
-            self.probe_successes,
-            self.last_probe,
-        ] {
+        for word in
+            [self.consecutive, self.trips, self.generation, self.probe_successes, self.last_probe]
+        {
             out.extend(word.to_le_bytes());
         }
         for long in [
@@ -120,9 +116,8 @@ impl Record {
         if bytes.len() != RECORD_BYTES || !bytes.starts_with(&MAGIC) {
             return Err(DecodeError::NotARecord);
         }
-        let (body, sum) = bytes
-            .split_at_checked(RECORD_BYTES - CHECKSUM)
-            .ok_or(DecodeError::NotARecord)?;
+        let (body, sum) =
+            bytes.split_at_checked(RECORD_BYTES - CHECKSUM).ok_or(DecodeError::NotARecord)?;
         let mut reader = Reader(body);
         let _magic: [u8; 4] = reader.take()?;
         let [schema, state, origin, zero] = reader.take()?;
@@ -157,28 +152,19 @@ impl Record {
             probes: reader.probes()?,
             window: reader.window()?,
         };
-        if record.is_possible() {
-            Ok(record)
-        } else {
-            Err(DecodeError::Value)
-        }
+        if record.is_possible() { Ok(record) } else { Err(DecodeError::Value) }
     }
 
     /// What holds for every record that a machine wrote, and keeps one that somebody else wrote from
     /// wedging the breaker.
     fn is_possible(&self) -> bool {
         let slots = self.state == State::HalfOpen || self.probes_out() == 0;
-        let free = self
-            .probes
-            .iter()
-            .all(|probe| probe.id != 0 || probe.expires == Now(0));
+        let free = self.probes.iter().all(|probe| probe.id != 0 || probe.expires == Now(0));
         let past = [self.since, self.clean_since, self.watched_since];
         let failures = self.state == State::Closed || (self.consecutive == 0 && !self.is_watched());
-        let short = self
-            .probes
-            .iter()
-            .all(|probe| probe.expires.since(self.touched) <= MAX_TIMEOUT)
-            && self.busy_until.since(self.touched) <= MAX_RETRY_AFTER;
+        let short =
+            self.probes.iter().all(|probe| probe.expires.since(self.touched) <= MAX_TIMEOUT)
+                && self.busy_until.since(self.touched) <= MAX_RETRY_AFTER;
         slots && free && failures && short && past.iter().all(|time| *time <= self.touched)
     }
 }
@@ -207,10 +193,7 @@ impl Reader<'_> {
     fn probes(&mut self) -> Result<[Probe; MAX_PROBES], DecodeError> {
         let mut probes = [Probe::default(); MAX_PROBES];
         for probe in &mut probes {
-            *probe = Probe {
-                id: self.word()?,
-                expires: self.time()?,
-            };
+            *probe = Probe { id: self.word()?, expires: self.time()? };
         }
         Ok(probes)
     }
@@ -220,17 +203,9 @@ impl Reader<'_> {
         let head = self.long()?;
         let mut buckets = [Counts::default(); BUCKETS];
         for bucket in &mut buckets {
-            *bucket = Counts {
-                total: self.word()?,
-                failed: self.word()?,
-                slow: self.word()?,
-            };
+            *bucket = Counts { total: self.word()?, failed: self.word()?, slow: self.word()? };
         }
-        Ok(Window {
-            bucket_ns,
-            head,
-            buckets,
-        })
+        Ok(Window { bucket_ns, head, buckets })
     }
 }
 

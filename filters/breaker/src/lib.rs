@@ -42,6 +42,7 @@ mod mirror;
 mod policy;
 mod record;
 mod window;
+mod words;
 
 pub use cap::{Severity, allowed, honour, retry_after};
 pub use classify::{FailureKind, Outcome, Report, charges, classify};

@@ -160,8 +160,7 @@ impl Record {
         let transition = match input {
             Input::Answer(outcome) => {
                 self.count(outcome, context);
-                self.judge(outcome, context)
-                    .or_else(|| self.check_rates(context))
+                self.judge(outcome, context).or_else(|| self.check_rates(context))
             }
             Input::Probe { id, outcome, at } => self.probe_answered(id, outcome, at, context),
             Input::Tick => self.settle(context),
@@ -188,17 +187,8 @@ impl Record {
         let Some(free) = self.probes.iter_mut().find(|probe| probe.id == 0) else {
             return (None, transition);
         };
-        *free = Probe {
-            id,
-            expires: context.now.after(context.policy.half_open.timeout),
-        };
-        (
-            Some(Ticket {
-                generation: self.generation,
-                probe: id,
-            }),
-            transition,
-        )
+        *free = Probe { id, expires: context.now.after(context.policy.half_open.timeout) };
+        (Some(Ticket { generation: self.generation, probe: id }), transition)
     }
 
     // === the steps ===
@@ -221,9 +211,7 @@ impl Record {
         back(&mut self.watched_since);
         back(&mut self.busy_until);
         back(&mut self.held_until);
-        self.probes
-            .iter_mut()
-            .for_each(|probe| back(&mut probe.expires));
+        self.probes.iter_mut().for_each(|probe| back(&mut probe.expires));
         // Its buckets are numbered by a time that has not come yet.
         self.window.clear();
         self.touched = now;
@@ -274,9 +262,7 @@ impl Record {
                 let opinion = context.opinion.filter(|opinion| {
                     context.policy.fleet != Fleet::Off && context.now < opinion.expires_at
                 })?;
-                let reason = Reason::Advised {
-                    reporters: opinion.reporters,
-                };
+                let reason = Reason::Advised { reporters: opinion.reporters };
                 Some(self.trip(reason, Origin::Advised, context))
             }
         }
@@ -292,18 +278,10 @@ impl Record {
         {
             return None;
         }
-        let Counts {
-            total,
-            failed,
-            slow,
-        } = self.counts(policy, now);
+        let Counts { total, failed, slow } = self.counts(policy, now);
         let reason = if policy.failure_rate.reached(failed, total) && failed > 0 {
             Reason::Rate { failed, total }
-        } else if policy
-            .slow_call
-            .is_some_and(|call| call.rate.reached(slow, total))
-            && slow > 0
-        {
+        } else if policy.slow_call.is_some_and(|call| call.rate.reached(slow, total)) && slow > 0 {
             Reason::Slow { slow, total }
         } else {
             return None;
@@ -321,10 +299,7 @@ impl Record {
         match self.state {
             State::Open => None,
             State::HalfOpen => {
-                let expired = self
-                    .probes
-                    .iter()
-                    .any(|probe| probe.id != 0 && probe.expires <= now);
+                let expired = self.probes.iter().any(|probe| probe.id != 0 && probe.expires <= now);
                 expired.then(|| self.reopen(Reason::ProbeExpired, context))
             }
             State::Closed => {
@@ -353,10 +328,7 @@ impl Record {
             return None;
         }
         // An answer after the expiry is no answer; the tick that follows fails the probe.
-        let slot = self
-            .probes
-            .iter_mut()
-            .find(|probe| probe.id == id && at < probe.expires)?;
+        let slot = self.probes.iter_mut().find(|probe| probe.id == id && at < probe.expires)?;
         *slot = Probe::default();
         match outcome {
             Outcome::Ignored => None,
@@ -387,10 +359,7 @@ impl Record {
                 self.origin = Origin::Forced;
                 let transition = self.enter(State::Open, Reason::Forced, context);
                 self.until = force.until;
-                (was != State::Open).then_some(Transition {
-                    until: Some(self.until),
-                    ..transition
-                })
+                (was != State::Open).then_some(Transition { until: Some(self.until), ..transition })
             }
             ForceAction::Close if holds => {
                 let open = self.state != State::Closed;
@@ -438,15 +407,10 @@ impl Record {
                 if self.state == State::Closed {
                     self.origin = Origin::Fleet;
                 }
-                let reason = Reason::Fleet {
-                    reporters: opinion.reporters,
-                };
+                let reason = Reason::Fleet { reporters: opinion.reporters };
                 let transition = self.enter(State::Open, reason, context);
                 self.until = until;
-                Some(Transition {
-                    until: Some(until),
-                    ..transition
-                })
+                Some(Transition { until: Some(until), ..transition })
             }
             State::Open => {
                 if self.origin == Origin::Fleet && until > self.until {
@@ -462,22 +426,13 @@ impl Record {
         self.trips = self.trips.saturating_add(1).min(MAX_TRIPS);
         self.origin = origin;
         let transition = self.enter(State::Open, reason, context);
-        self.until = context
-            .now
-            .after(context.policy.open_for(self.trips, context.random));
-        Transition {
-            until: Some(self.until),
-            ..transition
-        }
+        self.until = context.now.after(context.policy.open_for(self.trips, context.random));
+        Transition { until: Some(self.until), ..transition }
     }
 
     fn reopen(&mut self, reason: Reason, context: &Context<'_>) -> Transition {
         // The order is over; what holds it open now is the probe.
-        let origin = if self.origin == Origin::Forced {
-            Origin::Own
-        } else {
-            self.origin
-        };
+        let origin = if self.origin == Origin::Forced { Origin::Own } else { self.origin };
         self.trip(reason, origin, context)
     }
 
@@ -510,21 +465,14 @@ impl Record {
 
     /// One trip less for every whole interval without a failure.
     fn forgive(&mut self, context: &Context<'_>) {
-        let interval = u64::try_from(context.policy.window.as_nanos())
-            .unwrap_or(u64::MAX)
-            .max(1);
+        let interval = u64::try_from(context.policy.window.as_nanos()).unwrap_or(u64::MAX).max(1);
         if self.trips == 0 {
             return;
         }
         let clean = context.now.0.saturating_sub(self.clean_since.0) / interval;
-        self.trips = self
-            .trips
-            .saturating_sub(u32::try_from(clean).unwrap_or(u32::MAX));
-        self.clean_since.0 = self
-            .clean_since
-            .0
-            .saturating_add(clean.saturating_mul(interval))
-            .min(context.now.0);
+        self.trips = self.trips.saturating_sub(u32::try_from(clean).unwrap_or(u32::MAX));
+        self.clean_since.0 =
+            self.clean_since.0.saturating_add(clean.saturating_mul(interval)).min(context.now.0);
     }
 
     fn watch(&mut self, now: Now) {

@@ -94,10 +94,7 @@ impl Mirror {
         let (said, until) = self.opinion?;
         let left = until.since(now);
         let counts = !left.is_zero() && left <= policy.fleet_ttl;
-        counts.then_some(Opinion {
-            expires_at: until,
-            ..said
-        })
+        counts.then_some(Opinion { expires_at: until, ..said })
     }
 
     /// Takes in a record that was read because another worker wrote it.
@@ -128,11 +125,7 @@ impl Mirror {
             && opinion.is_some_and(|said| {
                 said.expires_at > self.record.opinion_seen && said.expires_at > now
             });
-        if orders || enforced {
-            Need::Sync
-        } else {
-            self.need(now)
-        }
+        if orders || enforced { Need::Sync } else { self.need(now) }
     }
 
     /// Takes in how a request ended.
@@ -141,11 +134,7 @@ impl Mirror {
     /// answer always goes to the record, which knows whether the slot still exists.
     pub fn observe(&mut self, ticket: Ticket, outcome: Outcome, policy: &Policy, now: Now) -> Need {
         if ticket.is_probe() {
-            self.push(Pending {
-                ticket,
-                outcome,
-                at: now,
-            });
+            self.push(Pending { ticket, outcome, at: now });
             return Need::Sync;
         }
         if ticket.generation != self.record.generation || self.record.state != State::Closed {
@@ -154,8 +143,7 @@ impl Mirror {
         let Some(counts) = outcome.counts() else {
             return Need::Nothing;
         };
-        self.window
-            .add(counts, now, Window::bucket_length(policy.window));
+        self.window.add(counts, now, Window::bucket_length(policy.window));
         let matters = match outcome {
             Outcome::Ignored => false,
             Outcome::Success { slow } => {
@@ -168,11 +156,7 @@ impl Mirror {
         if !matters {
             return Need::Nothing;
         }
-        self.push(Pending {
-            ticket,
-            outcome,
-            at: now,
-        });
+        self.push(Pending { ticket, outcome, at: now });
         Need::Sync
     }
 
@@ -215,18 +199,11 @@ impl Mirror {
     ) -> Merged {
         // The store was wiped, or overwritten by a worker that found it wiped.
         let stale = fresh.as_ref().map_or(0, Record::revision) < self.record.revision;
-        let read = fresh
-            .filter(|_| !stale)
-            .unwrap_or_else(|| self.record.clone());
+        let read = fresh.filter(|_| !stale).unwrap_or_else(|| self.record.clone());
         let mut record = read.clone();
         let mut transitions = Vec::new();
         let opinion = self.advice(policy, now);
-        let context = Context {
-            policy,
-            opinion,
-            now,
-            random,
-        };
+        let context = Context { policy, opinion, now, random };
 
         record.follow_clock(now);
         if let Some(force) = self.force {
@@ -238,22 +215,12 @@ impl Mirror {
         let counted_here =
             record.state == State::Closed && record.generation == self.record.generation;
         if counted_here && !self.window.is_empty() {
-            record
-                .window
-                .absorb(&self.window, now, Window::bucket_length(policy.window));
+            record.window.absorb(&self.window, now, Window::bucket_length(policy.window));
         }
         for pending in &self.pending {
-            let Pending {
-                ticket,
-                outcome,
-                at,
-            } = *pending;
+            let Pending { ticket, outcome, at } = *pending;
             if ticket.is_probe() {
-                let input = Input::Probe {
-                    id: ticket.probe,
-                    outcome,
-                    at,
-                };
+                let input = Input::Probe { id: ticket.probe, outcome, at };
                 transitions.extend(record.apply(input, &context));
             } else if ticket.generation == record.generation {
                 transitions.extend(record.judge(outcome, &context));
@@ -281,13 +248,7 @@ impl Mirror {
             record.touched = touched;
             record.revision = record.revision.saturating_add(1);
         }
-        Merged {
-            record,
-            changed,
-            wake,
-            ticket,
-            transitions,
-        }
+        Merged { record, changed, wake, ticket, transitions }
     }
 
     fn need(&self, now: Now) -> Need {
@@ -298,11 +259,7 @@ impl Mirror {
             State::Open => false,
             State::HalfOpen => true,
         };
-        if set_back || waits || !self.pending.is_empty() {
-            Need::Sync
-        } else {
-            Need::Nothing
-        }
+        if set_back || waits || !self.pending.is_empty() { Need::Sync } else { Need::Nothing }
     }
 
     fn push(&mut self, pending: Pending) {

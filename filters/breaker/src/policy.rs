@@ -111,9 +111,7 @@ impl Codes {
         let Some(bit) = code.checked_sub(100) else {
             return false;
         };
-        self.0
-            .get(usize::from(bit / 64))
-            .is_some_and(|word| word >> (bit % 64) & 1 == 1)
+        self.0.get(usize::from(bit / 64)).is_some_and(|word| word >> (bit % 64) & 1 == 1)
     }
 
     fn insert(&mut self, code: u16) {
@@ -138,11 +136,7 @@ pub struct PolicyError {
 
 impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} must be {}, found {}",
-            self.field, self.expected, self.found
-        )
+        write!(f, "{} must be {}, found {}", self.field, self.expected, self.found)
     }
 }
 
@@ -156,20 +150,13 @@ impl Policy {
     pub fn unconfigured() -> Self {
         Self {
             consecutive_failures: 5,
-            failure_rate: Rate {
-                percent: 50,
-                min_requests: 10,
-            },
+            failure_rate: Rate { percent: 50, min_requests: 10 },
             window: Duration::from_secs(10),
             slow_call: None,
             open: Duration::from_secs(30),
             open_max: Duration::from_secs(300),
             jitter_percent: 50,
-            half_open: HalfOpen {
-                probes: 1,
-                successes: 2,
-                timeout: Duration::from_secs(10),
-            },
+            half_open: HalfOpen { probes: 1, successes: 2, timeout: Duration::from_secs(10) },
             max_ejection_percent: 50,
             failure_codes: server_errors(),
             fleet: Fleet::Advise,
@@ -186,14 +173,9 @@ impl Policy {
     pub fn open_for(&self, trips: u32, random: u32) -> Duration {
         let doublings = trips.saturating_sub(1).min(31);
         let base = self.open.saturating_mul(1 << doublings).min(self.open_max);
-        let span = base
-            .as_nanos()
-            .saturating_mul(u128::from(self.jitter_percent))
-            / 100;
+        let span = base.as_nanos().saturating_mul(u128::from(self.jitter_percent)) / 100;
         let jitter = span.saturating_mul(u128::from(random)) / u128::from(u32::MAX);
-        base.saturating_add(Duration::from_nanos(
-            u64::try_from(jitter).unwrap_or(u64::MAX),
-        ))
+        base.saturating_add(Duration::from_nanos(u64::try_from(jitter).unwrap_or(u64::MAX)))
     }
 
     /// The longest that [`Policy::open_for`] can say.
@@ -285,24 +267,14 @@ impl TryFrom<RawPolicy> for Policy {
 
     fn try_from(raw: RawPolicy) -> Result<Self, PolicyError> {
         let default = Self::unconfigured();
-        let (rate_percent, rate_min) = raw
-            .failure_rate
-            .map_or((None, None), |rate| (rate.percent, rate.min_requests));
+        let (rate_percent, rate_min) =
+            raw.failure_rate.map_or((None, None), |rate| (rate.percent, rate.min_requests));
         let failure_rate = Rate {
-            percent: percent(
-                "failure_rate.percent",
-                rate_percent,
-                default.failure_rate.percent,
-            )?,
+            percent: percent("failure_rate.percent", rate_percent, default.failure_rate.percent)?,
             min_requests: min_requests("failure_rate.min_requests", rate_min)?,
         };
-        let open = duration(
-            "open",
-            raw.open,
-            default.open,
-            Duration::from_millis(100)..=HOUR,
-            OPEN,
-        )?;
+        let open =
+            duration("open", raw.open, default.open, Duration::from_millis(100)..=HOUR, OPEN)?;
         let open_max = match raw.open_max {
             // The default limit follows a base that lies above it.
             None => default.open_max.max(open),
@@ -328,9 +300,9 @@ impl TryFrom<RawPolicy> for Policy {
             open,
             open_max,
             jitter_percent: percent("jitter_percent", raw.jitter_percent, default.jitter_percent)?,
-            half_open: raw.half_open.map_or(Ok(default.half_open), |raw| {
-                half_open(raw, default.half_open)
-            })?,
+            half_open: raw
+                .half_open
+                .map_or(Ok(default.half_open), |raw| half_open(raw, default.half_open))?,
             max_ejection_percent: percent(
                 "max_ejection_percent",
                 raw.max_ejection_percent,
@@ -416,11 +388,7 @@ fn number<T: TryFrom<u64>>(
     accepted: std::ops::RangeInclusive<u64>,
     expected: &'static str,
 ) -> Result<T, PolicyError> {
-    let refused = |found| PolicyError {
-        field,
-        expected,
-        found,
-    };
+    let refused = |found| PolicyError { field, expected, found };
     match raw {
         None => Ok(default),
         Some(RawNumber::Other(_)) => Err(refused(OTHER.to_owned())),
@@ -439,11 +407,7 @@ fn duration(
     accepted: std::ops::RangeInclusive<Duration>,
     expected: &'static str,
 ) -> Result<Duration, PolicyError> {
-    let refused = |found| PolicyError {
-        field,
-        expected,
-        found,
-    };
+    let refused = |found| PolicyError { field, expected, found };
     match raw {
         None => Ok(default),
         Some(RawText::Other(_)) => Err(refused(OTHER.to_owned())),
@@ -455,11 +419,7 @@ fn duration(
 
 fn fleet(raw: Option<RawText>, default: Fleet) -> Result<Fleet, PolicyError> {
     let expected = "off, advise or enforce";
-    let refused = |found| PolicyError {
-        field: "fleet",
-        expected,
-        found,
-    };
+    let refused = |found| PolicyError { field: "fleet", expected, found };
     match raw {
         None => Ok(default),
         Some(RawText::Other(_)) => Err(refused(OTHER.to_owned())),
@@ -483,9 +443,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;
         let (number, after) = rest.split_at_checked(digits)?;
         let number: u32 = number.parse().ok()?;
-        let letters = after
-            .find(|c: char| !c.is_ascii_alphabetic())
-            .unwrap_or(after.len());
+        let letters = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
         let (unit, next) = after.split_at_checked(letters)?;
         let unit = match unit {
             "us" => Duration::from_micros(1),
@@ -507,11 +465,7 @@ const MAX_CODES: usize = 16;
 const CODES: &str = "at most 16 codes or ranges between 400 and 599, such as \"500-599\"";
 
 fn codes(raw: Vec<RawCodes>) -> Result<Codes, PolicyError> {
-    let refused = |found| PolicyError {
-        field: "failure_codes",
-        expected: CODES,
-        found,
-    };
+    let refused = |found| PolicyError { field: "failure_codes", expected: CODES, found };
     if raw.len() > MAX_CODES {
         return Err(refused(format!("{} entries", raw.len())));
     }

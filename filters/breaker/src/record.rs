@@ -207,10 +207,7 @@ impl Record {
     /// The ticket of an ordinary request sent now.
     #[must_use]
     pub const fn ticket(&self) -> Ticket {
-        Ticket {
-            generation: self.generation,
-            probe: 0,
-        }
+        Ticket { generation: self.generation, probe: 0 }
     }
 
     /// Whether a request may be sent. Reading changes nothing.
@@ -220,11 +217,7 @@ impl Record {
             State::Closed => Verdict::Pass,
             State::Open => {
                 let until = self.open_until(policy);
-                if now < until {
-                    Verdict::Blocked { until }
-                } else {
-                    Verdict::ProbeOwed
-                }
+                if now < until { Verdict::Blocked { until } } else { Verdict::ProbeOwed }
             }
             State::HalfOpen => {
                 let out = self.probes.iter().filter(|probe| probe.id != 0);

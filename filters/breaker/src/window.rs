@@ -116,11 +116,7 @@ impl Window {
         let number = now.0 / bucket_ns;
         let back = self.head > number.saturating_add(LATE_BUCKETS);
         if self.bucket_ns != bucket_ns || back {
-            *self = Self {
-                bucket_ns,
-                head: number,
-                buckets: Default::default(),
-            };
+            *self = Self { bucket_ns, head: number, buckets: Default::default() };
         }
         self.advance(number);
         number
@@ -152,9 +148,7 @@ impl Window {
     fn numbered(&self) -> impl Iterator<Item = (u64, Counts)> + '_ {
         (0..BUCKETS as u64).filter_map(|age| {
             let number = self.head.checked_sub(age)?;
-            self.buckets
-                .get(slot(number))
-                .map(|counts| (number, *counts))
+            self.buckets.get(slot(number)).map(|counts| (number, *counts))
         })
     }
 }

@@ -3,11 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn severity(origin: Origin, trips: u32, since: u64) -> Severity {
-    Severity {
-        origin,
-        trips,
-        since: Reverse(Now(since)),
-    }
+    Severity { origin, trips, since: Reverse(Now(since)) }
 }
 
 #[test]
@@ -28,11 +24,7 @@ fn the_share_is_rounded_down() {
         (10, 255, 10),
         (usize::MAX, 100, usize::MAX),
     ] {
-        assert_eq!(
-            allowed(endpoints, percent),
-            expect,
-            "{percent} % of {endpoints}"
-        );
+        assert_eq!(allowed(endpoints, percent), expect, "{percent} % of {endpoints}");
     }
 }
 
@@ -55,12 +47,7 @@ fn the_worst_stay_open() {
         severity(Origin::Fleet, 9, 1),
     ];
     for honoured in 0..=order.len() {
-        let mut open: Vec<_> = order
-            .iter()
-            .rev()
-            .zip(0..)
-            .map(|(s, at)| (*s, at))
-            .collect();
+        let mut open: Vec<_> = order.iter().rev().zip(0..).map(|(s, at)| (*s, at)).collect();
         honour(&mut open, 100, u8::try_from(honoured).unwrap());
         let positions: Vec<u32> = open.iter().map(|&(_, at)| at).collect();
         let expect: Vec<u32> = (6 - u32::try_from(honoured).unwrap()..6).collect();
@@ -71,9 +58,7 @@ fn the_worst_stay_open() {
 #[test]
 fn retry_after_is_the_first_probes_time_in_whole_seconds() {
     let now = Now::from_millis(10_000);
-    let blocked = |millis| Verdict::Blocked {
-        until: Now::from_millis(millis),
-    };
+    let blocked = |millis| Verdict::Blocked { until: Now::from_millis(millis) };
     let limit = Duration::from_secs(30);
     for (verdicts, expect) in [
         (vec![], 30),

@@ -31,17 +31,11 @@ const fn said(code: u16, flags: u64, details: &'static str, upstream: bool) -> R
 }
 
 const fn grpc(status: u32) -> Report<'static> {
-    Report {
-        grpc: Some(status),
-        ..said(200, 0, "via_upstream", true)
-    }
+    Report { grpc: Some(status), ..said(200, 0, "via_upstream", true) }
 }
 
 const fn attempt(report: Report<'static>) -> Report<'static> {
-    Report {
-        scope: Scope::Attempt,
-        ..report
-    }
+    Report { scope: Scope::Attempt, ..report }
 }
 
 const CLIENT: &str = "downstream_remote_disconnect";
@@ -130,12 +124,7 @@ const ROWS: &[Row] = &[
 #[test]
 fn every_row_that_envoy_was_seen_to_report() {
     let policy = Policy::unconfigured();
-    for Row {
-        name,
-        report,
-        expect,
-    } in ROWS
-    {
+    for Row { name, report, expect } in ROWS {
         assert_eq!(classify(report, &policy), *expect, "{name}: {report:?}");
     }
 }
@@ -144,12 +133,7 @@ fn every_row_that_envoy_was_seen_to_report() {
 #[test]
 fn values_that_are_not_asked_for_are_not_needed() {
     let policy = Policy::unconfigured();
-    for Row {
-        name,
-        report,
-        expect,
-    } in ROWS
-    {
+    for Row { name, report, expect } in ROWS {
         let mut read = *report;
         if !report.asks_upstream() {
             read.upstream = false;
@@ -211,11 +195,7 @@ fn every_flag_of_envoy_is_decided() {
     ];
     for (bit, expect) in expect.into_iter().enumerate() {
         let report = said(503, 1 << bit, "", true);
-        assert_eq!(
-            classify(&report, &Policy::unconfigured()),
-            expect,
-            "flag {bit}"
-        );
+        assert_eq!(classify(&report, &Policy::unconfigured()), expect, "flag {bit}");
     }
 }
 
@@ -230,42 +210,20 @@ fn the_set_of_failure_codes_is_the_operators() {
         (502, failed(FailureKind::Status(502))),
         (504, SUCCESS),
     ] {
-        assert_eq!(
-            classify(&said(code, 0, "via_upstream", true), &policy),
-            expect,
-            "{code}"
-        );
+        assert_eq!(classify(&said(code, 0, "via_upstream", true), &policy), expect, "{code}");
     }
 }
 
 #[test]
 fn slow_is_at_or_above_the_threshold_and_only_where_asked() {
-    let rate = Rate {
-        percent: 50,
-        min_requests: 10,
-    };
-    let slow_call = Some(SlowCall {
-        threshold: Duration::from_secs(1),
-        rate,
-    });
-    for (slow_call, millis, slow) in [
-        (slow_call, 999, false),
-        (slow_call, 1000, true),
-        (None, 9999, false),
-    ] {
-        let policy = Policy {
-            slow_call,
-            ..Policy::unconfigured()
-        };
-        let report = Report {
-            took: Some(Duration::from_millis(millis)),
-            ..said(200, 0, "", true)
-        };
-        assert_eq!(
-            classify(&report, &policy),
-            Outcome::Success { slow },
-            "{millis} ms"
-        );
+    let rate = Rate { percent: 50, min_requests: 10 };
+    let slow_call = Some(SlowCall { threshold: Duration::from_secs(1), rate });
+    for (slow_call, millis, slow) in
+        [(slow_call, 999, false), (slow_call, 1000, true), (None, 9999, false)]
+    {
+        let policy = Policy { slow_call, ..Policy::unconfigured() };
+        let report = Report { took: Some(Duration::from_millis(millis)), ..said(200, 0, "", true) };
+        assert_eq!(classify(&report, &policy), Outcome::Success { slow }, "{millis} ms");
     }
 }
 
@@ -273,14 +231,8 @@ fn slow_is_at_or_above_the_threshold_and_only_where_asked() {
 fn the_retry_after_of_a_soft_refusal_is_handed_on() {
     let retry_after = Some(Duration::from_secs(7));
     for report in [said(429, 0, "via_upstream", true), grpc(8)] {
-        let report = Report {
-            retry_after,
-            ..report
-        };
-        assert_eq!(
-            classify(&report, &Policy::unconfigured()),
-            Outcome::Soft { retry_after }
-        );
+        let report = Report { retry_after, ..report };
+        assert_eq!(classify(&report, &Policy::unconfigured()), Outcome::Soft { retry_after });
     }
 }
 
@@ -317,10 +269,7 @@ fn retry_after_in_seconds_or_as_a_date() {
         ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
         ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
         ("Thu, 01 Jan 1970 00:00:00 GMT", Some(0)),
-        (
-            "Tue, 29 Feb 2000 12:00:00 GMT",
-            Some(951_825_600 - 784_111_777),
-        ),
+        ("Tue, 29 Feb 2000 12:00:00 GMT", Some(951_825_600 - 784_111_777)),
         ("", None),
         ("-1", None),
         ("1.5", None),
@@ -333,11 +282,7 @@ fn retry_after_in_seconds_or_as_a_date() {
         ("Sunday, 06-Nov-94 08:49:37 GMT", None),
     ] {
         let expect = expect.map(Duration::from_secs);
-        assert_eq!(
-            parse_retry_after(value.as_bytes(), now),
-            expect,
-            "{value:?}"
-        );
+        assert_eq!(parse_retry_after(value.as_bytes(), now), expect, "{value:?}");
     }
 }
 

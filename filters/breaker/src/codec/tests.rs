@@ -15,25 +15,15 @@ fn encoded(record: &Record) -> Vec<u8> {
 /// A record that a machine has written, after any history.
 fn histories() -> impl Strategy<Value = Record> {
     prop::collection::vec((0u8..9, 0u64..20_000, any::<u32>()), 0..60).prop_map(|steps| {
-        let policy = Policy {
-            fleet: Fleet::Enforce,
-            ..Policy::unconfigured()
-        };
+        let policy = Policy { fleet: Fleet::Enforce, ..Policy::unconfigured() };
         let mut record = Record::default();
         let mut now = Now::from_millis(1_700_000_000_000);
         for (kind, millis, random) in steps {
             now = Now(now.0 + millis * 1_000_000);
-            let context = Context {
-                policy: &policy,
-                opinion: None,
-                now,
-                random,
-            };
+            let context = Context { policy: &policy, opinion: None, now, random };
             let until = Now::from_millis(now.as_millis() + millis);
             let failure = Outcome::Failure(FailureKind::Reset);
-            let soft = Outcome::Soft {
-                retry_after: Some(std::time::Duration::from_secs(9999)),
-            };
+            let soft = Outcome::Soft { retry_after: Some(std::time::Duration::from_secs(9999)) };
             let action = [ForceAction::Open, ForceAction::Close, ForceAction::Clear];
             let input = match kind {
                 0 | 1 => Input::Answer(failure),
@@ -43,21 +33,12 @@ fn histories() -> impl Strategy<Value = Record> {
                     let _ = record.try_probe(&context);
                     Input::Tick
                 }
-                5 => Input::Probe {
-                    id: record.last_probe,
-                    outcome: failure,
-                    at: now,
-                },
+                5 => Input::Probe { id: record.last_probe, outcome: failure, at: now },
                 6 => Input::Tick,
-                7 => Input::Opinion(Opinion {
-                    expires_at: until,
-                    reporters: 1,
-                }),
-                _ => Input::Force(Force {
-                    action: action[random as usize % 3],
-                    until,
-                    stamp: now.0,
-                }),
+                7 => Input::Opinion(Opinion { expires_at: until, reporters: 1 }),
+                _ => {
+                    Input::Force(Force { action: action[random as usize % 3], until, stamp: now.0 })
+                }
             };
             record.apply(input, &context);
         }
@@ -89,75 +70,33 @@ fn what_is_no_record_is_told_apart() {
     };
     assert_eq!(Record::decode(&[]), Err(DecodeError::Empty));
     for cut in 1..RECORD_BYTES {
-        assert_eq!(
-            Record::decode(&good[..cut]),
-            Err(DecodeError::NotARecord),
-            "cut at {cut}"
-        );
+        assert_eq!(Record::decode(&good[..cut]), Err(DecodeError::NotARecord), "cut at {cut}");
     }
     assert_eq!(Record::decode(&with(0, b'X')), Err(DecodeError::NotARecord));
     assert_eq!(Record::decode(&with(4, 2)), Err(DecodeError::Schema(2)));
     for (at, byte) in good.iter().enumerate().skip(5) {
         let flipped = with(at, byte ^ 0x40);
-        assert_eq!(
-            Record::decode(&flipped),
-            Err(DecodeError::Checksum),
-            "byte {at}"
-        );
+        assert_eq!(Record::decode(&flipped), Err(DecodeError::Checksum), "byte {at}");
     }
-    assert_eq!(
-        Record::decode(&resum(with(5, 3))),
-        Err(DecodeError::Value),
-        "state 3"
-    );
-    assert_eq!(
-        Record::decode(&resum(with(6, 4))),
-        Err(DecodeError::Value),
-        "origin 4"
-    );
-    assert_eq!(
-        Record::decode(&resum(with(7, 1))),
-        Err(DecodeError::Value),
-        "the zero byte"
-    );
+    assert_eq!(Record::decode(&resum(with(5, 3))), Err(DecodeError::Value), "state 3");
+    assert_eq!(Record::decode(&resum(with(6, 4))), Err(DecodeError::Value), "origin 4");
+    assert_eq!(Record::decode(&resum(with(7, 1))), Err(DecodeError::Value), "the zero byte");
 }
 
 #[test]
 fn a_record_that_would_wedge_the_breaker_is_refused() {
     let now = Now::from_millis(1_000_000);
-    let half = Record {
-        state: State::HalfOpen,
-        touched: now,
-        ..Record::default()
-    };
+    let half = Record { state: State::HalfOpen, touched: now, ..Record::default() };
     let mut for_ever = half.clone();
-    for_ever.probes[0] = Probe {
-        id: 1,
-        expires: Now(u64::MAX),
-    };
+    for_ever.probes[0] = Probe { id: 1, expires: Now(u64::MAX) };
     assert_eq!(Record::decode(&encoded(&for_ever)), Err(DecodeError::Value));
 
-    let from_the_future = Record {
-        since: Now(now.0 + 1),
-        ..half.clone()
-    };
-    assert_eq!(
-        Record::decode(&encoded(&from_the_future)),
-        Err(DecodeError::Value)
-    );
+    let from_the_future = Record { since: Now(now.0 + 1), ..half.clone() };
+    assert_eq!(Record::decode(&encoded(&from_the_future)), Err(DecodeError::Value));
 
-    let mut probe_while_closed = Record {
-        state: State::Closed,
-        ..half
-    };
-    probe_while_closed.probes[0] = Probe {
-        id: 1,
-        expires: now,
-    };
-    assert_eq!(
-        Record::decode(&encoded(&probe_while_closed)),
-        Err(DecodeError::Value)
-    );
+    let mut probe_while_closed = Record { state: State::Closed, ..half };
+    probe_while_closed.probes[0] = Probe { id: 1, expires: now };
+    assert_eq!(Record::decode(&encoded(&probe_while_closed)), Err(DecodeError::Value));
 }
 
 proptest! {
@@ -216,48 +155,20 @@ proptest! {
 }
 
 fn drive(record: &mut Record, now: Now) {
-    let policy = Policy {
-        fleet: Fleet::Enforce,
-        ..Policy::unconfigured()
-    };
-    let opinion = Some(Opinion {
-        expires_at: Now(u64::MAX),
-        reporters: 1,
-    });
-    let context = Context {
-        policy: &policy,
-        opinion,
-        now,
-        random: u32::MAX,
-    };
+    let policy = Policy { fleet: Fleet::Enforce, ..Policy::unconfigured() };
+    let opinion = Some(Opinion { expires_at: Now(u64::MAX), reporters: 1 });
+    let context = Context { policy: &policy, opinion, now, random: u32::MAX };
     let failure = Outcome::Failure(FailureKind::Reset);
-    let _ = (
-        record.verdict(&policy, now),
-        record.severity(),
-        record.counts(&policy, now),
-    );
+    let _ = (record.verdict(&policy, now), record.severity(), record.counts(&policy, now));
     let id = record.probes[0].id;
     let _ = record.clone().try_probe(&context);
     for input in [
-        Input::Probe {
-            id,
-            outcome: failure,
-            at: now,
-        },
+        Input::Probe { id, outcome: failure, at: now },
         Input::Answer(failure),
         Input::Answer(Outcome::Success { slow: true }),
-        Input::Answer(Outcome::Soft {
-            retry_after: Some(std::time::Duration::MAX),
-        }),
-        Input::Opinion(Opinion {
-            expires_at: Now(u64::MAX),
-            reporters: u32::MAX,
-        }),
-        Input::Force(Force {
-            action: ForceAction::Close,
-            until: Now(u64::MAX),
-            stamp: u64::MAX,
-        }),
+        Input::Answer(Outcome::Soft { retry_after: Some(std::time::Duration::MAX) }),
+        Input::Opinion(Opinion { expires_at: Now(u64::MAX), reporters: u32::MAX }),
+        Input::Force(Force { action: ForceAction::Close, until: Now(u64::MAX), stamp: u64::MAX }),
         Input::Tick,
     ] {
         record.apply(input, &context);

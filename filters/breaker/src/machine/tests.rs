@@ -19,27 +19,16 @@ fn before(millis: u64) -> Now {
 }
 
 fn policy() -> Policy {
-    let rate = Rate {
-        percent: 50,
-        min_requests: 10,
-    };
+    let rate = Rate { percent: 50, min_requests: 10 };
     Policy {
-        slow_call: Some(SlowCall {
-            threshold: Duration::from_secs(1),
-            rate,
-        }),
+        slow_call: Some(SlowCall { threshold: Duration::from_secs(1), rate }),
         jitter_percent: 0,
         ..Policy::unconfigured()
     }
 }
 
 fn at(policy: &Policy, now: Now) -> Context<'_> {
-    Context {
-        policy,
-        opinion: None,
-        now,
-        random: 0,
-    }
+    Context { policy, opinion: None, now, random: 0 }
 }
 
 const FAILURE: Outcome = Outcome::Failure(FailureKind::Reset);
@@ -65,18 +54,9 @@ const COLUMNS: [&str; 12] = [
 
 fn state(column: &str) -> Record {
     let watched = |failed, slow| {
-        let mut record = Record {
-            watched_since: before(300),
-            ..Record::default()
-        };
-        let counts = Counts {
-            total: 10,
-            failed,
-            slow,
-        };
-        record
-            .window
-            .add(counts, NOW, Window::bucket_length(policy().window));
+        let mut record = Record { watched_since: before(300), ..Record::default() };
+        let counts = Counts { total: 10, failed, slow };
+        record.window.add(counts, NOW, Window::bucket_length(policy().window));
         record
     };
     let opened = |origin, until| Record {
@@ -94,36 +74,20 @@ fn state(column: &str) -> Record {
         record.probes[0] = expires;
         record
     };
-    let four = Record {
-        consecutive: 4,
-        watched_since: before(10),
-        ..Record::default()
-    };
+    let four = Record { consecutive: 4, watched_since: before(10), ..Record::default() };
     let mut record = match column {
         "closed" => Record::default(),
         "c.4" => four,
         "c.rate" => watched(6, 0),
         "c.slow" => watched(0, 6),
-        "c.held" => Record {
-            held_until: after(20_000),
-            ..four
-        },
+        "c.held" => Record { held_until: after(20_000), ..four },
         "open" => opened(Origin::Own, after(20_000)),
         "o.due" => opened(Origin::Own, NOW),
         "o.fleet" => opened(Origin::Fleet, after(20_000)),
         "o.order" => opened(Origin::Forced, after(20_000)),
         "half" => half(Probe::default()),
-        "h.last" => Record {
-            probe_successes: 1,
-            ..half(Probe {
-                id: 7,
-                expires: after(1),
-            })
-        },
-        "h.overdue" => half(Probe {
-            id: 7,
-            expires: NOW,
-        }),
+        "h.last" => Record { probe_successes: 1, ..half(Probe { id: 7, expires: after(1) }) },
+        "h.overdue" => half(Probe { id: 7, expires: NOW }),
         other => panic!("no such column: {other}"),
     };
     record.force_seen = 10;
@@ -137,27 +101,11 @@ fn step(row: &str, record: &mut Record) -> Option<Transition> {
     if row == "enforced opinion" {
         policy.fleet = Fleet::Enforce;
     }
-    let opinion = Opinion {
-        expires_at: after(9_000),
-        reporters: 3,
-    };
+    let opinion = Opinion { expires_at: after(9_000), reporters: 3 };
     let advised = row == "advised failure";
-    let context = Context {
-        opinion: advised.then_some(opinion),
-        ..at(&policy, NOW)
-    };
-    let probe = |outcome| Input::Probe {
-        id: 7,
-        outcome,
-        at: NOW,
-    };
-    let force = |action, until, stamp| {
-        Input::Force(Force {
-            action,
-            until,
-            stamp,
-        })
-    };
+    let context = Context { opinion: advised.then_some(opinion), ..at(&policy, NOW) };
+    let probe = |outcome| Input::Probe { id: 7, outcome, at: NOW };
+    let force = |action, until, stamp| Input::Force(Force { action, until, stamp });
     let input = match row {
         "success" => Input::Answer(SUCCESS),
         "slow success" => Input::Answer(SLOW),
@@ -169,11 +117,7 @@ fn step(row: &str, record: &mut Record) -> Option<Transition> {
         "probe: failure" => probe(FAILURE),
         "probe: soft" => probe(SOFT),
         "probe: ignored" => probe(Outcome::Ignored),
-        "another probe" => Input::Probe {
-            id: 6,
-            outcome: FAILURE,
-            at: NOW,
-        },
+        "another probe" => Input::Probe { id: 6, outcome: FAILURE, at: NOW },
         "tick" => Input::Tick,
         "try probe" => return record.try_probe(&context).1,
         "order: open" => force(ForceAction::Open, after(9_000), 11),
@@ -246,26 +190,16 @@ fn the_transition_table_is_exhaustive_and_correct() {
             let was = state(column);
             let mut is = was.clone();
             let transition = step(row, &mut is);
-            assert_eq!(
-                cell(transition),
-                *expect,
-                "{row} in {column}: {transition:?}"
-            );
+            assert_eq!(cell(transition), *expect, "{row} in {column}: {transition:?}");
             match transition {
                 None => assert_eq!(is.state, was.state, "{row} in {column}: silent change"),
                 Some(transition) => {
                     assert_eq!((transition.from, transition.to), (was.state, is.state));
-                    assert_ne!(
-                        is.generation, was.generation,
-                        "{row} in {column}: generation"
-                    );
+                    assert_ne!(is.generation, was.generation, "{row} in {column}: generation");
                     assert_eq!(transition.generation, is.generation, "{row} in {column}");
                     let until = (is.state == State::Open).then_some(is.until);
                     assert_eq!(transition.until, until, "{row} in {column}: until");
-                    assert!(
-                        is.window.is_empty() && is.consecutive == 0,
-                        "{row} in {column}"
-                    );
+                    assert!(is.window.is_empty() && is.consecutive == 0, "{row} in {column}");
                 }
             }
         }

@@ -21,36 +21,18 @@ fn every_key_is_read() {
     )
     .unwrap();
     assert_eq!(policy.consecutive_failures, 0);
-    assert_eq!(
-        policy.failure_rate,
-        Rate {
-            percent: 0,
-            min_requests: 1
-        }
-    );
+    assert_eq!(policy.failure_rate, Rate { percent: 0, min_requests: 1 });
     assert_eq!(policy.window, Duration::from_secs(60));
     let slow = policy.slow_call.unwrap();
     assert_eq!(slow.threshold, Duration::from_millis(1500));
-    assert_eq!(
-        slow.rate,
-        Rate {
-            percent: 80,
-            min_requests: 7
-        }
-    );
+    assert_eq!(slow.rate, Rate { percent: 80, min_requests: 7 });
     assert_eq!(policy.open, Duration::from_millis(250));
     assert_eq!(policy.open_max, Duration::from_secs(7200));
     assert_eq!(policy.jitter_percent, 0);
-    let half = HalfOpen {
-        probes: 8,
-        successes: 1,
-        timeout: Duration::from_secs(300),
-    };
+    let half = HalfOpen { probes: 8, successes: 1, timeout: Duration::from_secs(300) };
     assert_eq!(policy.half_open, half);
     assert_eq!(policy.max_ejection_percent, 100);
-    let listed: Vec<u16> = (0..=700)
-        .filter(|code| policy.failure_codes.contains(*code))
-        .collect();
+    let listed: Vec<u16> = (0..=700).filter(|code| policy.failure_codes.contains(*code)).collect();
     assert_eq!(listed, [404, 500, 501, 502, 599]);
     assert_eq!(policy.fleet, Fleet::Enforce);
     assert_eq!(policy.fleet_ttl, Duration::from_secs(90));
@@ -62,10 +44,7 @@ fn a_part_left_out_keeps_its_default() {
     let policy = parse(r#"{"half_open": {"probes": 3}, "slow_call": {}, "open": "10m"}"#).unwrap();
     assert_eq!(policy.half_open.successes, 2);
     assert_eq!(policy.slow_call.unwrap().threshold, Duration::from_secs(1));
-    assert_eq!(
-        policy.open_max, policy.open,
-        "the default limit follows a larger base"
-    );
+    assert_eq!(policy.open_max, policy.open, "the default limit follows a larger base");
 }
 
 #[test]
@@ -77,79 +56,31 @@ fn null_is_as_if_left_out() {
 #[test]
 fn what_is_refused_names_the_key_and_the_range() {
     for (json, expect) in [
-        (
-            r#"{"consecutive_failures": 1000001}"#,
-            "consecutive_failures must be between 0 (off)",
-        ),
+        (r#"{"consecutive_failures": 1000001}"#, "consecutive_failures must be between 0 (off)"),
         (
             r#"{"consecutive_failures": -1}"#,
             "consecutive_failures must be between 0 (off) and 1000000, found -1",
         ),
-        (
-            r#"{"failure_rate": {"percent": 101}}"#,
-            "failure_rate.percent must be between 0 and 100",
-        ),
-        (
-            r#"{"failure_rate": {"min_requests": 0}}"#,
-            "failure_rate.min_requests must be between 1",
-        ),
-        (
-            r#"{"failure_rate": {"per_cent": 1}}"#,
-            "unknown field `per_cent`",
-        ),
-        (
-            r#"{"window": "999ms"}"#,
-            "window must be between 1s and 10m, found \"999ms\"",
-        ),
-        (
-            r#"{"window": "10"}"#,
-            "window must be between 1s and 10m, found \"10\"",
-        ),
+        (r#"{"failure_rate": {"percent": 101}}"#, "failure_rate.percent must be between 0 and 100"),
+        (r#"{"failure_rate": {"min_requests": 0}}"#, "failure_rate.min_requests must be between 1"),
+        (r#"{"failure_rate": {"per_cent": 1}}"#, "unknown field `per_cent`"),
+        (r#"{"window": "999ms"}"#, "window must be between 1s and 10m, found \"999ms\""),
+        (r#"{"window": "10"}"#, "window must be between 1s and 10m, found \"10\""),
         (r#"{"window": ""}"#, "window must be"),
         (r#"{"window": "5 parsecs"}"#, "window must be"),
         (r#"{"window": "99999999999h"}"#, "window must be"),
         (r#"{"window": "-1s"}"#, "window must be"),
-        (
-            r#"{"slow_call": {"threshold": "0s"}}"#,
-            "slow_call.threshold must be between 1ms and 1h",
-        ),
-        (
-            r#"{"slow_call": {"percent": 200}}"#,
-            "slow_call.percent must be",
-        ),
+        (r#"{"slow_call": {"threshold": "0s"}}"#, "slow_call.threshold must be between 1ms and 1h"),
+        (r#"{"slow_call": {"percent": 200}}"#, "slow_call.percent must be"),
         (r#"{"open": "99ms"}"#, "open must be between 100ms and 1h"),
-        (
-            r#"{"open": "30s", "open_max": "29s"}"#,
-            "open_max must be between open and 24h",
-        ),
-        (
-            r#"{"jitter_percent": 256}"#,
-            "jitter_percent must be between 0 and 100",
-        ),
-        (
-            r#"{"half_open": {"probes": 0}}"#,
-            "half_open.probes must be between 1 and 8",
-        ),
-        (
-            r#"{"half_open": {"probes": 9}}"#,
-            "half_open.probes must be between 1 and 8",
-        ),
-        (
-            r#"{"half_open": {"successes": 0}}"#,
-            "half_open.successes must be between 1 and 100",
-        ),
-        (
-            r#"{"half_open": {"timeout": "6m"}}"#,
-            "half_open.timeout must be between 100ms and 5m",
-        ),
-        (
-            r#"{"max_ejection_percent": 101}"#,
-            "max_ejection_percent must be between 0 and 100",
-        ),
-        (
-            r#"{"failure_codes": ["200"]}"#,
-            "failure_codes must be at most 16 codes or ranges",
-        ),
+        (r#"{"open": "30s", "open_max": "29s"}"#, "open_max must be between open and 24h"),
+        (r#"{"jitter_percent": 256}"#, "jitter_percent must be between 0 and 100"),
+        (r#"{"half_open": {"probes": 0}}"#, "half_open.probes must be between 1 and 8"),
+        (r#"{"half_open": {"probes": 9}}"#, "half_open.probes must be between 1 and 8"),
+        (r#"{"half_open": {"successes": 0}}"#, "half_open.successes must be between 1 and 100"),
+        (r#"{"half_open": {"timeout": "6m"}}"#, "half_open.timeout must be between 100ms and 5m"),
+        (r#"{"max_ejection_percent": 101}"#, "max_ejection_percent must be between 0 and 100"),
+        (r#"{"failure_codes": ["200"]}"#, "failure_codes must be at most 16 codes or ranges"),
         (r#"{"failure_codes": ["599-500"]}"#, "failure_codes must be"),
         (r#"{"failure_codes": ["5xx"]}"#, "failure_codes must be"),
         (r#"{"failure_codes": [70000]}"#, "failure_codes must be"),
@@ -157,34 +88,13 @@ fn what_is_refused_names_the_key_and_the_range() {
             r#"{"failure_codes": [500,500,500,500,500,500,500,500,500,500,500,500,500,500,500,500,500]}"#,
             "failure_codes must be at most 16 codes or ranges between 400 and 599, such as \"500-599\", found 17",
         ),
-        (
-            r#"{"fleet": "obey"}"#,
-            "fleet must be off, advise or enforce, found \"obey\"",
-        ),
-        (
-            r#"{"fleet_ttl": "2h"}"#,
-            "fleet_ttl must be between 1s and 1h",
-        ),
-        (
-            r#"{"retry_after": "0s"}"#,
-            "retry_after must be between 1s and 1h",
-        ),
-        (
-            r#"{"jitter_percent": "50"}"#,
-            "jitter_percent must be between 0 and 100, found another",
-        ),
-        (
-            r#"{"jitter_percent": 0.5}"#,
-            "jitter_percent must be between 0 and 100, found another",
-        ),
-        (
-            r#"{"window": 10}"#,
-            "window must be between 1s and 10m, found another kind of value",
-        ),
-        (
-            r#"{"fleet": true}"#,
-            "fleet must be off, advise or enforce, found another",
-        ),
+        (r#"{"fleet": "obey"}"#, "fleet must be off, advise or enforce, found \"obey\""),
+        (r#"{"fleet_ttl": "2h"}"#, "fleet_ttl must be between 1s and 1h"),
+        (r#"{"retry_after": "0s"}"#, "retry_after must be between 1s and 1h"),
+        (r#"{"jitter_percent": "50"}"#, "jitter_percent must be between 0 and 100, found another"),
+        (r#"{"jitter_percent": 0.5}"#, "jitter_percent must be between 0 and 100, found another"),
+        (r#"{"window": 10}"#, "window must be between 1s and 10m, found another kind of value"),
+        (r#"{"fleet": true}"#, "fleet must be off, advise or enforce, found another"),
         (r#"{"failure_codes": [null]}"#, "failure_codes must be"),
         (r#"{"max_ejection": 10}"#, "unknown field `max_ejection`"),
     ] {
@@ -209,16 +119,8 @@ fn the_time_open_doubles_up_to_its_limit_and_jitter_only_adds() {
     ] {
         let least = policy.open_for(trips, 0);
         let most = policy.open_for(trips, u32::MAX);
-        assert_eq!(
-            least,
-            Duration::from_secs(seconds),
-            "trip {trips} without jitter"
-        );
-        assert_eq!(
-            most,
-            Duration::from_secs(seconds) * 3 / 2,
-            "trip {trips} with all of it"
-        );
+        assert_eq!(least, Duration::from_secs(seconds), "trip {trips} without jitter");
+        assert_eq!(most, Duration::from_secs(seconds) * 3 / 2, "trip {trips} with all of it");
     }
     assert_eq!(policy.open_at_most(), Duration::from_secs(450));
 }

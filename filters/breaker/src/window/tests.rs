@@ -9,27 +9,15 @@ fn at(time: u64) -> Now {
 }
 
 fn failure() -> Counts {
-    Counts {
-        total: 1,
-        failed: 1,
-        slow: 0,
-    }
+    Counts { total: 1, failed: 1, slow: 0 }
 }
 
 #[test]
 fn a_count_leaves_with_its_bucket_and_not_before() {
     let mut window = Window::default();
     window.add(failure(), at(10_999), LENGTH);
-    assert_eq!(
-        window.sum(at(19_999), LENGTH).failed,
-        1,
-        "bucket 10 is the oldest of 10 to 19"
-    );
-    assert_eq!(
-        window.sum(at(20_000), LENGTH).failed,
-        0,
-        "bucket 10 has left 11 to 20"
-    );
+    assert_eq!(window.sum(at(19_999), LENGTH).failed, 1, "bucket 10 is the oldest of 10 to 19");
+    assert_eq!(window.sum(at(20_000), LENGTH).failed, 0, "bucket 10 has left 11 to 20");
 }
 
 #[test]
@@ -46,11 +34,7 @@ fn an_idle_gap_of_any_length_empties_it_and_does_not_wedge_it() {
     for gap in [10_000, 10_001, 1 << 32, 1 << 40, u64::MAX / 2] {
         let mut window = Window::default();
         window.add(failure(), at(5_000), LENGTH);
-        assert_eq!(
-            window.sum(at(5_000 + gap), LENGTH),
-            Counts::default(),
-            "gap {gap}"
-        );
+        assert_eq!(window.sum(at(5_000 + gap), LENGTH), Counts::default(), "gap {gap}");
         window.add(failure(), at(5_000 + gap), LENGTH);
         assert_eq!(window.sum(at(5_000 + gap), LENGTH).total, 1, "gap {gap}");
     }
@@ -70,11 +54,7 @@ fn a_slightly_older_now_counts_where_it_belongs() {
     window.add(failure(), at(20_000), LENGTH);
     window.add(failure(), at(19_990), LENGTH);
     assert_eq!(window.sum(at(20_000), LENGTH).total, 2);
-    assert_eq!(
-        window.sum(at(29_000), LENGTH).total,
-        1,
-        "bucket 19 has left"
-    );
+    assert_eq!(window.sum(at(29_000), LENGTH).total, 1, "bucket 19 has left");
 }
 
 #[test]
@@ -89,11 +69,7 @@ fn another_bucket_length_starts_it_empty() {
 #[test]
 fn counts_stop_at_their_limit() {
     let mut window = Window::default();
-    let full = Counts {
-        total: u32::MAX,
-        failed: u32::MAX,
-        slow: u32::MAX,
-    };
+    let full = Counts { total: u32::MAX, failed: u32::MAX, slow: u32::MAX };
     window.add(full, at(0), LENGTH);
     window.add(full, at(1_000), LENGTH);
     assert_eq!(window.sum(at(1_000), LENGTH), full);

@@ -57,11 +57,7 @@ fn is_bad(outcome: Outcome) -> bool {
 
 impl Model {
     fn sums(&self, now: u64) -> (u64, u64, u64) {
-        let recent = || {
-            self.answers
-                .iter()
-                .filter(|(at, _)| at / 1000 + 10 > now / 1000)
-        };
+        let recent = || self.answers.iter().filter(|(at, _)| at / 1000 + 10 > now / 1000);
         let failed = recent().filter(|(_, outcome)| is_bad(*outcome)).count();
         let slow = recent().filter(|(_, outcome)| *outcome == SLOW).count();
         (recent().count() as u64, failed as u64, slow as u64)
@@ -162,10 +158,7 @@ impl Model {
     }
 
     fn answer_probe(&mut self, id: u32, outcome: Outcome, now: u64) {
-        let known = self
-            .probes
-            .iter()
-            .position(|(probe, expires)| *probe == id && now < *expires);
+        let known = self.probes.iter().position(|(probe, expires)| *probe == id && now < *expires);
         let (State::HalfOpen, Some(known)) = (self.state, known) else {
             return;
         };

@@ -80,9 +80,7 @@ impl World {
 
     fn begin(&mut self, worker: usize) {
         let (fresh, cas) = self.store.read();
-        let merged = self.workers[worker]
-            .mirror
-            .merge(fresh, &self.policy, at(self.now), 0);
+        let merged = self.workers[worker].mirror.merge(fresh, &self.policy, at(self.now), 0);
         self.workers[worker].begun = Some((merged, cas));
     }
 
@@ -123,11 +121,7 @@ impl World {
             Step::Wait(millis) => self.now += millis,
             Step::Send(worker) => {
                 self.finish(worker);
-                match self.workers[worker]
-                    .mirror
-                    .record()
-                    .verdict(&self.policy, at(self.now))
-                {
+                match self.workers[worker].mirror.record().verdict(&self.policy, at(self.now)) {
                     Verdict::Pass => {
                         let ticket = self.workers[worker].mirror.record().ticket();
                         self.workers[worker].in_flight.push(ticket);
@@ -167,9 +161,7 @@ impl World {
 
     fn probe(&mut self, worker: usize) {
         let (fresh, cas) = self.store.read();
-        let merged = self.workers[worker]
-            .mirror
-            .claim(fresh, &self.policy, at(self.now), 0);
+        let merged = self.workers[worker].mirror.claim(fresh, &self.policy, at(self.now), 0);
         assert!(!merged.changed || self.store.write(&merged.record, cas));
         if let Some(ticket) = merged.ticket {
             self.workers[worker].in_flight.push(ticket);
