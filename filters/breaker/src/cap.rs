@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pintle_snapshot::Now;
 
-use crate::machine::{Origin, Record, State, Verdict};
+use crate::record::{Origin, Record, State, Verdict};
 
 /// How bad an endpoint is, for comparison: the greater is honoured first.
 ///
@@ -57,6 +57,9 @@ pub fn allowed(endpoints: usize, max_ejection_percent: u8) -> usize {
 /// has a [`Record::severity`]; `endpoints` is the number of endpoints in that table. Ties go to
 /// the lower position, so equal tables and records give equal answers in every worker. On return
 /// `open` is sorted by position.
+///
+/// What is dropped keeps its record. Its requests should still go out as probes when one is owed, so
+/// that it can close; its other answers count nothing until it has.
 pub fn honour(open: &mut Vec<(Severity, u32)>, endpoints: usize, max_ejection_percent: u8) {
     open.sort_unstable_by_key(|&(severity, position)| (Reverse(severity), position));
     open.truncate(allowed(endpoints, max_ejection_percent));

@@ -21,8 +21,8 @@ use std::fmt;
 use pintle_snapshot::Now;
 use xxhash_rust::xxh64::xxh64;
 
-use crate::machine::{MAX_PROBES, Origin, Probe, Record, State};
 use crate::policy::{MAX_RETRY_AFTER, MAX_TIMEOUT};
+use crate::record::{MAX_PROBES, Origin, Probe, Record, State};
 use crate::window::{BUCKETS, Counts, Window};
 
 const MAGIC: [u8; 4] = *b"PBRK";

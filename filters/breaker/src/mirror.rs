@@ -19,21 +19,17 @@
 //! what was read), write if [`Merged::changed`], and [`Mirror::commit`] only when the write was accepted. On a
 //! mismatch, read and merge again; nothing is lost by giving up, since the next tick tries again.
 
-use std::time::Duration;
-
 use pintle_snapshot::{Force, Now, Opinion};
 
 use crate::classify::Outcome;
-use crate::machine::{Context, Input, Record, State, Ticket, Transition};
+use crate::machine::{Context, Input, Transition};
 use crate::policy::{Fleet, Policy};
+use crate::record::{Record, State, Ticket};
 use crate::window::Window;
 
 /// Inputs that wait for the store, at most. One waits in the normal case; this many only while the
 /// store refuses every write, and then the oldest goes (its count in the window stays).
 const MAX_PENDING: usize = 64;
-
-/// A record written this far in the future: the clock was set back.
-const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
 /// Whether the store has to be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,9 +99,11 @@ impl Mirror {
 
     /// Takes in a record that was read because another worker wrote it.
     pub fn refresh(&mut self, fresh: Record, now: Now) -> Need {
-        if fresh.revision >= self.record.revision {
-            self.adopt(fresh);
+        if fresh.revision < self.record.revision {
+            // The store was wiped; what is known here is to be written again.
+            return Need::Sync;
         }
+        self.adopt(fresh);
         self.need(now)
     }
 
@@ -182,6 +180,8 @@ impl Mirror {
     }
 
     /// The store accepted `merged`, or nothing had changed. Returns what is to be reported.
+    ///
+    /// Nothing may be observed between the merge and its commit: it would be taken for written.
     pub fn commit(&mut self, merged: Merged) -> Vec<Transition> {
         self.record = merged.record;
         self.window.clear();
@@ -202,7 +202,7 @@ impl Mirror {
         let read = fresh.filter(|_| !stale).unwrap_or_else(|| self.record.clone());
         let mut record = read.clone();
         let mut transitions = Vec::new();
-        let opinion = self.opinion.map(|(said, until)| Opinion { expires_at: until, ..said });
+        let opinion = self.advice(policy, now);
         let context = Context { policy, opinion, now, random };
 
         record.follow_clock(now);
@@ -252,7 +252,7 @@ impl Mirror {
     }
 
     fn need(&self, now: Now) -> Need {
-        let set_back = self.record.touched.since(now) > CLOCK_SLACK;
+        let set_back = self.record.clock_set_back(now).is_some();
         let waits = match self.record.state {
             State::Closed => !self.record.is_quiet(),
             // An open breaker waits for a worker that wants to send; time alone changes nothing.

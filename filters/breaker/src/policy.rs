@@ -9,8 +9,9 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
-use crate::machine::MAX_PROBES;
+use crate::record::MAX_PROBES;
 
 /// When a breaker opens, for how long, and how it closes again. `serde` reads it from an object with
 /// the field names below; the default of each is given there.
@@ -89,8 +90,7 @@ pub struct HalfOpen {
 }
 
 /// What the opinions of other proxies do here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fleet {
     /// Nothing.
     Off,
@@ -190,42 +190,42 @@ impl Policy {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPolicy {
-    consecutive_failures: Option<u64>,
+    consecutive_failures: Option<RawNumber>,
     failure_rate: Option<RawRate>,
-    window: Option<String>,
+    window: Option<RawText>,
     slow_call: Option<RawSlowCall>,
-    open: Option<String>,
-    open_max: Option<String>,
-    jitter_percent: Option<u64>,
+    open: Option<RawText>,
+    open_max: Option<RawText>,
+    jitter_percent: Option<RawNumber>,
     half_open: Option<RawHalfOpen>,
-    max_ejection_percent: Option<u64>,
+    max_ejection_percent: Option<RawNumber>,
     failure_codes: Option<Vec<RawCodes>>,
-    fleet: Option<Fleet>,
-    fleet_ttl: Option<String>,
-    retry_after: Option<String>,
+    fleet: Option<RawText>,
+    fleet_ttl: Option<RawText>,
+    retry_after: Option<RawText>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRate {
-    percent: Option<u64>,
-    min_requests: Option<u64>,
+    percent: Option<RawNumber>,
+    min_requests: Option<RawNumber>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawSlowCall {
-    threshold: Option<String>,
-    percent: Option<u64>,
-    min_requests: Option<u64>,
+    threshold: Option<RawText>,
+    percent: Option<RawNumber>,
+    min_requests: Option<RawNumber>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawHalfOpen {
-    probes: Option<u64>,
-    successes: Option<u64>,
-    timeout: Option<String>,
+    probes: Option<RawNumber>,
+    successes: Option<RawNumber>,
+    timeout: Option<RawText>,
 }
 
 #[derive(Deserialize)]
@@ -233,7 +233,26 @@ struct RawHalfOpen {
 enum RawCodes {
     One(u64),
     Text(String),
+    Other(IgnoredAny),
 }
+
+/// A number, or what else was written in its place: `serde`'s own error would not name the key.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawNumber {
+    Whole(i64),
+    Other(IgnoredAny),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawText {
+    Text(String),
+    Other(IgnoredAny),
+}
+
+/// What an error says was found when it was of another kind.
+const OTHER: &str = "another kind of value";
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -290,7 +309,7 @@ impl TryFrom<RawPolicy> for Policy {
                 default.max_ejection_percent,
             )?,
             failure_codes: raw.failure_codes.map_or(Ok(default.failure_codes), codes)?,
-            fleet: raw.fleet.unwrap_or(default.fleet),
+            fleet: fleet(raw.fleet, default.fleet)?,
             fleet_ttl: duration(
                 "fleet_ttl",
                 raw.fleet_ttl,
@@ -354,40 +373,63 @@ fn half_open(raw: RawHalfOpen, default: HalfOpen) -> Result<HalfOpen, PolicyErro
     })
 }
 
-fn min_requests(field: &'static str, raw: Option<u64>) -> Result<u32, PolicyError> {
+fn min_requests(field: &'static str, raw: Option<RawNumber>) -> Result<u32, PolicyError> {
     number(field, raw, 10, 1..=1_000_000, "between 1 and 1000000")
 }
 
-fn percent(field: &'static str, raw: Option<u64>, default: u8) -> Result<u8, PolicyError> {
+fn percent(field: &'static str, raw: Option<RawNumber>, default: u8) -> Result<u8, PolicyError> {
     number(field, raw, default, 0..=100, "between 0 and 100")
 }
 
 fn number<T: TryFrom<u64>>(
     field: &'static str,
-    raw: Option<u64>,
+    raw: Option<RawNumber>,
     default: T,
     accepted: std::ops::RangeInclusive<u64>,
     expected: &'static str,
 ) -> Result<T, PolicyError> {
-    let Some(found) = raw else { return Ok(default) };
-    let refused = || PolicyError { field, expected, found: found.to_string() };
-    if !accepted.contains(&found) {
-        return Err(refused());
+    let refused = |found| PolicyError { field, expected, found };
+    match raw {
+        None => Ok(default),
+        Some(RawNumber::Other(_)) => Err(refused(OTHER.to_owned())),
+        Some(RawNumber::Whole(found)) => u64::try_from(found)
+            .ok()
+            .filter(|found| accepted.contains(found))
+            .and_then(|found| T::try_from(found).ok())
+            .ok_or_else(|| refused(found.to_string())),
     }
-    T::try_from(found).map_err(|_| refused())
 }
 
 fn duration(
     field: &'static str,
-    raw: Option<String>,
+    raw: Option<RawText>,
     default: Duration,
     accepted: std::ops::RangeInclusive<Duration>,
     expected: &'static str,
 ) -> Result<Duration, PolicyError> {
-    let Some(found) = raw else { return Ok(default) };
-    parse_duration(&found)
-        .filter(|duration| accepted.contains(duration))
-        .ok_or_else(|| PolicyError { field, expected, found: quoted(&found) })
+    let refused = |found| PolicyError { field, expected, found };
+    match raw {
+        None => Ok(default),
+        Some(RawText::Other(_)) => Err(refused(OTHER.to_owned())),
+        Some(RawText::Text(found)) => parse_duration(&found)
+            .filter(|duration| accepted.contains(duration))
+            .ok_or_else(|| refused(quoted(&found))),
+    }
+}
+
+fn fleet(raw: Option<RawText>, default: Fleet) -> Result<Fleet, PolicyError> {
+    let expected = "off, advise or enforce";
+    let refused = |found| PolicyError { field: "fleet", expected, found };
+    match raw {
+        None => Ok(default),
+        Some(RawText::Other(_)) => Err(refused(OTHER.to_owned())),
+        Some(RawText::Text(found)) => match found.as_str() {
+            "off" => Ok(Fleet::Off),
+            "advise" => Ok(Fleet::Advise),
+            "enforce" => Ok(Fleet::Enforce),
+            _ => Err(refused(quoted(&found))),
+        },
+    }
 }
 
 /// `1h`, `90s`, `1m30s`, `250ms`, `500us`: whole numbers, each with a unit, added up.
@@ -432,6 +474,7 @@ fn codes(raw: Vec<RawCodes>) -> Result<Codes, PolicyError> {
         let text = match entry {
             RawCodes::One(code) => code.to_string(),
             RawCodes::Text(text) => text,
+            RawCodes::Other(_) => return Err(refused(OTHER.to_owned())),
         };
         let (low, high) = text.split_once('-').unwrap_or((&text, &text));
         let parse = |part: &str| part.trim().parse::<u16>().ok().filter(is_error);

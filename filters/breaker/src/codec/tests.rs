@@ -74,8 +74,8 @@ fn what_is_no_record_is_told_apart() {
     }
     assert_eq!(Record::decode(&with(0, b'X')), Err(DecodeError::NotARecord));
     assert_eq!(Record::decode(&with(4, 2)), Err(DecodeError::Schema(2)));
-    for at in 5..RECORD_BYTES {
-        let flipped = with(at, good[at] ^ 0x40);
+    for (at, byte) in good.iter().enumerate().skip(5) {
+        let flipped = with(at, byte ^ 0x40);
         assert_eq!(Record::decode(&flipped), Err(DecodeError::Checksum), "byte {at}");
     }
     assert_eq!(Record::decode(&resum(with(5, 3))), Err(DecodeError::Value), "state 3");

@@ -57,7 +57,10 @@ fn null_is_as_if_left_out() {
 fn what_is_refused_names_the_key_and_the_range() {
     for (json, expect) in [
         (r#"{"consecutive_failures": 1000001}"#, "consecutive_failures must be between 0 (off)"),
-        (r#"{"consecutive_failures": -1}"#, "invalid value: integer `-1`"),
+        (
+            r#"{"consecutive_failures": -1}"#,
+            "consecutive_failures must be between 0 (off) and 1000000, found -1",
+        ),
         (r#"{"failure_rate": {"percent": 101}}"#, "failure_rate.percent must be between 0 and 100"),
         (r#"{"failure_rate": {"min_requests": 0}}"#, "failure_rate.min_requests must be between 1"),
         (r#"{"failure_rate": {"per_cent": 1}}"#, "unknown field `per_cent`"),
@@ -85,12 +88,14 @@ fn what_is_refused_names_the_key_and_the_range() {
             r#"{"failure_codes": [500,500,500,500,500,500,500,500,500,500,500,500,500,500,500,500,500]}"#,
             "failure_codes must be at most 16 codes or ranges between 400 and 599, such as \"500-599\", found 17",
         ),
-        (
-            r#"{"fleet": "obey"}"#,
-            "unknown variant `obey`, expected one of `off`, `advise`, `enforce`",
-        ),
+        (r#"{"fleet": "obey"}"#, "fleet must be off, advise or enforce, found \"obey\""),
         (r#"{"fleet_ttl": "2h"}"#, "fleet_ttl must be between 1s and 1h"),
         (r#"{"retry_after": "0s"}"#, "retry_after must be between 1s and 1h"),
+        (r#"{"jitter_percent": "50"}"#, "jitter_percent must be between 0 and 100, found another"),
+        (r#"{"jitter_percent": 0.5}"#, "jitter_percent must be between 0 and 100, found another"),
+        (r#"{"window": 10}"#, "window must be between 1s and 10m, found another kind of value"),
+        (r#"{"fleet": true}"#, "fleet must be off, advise or enforce, found another"),
+        (r#"{"failure_codes": [null]}"#, "failure_codes must be"),
         (r#"{"max_ejection": 10}"#, "unknown field `max_ejection`"),
     ] {
         let error = parse(json).expect_err(json);

@@ -230,3 +230,54 @@ proptest! {
         }
     }
 }
+
+/// What may happen to a breaker besides, the clock being set among it.
+fn histories() -> impl Strategy<Value = Vec<(u8, i64, u32)>> {
+    const HOUR: i64 = 3_600_000;
+    let millis =
+        prop_oneof![10 => 0..20_000i64, 1 => Just(HOUR), 1 => Just(-HOUR), 1 => -HOUR..HOUR];
+    prop::collection::vec((0u8..10, millis, any::<u32>()), 0..80)
+}
+
+proptest! {
+    /// Whatever happened, an hour forward or back included, and however often the fleet and an
+    /// operator interfered: once they are quiet and the clock runs, requests pass again in time.
+    #[test]
+    fn nothing_wedges_it(steps in histories()) {
+        let policy = Policy { fleet: Fleet::Enforce, jitter_percent: 50, ..policy() };
+        let mut record = Record::default();
+        let mut now = NOW.as_millis() as i64;
+        for (kind, millis, random) in steps {
+            now += millis;
+            let context = Context { random, ..at(&policy, Now::from_millis(now as u64)) };
+            let until = context.now.after(Duration::from_secs(20));
+            let order = |action| Input::Force(Force { action, until, stamp: record.force_seen + 1 });
+            let input = match kind {
+                0..=3 => Input::Answer(FAILURE),
+                4 => Input::Answer(SUCCESS),
+                5 => Input::Probe { id: record.last_probe, outcome: SUCCESS, at: context.now },
+                6 => Input::Opinion(Opinion { expires_at: until, reporters: 1 }),
+                7 => order(ForceAction::Open),
+                8 => order(ForceAction::Close),
+                _ => {
+                    record.try_probe(&context);
+                    Input::Tick
+                }
+            };
+            record.apply(input, &context);
+        }
+        // The longest time open, and that of the probe that may be out.
+        let limit = policy.open_at_most() + policy.half_open.timeout + policy.open_at_most();
+        let mut waited = Duration::ZERO;
+        loop {
+            let context = at(&policy, Now::from_millis(now as u64));
+            record.apply(Input::Tick, &context);
+            if !matches!(record.verdict(&policy, context.now), Verdict::Blocked { .. }) {
+                break;
+            }
+            prop_assert!(waited <= limit, "still {:?}", record);
+            waited += Duration::from_secs(1);
+            now += 1_000;
+        }
+    }
+}
