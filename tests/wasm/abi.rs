@@ -89,7 +89,11 @@ fn a_configuration_that_is_wrong_is_refused_and_says_why() {
         assert!(error.is_some(), "{json} was accepted");
         let mut good = builder("{}").build().expect("the module starts");
         assert!(good.reconfigure(json).is_err(), "{json} was accepted as an update");
-        assert!(good.logged(pintle_harness::LogLevel::Error, named) > 0, "{json}: {:?}", good.logs());
+        assert!(
+            good.logged(pintle_harness::LogLevel::Error, named) > 0,
+            "{json}: {:?}",
+            good.logs()
+        );
     }
 }
 
@@ -102,17 +106,20 @@ fn everything(run: &mut Run) {
     run.table_with("empty", Vec::new(), r#"{"select": {"panic_percent": 0}}"#);
     run.complete();
     for turn in 0..12 {
-        let request = get("orders").header("traceparent", "00-1234567890123456789012345678901a-123456789012345b-01");
+        let request = get("orders")
+            .header("traceparent", "00-1234567890123456789012345678901a-123456789012345b-01");
         let request = run.envoy.worker(turn % 2).request(request);
         let first = list(&request).first().cloned().unwrap_or_default();
         run.envoy.finish(request, Outcome::refused(first));
         run.envoy.settle();
     }
     for cluster in ["empty", "nobody"] {
-        let request = run.envoy.worker(0).request(get(cluster).header("x-pintle-endpoints", "1.2.3.4:5"));
+        let request =
+            run.envoy.worker(0).request(get(cluster).header("x-pintle-endpoints", "1.2.3.4:5"));
         run.envoy.finish(request, Outcome::local_reply(503));
     }
-    let request = run.envoy.worker(1).request(RequestBuilder::grpc("shop", "/pkg.Svc/M").cluster("orders"));
+    let request =
+        run.envoy.worker(1).request(RequestBuilder::grpc("shop", "/pkg.Svc/M").cluster("orders"));
     run.envoy.finish(request, Outcome::grpc(14, "10.0.0.1:80"));
     for _ in 0..25 {
         run.tick();

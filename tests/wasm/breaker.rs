@@ -230,7 +230,9 @@ fn aborted_streams_of_every_kind_leave_nothing_behind() {
         .into_iter()
         .filter_map(|up| if let Up::Report(report) = up { Some(report) } else { None })
         .flat_map(|report| report.services)
-        .map(|service| service.in_flight + service.endpoints.iter().map(|e| e.in_flight).sum::<u32>())
+        .map(|service| {
+            service.in_flight + service.endpoints.iter().map(|e| e.in_flight).sum::<u32>()
+        })
         .sum();
     assert_eq!(in_flight, 0);
     // The probe slot is free again: with the endpoint well, it comes back.

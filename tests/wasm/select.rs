@@ -85,21 +85,32 @@ fn too_few_eligible_is_panic_and_counted() {
 #[test]
 fn the_service_is_found_where_the_configuration_says() {
     let table = [
-        (r#"["cluster_metadata"]"#, get("x").property(
-            &["xds", "cluster_metadata", "filter_metadata", "pintle", "service"], "orders")),
-        (r#"["route_metadata"]"#, get("x").property(
-            &["xds", "route_metadata", "filter_metadata", "pintle", "service"], "orders")),
+        (
+            r#"["cluster_metadata"]"#,
+            get("x").property(
+                &["xds", "cluster_metadata", "filter_metadata", "pintle", "service"],
+                "orders",
+            ),
+        ),
+        (
+            r#"["route_metadata"]"#,
+            get("x").property(
+                &["xds", "route_metadata", "filter_metadata", "pintle", "service"],
+                "orders",
+            ),
+        ),
         (r#"["cluster"]"#, get("orders")),
-        (r#"[{"cluster": "outbound|80||*.svc.cluster.local"}]"#,
-            get("outbound|80||orders.svc.cluster.local")),
+        (
+            r#"[{"cluster": "outbound|80||*.svc.cluster.local"}]"#,
+            get("outbound|80||orders.svc.cluster.local"),
+        ),
         (r#"["authority"]"#, RequestBuilder::get("orders:8080", "/")),
         (r#"[{"authority": "*.example"}]"#, RequestBuilder::get("orders.example", "/")),
         (r#"[{"header": "x-service"}]"#, get("x").header("x-service", "orders")),
         (r#"[{"header": "x-service"}, "cluster"]"#, get("orders")),
     ];
     for (from, request) in table {
-        let mut run =
-            run_with(&ALL.replace(r#"["cluster_metadata", "cluster"]"#, from));
+        let mut run = run_with(&ALL.replace(r#"["cluster_metadata", "cluster"]"#, from));
         run.table("orders", endpoints(1));
         let request = ask(&mut run, request);
         assert!(!list(&request).is_empty(), "{from}");
@@ -157,7 +168,9 @@ fn a_subset_is_asked_for_by_header_or_by_the_route() {
     let path = ["xds", "route_metadata", "filter_metadata", "pintle", "subset", "version"];
     for request in [get("orders").header("x-version", "v2"), get("orders").property(&path, "v2")] {
         for _ in 0..20 {
-            assert!(list(&ask(&mut run, request.clone())).iter().all(|entry| entry == "10.0.0.4:80"));
+            assert!(
+                list(&ask(&mut run, request.clone())).iter().all(|entry| entry == "10.0.0.4:80")
+            );
         }
     }
 }
@@ -165,17 +178,19 @@ fn a_subset_is_asked_for_by_header_or_by_the_route() {
 #[test]
 fn a_session_stays_on_its_endpoint_while_it_drains() {
     let mut run = run_with(ALL);
-    let policy =
-        r#"{"select": {"sticky": {"cookie": {"name": "pin", "ttl": "1h", "path": "/"}}}}"#;
+    let policy = r#"{"select": {"sticky": {"cookie": {"name": "pin", "ttl": "1h", "path": "/"}}}}"#;
     run.table_with("orders", endpoints(3), policy);
     let request = ask(&mut run, get("orders"));
     let first = list(&request)[0].clone();
-    let state = request.filter_state("wasm.pintle_set_cookie").or(request.filter_state("pintle_set_cookie"));
+    let state = request
+        .filter_state("wasm.pintle_set_cookie")
+        .or(request.filter_state("pintle_set_cookie"));
     let cookie = String::from_utf8(state.expect("a cookie to set")).expect("text");
     assert!(cookie.contains("Max-Age=3600") && cookie.contains("Path=/"), "{cookie}");
     let pair = cookie.split(';').next().expect("a pair").replace('"', "");
 
-    let number = first.split('.').nth(3).and_then(|rest| rest.split(':').next()).expect("an address");
+    let number =
+        first.split('.').nth(3).and_then(|rest| rest.split(':').next()).expect("an address");
     let mut all = endpoints(3);
     let drained = &mut all[number.parse::<usize>().expect("a number") - 1];
     drained.health = Health::Draining;
@@ -195,7 +210,9 @@ fn a_cookie_is_made_where_the_hash_needs_one() {
         "hash_key": [{"cookie": {"name": "c", "ttl": "60s", "path": "/p"}}]}}"#;
     run.table_with("orders", endpoints(3), policy);
     let request = ask(&mut run, get("orders"));
-    let state = request.filter_state("wasm.pintle_set_cookie").or(request.filter_state("pintle_set_cookie"));
+    let state = request
+        .filter_state("wasm.pintle_set_cookie")
+        .or(request.filter_state("pintle_set_cookie"));
     let cookie = String::from_utf8(state.expect("a cookie to set")).expect("text");
     assert!(cookie.starts_with("c=") && cookie.contains("Max-Age=60; Path=/p"), "{cookie}");
     let pair = cookie.split(';').next().expect("a pair").to_owned();
@@ -233,15 +250,16 @@ fn a_slow_endpoint_is_learned_once_for_all_workers() {
 
 #[test]
 fn an_address_that_no_endpoint_may_have_is_left_out_though_the_agent_says_it() {
-    let restricted = ALL.replace(
-        "\"trace\": {}",
-        "\"trace\": {}, \"addresses\": {\"allow\": [\"10.0.0.0/30\"]}",
-    );
+    let restricted = ALL
+        .replace("\"trace\": {}", "\"trace\": {}, \"addresses\": {\"allow\": [\"10.0.0.0/30\"]}");
     let mut run = run_with(&restricted);
     run.table("orders", (0..6).map(endpoint).collect());
     for _ in 0..40 {
         for entry in list(&ask(&mut run, get("orders"))) {
-            assert!(["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"].contains(&entry.as_str()), "{entry}");
+            assert!(
+                ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"].contains(&entry.as_str()),
+                "{entry}"
+            );
         }
     }
     let refused = run.envoy.metrics().counter("pintle_address_rejected_total").unwrap_or(0);

@@ -157,9 +157,22 @@ fn no_header_is_a_trap() {
         "\u{202e}\u{1f980}".as_bytes().to_vec(),
     ];
     let names = [
-        "traceparent", "tracestate", "baggage", "b3", "x-b3-traceid", "uber-trace-id",
-        "x-datadog-trace-id", "x-amzn-trace-id", "cookie", ":path", ":authority", ":method",
-        "content-type", "user-agent", "x-pintle-endpoints", "retry-after",
+        "traceparent",
+        "tracestate",
+        "baggage",
+        "b3",
+        "x-b3-traceid",
+        "uber-trace-id",
+        "x-datadog-trace-id",
+        "x-amzn-trace-id",
+        "cookie",
+        ":path",
+        ":authority",
+        ":method",
+        "content-type",
+        "user-agent",
+        "x-pintle-endpoints",
+        "retry-after",
     ];
     for name in names {
         for value in &values {

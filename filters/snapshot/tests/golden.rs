@@ -1,0 +1,129 @@
+//! The bytes of schema 1, held fast.
+//!
+//! A difference here means that an agent and a module of different builds do not understand each other:
+//! raise the schema number, or take the change back. `BLESS=1 cargo test -p pintle-snapshot` writes
+//! the files anew.
+
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use pintle_snapshot::{
+    Applied, BreakerState, Down, Endpoint, EndpointReport, Force, ForceAction, Health, Hello,
+    Index, Initial, Lease, Load, Message, Note, Now, Opinion, Removed, Report, RequestCount,
+    ServiceReport, Slot, Table, Transition, Up, Version,
+};
+
+fn version(sequence: u64) -> Version {
+    Version { epoch: 1_700_000_000_000, sequence }
+}
+
+fn table() -> Table {
+    let mut v4 = Endpoint::new("orders-1", SocketAddr::from(([10, 1, 2, 3], 8080)));
+    v4.weight = 100;
+    v4.zone = "eu-1a".to_owned();
+    v4.registered_at = Now::from_millis(1_700_000_000_123);
+    v4.tags = vec!["blue".to_owned(), "canary".to_owned()];
+    v4.metadata = vec![("version".to_owned(), "2.1".to_owned())];
+    v4.opinion = Some(Opinion { expires_at: Now::from_millis(1_700_000_060_000), reporters: 3 });
+    let mut v6 = Endpoint::new("orders-2", "[2001:db8::7]:443".parse().expect("an address"));
+    v6.health = Health::Draining;
+    v6.weight = 0;
+    v6.force = Some(Force { action: ForceAction::Clear, until: Now(0), stamp: 42 });
+    Table {
+        service: "orders".to_owned(),
+        version: version(7),
+        endpoints: vec![v4, v6],
+        policy: r#"{"select":{"strategy":"maglev"}}"#.to_owned(),
+    }
+}
+
+fn report() -> Report {
+    Report {
+        worker: 0xfeed_beef,
+        version: version(7),
+        services: vec![ServiceReport {
+            service: "orders".to_owned(),
+            requests: vec![
+                RequestCount { method: 0, code: 200, count: 1_000 },
+                RequestCount { method: 9, code: 0, count: 1 },
+            ],
+            latency: vec![0; 14],
+            latency_sum_us: 12_345_678,
+            in_flight: 3,
+            panics: 0,
+            no_endpoint: 2,
+            endpoints: vec![EndpointReport {
+                id: "orders-1".to_owned(),
+                requests: 1_001,
+                failures: 5,
+                in_flight: 3,
+                latency_us: 10_250,
+                state: BreakerState::HalfOpen,
+            }],
+        }],
+        counters: vec![("frame_rejected".to_owned(), 1)],
+    }
+}
+
+fn check<T: Message + PartialEq + Debug>(name: &str, value: &T) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.hex"));
+    let bytes = value.encode();
+    let hex: Vec<String> = bytes
+        .chunks(32)
+        .map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect())
+        .collect();
+    let text = hex.join("\n") + "\n";
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &text).expect("the golden file can be written");
+    }
+    let golden = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}; BLESS=1 writes it", path.display()));
+    assert_eq!(text, golden, "{name} changed its bytes; see the head of this file");
+    assert_eq!(T::decode(&bytes).as_ref(), Ok(value), "{name} reads back");
+}
+
+#[test]
+fn down_frames_have_their_bytes() {
+    check("down_table", &Down::Table(table()));
+    check(
+        "down_remove",
+        &Down::Remove(Removed { service: "orders".to_owned(), version: version(8) }),
+    );
+    check("down_initial_end", &Down::InitialEnd(Initial { version: version(8), full: true }));
+    check("down_heartbeat", &Down::Heartbeat(version(8)));
+}
+
+#[test]
+fn up_frames_have_their_bytes() {
+    let hello = Hello { proxy: "envoy-1".to_owned(), worker: 1, fence: 9, have: version(6) };
+    check("up_hello", &Up::Hello(hello));
+    check("up_applied", &Up::Applied(Applied { worker: 1, workers: 3, version: version(7) }));
+    let transition = Transition {
+        service: "orders".to_owned(),
+        endpoint: "orders-1".to_owned(),
+        from: BreakerState::Closed,
+        to: BreakerState::Open,
+        reason: "5 consecutive failures".to_owned(),
+        observed: true,
+        at: Now::from_millis(1_700_000_001_000),
+        until: Now::from_millis(1_700_000_031_000),
+        trips: 1,
+    };
+    check("up_transition", &Up::Transition(transition));
+    check("up_report", &Up::Report(report()));
+}
+
+#[test]
+fn shared_values_have_their_bytes() {
+    let expires_at = Now::from_millis(1_700_000_000_500);
+    check("lease", &Lease { worker: 7, slot: 2, expires_at, fence: 9 });
+    let services = vec![("orders".to_owned(), version(7)), ("users".to_owned(), version(3))];
+    check("index", &Index { version: version(7), services });
+    let load = Load { endpoint: u64::MAX, in_flight: 2, latency_us: 900, failures_milli: 1_500 };
+    let load = vec![("orders".to_owned(), vec![load])];
+    check("slot", &Slot { worker: 7, at: Now(5), expires_at, load });
+    check("note_table", &Note::Table("orders".to_owned()));
+    check("note_breaker", &Note::Breaker(("orders".to_owned(), "orders-1".to_owned())));
+    check("note_forward", &Note::Forward(vec![0, 127, 128, 255]));
+}
