@@ -151,7 +151,7 @@ fn every_status_of_every_host_call_is_a_value() {
     assert_eq!(used.len(), IMPORTS.len());
     let mut envoy = builder(WITH_EXPORT).build().expect("the module starts");
     // The numbers of the ABI, among them those the SDK has no name for, and one that nobody has.
-    for status in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 99] {
+    for status in [1_u32, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 99] {
         for call in &used {
             let mut run = Run::of(envoy);
             // Not the first call, so that different places are hit; then a run of them.

@@ -4,7 +4,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use pintle_artifact::PINTLE;
-use pintle_harness::{Builder, Cluster, Envoy, Module, RequestBuilder, ServerStream};
+use pintle_harness::{
+    Builder, Cluster, Envoy, FailurePolicy, Module, RequestBuilder, ServerStream,
+};
 use pintle_snapshot::{Down, Endpoint, Initial, Message, Table, Up, Version};
 
 pub const TICK: Duration = Duration::from_millis(100);
@@ -24,6 +26,7 @@ pub fn module() -> &'static Module {
 pub fn builder(configuration: &str) -> Builder {
     Envoy::builder(module())
         .workers(2)
+        .failure_policy(FailurePolicy::Reload(Duration::from_millis(10)))
         .vm_id("pintle")
         .plugin_configuration(configuration)
         .property(&["xds", "node", "id"], "proxy-1")
@@ -48,6 +51,8 @@ impl Run {
     pub fn of(mut envoy: Envoy) -> Self {
         let agent = envoy.cluster("pintle_agent");
         let stream = accept(&mut envoy, &agent);
+        // The leader notices the others with its next tick.
+        envoy.advance(TICK);
         Self { envoy, agent, stream, sequence: 0 }
     }
 
@@ -90,6 +95,15 @@ impl Run {
     pub fn received(&self) -> Vec<Up> {
         let decode = |bytes: Vec<u8>| Up::decode(&bytes).expect("the module sends whole frames");
         std::iter::from_fn(|| self.stream.recv()).map(decode).collect()
+    }
+
+    /// Time passes with an agent that is alive, a heartbeat a second.
+    pub fn live(&mut self, time: Duration) {
+        let end = self.envoy.elapsed() + time;
+        while self.envoy.elapsed() < end {
+            self.send(&Down::Heartbeat(self.version()));
+            self.envoy.advance(Duration::from_secs(1).min(end - self.envoy.elapsed()));
+        }
     }
 
     pub fn tick(&mut self) {

@@ -173,9 +173,16 @@ impl Worker {
                 self.hear(number, &slot, now);
             }
         }
-        for number in std::mem::replace(&mut self.others, live) {
-            if !self.others.contains(&number) {
-                self.unhear(number, &[]);
+        let before = std::mem::replace(&mut self.others, live);
+        for number in before.difference(&self.others.clone()) {
+            self.unhear(*number, &[]);
+        }
+        if self.election.leads(now).is_some() {
+            // It may have looked at the index just before a table came.
+            self.flush_index(true);
+            let note = Note::Index(self.version).encode();
+            for number in self.others.clone().difference(&before) {
+                self.tell(*number, &note);
             }
         }
         if mine.is_none() {
@@ -203,7 +210,11 @@ impl Worker {
             self.place = None;
         } else if self.place.is_none() {
             match host::register_queue(&keys::queue(number)) {
-                Ok(queue) => self.place = Some(Place { number, queue }),
+                Ok(queue) => {
+                    self.place = Some(Place { number, queue });
+                    // What came before there was a queue to be told by.
+                    self.load_index(now);
+                }
                 Err(_) => self.counters.add(Count::HostError),
             }
         }
@@ -613,6 +624,7 @@ impl Worker {
                         }
                     }
                     Ok(Note::Forward(message)) => self.send_up(message),
+                    Ok(Note::Index(_)) => self.load_index(now),
                     Err(_) => self.counters.add(Count::SharedRejected),
                 },
                 Ok(None) => break,

@@ -196,7 +196,9 @@ impl Config {
     /// Reads the plugin's configuration. Nothing at all is `{}`.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let json = if json.trim_ascii().is_empty() { b"{}" } else { json };
-        let raw: Raw = serde_json::from_slice(json).or_else(refuse)?;
+        // By way of a map: a struct would be read from an array, too, field by field.
+        let object: Map<String, Value> = serde_json::from_slice(json).or_else(refuse)?;
+        let raw: Raw = serde_json::from_value(Value::Object(object)).or_else(refuse)?;
         let mut base = Map::new();
 
         let select = raw.select.map(|keys| split(keys, |key| SELECT_PLUGIN.contains(&key)));

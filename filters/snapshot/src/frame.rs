@@ -76,6 +76,8 @@ pub enum Note {
     Breaker((String, String)),
     /// For the leader: an encoded [`Up`] to send on.
     Forward(Vec<u8>),
+    /// The index has this version; for a worker that has just been noticed.
+    Index(Version),
 }
 
 /// A message with a frame of its own.
@@ -150,7 +152,7 @@ macro_rules! message_enum {
 }
 message_enum!(Down { Table = 1, Remove = 2, InitialEnd = 3, Heartbeat = 4 });
 message_enum!(Up { Hello = 16, Applied = 17, Transition = 18, Report = 19 });
-message_enum!(Note { Table = 32, Breaker = 33, Forward = 34 });
+message_enum!(Note { Table = 32, Breaker = 33, Forward = 34, Index = 35 });
 
 macro_rules! message_struct {
     ($($name:ident = $kind:literal),*) => {$(

@@ -125,5 +125,6 @@ fn shared_values_have_their_bytes() {
     check("slot", &Slot { worker: 7, at: Now(5), expires_at, load });
     check("note_table", &Note::Table("orders".to_owned()));
     check("note_breaker", &Note::Breaker(("orders".to_owned(), "orders-1".to_owned())));
+    check("note_index", &Note::Index(version(7)));
     check("note_forward", &Note::Forward(vec![0, 127, 128, 255]));
 }
