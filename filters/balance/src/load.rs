@@ -29,7 +29,7 @@ use pintle_snapshot::Now;
 const SEED: f64 = 30e6;
 /// The estimate's lower bound, ns: differences below a millisecond are noise of the machine.
 const FLOOR: f64 = 1e6;
-/// Failures that a score remembers, at most; with the default penalty a factor of about 340.
+/// Failures that a score remembers, at most; with the default penalty a factor of about 800.
 const MAX_SCORE: f32 = 16.0;
 /// The longest `Retry-After` that is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
