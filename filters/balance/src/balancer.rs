@@ -372,7 +372,7 @@ impl Balancer {
         let Some(pool) = self.pools.get_mut(at) else {
             return Choice::None(Nothing::Subset);
         };
-        let panic = pool.panics(self.policy.panic_percent);
+        let panic = pool.panics(self.policy.panic_percent, request.may_probe);
         let field = Field {
             loads: &self.loads,
             grains: &self.grains,
@@ -393,20 +393,14 @@ impl Balancer {
                 out.push_pinned(i);
             }
         }
-        let hash = request.hash.filter(|_| self.policy.strategy.is_hashing());
         let may_probe = request.may_probe && !panic && out.len() == 0;
-        if may_probe
-            && hash.is_none()
-            && let Some(&probe) = self
-                .probes
-                .iter()
-                .find(|&&i| at == 0 || self.index.matches(&pool.key, i))
-        {
-            out.push_probe(probe);
-            want += 1;
-        }
-
-        match hash {
+        let matching = |&i: &u32| at == 0 || self.index.matches(&pool.key, i);
+        let probe = if may_probe {
+            self.probes.iter().copied().find(matching)
+        } else {
+            None
+        };
+        match request.hash.filter(|_| self.policy.strategy.is_hashing()) {
             Some(hash) => {
                 let key = Placement {
                     hash,
@@ -414,9 +408,19 @@ impl Balancer {
                     may_probe,
                 };
                 pool.place(&field, &self.policy, &self.sites, key, out, want);
+                // A probe elsewhere would cost this key its cache; with nobody else it costs nothing.
+                if let Some(probe) = probe.filter(|_| out.len() == 0) {
+                    out.push_probe(probe);
+                }
                 want += usize::from(out.probe());
             }
-            None => pool.choose(&field, self.policy.strategy, &self.sites, rng, out, want),
+            None => {
+                if let Some(probe) = probe {
+                    out.push_probe(probe);
+                    want += 1;
+                }
+                pool.choose(&field, self.policy.strategy, &self.sites, rng, out, want);
+            }
         }
         if out.len() == 0 {
             return Choice::None(Nothing::Ineligible);
@@ -631,7 +635,13 @@ impl Balancer {
             let grains = slow_start::grains(site.weight, site.registered_at, now, policy.as_ref());
             self.growing |= grains < full;
             self.grains.push(grains);
-            load.inverse_weight = slow_start::GRAINS as f32 / grains.max(1) as f32;
+            // Weight 0 is only ever compared in a panic, and there it counts as 1.
+            let shown = if grains == 0 {
+                slow_start::GRAINS
+            } else {
+                grains
+            };
+            load.inverse_weight = slow_start::GRAINS as f32 / shown as f32;
         }
     }
 

@@ -139,7 +139,9 @@ impl Hashing {
                 return;
             }
             let entry = self.at(self.step(hash, start, step));
-            let host = entry.and_then(|owner| self.hosts.get(owner as usize)).copied();
+            let host = entry
+                .and_then(|owner| self.hosts.get(owner as usize))
+                .copied();
             if let Some(i) = host
                 && field.open(i)
                 && !picks.contains(i)

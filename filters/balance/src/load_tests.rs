@@ -27,7 +27,8 @@ impl One {
 
     fn answer(&mut self, ms: u64, failed: bool) -> &mut Self {
         let latency = Some(Duration::from_millis(ms));
-        self.load.observe(self.decay, &mut self.all, self.now, latency, failed);
+        self.load
+            .observe(self.decay, &mut self.all, self.now, latency, failed);
         self
     }
 
@@ -45,10 +46,15 @@ fn close(got: f32, expect: f32) {
 #[test]
 fn the_decay_is_the_exponential() {
     let decay = Decay::new(Duration::from_secs(10), 0.0);
-    for ms in [0_u64, 1, 10, 3000, 6931, 6932, 10_000, 25_000, 100_000, 400_000] {
+    for ms in [
+        0_u64, 1, 10, 3000, 6931, 6932, 10_000, 25_000, 100_000, 400_000,
+    ] {
         let expect = (-(ms as f64) / 10_000.0).exp();
         let got = decay.keep(ms * 1_000_000);
-        assert!((got - expect).abs() <= expect * 1e-5, "{ms} ms: {got} for {expect}");
+        assert!(
+            (got - expect).abs() <= expect * 1e-5,
+            "{ms} ms: {got} for {expect}"
+        );
     }
     assert_eq!(decay.keep(u64::MAX), 0.0);
 }
@@ -142,14 +148,30 @@ fn what_one_worker_learned_the_other_knows_and_an_echo_adds_nothing() {
     here.answer(400, true);
     here.load.started(here.now);
     let told = here.load.tell(7, here.decay, here.now).unwrap();
-    assert_eq!((told.key, told.in_flight, told.latency_us, told.failures_milli), (7, 1, 400_000, 1000));
+    assert_eq!(
+        (
+            told.key,
+            told.in_flight,
+            told.latency_us,
+            told.failures_milli
+        ),
+        (7, 1, 400_000, 1000)
+    );
     there.wait(SECOND);
-    there.load.hear(there.decay, &mut there.all, &told, here.now, there.now);
+    there
+        .load
+        .hear(there.decay, &mut there.all, &told, here.now, there.now);
     let heard = there.cost();
     here.wait(SECOND);
     here.load.ended(here.now);
     close(heard, here.cost());
-    there.load.hear(there.decay, &mut there.all, &told, Now(here.now.0 - 1_000_000_000), there.now);
+    there.load.hear(
+        there.decay,
+        &mut there.all,
+        &told,
+        Now(here.now.0 - 1_000_000_000),
+        there.now,
+    );
     close(there.cost(), heard);
 }
 
@@ -176,12 +198,25 @@ fn a_clock_that_steps_back_freezes_nothing() {
 #[test]
 fn nonsense_stays_finite() {
     let mut one = One::new();
-    let told = LoadEntry { key: 1, in_flight: u32::MAX, latency_us: u32::MAX, failures_milli: u32::MAX };
-    one.load.hear(one.decay, &mut one.all, &told, Now(0), one.now);
-    one.load.hear(one.decay, &mut one.all, &told, Now(u64::MAX), one.now);
+    let told = LoadEntry {
+        key: 1,
+        in_flight: u32::MAX,
+        latency_us: u32::MAX,
+        failures_milli: u32::MAX,
+    };
+    one.load
+        .hear(one.decay, &mut one.all, &told, Now(0), one.now);
+    one.load
+        .hear(one.decay, &mut one.all, &told, Now(u64::MAX), one.now);
     one.load.elsewhere = u32::MAX;
     one.load.started(one.now);
-    one.load.observe(one.decay, &mut one.all, Now(u64::MAX), Some(Duration::MAX), true);
+    one.load.observe(
+        one.decay,
+        &mut one.all,
+        Now(u64::MAX),
+        Some(Duration::MAX),
+        true,
+    );
     assert!(one.cost().is_finite());
     assert!(size_of::<Load>() <= 64);
 }
