@@ -84,8 +84,7 @@ pub(crate) struct Moment {
     pub(crate) now: u64,
     decay: Decay,
     failures: f32,
-    /// `1 / (endpoints - 1)`.
-    per_other: f32,
+    others: f32,
 }
 
 /// One endpoint's load. A cache line.
@@ -127,15 +126,19 @@ impl Decay {
     /// A pick calls this several times, and the library's `exp` alone would be half of its cost.
     #[inline]
     fn keep(self, elapsed: u64) -> f64 {
-        let x = elapsed as f64 * self.halvings_per_ns;
-        if x > 64.0 {
+        // Signed conversions are one instruction; 292 years are enough.
+        let x = elapsed.cast_signed() as f64 * self.halvings_per_ns;
+        if !(0.0..=64.0).contains(&x) {
             return 0.0;
         }
-        let whole = (x + 0.5) as u64;
-        let f = (whole as f64 - x) * std::f64::consts::LN_2;
+        // Adding 1.5 x 2^52 rounds to a whole number, and leaves it in the low bits.
+        let rounded = x + 6_755_399_441_055_744.0;
+        let whole = rounded - 6_755_399_441_055_744.0;
+        let f = (whole - x) * std::f64::consts::LN_2;
+        let ff = f * f;
         let part =
-            1.0 + f * (1.0 + f * (0.5 + f * (1.0 / 6.0 + f * (1.0 / 24.0 + f * (1.0 / 120.0)))));
-        part * f64::from_bits((1023 - whole) << 52)
+            (1.0 + f) + ff * ((0.5 + f * (1.0 / 6.0)) + ff * (1.0 / 24.0 + f * (1.0 / 120.0)));
+        part * f64::from_bits((1023 - (rounded.to_bits() & 0x7f)) << 52)
     }
 }
 
@@ -158,12 +161,17 @@ impl Failures {
     }
 
     pub(crate) fn moment(&self, decay: Decay, now: Now, endpoints: usize) -> Moment {
-        let keep = decay.keep(now.0.saturating_sub(self.at));
+        let failures = if self.sum > 0.0 {
+            let keep = decay.keep(now.0.saturating_sub(self.at));
+            self.sum * keep * keep
+        } else {
+            0.0
+        };
         Moment {
             now: now.0,
             decay,
-            failures: (self.sum * keep * keep) as f32,
-            per_other: 1.0 / endpoints.saturating_sub(1).max(1) as f32,
+            failures: failures as f32,
+            others: endpoints.saturating_sub(1).max(1) as f32,
         }
     }
 }
@@ -207,7 +215,7 @@ impl Load {
         let mut cost = ns as f32 * (self.active() as f32 + 1.0) * self.inverse_weight;
         if self.score > 0.0 {
             let score = self.score * (keep * keep) as f32;
-            let others = (moment.failures - score).max(0.0) * moment.per_other;
+            let others = (moment.failures - score).max(0.0) / moment.others;
             let excess = (score - 2.0 * others).max(0.0);
             cost *= 1.0 + score + moment.decay.penalty * excess;
         }

@@ -1,5 +1,11 @@
 //! What narrows a pick, and what survives a change of the table.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: what panics here is a failing test"
+)]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -3,6 +3,12 @@
 //! Domains are tiny on purpose: two zones, two versions, weights of 0 to 3, so that every
 //! combination meets every other within a few hundred cases.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: what panics here is a failing test"
+)]
+
 use std::net::SocketAddr;
 
 use pintle_balance::{

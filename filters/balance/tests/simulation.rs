@@ -8,6 +8,12 @@
 //!
 //! `cargo test -p pintle-balance --test simulation -- --nocapture` prints the table.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: what panics here is a failing test"
+)]
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
@@ -251,7 +257,7 @@ impl Scenario {
     }
 }
 
-/// The worst of ten seeds.
+/// The worst of six seeds.
 fn worst(name: &str, scenario: &Scenario, chooser: Chooser) -> Outcome {
     let mut worst = Outcome {
         errors: 0.0,
@@ -259,7 +265,7 @@ fn worst(name: &str, scenario: &Scenario, chooser: Chooser) -> Outcome {
         p99_ms: 0.0,
         share: 0.0,
     };
-    for seed in 1..=10 {
+    for seed in 1..=6 {
         let one = scenario.run(chooser, seed);
         worst.errors = worst.errors.max(one.errors);
         worst.p50_ms = worst.p50_ms.max(one.p50_ms);
