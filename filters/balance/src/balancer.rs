@@ -19,7 +19,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::bounded::Placement;
 use crate::eligible::Field;
-use crate::load::{Decay, Failures, Load, LoadEntry, State};
+use crate::load::{Clock, Failures, Load, LoadEntry, State};
 use crate::policy::{Policy, Strategy};
 use crate::pool::Pool;
 use crate::slow_start::{self, STEP};
@@ -52,7 +52,7 @@ pub(crate) struct Site {
 pub struct Balancer {
     service: String,
     policy: Policy,
-    decay: Decay,
+    clock: Clock,
     seed: u64,
     generation: u32,
     sites: Vec<Site>,
@@ -122,7 +122,7 @@ impl Balancer {
         let mut new = Self {
             service: service.to_owned(),
             policy: policy.clone(),
-            decay: Decay::new(policy.ewma_decay, policy.failure_penalty),
+            clock: Clock::new(policy.ewma_decay, policy.failure_penalty, now),
             seed,
             generation: 0,
             sites: Vec::new(),
@@ -161,7 +161,12 @@ impl Balancer {
             && self.policy.maximum_ring_size == policy.maximum_ring_size
             && self.policy.table_size == policy.table_size;
         self.policy = policy.clone();
-        self.decay = Decay::new(policy.ewma_decay, policy.failure_penalty);
+        self.tick(now);
+        let clock = Clock::new(policy.ewma_decay, policy.failure_penalty, now);
+        for load in &mut self.loads {
+            load.convert(&self.clock, &clock);
+        }
+        self.clock = clock;
 
         let weightless = endpoints.iter().all(|e| e.weight == 0);
         let local = |e: &Endpoint| policy.zone_aware && !zone.is_empty() && e.zone == zone;
@@ -183,7 +188,7 @@ impl Balancer {
                 born: known.map_or(self.generation, |(site, _)| site.born),
             });
             let load = known.map(|(_, load)| load.clone());
-            loads.push(load.unwrap_or_else(|| Load::new(now)));
+            loads.push(load.unwrap_or_else(|| Load::new(&self.clock)));
         }
         self.sites = sites;
         self.loads = loads;
@@ -197,7 +202,7 @@ impl Balancer {
             }
         }
         self.spread_remote();
-        self.failures = Failures::of(&self.loads, self.decay, now);
+        self.failures = Failures::of(&self.loads);
         self.weigh(now);
 
         let tables = if same_tables && !self.pools.is_empty() {
@@ -358,6 +363,7 @@ impl Balancer {
         if self.sites.is_empty() {
             return Choice::None(Nothing::Empty);
         }
+        self.tick(now);
         if self.growing || self.stale {
             self.refresh(now);
         }
@@ -376,7 +382,7 @@ impl Balancer {
         let field = Field {
             loads: &self.loads,
             grains: &self.grains,
-            moment: self.failures.moment(self.decay, now, self.sites.len()),
+            moment: self.clock.moment(now, &self.failures, self.sites.len()),
             panic,
             choice_count: self.policy.choice_count as usize,
             bias: self.policy.active_request_bias as f32,
@@ -448,6 +454,7 @@ impl Balancer {
 
     /// It was answered, or failed.
     pub fn finished(&mut self, ticket: Ticket, now: Now, sample: Sample) {
+        self.tick(now);
         if let Some(index) = self.end(ticket, now) {
             self.observed(index, now, sample);
         }
@@ -455,22 +462,23 @@ impl Balancer {
 
     /// Nobody waited for the answer: the client went away after `waited`, when that is known.
     pub fn abandoned(&mut self, ticket: Ticket, now: Now, waited: Option<Duration>) {
+        self.tick(now);
         if let Some(index) = self.end(ticket, now)
             && let (Some(waited), Some(load)) = (waited, self.loads.get_mut(index))
         {
-            load.observe_at_least(self.decay, now, waited);
+            load.observe_at_least(&self.clock, waited);
         }
     }
 
     /// What became of an attempt that was not [`Self::started`]: one that Envoy retried.
     pub fn observed(&mut self, index: usize, now: Now, sample: Sample) {
+        self.tick(now);
         let Some(load) = self.loads.get_mut(index) else {
             return;
         };
         load.observe(
-            self.decay,
+            &self.clock,
             &mut self.failures,
-            now,
             sample.latency,
             sample.failed,
         );
@@ -491,6 +499,11 @@ impl Balancer {
         (ticket.generation.wrapping_sub(born) < 1 << 31).then_some(index)
     }
 
+    #[inline]
+    fn tick(&mut self, now: Now) {
+        self.clock.tick(now, &mut self.loads, &mut self.failures);
+    }
+
     fn end(&mut self, ticket: Ticket, now: Now) -> Option<usize> {
         let index = self.resolve(ticket)?;
         self.loads.get_mut(index)?.ended(now);
@@ -501,16 +514,17 @@ impl Balancer {
     /// What this worker has to tell the others, as of `now`: endpoints with requests in flight or sampled
     /// within the decay time.
     pub fn local_load(&self, now: Now) -> impl Iterator<Item = LoadEntry> + '_ {
-        let decay = self.decay;
+        let clock = &self.clock;
         self.sites
             .iter()
             .zip(&self.loads)
-            .filter_map(move |(s, l)| l.tell(s.key, decay, now))
+            .filter_map(move |(s, l)| l.tell(s.key, clock, now))
     }
 
     /// What `worker` knew at `then`. Replaces what it told before: an endpoint it no longer names
     /// has nothing in flight there.
     pub fn set_remote_load(&mut self, worker: u32, entries: &[LoadEntry], then: Now, now: Now) {
+        self.tick(now);
         self.remove_worker(worker);
         if self.workers.len() >= MAX_WORKERS {
             return;
@@ -522,7 +536,7 @@ impl Balancer {
             {
                 load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
                 self.active = self.active.saturating_add(u64::from(entry.in_flight));
-                load.hear(self.decay, &mut self.failures, entry, then, now);
+                load.hear(&self.clock, &mut self.failures, entry, then);
             }
         }
         self.workers.push((worker, entries.to_vec()));
@@ -609,7 +623,7 @@ impl Balancer {
         Field {
             loads: &self.loads,
             grains: &self.grains,
-            moment: self.failures.moment(self.decay, now, self.sites.len()),
+            moment: self.clock.moment(now, &self.failures, self.sites.len()),
             panic: false,
             choice_count: self.policy.choice_count as usize,
             bias: self.policy.active_request_bias as f32,

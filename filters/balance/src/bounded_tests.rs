@@ -1,7 +1,7 @@
 use pintle_snapshot::Now;
 
 use super::*;
-use crate::load::{Decay, Failures, Load};
+use crate::load::{Clock, Failures, Load};
 
 /// The C++ standard fixes the 10,000th number of the default seed.
 #[test]
@@ -27,10 +27,11 @@ fn sites(weights: &[u32]) -> Vec<(SocketAddr, u32)> {
 }
 
 fn pick(hashing: &mut Hashing, active: &[u32], shut: &[usize], hash: u64) -> Picks {
+    let clock = Clock::new(std::time::Duration::from_secs(10), 0.0, Now(0));
     let mut loads: Vec<Load> = active
         .iter()
         .map(|&n| {
-            let mut load = Load::new(Now(0));
+            let mut load = Load::new(&clock);
             load.elsewhere = n;
             load
         })
@@ -38,11 +39,10 @@ fn pick(hashing: &mut Hashing, active: &[u32], shut: &[usize], hash: u64) -> Pic
     for &i in shut {
         loads[i].state = State::Shut;
     }
-    let decay = Decay::new(std::time::Duration::from_secs(10), 0.0);
     let field = Field {
         loads: &loads,
         grains: &[],
-        moment: Failures::default().moment(decay, Now(0), loads.len()),
+        moment: clock.moment(Now(0), &Failures::default(), loads.len()),
         panic: false,
         choice_count: 2,
         bias: 1.0,

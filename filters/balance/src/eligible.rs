@@ -69,10 +69,10 @@ impl Field<'_> {
     }
 
     #[inline]
-    pub(crate) fn cost(&self, index: u32) -> f32 {
+    pub(crate) fn cost(&self, index: u32) -> f64 {
         self.loads
             .get(index as usize)
-            .map_or(f32::INFINITY, |l| l.cost(&self.moment))
+            .map_or(f64::INFINITY, |l| l.cost(&self.moment))
     }
 
     pub(crate) fn grains(&self, index: u32) -> u64 {

@@ -5,58 +5,70 @@ const SECOND: Duration = Duration::from_secs(1);
 struct One {
     load: Load,
     all: Failures,
-    decay: Decay,
+    clock: Clock,
     now: Now,
 }
 
 impl One {
     fn new() -> Self {
         let now = Now::from_millis(1_700_000_000_000);
+        let clock = Clock::new(Duration::from_secs(10), 50.0, now);
         Self {
-            load: Load::new(now),
+            load: Load::new(&clock),
             all: Failures::default(),
-            decay: Decay::new(Duration::from_secs(10), 50.0),
+            clock,
             now,
         }
     }
 
     fn wait(&mut self, by: Duration) -> &mut Self {
-        self.now = self.now.after(by);
+        self.to(self.now.after(by))
+    }
+
+    fn to(&mut self, now: Now) -> &mut Self {
+        self.now = now;
+        self.clock
+            .tick(now, std::slice::from_mut(&mut self.load), &mut self.all);
         self
     }
 
     fn answer(&mut self, ms: u64, failed: bool) -> &mut Self {
         let latency = Some(Duration::from_millis(ms));
         self.load
-            .observe(self.decay, &mut self.all, self.now, latency, failed);
+            .observe(&self.clock, &mut self.all, latency, failed);
         self
     }
 
+    fn hear(&mut self, told: &LoadEntry, then: Now) {
+        self.load.hear(&self.clock, &mut self.all, told, then);
+    }
+
     /// In ms, for one of ten endpoints.
-    fn cost(&self) -> f32 {
-        self.load.cost(&self.all.moment(self.decay, self.now, 10)) / 1e6
+    fn cost(&self) -> f64 {
+        let moment = self.clock.moment(self.now, &self.all, 10);
+        self.load.cost(&moment) / moment.scale / 1e6
     }
 }
 
 #[track_caller]
-fn close(got: f32, expect: f32) {
+fn close(got: f64, expect: f64) {
     assert!((got - expect).abs() <= expect * 0.01, "{got} for {expect}");
 }
 
 #[test]
-fn the_decay_is_the_exponential() {
-    let decay = Decay::new(Duration::from_secs(10), 0.0);
+fn the_power_is_the_exponential() {
+    let clock = One::new().clock;
     for ms in [
-        0_u64, 1, 10, 3000, 6931, 6932, 10_000, 25_000, 100_000, 400_000,
+        0_u64, 1, 10, 3000, 3465, 3466, 6931, 10_000, 25_000, 640_000, 6_000_000,
     ] {
-        let expect = (-(ms as f64) / 10_000.0).exp();
-        let got = decay.keep(ms * 1_000_000);
+        let expect = (ms as f64 / 10_000.0).exp();
+        let got = clock.power(ms * 1_000_000);
         assert!(
             (got - expect).abs() <= expect * 1e-5,
             "{ms} ms: {got} for {expect}"
         );
     }
-    assert_eq!(decay.keep(u64::MAX), 0.0);
+    assert_eq!(clock.power(u64::MAX), f64::INFINITY);
 }
 
 #[test]
@@ -106,7 +118,7 @@ fn failures_that_everybody_has_weigh_little() {
     one.answer(30, true);
     let alone = one.cost();
     // The other nine have failed once each as well.
-    one.all.add(one.decay, one.now.0, 9.0);
+    one.all.sum += 9.0;
     close(one.cost(), 2.0 * 30.0);
     assert!(alone > 20.0 * one.cost());
 }
@@ -147,7 +159,7 @@ fn what_one_worker_learned_the_other_knows_and_an_echo_adds_nothing() {
     let (mut here, mut there) = (One::new(), One::new());
     here.answer(400, true);
     here.load.started(here.now);
-    let told = here.load.tell(7, here.decay, here.now).unwrap();
+    let told = here.load.tell(7, &here.clock, here.now).unwrap();
     assert_eq!(
         (
             told.key,
@@ -157,42 +169,50 @@ fn what_one_worker_learned_the_other_knows_and_an_echo_adds_nothing() {
         ),
         (7, 1, 400_000, 1000)
     );
+    let then = here.now;
     there.wait(SECOND);
-    there
-        .load
-        .hear(there.decay, &mut there.all, &told, here.now, there.now);
+    there.hear(&told, then);
     let heard = there.cost();
     here.wait(SECOND);
     here.load.ended(here.now);
     close(heard, here.cost());
-    there.load.hear(
-        there.decay,
-        &mut there.all,
-        &told,
-        Now(here.now.0 - 1_000_000_000),
-        there.now,
-    );
+    there.hear(&told, then);
     close(there.cost(), heard);
 }
 
 #[test]
 fn an_idle_endpoint_is_not_worth_telling() {
     let mut one = One::new();
-    assert_eq!(one.load.tell(7, one.decay, one.now), None);
+    assert_eq!(one.load.tell(7, &one.clock, one.now), None);
     one.answer(5, false);
-    assert!(one.load.tell(7, one.decay, one.now).is_some());
+    assert!(one.load.tell(7, &one.clock, one.now).is_some());
     one.wait(11 * SECOND);
-    assert_eq!(one.load.tell(7, one.decay, one.now), None);
+    assert_eq!(one.load.tell(7, &one.clock, one.now), None);
 }
 
 #[test]
 fn a_clock_that_steps_back_freezes_nothing() {
     let mut one = One::new();
     one.answer(200, false);
-    one.now = Now(one.now.0 - 3_600_000_000_000);
+    one.to(Now(one.now.0 - 3_600_000_000_000));
+    close(one.cost(), 200.0);
     one.answer(10, false);
     one.wait(10 * SECOND);
     assert!(one.cost() < 80.0, "{}", one.cost());
+}
+
+#[test]
+fn a_new_epoch_changes_nothing_but_the_numbers() {
+    let mut one = One::new();
+    for _ in 0..100 {
+        one.answer(200, false);
+        close(one.cost(), 200.0);
+        one.wait(20 * SECOND);
+        close(one.cost(), 200.0 * 0.1353);
+    }
+    one.answer(200, true).wait(Duration::from_secs(100_000));
+    close(one.cost(), 1.0);
+    assert!(one.all.sum < 1e-9);
 }
 
 #[test]
@@ -204,19 +224,14 @@ fn nonsense_stays_finite() {
         latency_us: u32::MAX,
         failures_milli: u32::MAX,
     };
-    one.load
-        .hear(one.decay, &mut one.all, &told, Now(0), one.now);
-    one.load
-        .hear(one.decay, &mut one.all, &told, Now(u64::MAX), one.now);
+    one.hear(&told, Now(0));
+    one.hear(&told, Now(u64::MAX));
     one.load.elsewhere = u32::MAX;
     one.load.started(one.now);
-    one.load.observe(
-        one.decay,
-        &mut one.all,
-        Now(u64::MAX),
-        Some(Duration::MAX),
-        true,
-    );
+    one.load
+        .observe(&one.clock, &mut one.all, Some(Duration::MAX), true);
+    assert!(one.cost().is_finite());
+    one.to(Now(u64::MAX)).to(Now(0)).answer(5, true);
     assert!(one.cost().is_finite());
     assert!(size_of::<Load>() <= 64);
 }

@@ -20,7 +20,7 @@ pub(crate) fn fill(
     want: usize,
 ) {
     let (mut spare, mut drawn) = (None, 0);
-    let mut next = |picks: &Picks, also: Option<(u32, f32)>| {
+    let mut next = |picks: &Picks, also: Option<(u32, f64)>| {
         if drawn >= tier.open {
             return None;
         }
