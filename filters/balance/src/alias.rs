@@ -3,42 +3,59 @@
 //! Every place holds a threshold and an alias, so a draw is one 64-bit random number, one load and one
 //! comparison, whatever the weights are.
 
+use std::hint::select_unpredictable;
+
 use rand::Rng;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Alias {
-    /// (threshold for 32 random bits, the other choice).
-    places: Vec<(u32, u32)>,
+    places: Vec<Place>,
+}
+
+/// Both choices are in the place itself: at 10,000 endpoints every further look-up is a cache miss.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// For 32 random bits; at or above it is `other`.
+    threshold: u32,
+    own: u32,
+    other: u32,
 }
 
 impl Alias {
-    /// Over `weights`, all above zero.
-    pub(crate) fn build(weights: impl ExactSizeIterator<Item = u64>) -> Self {
-        let n = weights.len();
-        let weights: Vec<u64> = weights.collect();
-        let total: f64 = weights.iter().map(|&w| w as f64).sum();
-        let mut places: Vec<(u32, u32)> = (0..n).map(|i| (u32::MAX, i as u32)).collect();
+    /// Over `items` and their weights, all above zero.
+    pub(crate) fn build(items: impl ExactSizeIterator<Item = (u32, u64)>) -> Self {
+        let n = items.len() as f64;
+        let mut places = Vec::with_capacity(items.len());
+        let mut shares = Vec::with_capacity(items.len());
+        for (item, weight) in items {
+            places.push(Place {
+                threshold: u32::MAX,
+                own: item,
+                other: item,
+            });
+            shares.push(weight as f64);
+        }
+        let total: f64 = shares.iter().sum();
         if total <= 0.0 {
             return Self { places };
         }
-        let mut scaled: Vec<f64> = weights
-            .iter()
-            .map(|&w| w as f64 * n as f64 / total)
-            .collect();
         let (mut small, mut large) = (Vec::new(), Vec::new());
-        for (i, &share) in scaled.iter().enumerate() {
-            if share < 1.0 {
+        for (i, share) in shares.iter_mut().enumerate() {
+            *share *= n / total;
+            if *share < 1.0 {
                 small.push(i)
             } else {
                 large.push(i)
             }
         }
         while let (Some(less), Some(&more)) = (small.pop(), large.last()) {
-            let share = scaled.get(less).copied().unwrap_or(1.0);
+            let share = shares.get(less).copied().unwrap_or(1.0);
+            let giver = places.get(more).map_or(0, |p| p.own);
             if let Some(place) = places.get_mut(less) {
-                *place = ((share * 4_294_967_296.0) as u32, more as u32);
+                place.threshold = (share * 4_294_967_296.0) as u32;
+                place.other = giver;
             }
-            if let Some(rest) = scaled.get_mut(more) {
+            if let Some(rest) = shares.get_mut(more) {
                 *rest -= 1.0 - share;
                 if *rest < 1.0 {
                     large.pop();
@@ -49,19 +66,14 @@ impl Alias {
         Self { places }
     }
 
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.places.is_empty()
-    }
-
-    /// A place by weight; 0 when there is none.
+    /// An item by weight; `None` when there is none.
     #[inline]
-    pub(crate) fn draw(&self, rng: &mut impl Rng) -> usize {
+    pub(crate) fn draw(&self, rng: &mut impl Rng) -> Option<u32> {
         let bits = rng.next_u64();
-        let at = scale(bits >> 32, self.places.len());
-        match self.places.get(at) {
-            Some(&(threshold, alias)) if bits as u32 >= threshold => alias as usize,
-            _ => at,
-        }
+        let place = self.places.get(scale(bits >> 32, self.places.len()))?;
+        // A branch here would be mispredicted half of the time.
+        let own = (bits as u32) < place.threshold;
+        Some(select_unpredictable(own, place.own, place.other))
     }
 }
 
@@ -82,12 +94,12 @@ mod tests {
     proptest! {
         #[test]
         fn draws_follow_the_weights(weights in prop::collection::vec(1_u64..1000, 1..40), seed: u64) {
-            let table = Alias::build(weights.iter().copied());
+            let table = Alias::build((0..).zip(weights.iter().copied()).collect::<Vec<_>>().into_iter());
             let mut rng = Dice::seed_from_u64(seed);
             let draws = 40_000;
             let mut seen = vec![0_u32; weights.len()];
             for _ in 0..draws {
-                seen[table.draw(&mut rng)] += 1;
+                seen[table.draw(&mut rng).unwrap() as usize] += 1;
             }
             let total: u64 = weights.iter().sum();
             for (i, &w) in weights.iter().enumerate() {

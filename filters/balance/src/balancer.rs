@@ -19,7 +19,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::bounded::Placement;
 use crate::eligible::Field;
-use crate::load::{Decay, Failures, Load, LoadEntry, State};
+use crate::load::{Clock, Failures, Load, LoadEntry, State};
 use crate::policy::{Policy, Strategy};
 use crate::pool::Pool;
 use crate::slow_start::{self, STEP};
@@ -52,7 +52,7 @@ pub(crate) struct Site {
 pub struct Balancer {
     service: String,
     policy: Policy,
-    decay: Decay,
+    clock: Clock,
     seed: u64,
     generation: u32,
     sites: Vec<Site>,
@@ -122,7 +122,7 @@ impl Balancer {
         let mut new = Self {
             service: service.to_owned(),
             policy: policy.clone(),
-            decay: Decay::new(policy.ewma_decay, policy.failure_penalty),
+            clock: Clock::new(policy.ewma_decay, policy.failure_penalty, now),
             seed,
             generation: 0,
             sites: Vec::new(),
@@ -161,7 +161,12 @@ impl Balancer {
             && self.policy.maximum_ring_size == policy.maximum_ring_size
             && self.policy.table_size == policy.table_size;
         self.policy = policy.clone();
-        self.decay = Decay::new(policy.ewma_decay, policy.failure_penalty);
+        self.tick(now);
+        let clock = Clock::new(policy.ewma_decay, policy.failure_penalty, now);
+        for load in &mut self.loads {
+            load.convert(&self.clock, &clock);
+        }
+        self.clock = clock;
 
         let weightless = endpoints.iter().all(|e| e.weight == 0);
         let local = |e: &Endpoint| policy.zone_aware && !zone.is_empty() && e.zone == zone;
@@ -183,7 +188,7 @@ impl Balancer {
                 born: known.map_or(self.generation, |(site, _)| site.born),
             });
             let load = known.map(|(_, load)| load.clone());
-            loads.push(load.unwrap_or_else(|| Load::new(now)));
+            loads.push(load.unwrap_or_else(|| Load::new(&self.clock)));
         }
         self.sites = sites;
         self.loads = loads;
@@ -197,7 +202,7 @@ impl Balancer {
             }
         }
         self.spread_remote();
-        self.failures = Failures::of(&self.loads, self.decay, now);
+        self.failures = Failures::of(&self.loads);
         self.weigh(now);
 
         let tables = if same_tables && !self.pools.is_empty() {
@@ -358,6 +363,7 @@ impl Balancer {
         if self.sites.is_empty() {
             return Choice::None(Nothing::Empty);
         }
+        self.tick(now);
         if self.growing || self.stale {
             self.refresh(now);
         }
@@ -372,11 +378,11 @@ impl Balancer {
         let Some(pool) = self.pools.get_mut(at) else {
             return Choice::None(Nothing::Subset);
         };
-        let panic = pool.panics(self.policy.panic_percent);
+        let panic = pool.panics(self.policy.panic_percent, request.may_probe);
         let field = Field {
             loads: &self.loads,
             grains: &self.grains,
-            moment: self.failures.moment(self.decay, now, self.sites.len()),
+            moment: self.clock.moment(now, &self.failures, self.sites.len()),
             panic,
             choice_count: self.policy.choice_count as usize,
             bias: self.policy.active_request_bias as f32,
@@ -393,20 +399,14 @@ impl Balancer {
                 out.push_pinned(i);
             }
         }
-        let hash = request.hash.filter(|_| self.policy.strategy.is_hashing());
         let may_probe = request.may_probe && !panic && out.len() == 0;
-        if may_probe
-            && hash.is_none()
-            && let Some(&probe) = self
-                .probes
-                .iter()
-                .find(|&&i| at == 0 || self.index.matches(&pool.key, i))
-        {
-            out.push_probe(probe);
-            want += 1;
-        }
-
-        match hash {
+        let matching = |&i: &u32| at == 0 || self.index.matches(&pool.key, i);
+        let probe = if may_probe {
+            self.probes.iter().copied().find(matching)
+        } else {
+            None
+        };
+        match request.hash.filter(|_| self.policy.strategy.is_hashing()) {
             Some(hash) => {
                 let key = Placement {
                     hash,
@@ -414,9 +414,19 @@ impl Balancer {
                     may_probe,
                 };
                 pool.place(&field, &self.policy, &self.sites, key, out, want);
+                // A probe elsewhere would cost this key its cache; with nobody else it costs nothing.
+                if let Some(probe) = probe.filter(|_| out.len() == 0) {
+                    out.push_probe(probe);
+                }
                 want += usize::from(out.probe());
             }
-            None => pool.choose(&field, self.policy.strategy, &self.sites, rng, out, want),
+            None => {
+                if let Some(probe) = probe {
+                    out.push_probe(probe);
+                    want += 1;
+                }
+                pool.choose(&field, self.policy.strategy, &self.sites, rng, out, want);
+            }
         }
         if out.len() == 0 {
             return Choice::None(Nothing::Ineligible);
@@ -444,6 +454,7 @@ impl Balancer {
 
     /// It was answered, or failed.
     pub fn finished(&mut self, ticket: Ticket, now: Now, sample: Sample) {
+        self.tick(now);
         if let Some(index) = self.end(ticket, now) {
             self.observed(index, now, sample);
         }
@@ -451,22 +462,23 @@ impl Balancer {
 
     /// Nobody waited for the answer: the client went away after `waited`, when that is known.
     pub fn abandoned(&mut self, ticket: Ticket, now: Now, waited: Option<Duration>) {
+        self.tick(now);
         if let Some(index) = self.end(ticket, now)
             && let (Some(waited), Some(load)) = (waited, self.loads.get_mut(index))
         {
-            load.observe_at_least(self.decay, now, waited);
+            load.observe_at_least(&self.clock, waited);
         }
     }
 
     /// What became of an attempt that was not [`Self::started`]: one that Envoy retried.
     pub fn observed(&mut self, index: usize, now: Now, sample: Sample) {
+        self.tick(now);
         let Some(load) = self.loads.get_mut(index) else {
             return;
         };
         load.observe(
-            self.decay,
+            &self.clock,
             &mut self.failures,
-            now,
             sample.latency,
             sample.failed,
         );
@@ -487,6 +499,11 @@ impl Balancer {
         (ticket.generation.wrapping_sub(born) < 1 << 31).then_some(index)
     }
 
+    #[inline]
+    fn tick(&mut self, now: Now) {
+        self.clock.tick(now, &mut self.loads, &mut self.failures);
+    }
+
     fn end(&mut self, ticket: Ticket, now: Now) -> Option<usize> {
         let index = self.resolve(ticket)?;
         self.loads.get_mut(index)?.ended(now);
@@ -497,16 +514,17 @@ impl Balancer {
     /// What this worker has to tell the others, as of `now`: endpoints with requests in flight or sampled
     /// within the decay time.
     pub fn local_load(&self, now: Now) -> impl Iterator<Item = LoadEntry> + '_ {
-        let decay = self.decay;
+        let clock = &self.clock;
         self.sites
             .iter()
             .zip(&self.loads)
-            .filter_map(move |(s, l)| l.tell(s.key, decay, now))
+            .filter_map(move |(s, l)| l.tell(s.key, clock, now))
     }
 
     /// What `worker` knew at `then`. Replaces what it told before: an endpoint it no longer names
     /// has nothing in flight there.
     pub fn set_remote_load(&mut self, worker: u32, entries: &[LoadEntry], then: Now, now: Now) {
+        self.tick(now);
         self.remove_worker(worker);
         if self.workers.len() >= MAX_WORKERS {
             return;
@@ -518,7 +536,7 @@ impl Balancer {
             {
                 load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
                 self.active = self.active.saturating_add(u64::from(entry.in_flight));
-                load.hear(self.decay, &mut self.failures, entry, then, now);
+                load.hear(&self.clock, &mut self.failures, entry, then);
             }
         }
         self.workers.push((worker, entries.to_vec()));
@@ -605,7 +623,7 @@ impl Balancer {
         Field {
             loads: &self.loads,
             grains: &self.grains,
-            moment: self.failures.moment(self.decay, now, self.sites.len()),
+            moment: self.clock.moment(now, &self.failures, self.sites.len()),
             panic: false,
             choice_count: self.policy.choice_count as usize,
             bias: self.policy.active_request_bias as f32,
@@ -631,7 +649,13 @@ impl Balancer {
             let grains = slow_start::grains(site.weight, site.registered_at, now, policy.as_ref());
             self.growing |= grains < full;
             self.grains.push(grains);
-            load.inverse_weight = slow_start::GRAINS as f32 / grains.max(1) as f32;
+            // Weight 0 is only ever compared in a panic, and there it counts as 1.
+            let shown = if grains == 0 {
+                slow_start::GRAINS
+            } else {
+                grains
+            };
+            load.inverse_weight = slow_start::GRAINS as f32 / shown as f32;
         }
     }
 

@@ -6,8 +6,7 @@
 //! first with room in a shuffle that is seeded by the hash, so that equal keys go astray together. The
 //! shuffle is a 32-bit Mersenne Twister, because Envoy's is.
 //!
-//! **Not eligible** (an open breaker) is answered by walking on: entry by entry from the key's own, each
-//! endpoint once. The way is fixed by the hash, so a key whose owner is away has one stand-in, in every
+//! **Not eligible** (an open breaker) is answered by walking on from the key's own entry, each endpoint once. The way is fixed by the hash, so a key whose owner is away has one stand-in, in every
 //! worker and every proxy, and the owner's keys spread over all the others.
 
 use std::net::SocketAddr;
@@ -139,13 +138,8 @@ impl Hashing {
             if picks.len() >= reach {
                 return;
             }
-            let at = if start + step < len {
-                start + step
-            } else {
-                start + step - len
-            };
-            let host = self
-                .at(at)
+            let entry = self.at(self.step(hash, start, step));
+            let host = entry
                 .and_then(|owner| self.hosts.get(owner as usize))
                 .copied();
             if let Some(i) = host
@@ -177,6 +171,27 @@ impl Hashing {
         match &self.table {
             Table::Ring(ring) => ring.locate(hash),
             Table::Maglev(maglev) => maglev.locate(hash),
+        }
+    }
+
+    /// The `step`th place on the walk of a hash that starts at `start`.
+    ///
+    /// Neighbours on a ring are strangers. In a Maglev table they are not: every endpoint sits at
+    /// regular distances, so the place after one's own belongs to the same few others. There each
+    /// step is a fresh place, by splitmix64 of the hash.
+    fn step(&self, hash: u64, start: usize, step: usize) -> usize {
+        match &self.table {
+            _ if step == 0 => start,
+            Table::Ring(ring) => {
+                let (at, len) = (start + step, ring.len());
+                if at < len { at } else { at - len }
+            }
+            Table::Maglev(maglev) => {
+                let mut x = hash.wrapping_add((step as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                maglev.locate(x ^ (x >> 31))
+            }
         }
     }
 

@@ -69,10 +69,10 @@ impl Field<'_> {
     }
 
     #[inline]
-    pub(crate) fn cost(&self, index: u32) -> f32 {
+    pub(crate) fn cost(&self, index: u32) -> f64 {
         self.loads
             .get(index as usize)
-            .map_or(f32::INFINITY, |l| l.cost(&self.moment))
+            .map_or(f64::INFINITY, |l| l.cost(&self.moment))
     }
 
     pub(crate) fn grains(&self, index: u32) -> u64 {
@@ -118,7 +118,7 @@ impl Tier {
             .copied()
             .filter(|&i| !self.reduced || field.open(i))
             .collect();
-        self.alias = Alias::build(table.iter().map(|&i| field.grains(i)));
+        self.alias = Alias::build(table.iter().map(|&i| (i, field.grains(i))));
         // Slow start comes here ten times a second: whoever is next stays next.
         if let Some(seed) = turns.filter(|_| !self.built || self.table != table) {
             self.turns = Turns::build(&table, field, seed);
@@ -162,21 +162,17 @@ impl Tier {
         also: Option<u32>,
     ) -> Option<u32> {
         let fits = |i: u32| field.open(i) && also != Some(i) && !taken.contains(i);
-        if !self.alias.is_empty() {
-            for _ in 0..TRIES {
-                if let Some(&i) = self.table.get(self.alias.draw(rng))
-                    && fits(i)
-                {
-                    return Some(i);
-                }
+        for _ in 0..TRIES {
+            let Some(i) = self.alias.draw(rng) else { break };
+            if fits(i) {
+                return Some(i);
             }
-            // One heavy endpoint that is taken already would be drawn for ever.
-            for _ in 0..TRIES {
-                if let Some(i) = self.any(rng)
-                    && fits(i)
-                {
-                    return Some(i);
-                }
+        }
+        // One heavy endpoint that is taken already would be drawn for ever.
+        for _ in 0..TRIES {
+            let Some(i) = self.any(rng) else { break };
+            if fits(i) {
+                return Some(i);
             }
         }
         self.scan(field, rng, fits)

@@ -5,6 +5,12 @@
 //! time (10 s), and without samples it decays to the floor, so that a slow endpoint is tried again
 //! without a timer. Reads are projections to `now`; only samples write.
 //!
+//! **Forward decay.** A pick reads several estimates, and an exponential for each would be most of its
+//! cost. Everything decays at one rate, so an estimate is kept as what it would have been at a common
+//! epoch, `latency x e^((at - epoch) / decay)`: then estimates compare as they are, and whatever does not
+//! decay (the floor, a time of silence) is multiplied once by the [`Clock`]'s factor for `now`. The epoch
+//! moves before the numbers grow large, and when the host's clock steps back.
+//!
 //! **Failures.** A fast 503 must not look like a fast endpoint, so a failure's latency counts only when
 //! it raises the estimate, and each failure adds one to a score that decays twice as fast as the
 //! latency does. The factor is `1 + score + penalty x excess`: the second term holds for everybody, the
@@ -29,10 +35,12 @@ use pintle_snapshot::Now;
 const SEED: f64 = 30e6;
 /// The estimate's lower bound, ns: differences below a millisecond are noise of the machine.
 const FLOOR: f64 = 1e6;
-/// Failures that a score remembers, at most; with the default penalty a factor of about 340.
-const MAX_SCORE: f32 = 16.0;
+/// Failures that a score remembers, at most; with the default penalty a factor of about 800.
+const MAX_SCORE: f64 = 16.0;
 /// The longest `Retry-After` that is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Decay times from one epoch to the next. e^64 is far from any bound of a double, also squared.
+const EPOCH_SPANS: u64 = 64;
 /// A latency above this is a broken clock. An hour in ns.
 const MAX_LATENCY: f64 = 3.6e12;
 
@@ -61,38 +69,49 @@ pub(crate) enum State {
     Shut,
 }
 
-/// How memory fades, for all endpoints of a service.
+/// How memory fades, for all endpoints of a service, and what time it is there.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Decay {
+pub(crate) struct Clock {
     /// `1 / (decay x ln 2)` per ns: turns a time into halvings' exponent.
     halvings_per_ns: f64,
     /// The decay time, ns.
     span: u64,
-    penalty: f32,
+    penalty: f64,
+    epoch: u64,
+    last: u64,
+    /// `e^((scaled_at - epoch) / decay)`.
+    scale: f64,
+    scaled_at: u64,
 }
 
 /// The sum of all scores, so that one endpoint's can be compared with the mean of the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Failures {
+    /// As of the epoch.
     sum: f64,
-    at: u64,
 }
 
 /// What one pick knows before it looks at an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     pub(crate) now: u64,
-    decay: Decay,
-    failures: f32,
-    /// `1 / (endpoints - 1)`.
-    per_other: f32,
+    scale: f64,
+    /// The least estimate, as of the epoch.
+    floor: f64,
+    span: u64,
+    penalty: f64,
+    failures: f64,
+    others: f64,
 }
 
 /// One endpoint's load. A cache line.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
-    /// Estimate at `at`, ns.
+    /// Estimate as of the epoch, ns.
     latency: f64,
+    /// Score as of the epoch; it decays twice as fast.
+    score: f64,
+    /// When the estimate last took a sample.
     at: u64,
     /// When an answer last came, or the first of those in flight left.
     progress: u64,
@@ -100,8 +119,6 @@ pub(crate) struct Load {
     retry_at: u64,
     /// When this worker last sampled it.
     sampled_at: u64,
-    /// Score at `at`.
-    score: f32,
     pub(crate) in_flight: u32,
     /// In flight from the other workers.
     pub(crate) elsewhere: u32,
@@ -110,60 +127,86 @@ pub(crate) struct Load {
     pub(crate) state: State,
 }
 
-// === impl Decay ===
+// === impl Clock ===
 
-impl Decay {
-    pub(crate) fn new(span: Duration, penalty: f64) -> Self {
+impl Clock {
+    pub(crate) fn new(span: Duration, penalty: f64, now: Now) -> Self {
         let span = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX).max(1);
         Self {
             halvings_per_ns: std::f64::consts::LOG2_E / span as f64,
             span,
-            penalty: penalty as f32,
+            penalty,
+            epoch: now.0,
+            last: now.0,
+            scale: 1.0,
+            scaled_at: now.0,
         }
     }
 
-    /// `e^(-elapsed / decay)`, to a few millionths.
-    ///
-    /// A pick calls this several times, and the library's `exp` alone would be half of its cost.
+    /// Moves on to `now`; before everything else that takes a time. The factor may lag by a four
+    /// thousandth of the decay time.
     #[inline]
-    fn keep(self, elapsed: u64) -> f64 {
+    pub(crate) fn tick(&mut self, now: Now, loads: &mut [Load], failures: &mut Failures) {
+        if now.0 < self.last || now.0 - self.epoch > self.span.saturating_mul(EPOCH_SPANS) {
+            self.rebase(now, loads, failures);
+        } else if now.0 - self.scaled_at > self.span >> 12 {
+            self.scale = self.power(now.0 - self.epoch);
+            self.scaled_at = now.0;
+        }
+        self.last = now.0;
+    }
+
+    /// Makes `now` the epoch. When the clock stepped back, nothing has decayed meanwhile, and no stamp
+    /// stays in the future.
+    #[cold]
+    fn rebase(&mut self, now: Now, loads: &mut [Load], failures: &mut Failures) {
+        let scale = self.power(self.last.max(now.0) - self.epoch);
+        for load in loads {
+            load.latency /= scale;
+            load.score /= scale * scale;
+            load.at = load.at.min(now.0);
+            load.progress = load.progress.min(now.0);
+            load.sampled_at = load.sampled_at.min(now.0);
+            load.retry_at = load.retry_at.min(now.after(MAX_RETRY_AFTER).0);
+        }
+        failures.sum /= scale * scale;
+        (self.epoch, self.scaled_at, self.scale) = (now.0, now.0, 1.0);
+    }
+
+    pub(crate) fn moment(&self, now: Now, failures: &Failures, endpoints: usize) -> Moment {
+        Moment {
+            now: now.0,
+            scale: self.scale,
+            floor: FLOOR * self.scale,
+            span: self.span,
+            penalty: self.penalty,
+            failures: failures.sum,
+            others: endpoints.saturating_sub(1).max(1) as f64,
+        }
+    }
+
+    /// `e^(elapsed / decay)`, to a few millionths; without end beyond 690 decay times.
+    fn power(&self, elapsed: u64) -> f64 {
         let x = elapsed as f64 * self.halvings_per_ns;
-        if x > 64.0 {
-            return 0.0;
+        if x > 1000.0 {
+            return f64::INFINITY;
         }
         let whole = (x + 0.5) as u64;
-        let f = (whole as f64 - x) * std::f64::consts::LN_2;
+        let f = (x - whole as f64) * std::f64::consts::LN_2;
+        let ff = f * f;
         let part =
-            1.0 + f * (1.0 + f * (0.5 + f * (1.0 / 6.0 + f * (1.0 / 24.0 + f * (1.0 / 120.0)))));
-        part * f64::from_bits((1023 - whole) << 52)
+            (1.0 + f) + ff * ((0.5 + f * (1.0 / 6.0)) + ff * (1.0 / 24.0 + f * (1.0 / 120.0)));
+        part * f64::from_bits((1023 + whole) << 52)
     }
 }
 
 // === impl Failures ===
 
 impl Failures {
-    fn add(&mut self, decay: Decay, now: u64, score: f32) {
-        let keep = decay.keep(now.saturating_sub(self.at));
-        self.sum = self.sum * keep * keep + f64::from(score);
-        self.at = now.max(self.at);
-    }
-
     /// The sum over `loads`, after the table changed.
-    pub(crate) fn of(loads: &[Load], decay: Decay, now: Now) -> Self {
-        let sum = loads
-            .iter()
-            .map(|l| f64::from(l.score_at(decay, now.0)))
-            .sum();
-        Self { sum, at: now.0 }
-    }
-
-    pub(crate) fn moment(&self, decay: Decay, now: Now, endpoints: usize) -> Moment {
-        let keep = decay.keep(now.0.saturating_sub(self.at));
-        Moment {
-            now: now.0,
-            decay,
-            failures: (self.sum * keep * keep) as f32,
-            per_other: 1.0 / endpoints.saturating_sub(1).max(1) as f32,
+    pub(crate) fn of(loads: &[Load]) -> Self {
+        Self {
+            sum: loads.iter().map(|l| l.score).sum(),
         }
     }
 }
@@ -171,14 +214,14 @@ impl Failures {
 // === impl Load ===
 
 impl Load {
-    pub(crate) const fn new(now: Now) -> Self {
+    pub(crate) fn new(clock: &Clock) -> Self {
         Self {
-            latency: SEED,
-            at: now.0,
-            progress: now.0,
+            latency: SEED * clock.scale,
+            score: 0.0,
+            at: clock.last,
+            progress: clock.last,
             retry_at: 0,
             sampled_at: 0,
-            score: 0.0,
             in_flight: 0,
             elsewhere: 0,
             inverse_weight: 1.0,
@@ -186,32 +229,44 @@ impl Load {
         }
     }
 
+    /// The decay time changed: what is known at `old`'s time becomes what is known at `new`'s.
+    pub(crate) fn convert(&mut self, old: &Clock, new: &Clock) {
+        self.latency = self.latency / old.scale * new.scale;
+        self.score = self.score / (old.scale * old.scale) * (new.scale * new.scale);
+    }
+
     pub(crate) const fn active(&self) -> u32 {
         self.in_flight.saturating_add(self.elsewhere)
     }
 
-    /// What one more request costs here; ns per unit of weight.
+    /// What one more request costs here; ns per unit of weight, as of the epoch.
     #[inline]
-    pub(crate) fn cost(&self, moment: &Moment) -> f32 {
-        let keep = moment.decay.keep(moment.now.saturating_sub(self.at));
-        let mut ns = (self.latency * keep).max(FLOOR);
+    pub(crate) fn cost(&self, moment: &Moment) -> f64 {
+        let mut ns = higher(self.latency, moment.floor);
         if self.in_flight > 0 {
             let silence = moment.now.saturating_sub(self.progress);
-            if silence <= moment.decay.span {
-                ns = ns.max(silence as f64);
+            if silence <= moment.span {
+                ns = higher(ns, silence as f64 * moment.scale);
             }
         }
         if self.retry_at > moment.now {
-            ns = ns.max((self.retry_at - moment.now) as f64);
+            ns = higher(ns, (self.retry_at - moment.now) as f64 * moment.scale);
         }
-        let mut cost = ns as f32 * (self.active() as f32 + 1.0) * self.inverse_weight;
+        let requests = f64::from(self.in_flight) + f64::from(self.elsewhere) + 1.0;
+        let cost = ns * requests * f64::from(self.inverse_weight);
         if self.score > 0.0 {
-            let score = self.score * (keep * keep) as f32;
-            let others = (moment.failures - score).max(0.0) * moment.per_other;
-            let excess = (score - 2.0 * others).max(0.0);
-            cost *= 1.0 + score + moment.decay.penalty * excess;
+            cost * self.failure_factor(moment)
+        } else {
+            cost
         }
-        cost
+    }
+
+    fn failure_factor(&self, moment: &Moment) -> f64 {
+        let now = 1.0 / (moment.scale * moment.scale);
+        let score = self.score * now;
+        let others = (moment.failures * now - score).max(0.0) / moment.others;
+        let excess = (score - 2.0 * others).max(0.0);
+        1.0 + score + moment.penalty * excess
     }
 
     pub(crate) const fn started(&mut self, now: Now) {
@@ -229,35 +284,35 @@ impl Load {
 
     pub(crate) fn observe(
         &mut self,
-        decay: Decay,
+        clock: &Clock,
         all: &mut Failures,
-        now: Now,
         latency: Option<Duration>,
         failed: bool,
     ) {
-        let keep = self.settle(decay, now.0);
-        self.sampled_at = now.0;
+        let now = clock.last;
         if let Some(latency) = latency {
-            let sample = (latency.as_nanos() as f64).min(MAX_LATENCY);
+            let sample = (latency.as_nanos() as f64).min(MAX_LATENCY) * clock.scale;
             if sample >= self.latency {
                 self.latency = sample;
             } else if !failed {
-                self.latency += sample * (1.0 - keep);
+                let kept = 1.0 / clock.power(now.saturating_sub(self.at));
+                self.latency += sample * (1.0 - kept);
             }
+            self.at = now;
         }
-        if failed && self.score < MAX_SCORE {
-            let added = (MAX_SCORE - self.score).min(1.0);
+        self.sampled_at = now;
+        if failed {
+            let one = clock.scale * clock.scale;
+            let added = (MAX_SCORE * one - self.score).clamp(0.0, one);
             self.score += added;
-            all.add(decay, now.0, added);
+            all.sum += added;
         }
     }
 
     /// Nobody waited for the end, but it took at least `waited`.
-    pub(crate) fn observe_at_least(&mut self, decay: Decay, now: Now, waited: Duration) {
-        self.settle(decay, now.0);
-        self.latency = self
-            .latency
-            .max((waited.as_nanos() as f64).min(MAX_LATENCY));
+    pub(crate) fn observe_at_least(&mut self, clock: &Clock, waited: Duration) {
+        let sample = (waited.as_nanos() as f64).min(MAX_LATENCY) * clock.scale;
+        self.latency = self.latency.max(sample);
     }
 
     pub(crate) fn leave_alone(&mut self, now: Now, wish: Duration) {
@@ -265,14 +320,15 @@ impl Load {
     }
 
     /// Worth telling the others: something in flight, or sampled within the decay time.
-    pub(crate) fn tell(&self, key: u64, decay: Decay, now: Now) -> Option<LoadEntry> {
-        let fresh = self.sampled_at > 0 && now.0.saturating_sub(self.sampled_at) <= decay.span;
+    pub(crate) fn tell(&self, key: u64, clock: &Clock, now: Now) -> Option<LoadEntry> {
+        let fresh = self.sampled_at > 0 && now.0.saturating_sub(self.sampled_at) <= clock.span;
         if self.in_flight == 0 && !fresh {
             return None;
         }
-        let mut ns = self.latency * decay.keep(now.0.saturating_sub(self.at));
+        let scale = clock.power(now.0.saturating_sub(clock.epoch));
+        let mut ns = self.latency / scale;
         let silence = now.0.saturating_sub(self.progress);
-        if self.in_flight > 0 && silence <= decay.span {
+        if self.in_flight > 0 && silence <= clock.span {
             ns = ns.max(silence as f64);
         }
         if self.retry_at > now.0 {
@@ -282,44 +338,28 @@ impl Load {
             key,
             in_flight: self.in_flight,
             latency_us: (ns / 1e3) as u32,
-            failures_milli: (self.score_at(decay, now.0) * 1e3) as u32,
+            failures_milli: (self.score / (scale * scale) * 1e3) as u32,
         })
     }
 
     /// Folds in what another worker knew at `then`.
-    pub(crate) fn hear(
-        &mut self,
-        decay: Decay,
-        all: &mut Failures,
-        entry: &LoadEntry,
-        then: Now,
-        now: Now,
-    ) {
-        self.settle(decay, now.0);
-        let keep = decay.keep(now.0.saturating_sub(then.0));
-        let latency = (f64::from(entry.latency_us) * 1e3).min(MAX_LATENCY) * keep;
+    pub(crate) fn hear(&mut self, clock: &Clock, all: &mut Failures, entry: &LoadEntry, then: Now) {
+        let age = clock.power(clock.last.saturating_sub(then.0));
+        let scale = clock.scale / age;
+        let latency = (f64::from(entry.latency_us) * 1e3).min(MAX_LATENCY) * scale;
         self.latency = self.latency.max(latency);
-        let score = (entry.failures_milli as f32 / 1e3).min(MAX_SCORE) * (keep * keep) as f32;
+        let score = (f64::from(entry.failures_milli) / 1e3).min(MAX_SCORE) * scale * scale;
         if score > self.score {
-            all.add(decay, now.0, score - self.score);
+            all.sum += score - self.score;
             self.score = score;
         }
     }
+}
 
-    fn score_at(&self, decay: Decay, now: u64) -> f32 {
-        let keep = decay.keep(now.saturating_sub(self.at));
-        self.score * (keep * keep) as f32
-    }
-
-    /// Moves estimate and score to `now`; returns what was kept.
-    fn settle(&mut self, decay: Decay, now: u64) -> f64 {
-        let keep = decay.keep(now.saturating_sub(self.at));
-        self.latency *= keep;
-        self.score *= (keep * keep) as f32;
-        // After a step back of the clock the old stamp would freeze the estimate until it is reached.
-        self.at = now;
-        keep
-    }
+/// `f64::max` without its care for NaN, which is several instructions in Wasm. Neither is one here.
+#[inline]
+const fn higher(a: f64, b: f64) -> f64 {
+    if a > b { a } else { b }
 }
 
 #[cfg(test)]

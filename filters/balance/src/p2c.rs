@@ -5,6 +5,8 @@
 //! and are filled the same way, from the loser of the pair before and one fresh draw, so that a list of
 //! three costs four draws.
 
+use std::hint::select_unpredictable;
+
 use rand::Rng;
 
 use crate::eligible::{Field, Tier};
@@ -18,7 +20,7 @@ pub(crate) fn fill(
     want: usize,
 ) {
     let (mut spare, mut drawn) = (None, 0);
-    let mut next = |picks: &Picks, also: Option<(u32, f32)>| {
+    let mut next = |picks: &Picks, also: Option<(u32, f64)>| {
         if drawn >= tier.open {
             return None;
         }
@@ -30,16 +32,16 @@ pub(crate) fn fill(
         let Some(first) = spare.take().or_else(|| next(picks, None)) else {
             return;
         };
-        match next(picks, Some(first)) {
-            None => picks.push(first.0),
-            Some(second) if second.1 < first.1 => {
-                picks.push(second.0);
-                spare = Some(first);
-            }
-            Some(second) => {
-                picks.push(first.0);
-                spare = Some(second);
-            }
-        }
+        let Some(second) = next(picks, Some(first)) else {
+            picks.push(first.0);
+            continue;
+        };
+        // Which one wins is anybody's guess, the processor's too.
+        let less = second.1 < first.1;
+        picks.push(select_unpredictable(less, second.0, first.0));
+        spare = Some((
+            select_unpredictable(less, first.0, second.0),
+            select_unpredictable(less, first.1, second.1),
+        ));
     }
 }

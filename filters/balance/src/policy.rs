@@ -213,7 +213,7 @@ pub struct Policy {
     pub attempts: usize,
     /// How fast a slow answer is forgotten, 100 ms to 1 h. Default 10 s.
     pub ewma_decay: Duration,
-    /// By how much one fresh failure multiplies the cost, 0 to 1,000. Default 20.
+    /// By how much one fresh failure multiplies the cost, 0 to 1,000. Default 50.
     pub failure_penalty: f64,
 }
 
@@ -238,7 +238,7 @@ impl Default for Policy {
             sticky: None,
             attempts: 3,
             ewma_decay: Duration::from_secs(10),
-            failure_penalty: 20.0,
+            failure_penalty: 50.0,
         }
     }
 }

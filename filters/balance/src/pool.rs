@@ -128,11 +128,17 @@ impl Pool {
         self.stay = zone::stay(local.open_grains, local.registered, rest.open_grains);
     }
 
-    pub(crate) fn panics(&self, percent: u32) -> bool {
+    /// `may_probe`: whether endpoints that are owed a probe can be of use to this request.
+    pub(crate) fn panics(&self, percent: u32, may_probe: bool) -> bool {
+        let eligible = if may_probe {
+            self.eligible
+        } else {
+            self.local.open.saturating_add(self.rest.open)
+        };
         percent > 0
             && self.can_panic
-            && (self.eligible == 0
-                || u64::from(self.eligible) * 100 < u64::from(percent) * u64::from(self.counted))
+            && (eligible == 0
+                || u64::from(eligible) * 100 < u64::from(percent) * u64::from(self.counted))
     }
 
     /// How many there were to choose from.

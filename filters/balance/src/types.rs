@@ -152,8 +152,10 @@ impl Picks {
         self.len
     }
 
+    /// A plain loop: the list is short or empty, and `slice::contains` is made for long ones.
+    #[inline]
     pub(crate) fn contains(&self, index: u32) -> bool {
-        self.as_slice().contains(&index)
+        self.items.iter().take(self.len).any(|&i| i == index)
     }
 
     pub(crate) fn push(&mut self, index: u32) {
