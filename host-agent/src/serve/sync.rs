@@ -336,4 +336,4 @@ impl StreamingService<Bytes> for Watch {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
