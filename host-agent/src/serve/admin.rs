@@ -564,4 +564,4 @@ fn activity_event(activity: &ActivityJson) -> Event {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

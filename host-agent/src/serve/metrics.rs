@@ -115,7 +115,7 @@ impl Out<'_> {
         &mut self,
         (name, help, kind): (&str, &str, MetricType),
         rows: impl IntoIterator<Item = (Labels<'l>, T)>,
-        write: impl Fn(MetricEncoder<'_>, T) -> fmt::Result,
+        write: impl Fn(&mut MetricEncoder<'_>, T) -> fmt::Result,
     ) -> fmt::Result {
         let mut rows = rows.into_iter().peekable();
         // A family without a series is a name that promtool can't check and nobody can use.
@@ -125,9 +125,9 @@ impl Out<'_> {
         let mut family = self.0.encode_descriptor(name, help, None, kind)?;
         for (labels, value) in rows {
             if labels.is_empty() {
-                write(family.encode_family(&NO_LABELS)?, value)?;
+                write(&mut family, value)?;
             } else {
-                write(family.encode_family(&labels)?, value)?;
+                write(&mut family.encode_family(&labels)?, value)?;
             }
         }
         Ok(())
@@ -140,7 +140,7 @@ impl Out<'_> {
         rows: impl IntoIterator<Item = (Labels<'l>, u64)>,
     ) -> fmt::Result {
         let kind = (name, help, MetricType::Counter);
-        self.family(kind, rows, |mut metric, value| {
+        self.family(kind, rows, |metric, value| {
             metric.encode_counter::<NoLabelSet, _, f64>(&value, None)
         })
     }
@@ -152,7 +152,7 @@ impl Out<'_> {
         rows: impl IntoIterator<Item = (Labels<'l>, f64)>,
     ) -> fmt::Result {
         let kind = (name, help, MetricType::Gauge);
-        self.family(kind, rows, |mut metric, value| metric.encode_gauge(&value))
+        self.family(kind, rows, |metric, value| metric.encode_gauge(&value))
     }
 
     fn histograms<'l>(
@@ -162,7 +162,7 @@ impl Out<'_> {
         rows: impl IntoIterator<Item = (Labels<'l>, (f64, Vec<(f64, u64)>))>,
     ) -> fmt::Result {
         let kind = (name, help, MetricType::Histogram);
-        self.family(kind, rows, |mut metric, (sum, buckets)| {
+        self.family(kind, rows, |metric, (sum, buckets)| {
             let count = buckets.iter().map(|(_, count)| count).sum();
             metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
         })
@@ -176,8 +176,6 @@ impl Out<'_> {
         self.gauges(name, help, [(Vec::new(), value)])
     }
 }
-
-const NO_LABELS: [(&str, &str); 0] = [];
 
 impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {

@@ -45,16 +45,21 @@ impl Cursor {
         let resumes = have.epoch == snapshot.version.epoch
             && have >= snapshot.complete_since
             && have <= snapshot.version;
+        let holds_something = have != Version::default();
         let have = if resumes { have } else { Version::default() };
         let mut sent = HashMap::new();
         for (name, service) in &snapshot.services {
-            if service.table.version <= have {
-                sent.insert(name.clone(), service.table.version);
+            let version = service.table.version;
+            if version <= have {
+                sent.insert(name.clone(), version);
+            } else if holds_something {
+                // It may hold an older table of it, which must go if the service does meanwhile.
+                sent.insert(name.clone(), Version::default());
             }
         }
         for (name, version) in &snapshot.gone {
-            if *version > have {
-                sent.insert(name.clone(), have);
+            if *version > have && holds_something {
+                sent.insert(name.clone(), Version::default());
             }
         }
         let mut cursor = Self {

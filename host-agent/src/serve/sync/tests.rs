@@ -79,7 +79,7 @@ fn a_reader_is_sent_what_it_lacks() {
     let now = || snapshot(9, &[("a", 3), ("b", 9), ("c", 5)], &[("d", 7), ("e", 2)]);
     let all = vec!["-e@2", "+a@3", "+c@5", "-d@7", "+b@9"];
     for (name, have, expect) in [
-        ("nothing", Version::default(), all.clone()),
+        ("nothing", Version::default(), vec!["+a@3", "+c@5", "+b@9"]),
         ("all", version(9), vec![]),
         ("some", version(5), vec!["-d@7", "+b@9"]),
         ("older than removals are remembered", version(1), all.clone()),
@@ -254,7 +254,7 @@ impl Agent {
     }
 
     async fn watch(&self, hello: Hello) -> Stream {
-        let mut stream = self.open().await;
+        let stream = self.open().await;
         stream.send(&Up::Hello(hello)).await;
         stream
     }
