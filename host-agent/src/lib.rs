@@ -1,5 +1,6 @@
 //! The host agent: what is registered and ordered, turned into what the filters read.
 
+pub mod cli;
 pub mod config;
 mod disk;
 pub mod events;
