@@ -200,7 +200,7 @@ impl Sync {
             }
             if !greeted {
                 greeted = true;
-                let end = Down::InitialEnd(cursor.reached()).encode().into();
+                let end = Down::InitialEnd(cursor.initial()).encode().into();
                 tx.send(Ok(end)).await.map_err(|_| left())?;
             }
             tokio::select! {
