@@ -205,9 +205,7 @@ impl Clock {
 impl Failures {
     /// The sum over `loads`, after the table changed.
     pub(crate) fn of(loads: &[Load]) -> Self {
-        Self {
-            sum: loads.iter().map(|l| l.score).sum(),
-        }
+        Self { sum: loads.iter().map(|l| l.score).sum() }
     }
 }
 
@@ -239,6 +237,11 @@ impl Load {
         self.in_flight.saturating_add(self.elsewhere)
     }
 
+    /// Whether nobody has been there yet, from this worker or, as far as it heard, another.
+    pub(crate) const fn is_untried(&self) -> bool {
+        self.sampled_at == 0 && self.active() == 0
+    }
+
     /// What one more request costs here; ns per unit of weight, as of the epoch.
     #[inline]
     pub(crate) fn cost(&self, moment: &Moment) -> f64 {
@@ -254,11 +257,7 @@ impl Load {
         }
         let requests = f64::from(self.in_flight) + f64::from(self.elsewhere) + 1.0;
         let cost = ns * requests * f64::from(self.inverse_weight);
-        if self.score > 0.0 {
-            cost * self.failure_factor(moment)
-        } else {
-            cost
-        }
+        if self.score > 0.0 { cost * self.failure_factor(moment) } else { cost }
     }
 
     #[inline(never)]
@@ -293,7 +292,9 @@ impl Load {
         let now = clock.last;
         if let Some(latency) = latency {
             let sample = (latency.as_nanos() as f64).min(MAX_LATENCY) * clock.scale;
-            if sample >= self.latency {
+            // The first answer takes the seed's place: an assumption has no memory worth decaying.
+            let first = self.sampled_at == 0 && !failed;
+            if sample >= self.latency || first {
                 self.latency = sample;
             } else if !failed {
                 let kept = 1.0 / clock.power(now.saturating_sub(self.at));
