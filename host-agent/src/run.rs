@@ -327,9 +327,5 @@ async fn follow(mut snapshots: Snapshots, fleet: Arc<Fleet>, logs: Logs) {
 /// # Errors
 /// What is wrong with it.
 pub fn check_policy(policy: &serde_json::Value) -> Result<(), String> {
-    if policy.is_object() {
-        Ok(())
-    } else {
-        Err("a policy is a JSON object".to_owned())
-    }
+    pintle_policy::Policy::check(policy).map_err(|error| error.to_string())
 }
