@@ -118,18 +118,11 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
     let sources_stop = CancellationToken::new();
     let running = source::start(config.sources.clone(), check_policy, sources_stop.clone())
         .map_err(ConfigError::from)?;
-    let fleet = Arc::new(Fleet::new(
-        running.activities.clone(),
-        running.outgoing.clone(),
-    ));
+    let fleet = Arc::new(Fleet::new(running.activities.clone(), running.outgoing.clone()));
     let recent = Recent::default();
     let mut tasks = vec![
         tokio::spawn(recent.clone().listen(running.activities.subscribe())),
-        tokio::spawn(follow(
-            running.snapshots.clone(),
-            Arc::clone(&fleet),
-            logs.clone(),
-        )),
+        tokio::spawn(follow(running.snapshots.clone(), Arc::clone(&fleet), logs.clone())),
     ];
     let (mut server, certificates) = proxies(&config, &running, &fleet, &stop).await?;
     let listener = admin::bind(&config.admin).await?;
@@ -210,9 +203,8 @@ async fn proxies(
     let mut tcp = None;
     let mut certificates = None;
     if let Some((listen, files)) = &config.tcp {
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|error| RunError::Tcp(*listen, error))?;
+        let listener =
+            TcpListener::bind(listen).await.map_err(|error| RunError::Tcp(*listen, error))?;
         let (tx, rx) = watch::channel(files.load()?);
         tcp = Some((listener, rx));
         certificates = Some((files.clone(), tx));

@@ -8,11 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 fn pintle(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pintle"))
-        .args(arguments)
-        .env_clear()
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_pintle")).args(arguments).env_clear().output().unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -30,7 +26,11 @@ fn exit_codes_are_those_that_the_help_names() {
         (&["fly"], 64, "unrecognized subcommand"),
         (&["run"], 64, "--etcd http://127.0.0.1:2379"),
         (&["run", "--config", "/nowhere.yaml"], 64, "/nowhere.yaml"),
-        (&["run", "--file", "x", "--admin", "0.0.0.0:0", "--socket", "/tmp/never/s"], 64, "admin.allow_remote"),
+        (
+            &["run", "--file", "x", "--admin", "0.0.0.0:0", "--socket", "/tmp/never/s"],
+            64,
+            "admin.allow_remote",
+        ),
         (&["run", "--file", "x", "--allow", "10.0.0.1/8"], 64, "state.allow"),
         (&["services", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
         (&["breakers", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
@@ -168,7 +168,9 @@ fn an_agent_lives_answers_reloads_and_ends_in_order() {
     for line in lines.lines() {
         assert!(line.starts_with("{\"timestamp\":"), "{line}");
     }
-    for text in ["the agent serves", "the agent stops", "the old one stays", "\"section\":\"agent\""] {
+    for text in
+        ["the agent serves", "the agent stops", "the old one stays", "\"section\":\"agent\""]
+    {
         assert!(lines.contains(text), "{text}\n{lines}");
     }
 }

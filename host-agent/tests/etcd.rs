@@ -22,38 +22,25 @@ async fn put_many(url: &str, service: &str, numbers: std::ops::Range<usize>, pad
             text.insert_str(text.len() - 1, &format!(",\"pad\":\"{}\"", "x".repeat(pad)));
             TxnOp::put(key(service, &id), text, None)
         });
-        client
-            .txn(Txn::new().and_then(puts.collect::<Vec<_>>()))
-            .await
-            .unwrap();
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_and_policies_come_change_and_go() {
     let etcd = Etcd::start().await.unwrap();
-    etcd.put(&key("orders", "a"), &value("orders", "a", 1))
-        .await
-        .unwrap();
+    etcd.put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
-    agent
-        .until(secs(5), "first", |a| a.ids("orders") == ["a"])
-        .await;
+    agent.until(secs(5), "first", |a| a.ids("orders") == ["a"]).await;
     assert!(!agent.snapshot().stale);
 
     let mut worst = Duration::ZERO;
     for n in 0..20u16 {
         let began = Instant::now();
-        etcd.put(&key("orders", "b"), &value("orders", "b", 100 + n))
-            .await
-            .unwrap();
+        etcd.put(&key("orders", "b"), &value("orders", "b", 100 + n)).await.unwrap();
         let seen = |a: &Agent| {
             let snapshot = a.snapshot();
-            snapshot.services["orders"]
-                .table
-                .endpoints
-                .iter()
-                .any(|e| e.port == 100 + n)
+            snapshot.services["orders"].table.endpoints.iter().any(|e| e.port == 100 + n)
         };
         agent.until(secs(5), "a change", seen).await;
         worst = worst.max(began.elapsed());
@@ -62,81 +49,43 @@ async fn instances_and_policies_come_change_and_go() {
     }
     assert!(worst < secs(1), "{worst:?}");
 
-    etcd.put("/pintle/policies/orders", r#"{"strategy":"random"}"#)
-        .await
-        .unwrap();
+    etcd.put("/pintle/policies/orders", r#"{"strategy":"random"}"#).await.unwrap();
     let policy = |a: &Agent| a.snapshot().services["orders"].table.policy.clone();
-    agent
-        .until(secs(5), "the policy", |a| {
-            policy(a) == r#"{"strategy":"random"}"#
-        })
-        .await;
+    agent.until(secs(5), "the policy", |a| policy(a) == r#"{"strategy":"random"}"#).await;
     etcd.delete("/pintle/policies/orders").await.unwrap();
-    agent
-        .until(secs(5), "no policy", |a| policy(a).is_empty())
-        .await;
+    agent.until(secs(5), "no policy", |a| policy(a).is_empty()).await;
     etcd.deregister("orders", "a").await.unwrap();
-    agent
-        .until(secs(5), "one gone", |a| a.ids("orders") == ["b"])
-        .await;
+    agent.until(secs(5), "one gone", |a| a.ids("orders") == ["b"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_heartbeat_rewritten_publishes_nothing_and_broken_values_cost_only_themselves() {
     let etcd = Etcd::start().await.unwrap();
-    etcd.put(&key("orders", "a"), &value("orders", "a", 1))
-        .await
-        .unwrap();
+    etcd.put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
-    agent
-        .until(secs(5), "first", |a| a.ids("orders") == ["a"])
-        .await;
+    agent.until(secs(5), "first", |a| a.ids("orders") == ["a"]).await;
     let version = agent.snapshot().version;
-    let beat = value("orders", "a", 1).replace(
-        "\"last_heartbeat\":\"2026-01-01",
-        "\"last_heartbeat\":\"2026-02-02",
-    );
+    let beat = value("orders", "a", 1)
+        .replace("\"last_heartbeat\":\"2026-01-01", "\"last_heartbeat\":\"2026-02-02");
     let written = etcd.put(&key("orders", "a"), &beat).await.unwrap();
     let reached = u64::try_from(written.revision).unwrap();
-    agent
-        .until(secs(5), "the beat seen", |a| {
-            a.sources().etcd.position >= reached
-        })
-        .await;
+    agent.until(secs(5), "the beat seen", |a| a.sources().etcd.position >= reached).await;
     assert_eq!(agent.snapshot().version, version);
 
     for (id, text) in [
         ("1", "{".to_owned()),
         ("2", value("orders", "other", 1)),
         ("3", value("orders", "3", 0)),
-        (
-            "4",
-            value("orders", "4", 1).replace("10.0.0.1", "169.254.169.254"),
-        ),
+        ("4", value("orders", "4", 1).replace("10.0.0.1", "169.254.169.254")),
         ("5", "x".repeat(100_000)),
     ] {
         etcd.put(&key("orders", id), &text).await.unwrap();
     }
-    etcd.put(&key("orders", "b"), &value("orders", "b", 1))
-        .await
-        .unwrap();
-    agent
-        .until(secs(5), "the good one", |a| a.ids("orders") == ["a", "b"])
-        .await;
-    agent
-        .until(secs(5), "the list", |a| a.snapshot().rejected.len() == 5)
-        .await;
+    etcd.put(&key("orders", "b"), &value("orders", "b", 1)).await.unwrap();
+    agent.until(secs(5), "the good one", |a| a.ids("orders") == ["a", "b"]).await;
+    agent.until(secs(5), "the list", |a| a.snapshot().rejected.len() == 5).await;
     let reasons: Vec<_> = agent.snapshot().rejected.iter().map(|r| r.reason).collect();
-    assert_eq!(
-        reasons,
-        [
-            "json",
-            "identity",
-            "port",
-            "address_metadata",
-            "value_too_long"
-        ]
-    );
+    assert_eq!(reasons, ["json", "identity", "port", "address_metadata", "value_too_long"]);
     assert_eq!(agent.sources().refused.values().sum::<u64>(), 5);
 }
 
@@ -149,25 +98,18 @@ async fn ten_thousand_instances_are_listed_in_pages_and_survive_compaction_while
     let proxy = Proxy::to(etcd.addr()).await.unwrap();
     let began = Instant::now();
     let agent = Agent::start(with_etcd(vec![format!("http://{}", proxy.addr())]));
-    agent
-        .until(secs(20), "all listed", |a| a.count() == 10_000)
-        .await;
+    agent.until(secs(20), "all listed", |a| a.count() == 10_000).await;
     let took = began.elapsed();
     println!("10,000 instances listed in {took:?}");
     assert!(took < secs(10), "{took:?}");
     let before = agent.snapshot().version;
 
     proxy.set(Fault::Refuse);
-    agent
-        .until(secs(10), "the loss", |a| !a.sources().etcd.connected)
-        .await;
+    agent.until(secs(10), "the loss", |a| !a.sources().etcd.connected).await;
     assert_eq!(agent.count(), 10_000);
     etcd.deregister("s0", "i00000").await.unwrap();
     put_many(&etcd.url(), "s1", 1000..1001, 0).await;
-    let last = etcd
-        .put(&key("s2", "i00000"), &value("s2", "i00000", 99))
-        .await
-        .unwrap();
+    let last = etcd.put(&key("s2", "i00000"), &value("s2", "i00000", 99)).await.unwrap();
     etcd.compact(last.revision).await.unwrap();
     proxy.set(Fault::None);
     let came = |a: &Agent| {
@@ -179,11 +121,7 @@ async fn ten_thousand_instances_are_listed_in_pages_and_survive_compaction_while
     let fresh = agent.until(secs(10), "what happened meanwhile", came).await;
     println!("caught up after compaction in {fresh:?}");
     assert_eq!(agent.count(), 10_000);
-    assert_eq!(
-        agent.snapshot().version.sequence - before.sequence,
-        3,
-        "only what changed is told"
-    );
+    assert_eq!(agent.snapshot().version.sequence - before.sequence, 3, "only what changed is told");
     assert_eq!(agent.sources().removals_held, 0);
 }
 
@@ -195,113 +133,66 @@ async fn a_registry_restored_to_a_lower_revision_is_listed_again_and_met_with_pr
     }
     put_many(&etcd.url(), "orders", 0..10, 0).await;
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
-    agent
-        .until(secs(5), "listed", |a| a.ids("orders").len() == 10)
-        .await;
+    agent.until(secs(5), "listed", |a| a.ids("orders").len() == 10).await;
     let high = agent.snapshot().version;
 
     etcd.restart_empty().await.unwrap();
     put_many(&etcd.url(), "orders", 5..11, 0).await;
-    let took = agent
-        .until(secs(8), "the new one", |a| {
-            a.ids("orders").contains(&"i00010".into())
-        })
-        .await;
+    let took =
+        agent.until(secs(8), "the new one", |a| a.ids("orders").contains(&"i00010".into())).await;
     println!("right after a restore in {took:?}");
     let ids: BTreeSet<_> = agent.ids("orders").into_iter().collect();
     assert!((5..11).all(|n| ids.contains(&format!("i{n:05}"))));
     assert!(ids.len() >= 10, "removals are held: {ids:?}");
     assert!(agent.snapshot().version > high);
-    etcd.put(&key("orders", "later"), &value("orders", "later", 1))
-        .await
-        .unwrap();
-    agent
-        .until(secs(5), "the watch goes on", |a| {
-            a.ids("orders").contains(&"later".into())
-        })
-        .await;
+    etcd.put(&key("orders", "later"), &value("orders", "later", 1)).await.unwrap();
+    agent.until(secs(5), "the watch goes on", |a| a.ids("orders").contains(&"later".into())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_swallows_everything_is_noticed_within_ten_seconds() {
     let etcd = Etcd::start().await.unwrap();
-    etcd.put(&key("orders", "a"), &value("orders", "a", 1))
-        .await
-        .unwrap();
+    etcd.put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
     let proxy = Proxy::to(etcd.addr()).await.unwrap();
     let agent = Agent::start(with_etcd(vec![format!("http://{}", proxy.addr())]));
-    agent
-        .until(secs(5), "first", |a| a.ids("orders") == ["a"])
-        .await;
+    agent.until(secs(5), "first", |a| a.ids("orders") == ["a"]).await;
     proxy.set(Fault::Blackhole);
-    etcd.put(&key("orders", "b"), &value("orders", "b", 1))
-        .await
-        .unwrap();
-    let noticed = agent
-        .until(secs(10), "the silence", |a| !a.sources().etcd.connected)
-        .await;
+    etcd.put(&key("orders", "b"), &value("orders", "b", 1)).await.unwrap();
+    let noticed = agent.until(secs(10), "the silence", |a| !a.sources().etcd.connected).await;
     println!("silence noticed after {noticed:?}");
     assert_eq!(agent.ids("orders"), ["a"]);
     proxy.set(Fault::None);
-    let fresh = agent
-        .until(secs(6), "what was missed", |a| {
-            a.ids("orders") == ["a", "b"]
-        })
-        .await;
+    let fresh = agent.until(secs(6), "what was missed", |a| a.ids("orders") == ["a", "b"]).await;
     println!("fresh after {fresh:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_three_members_one_may_die_and_with_two_dead_what_is_known_stays() {
     let mut cluster = EtcdCluster::start(3).await.unwrap();
-    cluster.members[0]
-        .put(&key("orders", "a"), &value("orders", "a", 1))
-        .await
-        .unwrap();
+    cluster.members[0].put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
     let agent = Agent::start(with_etcd(cluster.urls()));
-    agent
-        .until(secs(10), "first", |a| a.ids("orders") == ["a"])
-        .await;
+    agent.until(secs(10), "first", |a| a.ids("orders") == ["a"]).await;
 
     let leader = cluster.leader().await.unwrap();
     cluster.members[leader].process().kill9();
     let alive = (leader + 1) % 3;
     let deadline = Instant::now() + secs(15);
-    while cluster.members[alive]
-        .put(&key("orders", "b"), &value("orders", "b", 1))
-        .await
-        .is_err()
-    {
+    while cluster.members[alive].put(&key("orders", "b"), &value("orders", "b", 1)).await.is_err() {
         assert!(Instant::now() < deadline, "no new leader");
     }
-    let took = agent
-        .until(secs(8), "news from the rest", |a| {
-            a.ids("orders") == ["a", "b"]
-        })
-        .await;
+    let took = agent.until(secs(8), "news from the rest", |a| a.ids("orders") == ["a", "b"]).await;
     println!("fresh {took:?} after a write to the new leader");
 
     let other = (leader + 2) % 3;
     cluster.members[other].process().kill9();
-    agent
-        .until(secs(15), "no quorum noticed", |a| {
-            !a.sources().etcd.connected
-        })
-        .await;
+    agent.until(secs(15), "no quorum noticed", |a| !a.sources().etcd.connected).await;
     tokio::time::sleep(secs(5)).await;
     assert_eq!(agent.ids("orders"), ["a", "b"]);
     assert!(agent.snapshot().held.is_empty());
 
     cluster.members[other].restart().await.unwrap();
-    cluster.members[alive]
-        .put(&key("orders", "c"), &value("orders", "c", 1))
-        .await
-        .unwrap();
-    let took = agent
-        .until(secs(8), "after quorum", |a| {
-            a.ids("orders") == ["a", "b", "c"]
-        })
-        .await;
+    cluster.members[alive].put(&key("orders", "c"), &value("orders", "c", 1)).await.unwrap();
+    let took = agent.until(secs(8), "after quorum", |a| a.ids("orders") == ["a", "b", "c"]).await;
     println!("fresh {took:?} after quorum");
 }
 
@@ -311,26 +202,18 @@ async fn leases_that_expire_together_are_held_with_an_alarm_and_released_by_a_pe
     let lease = etcd.grant(2).await.unwrap();
     for n in 0..20 {
         let id = format!("i{n:02}");
-        etcd.put_leased(&key("orders", &id), &value("orders", &id, 1), &lease)
-            .await
-            .unwrap();
+        etcd.put_leased(&key("orders", &id), &value("orders", &id, 1), &lease).await.unwrap();
     }
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
-    agent
-        .until(secs(5), "listed", |a| a.ids("orders").len() == 20)
-        .await;
+    agent.until(secs(5), "listed", |a| a.ids("orders").len() == 20).await;
     let mut activities = agent.running.activities.subscribe();
-    agent
-        .until(secs(10), "held", |a| a.snapshot().held.len() == 17)
-        .await;
+    agent.until(secs(10), "held", |a| a.snapshot().held.len() == 17).await;
     assert_eq!(agent.ids("orders").len(), 17, "15 % of 20 went");
     let alarm = async { while activities.recv().await.unwrap().kind != "removal" {} };
     tokio::time::timeout(secs(5), alarm).await.unwrap();
     assert_eq!(agent.sources().removals_held, 17);
     assert_eq!(agent.running.updates.release("orders").await.unwrap(), 17);
-    agent
-        .until(secs(2), "released", |a| a.ids("orders").is_empty())
-        .await;
+    agent.until(secs(2), "released", |a| a.ids("orders").is_empty()).await;
     assert!(agent.snapshot().held.is_empty());
 }
 
@@ -342,9 +225,7 @@ async fn an_agent_without_etcd_starts_from_disk_at_once_and_a_spoiled_disk_is_ig
     let mut config = with_etcd(vec![etcd.url()]);
     config.state.dir = Some(dir.path().join("state"));
     let agent = Agent::start(config.clone());
-    agent
-        .until(secs(5), "listed", |a| a.ids("orders").len() == 100)
-        .await;
+    agent.until(secs(5), "listed", |a| a.ids("orders").len() == 100).await;
     let before = agent.snapshot().version;
     agent.stop().await;
     drop(etcd);
@@ -352,11 +233,7 @@ async fn an_agent_without_etcd_starts_from_disk_at_once_and_a_spoiled_disk_is_ig
     let began = Instant::now();
     let agent = Agent::start(config.clone());
     assert_eq!(agent.ids("orders").len(), 100);
-    assert!(
-        began.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
     assert!(agent.snapshot().stale);
     assert!(agent.snapshot().version > before);
     agent.stop().await;
@@ -380,9 +257,7 @@ async fn churn_under_constant_reconciliation_ends_in_what_etcd_holds() {
         etcd.page = 7;
     }
     let agent = Agent::start(config);
-    agent
-        .until(secs(5), "connected", |a| a.sources().etcd.connected)
-        .await;
+    agent.until(secs(5), "connected", |a| a.sources().etcd.connected).await;
     let mut published = 0u64;
     let mut snapshots = agent.running.snapshots.clone();
     let mut client = Client::connect([etcd.url()], None).await.unwrap();
@@ -395,25 +270,16 @@ async fn churn_under_constant_reconciliation_ends_in_what_etcd_holds() {
         if round % 5 == 0 {
             client.delete(key("orders", &id), None).await.unwrap();
         } else {
-            client
-                .put(key("orders", &id), value("orders", &id, round), None)
-                .await
-                .unwrap();
+            client.put(key("orders", &id), value("orders", &id, round), None).await.unwrap();
         }
         if snapshots.has_changed().unwrap() {
-            let version = snapshots
-                .borrow_and_update()
-                .services
-                .get("orders")
-                .map(|s| s.table.version);
+            let version =
+                snapshots.borrow_and_update().services.get("orders").map(|s| s.table.version);
             published += u64::from(version != last);
             last = version;
         }
     }
-    println!(
-        "{round} changes, {published} snapshots in {:?}",
-        began.elapsed()
-    );
+    println!("{round} changes, {published} snapshots in {:?}", began.elapsed());
     assert!(published <= 45, "ten a second at most: {published}");
     let mut expect: Vec<_> = etcd
         .list("/services/orders/")
@@ -430,22 +296,15 @@ async fn churn_under_constant_reconciliation_ends_in_what_etcd_holds() {
     let same = |a: &Agent| {
         let snapshot = a.snapshot();
         let table = &snapshot.services["orders"].table;
-        let is: Vec<_> = table
-            .endpoints
-            .iter()
-            .map(|e| (e.id.clone(), u64::from(e.port)))
-            .collect();
+        let is: Vec<_> =
+            table.endpoints.iter().map(|e| (e.id.clone(), u64::from(e.port))).collect();
         is == expect
     };
     agent.until(secs(3), "the model's state", same).await;
     let version = agent.snapshot().version;
     tokio::time::sleep(secs(3)).await;
     assert!(same(&agent));
-    assert_eq!(
-        agent.snapshot().version,
-        version,
-        "listing the same again is no change"
-    );
+    assert_eq!(agent.snapshot().version, version, "listing the same again is no change");
     assert_eq!(agent.sources().etcd.connects, 1);
 }
 
@@ -514,10 +373,7 @@ async fn tls_is_verified_both_ways_users_are_authenticated_and_a_reader_cannot_w
     let deadline = Instant::now() + secs(20);
     let mut root = loop {
         if let Ok(mut client) = pintle_agent::source::etcd::connect(&etcd, 0).await
-            && client
-                .put(key("orders", "a"), value("orders", "a", 1), None)
-                .await
-                .is_ok()
+            && client.put(key("orders", "a"), value("orders", "a", 1), None).await.is_ok()
         {
             break client;
         }
@@ -527,9 +383,7 @@ async fn tls_is_verified_both_ways_users_are_authenticated_and_a_reader_cannot_w
     root.role_add("reader").await.unwrap();
     for prefix in ["/services/", "/pintle/policies/"] {
         let permission = Permission::new(PermissionType::Read, prefix).with_prefix();
-        root.role_grant_permission("reader", permission)
-            .await
-            .unwrap();
+        root.role_grant_permission("reader", permission).await.unwrap();
     }
     root.user_add("agent", "right", None).await.unwrap();
     root.user_grant_role("agent", "reader").await.unwrap();
@@ -538,24 +392,16 @@ async fn tls_is_verified_both_ways_users_are_authenticated_and_a_reader_cannot_w
     root.user_grant_role("root", "root").await.unwrap();
     root.auth_enable().await.unwrap();
 
-    let with = |etcd: EtcdConfig| SourcesConfig {
-        etcd: Some(etcd),
-        ..support::config()
-    };
+    let with = |etcd: EtcdConfig| SourcesConfig { etcd: Some(etcd), ..support::config() };
     let good = EtcdConfig {
         user: Some("agent".into()),
         password: Some(SecretRef::File(password.clone())),
         ..etcd.clone()
     };
     let agent = Agent::start(with(good.clone()));
-    agent
-        .until(secs(10), "listed by a reader", |a| a.ids("orders") == ["a"])
-        .await;
+    agent.until(secs(10), "listed by a reader", |a| a.ids("orders") == ["a"]).await;
     let mut reader = pintle_agent::source::etcd::connect(&good, 0).await.unwrap();
-    assert!(
-        reader.put(key("orders", "x"), "x", None).await.is_err(),
-        "the role only reads"
-    );
+    assert!(reader.put(key("orders", "x"), "x", None).await.is_err(), "the role only reads");
 
     // Simple tokens die with the server: the next session has to authenticate again.
     server.restart().unwrap();
@@ -575,21 +421,14 @@ async fn tls_is_verified_both_ways_users_are_authenticated_and_a_reader_cannot_w
     std::fs::write(&wrong_password, "hunter2").unwrap();
     let mut wrong_user = good.clone();
     wrong_user.password = Some(SecretRef::File(wrong_password));
-    for (what, config) in [
-        ("authority", wrong_ca),
-        ("certificate", no_cert),
-        ("password", wrong_user),
-    ] {
+    for (what, config) in
+        [("authority", wrong_ca), ("certificate", no_cert), ("password", wrong_user)]
+    {
         let refused = Agent::start(with(config));
-        refused
-            .until(secs(10), what, |a| a.sources().etcd.error.is_some())
-            .await;
+        refused.until(secs(10), what, |a| a.sources().etcd.error.is_some()).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(refused.count(), 0, "{what}");
         let said = format!("{:?}", refused.sources());
-        assert!(
-            !said.contains("hunter2") && !said.contains("right"),
-            "{said}"
-        );
+        assert!(!said.contains("hunter2") && !said.contains("right"), "{said}");
     }
 }

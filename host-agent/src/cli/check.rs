@@ -57,12 +57,7 @@ pub struct Finding {
 
 impl Finding {
     pub(crate) fn good(what: &str, detail: impl Into<String>) -> Self {
-        Self {
-            what: what.to_owned(),
-            state: State::Good,
-            detail: detail.into(),
-            todo: None,
-        }
+        Self { what: what.to_owned(), state: State::Good, detail: detail.into(), todo: None }
     }
 
     pub(crate) fn warn(what: &str, detail: impl Into<String>, todo: &str) -> Self {
@@ -75,10 +70,7 @@ impl Finding {
     }
 
     pub(crate) fn bad(what: &str, detail: impl Into<String>, todo: &str) -> Self {
-        Self {
-            state: State::Bad,
-            ..Self::warn(what, detail, todo)
-        }
+        Self { state: State::Bad, ..Self::warn(what, detail, todo) }
     }
 }
 
@@ -87,21 +79,14 @@ pub(super) async fn check(args: &CheckArgs, json: bool) -> Result<(), CliError> 
     let admin: Vec<String> = args.admin.iter().cloned().collect();
     let origin = origin(
         &args.config,
-        &[
-            ("etcd", &args.etcd),
-            ("nats", &args.nats),
-            ("socket", &socket),
-            ("admin", &admin),
-        ],
+        &[("etcd", &args.etcd), ("nats", &args.nats), ("socket", &socket), ("admin", &admin)],
     );
     let plan = Plan::new(&origin, args)?;
     let mut findings = Vec::new();
     if args.config.config.is_some() {
         findings.push(match origin.load() {
             Ok(_) => Finding::good("configuration", "can be used"),
-            Err(error) => {
-                Finding::bad("configuration", error.to_string(), "correct what is named")
-            }
+            Err(error) => Finding::bad("configuration", error.to_string(), "correct what is named"),
         });
     }
     if let Some(config) = &plan.etcd {
@@ -198,10 +183,9 @@ async fn check_nats(config: &NatsConfig) -> Finding {
     }
     let asked = async { Events::connect(config).await?.newest().await };
     match timeout(WITHIN, asked).await {
-        Ok(Ok(newest)) => Finding::good(
-            "nats",
-            format!("answers; stream {} is at {newest}", config.stream),
-        ),
+        Ok(Ok(newest)) => {
+            Finding::good("nats", format!("answers; stream {} is at {newest}", config.stream))
+        }
         Ok(Err(error)) => {
             Finding::bad("nats", format!("{}: {error}", config.servers.join(", ")), todo)
         }

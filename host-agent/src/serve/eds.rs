@@ -93,22 +93,14 @@ impl Eds {
     /// Serves `snapshots`; `stop` ends all streams.
     #[must_use]
     pub fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self {
-            snapshots,
-            fleet,
-            stop,
-        }
+        Self { snapshots, fleet, stop }
     }
 
     fn serve<P: Protocol>(
         &self,
         request: Request<Streaming<P::Request>>,
     ) -> Response<Responses<P::Response>> {
-        let peer = request
-            .extensions()
-            .get::<Peer>()
-            .cloned()
-            .unwrap_or(Peer::Unknown);
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Unknown);
         let (tx, rx) = mpsc::channel(1);
         let eds = self.clone();
         tokio::spawn(async move {

@@ -70,12 +70,7 @@ impl Sync {
     /// Serves `snapshots` and hands what comes up to `fleet`; `stop` ends all streams.
     #[must_use]
     pub fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self {
-            snapshots,
-            fleet,
-            fences: Fences::default(),
-            stop,
-        }
+        Self { snapshots, fleet, fences: Fences::default(), stop }
     }
 
     async fn session(
@@ -117,11 +112,7 @@ impl Sync {
             () = self.stop.cancelled() => Err(Status::unavailable("the agent stops")),
         };
         self.fleet.disconnected(&hello.proxy, When::now());
-        tracing::info!(
-            proxy = hello.proxy,
-            fence = hello.fence,
-            "proxy disconnected"
-        );
+        tracing::info!(proxy = hello.proxy, fence = hello.fence, "proxy disconnected");
         end
     }
 
@@ -143,9 +134,7 @@ impl Sync {
             }
             Ok(_) => {
                 self.fleet.refused("no_hello");
-                Err(Status::invalid_argument(
-                    "the first message must be a hello",
-                ))
+                Err(Status::invalid_argument("the first message must be a hello"))
             }
             Err(error) => {
                 self.fleet.refused(error.reason());
@@ -269,10 +258,7 @@ struct Flow {
 
 impl Flow {
     fn new(now: Instant) -> Self {
-        Self {
-            tokens: f64::from(BURST),
-            at: now,
-        }
+        Self { tokens: f64::from(BURST), at: now }
     }
 
     /// Until when to wait, if at all.
@@ -322,16 +308,10 @@ impl StreamingService<Bytes> for Watch {
     type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let peer = request
-            .extensions()
-            .get::<Peer>()
-            .cloned()
-            .unwrap_or(Peer::Unknown);
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Unknown);
         let (tx, rx) = mpsc::channel(AHEAD);
         tokio::spawn(self.0.clone().session(peer, request.into_inner(), tx));
-        Box::pin(std::future::ready(Ok(Response::new(ReceiverStream::new(
-            rx,
-        )))))
+        Box::pin(std::future::ready(Ok(Response::new(ReceiverStream::new(rx)))))
     }
 }
 

@@ -20,10 +20,7 @@ pub struct Invalid {
 impl Invalid {
     /// A field and what it accepts.
     pub fn new(field: impl Into<String>, accepts: impl Into<String>) -> Self {
-        Self {
-            field: field.into(),
-            accepts: accepts.into(),
-        }
+        Self { field: field.into(), accepts: accepts.into() }
     }
 }
 
@@ -77,10 +74,7 @@ pub(crate) fn within(
         return Ok(());
     }
     let text = humantime::format_duration;
-    Err(Invalid::new(
-        field,
-        format!("a duration from {} to {}", text(least), text(most)),
-    ))
+    Err(Invalid::new(field, format!("a duration from {} to {}", text(least), text(most))))
 }
 
 /// A secret, kept out of every log: its text is reached by [`Secret::expose`] only.
@@ -160,14 +154,12 @@ impl Tls {
     /// A certificate without a key or the other way round.
     pub(crate) fn check(&self, section: &str) -> Result<(), Invalid> {
         match (&self.cert, &self.key) {
-            (Some(_), None) => Err(Invalid::new(
-                format!("{section}.tls.key"),
-                "must be set with cert",
-            )),
-            (None, Some(_)) => Err(Invalid::new(
-                format!("{section}.tls.cert"),
-                "must be set with key",
-            )),
+            (Some(_), None) => {
+                Err(Invalid::new(format!("{section}.tls.key"), "must be set with cert"))
+            }
+            (None, Some(_)) => {
+                Err(Invalid::new(format!("{section}.tls.cert"), "must be set with key"))
+            }
             _ => Ok(()),
         }
     }

@@ -67,16 +67,9 @@ impl State {
     /// An empty state of a new epoch; stale until a source has spoken.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let version = Version {
-            epoch: settings.epoch,
-            sequence: 0,
-        };
-        let published = Snapshot {
-            version,
-            complete_since: version,
-            stale: true,
-            ..Snapshot::default()
-        };
+        let version = Version { epoch: settings.epoch, sequence: 0 };
+        let published =
+            Snapshot { version, complete_since: version, stale: true, ..Snapshot::default() };
         Self {
             settings,
             services: BTreeMap::new(),
@@ -120,12 +113,9 @@ impl State {
                     };
                 }
             }
-            Update::Refused {
-                source,
-                key,
-                reason,
-                detail,
-            } => self.refuse(source, key.as_bytes(), reason, detail, now, &mut work),
+            Update::Refused { source, key, reason, detail } => {
+                self.refuse(source, key.as_bytes(), reason, detail, now, &mut work)
+            }
             Update::Release { service } => self.release(&service, &mut work),
             Update::Tick => {}
         }
@@ -142,10 +132,7 @@ impl State {
     pub fn next_deadline(&mut self) -> Option<Duration> {
         let rules = self.settings.protection;
         let services = &mut self.services;
-        let lines = self
-            .lines
-            .iter()
-            .filter_map(|name| services.get_mut(name)?.due(&rules));
+        let lines = self.lines.iter().filter_map(|name| services.get_mut(name)?.due(&rules));
         lines.chain(self.overlays.next()).min()
     }
 
@@ -189,11 +176,7 @@ impl State {
                 table.version = self.version;
                 next.gone.remove(name);
                 let frame = Down::Table(table.clone()).encode();
-                let service = Service {
-                    table,
-                    frame,
-                    seen_at,
-                };
+                let service = Service { table, frame, seen_at };
                 next.services.insert(name.to_owned(), Arc::new(service));
             } else {
                 next.services.remove(name);
@@ -286,20 +269,13 @@ impl State {
             if change.revision <= self.listed {
                 continue;
             }
-            let known = self
-                .deleted
-                .get(&change.key)
-                .is_some_and(|at| *at > change.revision);
+            let known = self.deleted.get(&change.key).is_some_and(|at| *at > change.revision);
             if known {
                 continue;
             }
             match change.value {
                 Some(value) => self.put_item(
-                    Item {
-                        key: change.key,
-                        value,
-                        revision: change.revision,
-                    },
+                    Item { key: change.key, value, revision: change.revision },
                     now,
                     work,
                 ),
@@ -424,10 +400,7 @@ impl State {
         if !pintle_snapshot::is_name(name) || !pintle_snapshot::is_name(id) {
             return Err(Reject::Key);
         }
-        let old = self
-            .services
-            .get(name)
-            .and_then(|model| model.entries(origin).get(id));
+        let old = self.services.get(name).and_then(|model| model.entries(origin).get(id));
         if let Some(old) = old {
             if old.revision > revision && revision > self.listed {
                 return Ok(());
@@ -454,13 +427,7 @@ impl State {
             }
             self.total = self.total.saturating_add(1);
         }
-        let entry = Entry {
-            endpoint,
-            raw: value.into(),
-            revision,
-            size,
-            gone: None,
-        };
+        let entry = Entry { endpoint, raw: value.into(), revision, size, gone: None };
         let model = self.services.entry(name.to_owned()).or_default();
         if model.put(origin, entry) {
             work.dirty.insert(name.to_owned());
@@ -642,28 +609,11 @@ impl State {
         work.changes.refused.push((source, reason));
         work.changes.meta = true;
         let text = format!("refused {key}: {detail}");
-        let kind = if source == "event" {
-            "event"
-        } else {
-            "registry"
-        };
-        work.push(Notice {
-            kind,
-            service: None,
-            endpoint: None,
-            text,
-            alarm: true,
-        });
+        let kind = if source == "event" { "event" } else { "registry" };
+        work.push(Notice { kind, service: None, endpoint: None, text, alarm: true });
         self.rejections = self.rejections.saturating_add(1);
-        let rejected = Rejected {
-            source,
-            key: key.clone(),
-            reason,
-            detail,
-            at: now.wall,
-        };
-        self.rejected
-            .insert((source, key), (self.rejections, rejected));
+        let rejected = Rejected { source, key: key.clone(), reason, detail, at: now.wall };
+        self.rejected.insert((source, key), (self.rejections, rejected));
         if self.rejected.len() > MAX_LISTED {
             let oldest = self.rejected.iter().min_by_key(|(_, (number, _))| *number);
             if let Some(key) = oldest.map(|(key, _)| key.clone()) {
@@ -700,10 +650,7 @@ impl State {
     /// The sources' patches and the events', composed; an event's that would break the whole is left out.
     fn policy(&self, name: &str, model: &Model) -> String {
         let mut whole = Value::Null;
-        for policy in [&model.file_policy, &model.registry_policy]
-            .into_iter()
-            .flatten()
-        {
+        for policy in [&model.file_policy, &model.registry_policy].into_iter().flatten() {
             crate::json::compose(&mut whole, policy.value.clone());
         }
         for patch in self.overlays.patches(name) {
@@ -718,11 +665,7 @@ impl State {
         }
         whole.sort_all_objects();
         let text = whole.to_string();
-        if text.len() > MAX_POLICY {
-            String::new()
-        } else {
-            text
-        }
+        if text.len() > MAX_POLICY { String::new() } else { text }
     }
 
     fn list_held(&self, now: Moment) -> Vec<Held> {
@@ -752,9 +695,7 @@ impl State {
     fn list_rejected(&self) -> Vec<Rejected> {
         let mut list: Vec<_> = self.rejected.values().collect();
         list.sort_unstable_by_key(|(number, _)| *number);
-        list.into_iter()
-            .map(|(_, rejected)| rejected.clone())
-            .collect()
+        list.into_iter().map(|(_, rejected)| rejected.clone()).collect()
     }
 
     fn list_overlays(&self) -> Vec<Overlay> {

@@ -33,20 +33,14 @@ pub(crate) fn config() -> SourcesConfig {
 
 pub(crate) fn with_etcd(urls: Vec<String>) -> SourcesConfig {
     SourcesConfig {
-        etcd: Some(EtcdConfig {
-            endpoints: urls,
-            ..EtcdConfig::default()
-        }),
+        etcd: Some(EtcdConfig { endpoints: urls, ..EtcdConfig::default() }),
         ..config()
     }
 }
 
 pub(crate) fn with_nats(url: String) -> SourcesConfig {
     SourcesConfig {
-        nats: Some(NatsConfig {
-            servers: vec![url],
-            ..NatsConfig::default()
-        }),
+        nats: Some(NatsConfig { servers: vec![url], ..NatsConfig::default() }),
         ..config()
     }
 }
@@ -69,18 +63,12 @@ impl Agent {
     pub(crate) fn ids(&self, service: &str) -> Vec<String> {
         let snapshot = self.snapshot();
         let service = snapshot.services.get(service);
-        service.map_or(Vec::new(), |s| {
-            s.table.endpoints.iter().map(|e| e.id.clone()).collect()
-        })
+        service.map_or(Vec::new(), |s| s.table.endpoints.iter().map(|e| e.id.clone()).collect())
     }
 
     pub(crate) fn count(&self) -> usize {
         let snapshot = self.snapshot();
-        snapshot
-            .services
-            .values()
-            .map(|s| s.table.endpoints.len())
-            .sum()
+        snapshot.services.values().map(|s| s.table.endpoints.len()).sum()
     }
 
     /// Waits until `check` holds; how long it took.

@@ -60,10 +60,7 @@ pub enum NatsError {
 
 /// Maps any error of a request.
 pub(crate) fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> NatsError {
-    move |why| NatsError::Request {
-        what,
-        why: show(why.to_string().as_bytes()),
-    }
+    move |why| NatsError::Request { what, why: show(why.to_string().as_bytes()) }
 }
 
 /// Connects to one of the servers. Secrets and certificates are read anew each time.
@@ -81,10 +78,7 @@ pub(crate) async fn connect(config: &NatsConfig, name: &str) -> Result<Client, N
         .max_reconnects(None)
         .reconnect_delay_callback(|attempt| {
             let mut backoff = crate::source::Backoff::default();
-            (0..attempt.min(6))
-                .map(|_| backoff.next())
-                .last()
-                .unwrap_or_default()
+            (0..attempt.min(6)).map(|_| backoff.next()).last().unwrap_or_default()
         })
         .event_callback(|event| async move {
             tracing::debug!(event = %show(event.to_string().as_bytes()), "nats");
@@ -105,11 +99,7 @@ pub(crate) async fn connect(config: &NatsConfig, name: &str) -> Result<Client, N
             .credentials(&text)
             .map_err(|e| NatsError::Config(format!("{}: {e}", path.display())))?;
     }
-    if config
-        .servers
-        .iter()
-        .any(|server| server.starts_with("tls://"))
-    {
+    if config.servers.iter().any(|server| server.starts_with("tls://")) {
         options = options.require_tls(true);
         if let Some(ca) = &config.tls.ca {
             options = options.add_root_certificates(ca.clone());

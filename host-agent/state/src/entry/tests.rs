@@ -112,21 +112,13 @@ fn every_kind_of_broken_value_is_refused_with_its_reason() {
         ("metadata", "{\"weight\":\"+1\"}", "weight"),
         ("metadata", "{\"weight\":NaN}", "json"),
         ("metadata", "{\"weight\":1e309}", "json"),
-        (
-            "metadata",
-            "{\"a\":\"1\",\"a\":\"2\"}",
-            "json_duplicate_key",
-        ),
+        ("metadata", "{\"a\":\"1\",\"a\":\"2\"}", "json_duplicate_key"),
         ("tags", "\"a\"", "field_type"),
         ("tags", "[1]", "field_type"),
         ("tags", &many, "labels"),
         ("whatever", &deep, "json_depth"),
         ("registered_at", "\"yesterday\"", "time"),
-        (
-            "registered_at",
-            "\"2026-01-02T03:04:05.1234567890Z\"",
-            "time",
-        ),
+        ("registered_at", "\"2026-01-02T03:04:05.1234567890Z\"", "time"),
         ("registered_at", "\"2026-01-02T03:04:05\"", "time"),
         ("registered_at", "\"2026-01-02 03:04:05Z\"", "time"),
         ("registered_at", "\"2026-02-30T03:04:05Z\"", "time"),
@@ -141,21 +133,9 @@ fn every_kind_of_broken_value_is_refused_with_its_reason() {
         assert_eq!(reason, Err(*expect), "{field} = {json}");
     }
     for (value, expect) in [
-        (
-            format!(
-                "{{\"metadata\":{{\"a\":{long}}},{}",
-                &with("metadata", "")[1..]
-            ),
-            "labels",
-        ),
-        (
-            format!("{{\"tags\":[{long}],{}", &with("tags", "")[1..]),
-            "labels",
-        ),
-        (
-            format!("{{\"id\":\"o-1\",{}", &GOOD[1..]),
-            "json_duplicate_key",
-        ),
+        (format!("{{\"metadata\":{{\"a\":{long}}},{}", &with("metadata", "")[1..]), "labels"),
+        (format!("{{\"tags\":[{long}],{}", &with("tags", "")[1..]), "labels"),
+        (format!("{{\"id\":\"o-1\",{}", &GOOD[1..]), "json_duplicate_key"),
         (GOOD[..GOOD.len() - 1].to_owned(), "json"),
         (String::new(), "json"),
         ("[]".into(), "not_an_object"),
@@ -189,10 +169,7 @@ fn a_key_is_a_prefix_a_name_and_an_id() {
         assert_eq!(split, *expect, "{}", String::from_utf8_lossy(key));
     }
     let long = format!("/services/orders/{}", "a".repeat(600));
-    assert_eq!(
-        split_key("/services/", long.as_bytes()),
-        Err(Reject::KeyTooLong)
-    );
+    assert_eq!(split_key("/services/", long.as_bytes()), Err(Reject::KeyTooLong));
 }
 
 proptest::proptest! {

@@ -9,10 +9,7 @@ fn draft(action: Action, ttl: Option<u64>) -> Draft {
     Draft {
         id: "1".into(),
         source: "a person".into(),
-        target: Target {
-            service: "orders".into(),
-            endpoint,
-        },
+        target: Target { service: "orders".into(), endpoint },
         action,
         ttl: ttl.map(Duration::from_secs),
     }
@@ -76,22 +73,10 @@ fn every_kind_of_broken_event_is_refused_with_its_reason() {
     let table: &[(String, &str, &str)] = &[
         ("".into(), &on, "json"),
         ("[]".into(), &on, "not_an_object"),
-        (
-            swap("\"version\":\"1\"", "\"version\":\"2\""),
-            &on,
-            "event_version",
-        ),
+        (swap("\"version\":\"1\"", "\"version\":\"2\""), &on, "event_version"),
         (swap(",\"version\":\"1\"", ""), &on, "missing_field"),
-        (
-            swap("\"type\":\"endpoint\"", "\"type\":\"endpoints\""),
-            &on,
-            "event_type",
-        ),
-        (
-            swap("\"type\":\"endpoint\"", "\"type\":3"),
-            &on,
-            "field_type",
-        ),
+        (swap("\"type\":\"endpoint\"", "\"type\":\"endpoints\""), &on, "event_type"),
+        (swap("\"type\":\"endpoint\"", "\"type\":3"), &on, "field_type"),
         (swap("orders/o-1", "orders"), &on, "subject"),
         (swap("orders/o-1", "orders/../x"), &on, "subject"),
         (swap("orders/o-1", "orders/o-2"), &on, "subject"),
@@ -107,36 +92,14 @@ fn every_kind_of_broken_event_is_refused_with_its_reason() {
         (swap("\"1m\"", "null"), &on, "ttl"),
         (swap(",\"ttl\":\"1m\"", ""), &on, "ttl"),
         (swap("\"id\":\"1\"", "\"id\":\"\""), &on, "missing_field"),
-        (
-            swap("\"source\":\"a person\"", "\"source\":null"),
-            &on,
-            "missing_field",
-        ),
+        (swap("\"source\":\"a person\"", "\"source\":null"), &on, "missing_field"),
         (swap("1970-01-01T00:00:00Z", "now"), &on, "time"),
-        (
-            swap("\"metadata\":{}", "\"metadata\":[]"),
-            &on,
-            "field_type",
-        ),
-        (
-            swap("\"data\":{", "\"data\":{\"action\":\"drain\","),
-            &on,
-            "json_duplicate_key",
-        ),
-        (
-            format!("{text}{}", " ".repeat(70_000)),
-            &on,
-            "value_too_long",
-        ),
+        (swap("\"metadata\":{}", "\"metadata\":[]"), &on, "field_type"),
+        (swap("\"data\":{", "\"data\":{\"action\":\"drain\","), &on, "json_duplicate_key"),
+        (format!("{text}{}", " ".repeat(70_000)), &on, "value_too_long"),
     ];
     for (payload, subject, expect) in table {
-        let read = parse(
-            "events",
-            subject,
-            payload.as_bytes(),
-            Origin::default(),
-            any,
-        );
+        let read = parse("events", subject, payload.as_bytes(), Origin::default(), any);
         assert_eq!(read.map_err(|r| r.reason()), Err(*expect), "{payload:.200}");
     }
 }

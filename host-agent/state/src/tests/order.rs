@@ -18,18 +18,10 @@ pub(super) fn event(
     Event {
         id: sequence.to_string(),
         source: "somebody".into(),
-        target: Target {
-            service: service.into(),
-            endpoint: endpoint.map(Into::into),
-        },
+        target: Target { service: service.into(), endpoint: endpoint.map(Into::into) },
         action,
         ttl: Duration::from_secs(ttl),
-        origin: Origin {
-            stream: 1,
-            sequence,
-            age: Duration::ZERO,
-            published: Now(sequence),
-        },
+        origin: Origin { stream: 1, sequence, age: Duration::ZERO, published: Now(sequence) },
     }
 }
 
@@ -54,21 +46,11 @@ fn random_event(rng: &mut StdRng, sequence: u64, stream: u64) -> Event {
         5 => ("a".into(), Action::Weight(rng.random_range(0..5))),
         6 => ("a".into(), Action::ForceOpen),
         7 => ("a".into(), Action::Clear),
-        8 => (
-            "a".into(),
-            Action::Policy(serde_json::json!({"n": rng.random_range(0..3)})),
-        ),
-        9 => (
-            "a".into(),
-            Action::Trace(Some(f64::from(rng.random_range(0..3u8)) / 2.0)),
-        ),
+        8 => ("a".into(), Action::Policy(serde_json::json!({"n": rng.random_range(0..3)}))),
+        9 => ("a".into(), Action::Trace(Some(f64::from(rng.random_range(0..3u8)) / 2.0))),
         10 => transition("here", "p1", BreakerState::Open),
         11 => transition("there", "p1", BreakerState::Closed),
-        _ => transition(
-            "there",
-            ["p1", "p2"][rng.random_range(0..2)],
-            BreakerState::Open,
-        ),
+        _ => transition("there", ["p1", "p2"][rng.random_range(0..2)], BreakerState::Open),
     };
     let endpoint = matches!(action.kind(), "endpoint" | "breaker");
     Event {
@@ -108,10 +90,9 @@ fn model(events: &[Event]) -> BTreeMap<String, String> {
             Action::Undrain => say("drain", None),
             Action::Eject => say("eject", Some("eject".into())),
             Action::Weight(weight) => say("weight", Some(format!("weight {weight}"))),
-            Action::Restore => ["drain", "eject", "weight"]
-                .map(|what| say(what, None))
-                .into_iter()
-                .collect(),
+            Action::Restore => {
+                ["drain", "eject", "weight"].map(|what| say(what, None)).into_iter().collect()
+            }
             Action::ForceOpen => say("force", Some("force-open".into())),
             Action::Clear => say("force", Some("clear".into())),
             Action::Policy(_) => say("policy", Some("policy".into())),
@@ -131,10 +112,8 @@ fn in_force(state: &State) -> Vec<(String, String)> {
         .overlays
         .iter()
         .map(|overlay| {
-            let target = Target {
-                service: overlay.service.clone(),
-                endpoint: overlay.endpoint.clone(),
-            };
+            let target =
+                Target { service: overlay.service.clone(), endpoint: overlay.endpoint.clone() };
             (target.subject(), overlay.action.clone())
         })
         .collect();
@@ -146,27 +125,19 @@ fn base(identity: u64) -> State {
     let mut state = State::new(settings());
     let mut items = listing_items("s");
     items.extend(listing_items("t"));
-    tell(
-        &mut state,
-        Update::Listing(Listing { revision: 1, items }),
-        at(0),
-    );
+    tell(&mut state, Update::Listing(Listing { revision: 1, items }), at(0));
     tell(&mut state, Update::Stream { identity }, at(0));
     state
 }
 
 fn listing_items(service: &str) -> Vec<Item> {
-    (0..2)
-        .map(|n| item(service, &format!("e{n:05}"), 1))
-        .collect()
+    (0..2).map(|n| item(service, &format!("e{n:05}"), 1)).collect()
 }
 
 fn tables(state: &State) -> Vec<(Vec<pintle_snapshot::Endpoint>, String)> {
     let snapshot = state.snapshot();
     let tables = snapshot.services.values().map(|s| &s.table);
-    tables
-        .map(|t| (t.endpoints.clone(), t.policy.clone()))
-        .collect()
+    tables.map(|t| (t.endpoints.clone(), t.policy.clone())).collect()
 }
 
 #[test]
@@ -191,11 +162,7 @@ fn a_hundred_thousand_events_over_a_thousand_seeds_end_in_the_models_state() {
         for batch in storm.chunks(rng.random_range(1..20)) {
             tell(&mut state, Update::Events(batch.to_vec()), at(1));
         }
-        assert_eq!(
-            in_force(&state),
-            expect,
-            "seed {seed}: duplicated and reordered"
-        );
+        assert_eq!(in_force(&state), expect, "seed {seed}: duplicated and reordered");
         assert_eq!(tables(&state), tables(&once), "seed {seed}");
 
         tell(&mut state, Update::Events(events.clone()), at(1));
@@ -210,26 +177,14 @@ fn a_hundred_thousand_events_over_a_thousand_seeds_end_in_the_models_state() {
         let changes = tell(&mut state, Update::Events(again.collect()), at(1));
         assert!(changes.outcomes.contains(&Outcome::Applied));
         let late = tell(&mut state, Update::Events(events), at(1));
-        assert!(
-            late.outcomes
-                .iter()
-                .all(|outcome| *outcome == Outcome::Stale)
-        );
+        assert!(late.outcomes.iter().all(|outcome| *outcome == Outcome::Stale));
         assert_eq!(tables(&state), tables(&once), "seed {seed}: made anew");
 
         tell(&mut state, Update::Tick, at(200));
         assert_eq!(in_force(&state), [], "seed {seed}: all ended");
         for (endpoints, policy) in tables(&state) {
-            assert!(
-                endpoints
-                    .iter()
-                    .all(|e| e.health == Health::Healthy && e.weight == 1)
-            );
-            assert!(
-                endpoints
-                    .iter()
-                    .all(|e| e.opinion.is_none() && e.force.is_none())
-            );
+            assert!(endpoints.iter().all(|e| e.health == Health::Healthy && e.weight == 1));
+            assert!(endpoints.iter().all(|e| e.opinion.is_none() && e.force.is_none()));
             assert_eq!(policy, "");
         }
     }
@@ -239,12 +194,7 @@ fn a_hundred_thousand_events_over_a_thousand_seeds_end_in_the_models_state() {
 fn opinions_count_other_agents_proxies_and_expire() {
     let mut state = base(1);
     let mut events = Vec::new();
-    let said = [
-        ("there", "p1"),
-        ("there", "p2"),
-        ("elsewhere", "p1"),
-        ("here", "p9"),
-    ];
+    let said = [("there", "p1"), ("there", "p2"), ("elsewhere", "p1"), ("here", "p9")];
     for (n, (agent, proxy)) in said.into_iter().enumerate() {
         let (source, action) = transition(agent, proxy, BreakerState::Open);
         let mut event = event(n as u64 + 1, "s", Some("e00000"), action, 30 + n as u64);
@@ -271,11 +221,7 @@ fn opinions_count_other_agents_proxies_and_expire() {
 #[test]
 fn an_event_never_brings_back_what_the_registry_deleted() {
     let mut state = base(1);
-    tell(
-        &mut state,
-        Update::Changes(vec![delete("s", "e00000", 5)]),
-        at(1),
-    );
+    tell(&mut state, Update::Changes(vec![delete("s", "e00000", 5)]), at(1));
     let restore = event(1, "s", Some("e00000"), Action::Restore, 60);
     let close = event(2, "s", Some("e00000"), Action::ForceClose, 60);
     tell(&mut state, Update::Events(vec![restore, close]), at(2));
@@ -285,20 +231,12 @@ fn an_event_never_brings_back_what_the_registry_deleted() {
 #[test]
 fn an_order_to_clear_has_a_stamp_of_its_own_each_time() {
     let mut state = base(1);
-    let stamp = |state: &State| {
-        state.snapshot().services["s"].table.endpoints[0]
-            .force
-            .unwrap()
-            .stamp
-    };
+    let stamp =
+        |state: &State| state.snapshot().services["s"].table.endpoints[0].force.unwrap().stamp;
     let mut stamps = Vec::new();
     for n in [1, 2] {
         let clear = event(n, "s", Some("e00000"), Action::Clear, 60);
-        tell(
-            &mut state,
-            Update::Events(vec![clear.clone(), clear]),
-            at(n),
-        );
+        tell(&mut state, Update::Events(vec![clear.clone(), clear]), at(n));
         stamps.push(stamp(&state));
     }
     assert_ne!(stamps[0], stamps[1]);
@@ -315,11 +253,6 @@ fn replaying_a_long_past_costs_no_memory() {
         event
     });
     let changes = tell(&mut state, Update::Events(old.collect()), at(1));
-    assert!(
-        changes
-            .outcomes
-            .iter()
-            .all(|outcome| *outcome == Outcome::Expired)
-    );
+    assert!(changes.outcomes.iter().all(|outcome| *outcome == Outcome::Expired));
     assert_eq!(state.save(at(1)).overlays.len(), 0);
 }

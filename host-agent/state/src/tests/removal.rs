@@ -14,28 +14,15 @@ fn single_removals_go_at_once_and_mass_ones_at_the_pace_of_the_budget() {
     assert_eq!(gone(&mut state, "orders", 0..1, at(1)).held, 0);
     assert_eq!(ids(&state, "orders").len(), 99);
     let changes = gone(&mut state, "orders", 1..60, at(2));
-    assert_eq!(
-        ids(&state, "orders").len(),
-        85,
-        "15 of 100 within the minute"
-    );
+    assert_eq!(ids(&state, "orders").len(), 85, "15 of 100 within the minute");
     assert_eq!(changes.held, 45);
-    assert!(
-        changes
-            .notices
-            .iter()
-            .any(|n| n.alarm && n.kind == "removal")
-    );
+    assert!(changes.notices.iter().any(|n| n.alarm && n.kind == "removal"));
     assert_eq!(state.snapshot().held.len(), 45);
     assert_eq!(state.next_deadline(), Some(Duration::from_secs(61)));
     tell(&mut state, Update::Tick, at(60));
     assert_eq!(ids(&state, "orders").len(), 85);
     tell(&mut state, Update::Tick, at(61));
-    assert_eq!(
-        ids(&state, "orders").len(),
-        85,
-        "14 in the last minute are 15 % of 99"
-    );
+    assert_eq!(ids(&state, "orders").len(), 85, "14 in the last minute are 15 % of 99");
     tell(&mut state, Update::Tick, at(62));
     assert_eq!(ids(&state, "orders").len(), 73, "12 are 15 % of 85");
     let mut now = 62;
@@ -86,9 +73,7 @@ fn a_person_may_confirm_and_only_configuration_turns_it_off() {
     let mut state = State::new(settings());
     tell(&mut state, listing("orders", 10, 1), at(0));
     gone(&mut state, "orders", 0..10, at(1));
-    let release = Update::Release {
-        service: "orders".into(),
-    };
+    let release = Update::Release { service: "orders".into() };
     assert_eq!(tell(&mut state, release, at(2)).released, 9);
     assert!(ids(&state, "orders").is_empty());
     assert!(state.snapshot().held.is_empty());
@@ -114,11 +99,7 @@ fn who_drained_first_leaves_freely_but_not_the_last() {
         ),
         ..put("orders", &format!("e{n:05}"), 5)
     };
-    tell(
-        &mut state,
-        Update::Changes((0..4).map(drain).collect()),
-        at(1),
-    );
+    tell(&mut state, Update::Changes((0..4).map(drain).collect()), at(1));
     assert_eq!(gone(&mut state, "orders", 0..4, at(2)).held, 1);
     assert_eq!(ids(&state, "orders"), ["e00003"]);
 }
@@ -146,9 +127,5 @@ fn ten_thousand_leases_that_expire_at_once_are_held_quickly() {
     let began = std::time::Instant::now();
     gone(&mut state, "orders", 0..10_000, at(1));
     assert_eq!(ids(&state, "orders").len(), 8_500);
-    assert!(
-        began.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
