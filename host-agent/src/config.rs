@@ -269,7 +269,10 @@ impl Config {
                 let known: Vec<&str> = KEYS.iter().map(|key| key.env).collect();
                 return Err(Invalid::new(
                     name,
-                    format!("not a variable that means something; known: {}", known.join(", ")),
+                    format!(
+                        "not a variable that means something; known: {}",
+                        known.join(", ")
+                    ),
                 ));
             }
         }
@@ -364,8 +367,7 @@ impl Config {
                 "a duration longer than register.drain",
             ));
         }
-        crate::logs::directives(&log.level)
-            .map_err(|error| Invalid::new("log.level", error))?;
+        crate::logs::directives(&log.level).map_err(|error| Invalid::new("log.level", error))?;
         Ok(Self {
             socket: socket.check()?,
             tcp: tcp.map(|tcp| {
@@ -415,7 +417,10 @@ impl RawSocket {
             })?;
         let group = self.group.map(|group| {
             group_id(&group).ok_or_else(|| {
-                Invalid::new("socket.group", format!("a group of this machine, not {group:?}"))
+                Invalid::new(
+                    "socket.group",
+                    format!("a group of this machine, not {group:?}"),
+                )
             })
         });
         if !self.path.is_absolute() || self.path.as_os_str().len() > 103 {

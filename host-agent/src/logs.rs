@@ -49,7 +49,9 @@ impl std::fmt::Debug for Logs {
 /// What is wrong and what is accepted.
 pub fn directives(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(level).map_err(|error| {
-        format!("error, warn, info, debug, trace, or directives like info,pintle_agent=debug: {error}")
+        format!(
+            "error, warn, info, debug, trace, or directives like info,pintle_agent=debug: {error}"
+        )
     })
 }
 

@@ -99,9 +99,7 @@ pub(super) async fn check(args: &CheckArgs, json: bool) -> Result<(), CliError> 
     if args.config.config.is_some() {
         findings.push(match origin.load() {
             Ok(_) => Finding::good("configuration", "can be used"),
-            Err(error) => {
-                Finding::bad("configuration", error.to_string(), "correct what is named")
-            }
+            Err(error) => Finding::bad("configuration", error.to_string(), "correct what is named"),
         });
     }
     if let Some(config) = &plan.etcd {
@@ -202,9 +200,11 @@ async fn check_nats(config: &NatsConfig) -> Finding {
             "nats",
             format!("answers; stream {} is at {newest}", config.stream),
         ),
-        Ok(Err(error)) => {
-            Finding::bad("nats", format!("{}: {error}", config.servers.join(", ")), todo)
-        }
+        Ok(Err(error)) => Finding::bad(
+            "nats",
+            format!("{}: {error}", config.servers.join(", ")),
+            todo,
+        ),
         Err(_) => Finding::bad("nats", "no answer within 5 s", todo),
     }
 }

@@ -79,10 +79,13 @@ impl Client {
     ) -> Result<(StatusCode, Bytes), CliError> {
         let response = self.open(method, path).await?;
         let status = response.status();
-        let body = timeout(WITHIN, Limited::new(response.into_body(), MAX_BODY).collect())
-            .await
-            .map_err(|_| self.unreachable("no answer within 5 s"))?
-            .map_err(|error| self.unreachable(error))?;
+        let body = timeout(
+            WITHIN,
+            Limited::new(response.into_body(), MAX_BODY).collect(),
+        )
+        .await
+        .map_err(|_| self.unreachable("no answer within 5 s"))?
+        .map_err(|error| self.unreachable(error))?;
         Ok((status, body.to_bytes()))
     }
 
@@ -96,10 +99,9 @@ impl Client {
         if !status.is_success() {
             let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
             let error = said.get("error").and_then(|error| error.as_str());
-            return Err(CliError::No(error.map_or_else(
-                || format!("{path}: {status}"),
-                ToOwned::to_owned,
-            )));
+            return Err(CliError::No(
+                error.map_or_else(|| format!("{path}: {status}"), ToOwned::to_owned),
+            ));
         }
         serde_json::from_slice(&body)
             .map_err(|error| self.unreachable(format!("not the expected answer: {error}")))

@@ -25,7 +25,9 @@ impl From<NatsError> for CliError {
             NatsError::Config(_) | NatsError::Differs { .. } | NatsError::Absent(_) => {
                 Self::Usage(error.to_string())
             }
-            NatsError::Request { what: "replaying", .. } => Self::No(error.to_string()),
+            NatsError::Request {
+                what: "replaying", ..
+            } => Self::No(error.to_string()),
             NatsError::Connect(_)
             | NatsError::Request { .. }
             | NatsError::Lost(_)
@@ -36,7 +38,9 @@ impl From<NatsError> for CliError {
 
 pub(super) fn origin(file: &super::ConfigArgs, flags: &[(&'static str, &[String])]) -> Origin {
     let given = flags.iter().filter(|(_, values)| !values.is_empty());
-    let flags: Flags = given.map(|(flag, values)| (*flag, values.to_vec())).collect();
+    let flags: Flags = given
+        .map(|(flag, values)| (*flag, values.to_vec()))
+        .collect();
     Origin {
         file: file.config.clone(),
         flags,
@@ -45,7 +49,9 @@ pub(super) fn origin(file: &super::ConfigArgs, flags: &[(&'static str, &[String]
 
 async fn connect(args: &NatsArgs) -> Result<Events, CliError> {
     let config: NatsConfig = origin(&args.config, &[("nats", &args.nats)]).part("nats")?;
-    config.check().map_err(|error| CliError::Usage(error.to_string()))?;
+    config
+        .check()
+        .map_err(|error| CliError::Usage(error.to_string()))?;
     Ok(Events::connect(&config).await?)
 }
 
@@ -178,7 +184,10 @@ fn letter(letter: &DeadLetter) -> Value {
 pub(super) async fn dlq(command: DlqCommand, json: bool) -> Result<(), CliError> {
     match command {
         DlqCommand::List { nats, limit } => {
-            let letters = connect(&nats).await?.dead_letters(1, limit.min(10_000)).await?;
+            let letters = connect(&nats)
+                .await?
+                .dead_letters(1, limit.min(10_000))
+                .await?;
             if json {
                 let rows: Vec<Value> = letters.iter().map(letter).collect();
                 return print_json(&json!({ "dead_letters": rows }));
@@ -236,9 +245,9 @@ fn registration(args: &RegisterArgs) -> Result<RegisterConfig, CliError> {
     if let Some(service) = &args.service {
         let mut metadata = Map::new();
         for entry in &args.metadata {
-            let (key, value) = entry.split_once('=').ok_or_else(|| {
-                CliError::Usage(format!("--metadata {entry:?} is not KEY=VALUE"))
-            })?;
+            let (key, value) = entry
+                .split_once('=')
+                .ok_or_else(|| CliError::Usage(format!("--metadata {entry:?} is not KEY=VALUE")))?;
             metadata.insert(key.to_owned(), value.into());
         }
         let interval = &args.check_interval;
@@ -272,7 +281,9 @@ fn registration(args: &RegisterArgs) -> Result<RegisterConfig, CliError> {
     };
     duration(&args.lease, &mut config.lease)?;
     duration(&args.drain, &mut config.drain)?;
-    config.check().map_err(|error| CliError::Usage(error.to_string()))?;
+    config
+        .check()
+        .map_err(|error| CliError::Usage(error.to_string()))?;
     Ok(config)
 }
 

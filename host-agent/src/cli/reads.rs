@@ -132,8 +132,17 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
 
 fn endpoints(services: &[ServiceJson]) -> String {
     let mut table = Table::new(&[
-        "service", "endpoint", "address", "zone", "weight", "health", "breaker", "in flight",
-        "latency", "share", "requests",
+        "service",
+        "endpoint",
+        "address",
+        "zone",
+        "weight",
+        "health",
+        "breaker",
+        "in flight",
+        "latency",
+        "share",
+        "requests",
     ]);
     for service in services {
         if service.endpoints.is_empty() {
@@ -211,7 +220,13 @@ pub(super) async fn breakers(args: &BreakersArgs, json: bool) -> Result<(), CliE
 fn on_rows(breaker: &BreakerJson) -> Vec<[String; 5]> {
     if breaker.on.is_empty() {
         let nothing = String::new;
-        return vec![[breaker.state.clone(), nothing(), nothing(), nothing(), nothing()]];
+        return vec![[
+            breaker.state.clone(),
+            nothing(),
+            nothing(),
+            nothing(),
+            nothing(),
+        ]];
     }
     let rows = breaker.on.iter().map(|on| {
         [
@@ -252,7 +267,10 @@ fn activity_line(activity: &ActivityJson) -> String {
         (Some(service), None) => format!("{service}: "),
         _ => String::new(),
     };
-    let line = format!("{}  {:<8}  {about}{}", activity.at, activity.kind, activity.text);
+    let line = format!(
+        "{}  {:<8}  {about}{}",
+        activity.at, activity.kind, activity.text
+    );
     line.replace(char::is_control, "\u{fffd}")
 }
 
@@ -300,7 +318,9 @@ pub(super) async fn events(args: &EventsArgs, json: bool) -> Result<(), CliError
             }
         }
     }
-    Err(CliError::Unavailable("the agent has ended the stream".to_owned()))
+    Err(CliError::Unavailable(
+        "the agent has ended the stream".to_owned(),
+    ))
 }
 
 pub(super) async fn release(args: &ReleaseArgs, json: bool) -> Result<(), CliError> {
@@ -313,7 +333,12 @@ pub(super) async fn release(args: &ReleaseArgs, json: bool) -> Result<(), CliErr
     if json {
         print_json(&released)?;
     } else {
-        writeln!(stdout(), "{} removals of {} released", released.released, released.service)?;
+        writeln!(
+            stdout(),
+            "{} removals of {} released",
+            released.released,
+            released.service
+        )?;
     }
     if released.released == 0 {
         return Err(CliError::No("nothing was held".to_owned()));

@@ -25,8 +25,22 @@ fn shown(config: &Config, flag: &str) -> String {
         "etcd" => etcd.endpoints.join(","),
         "prefix" => etcd.services,
         "nats" => config.sources.nats.clone().unwrap().servers.join(","),
-        "file" => config.sources.file.clone().unwrap().path.display().to_string(),
-        "state-dir" => config.sources.state.dir.clone().unwrap().display().to_string(),
+        "file" => config
+            .sources
+            .file
+            .clone()
+            .unwrap()
+            .path
+            .display()
+            .to_string(),
+        "state-dir" => config
+            .sources
+            .state
+            .dir
+            .clone()
+            .unwrap()
+            .display()
+            .to_string(),
         "allow" => config.sources.state.allow.clone().unwrap().join(","),
         "socket" => config.socket.path.display().to_string(),
         "admin" => config.admin.listen.to_string(),
@@ -41,9 +55,23 @@ fn a_flag_wins_over_the_environment_and_the_environment_over_the_file() {
     // Key, then its value in the file, the environment and as a flag.
     let table: &[(&str, [&str; 3])] = &[
         ("agent-id", ["one", "two", "three"]),
-        ("etcd", ["http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3"]),
+        (
+            "etcd",
+            [
+                "http://127.0.0.1:1",
+                "http://127.0.0.1:2",
+                "http://127.0.0.1:3",
+            ],
+        ),
         ("prefix", ["/a/", "/b/", "/c/"]),
-        ("nats", ["nats://127.0.0.1:1", "nats://127.0.0.1:2", "nats://127.0.0.1:3"]),
+        (
+            "nats",
+            [
+                "nats://127.0.0.1:1",
+                "nats://127.0.0.1:2",
+                "nats://127.0.0.1:3",
+            ],
+        ),
         ("file", ["a.yaml", "b.yaml", "c.yaml"]),
         ("state-dir", ["/a", "/b", "/c"]),
         ("allow", ["10.0.0.0/8", "127.0.0.0/8", "192.168.0.0/16"]),
@@ -95,25 +123,85 @@ fn lists_are_comma_separated_in_the_environment_and_repeatable_as_flags() {
 #[test]
 fn what_is_not_known_or_out_of_range_is_refused_by_name_with_what_is_accepted() {
     for (file, field, says) in [
-        (json!({"etcd": {}, "etdc": {}}), "etdc", "admin, agent, etcd"),
+        (
+            json!({"etcd": {}, "etdc": {}}),
+            "etdc",
+            "admin, agent, etcd",
+        ),
         (json!({"etcd": {"endpoint": []}}), "etcd", "`endpoints`"),
-        (json!({"etcd": {}, "admin": {"port": 1}}), "admin", "`listen`"),
-        (json!({"etcd": {}, "socket": {"mode": "0644"}}), "socket.mode", "\"0600\""),
-        (json!({"etcd": {}, "socket": {"mode": "rw"}}), "socket.mode", "octal"),
-        (json!({"etcd": {}, "socket": {"path": "relative"}}), "socket.path", "absolute"),
-        (json!({"etcd": {}, "socket": {"group": "no-such-group"}}), "socket.group", "group"),
-        (json!({"etcd": {}, "shutdown": {"deadline": "1h"}}), "shutdown.deadline", "1s to 10m"),
-        (json!({"etcd": {}, "shutdown": {"deadline": "soon"}}), "shutdown", "duration"),
-        (json!({"etcd": {}, "metrics": {"max_endpoints": 1_000_000}}), "metrics.max_endpoints", "100000"),
-        (json!({"etcd": {}, "log": {"level": "info=loud=x"}}), "log.level", "debug"),
-        (json!({"etcd": {}, "log": {"format": "xml"}}), "log", "`text`"),
-        (json!({"etcd": {}, "state": {"protect_percent": 0}}), "state.protect_percent", "1 to 100"),
-        (json!({"etcd": {}, "state": {"allow": ["10.0.0.1/8"]}}), "state.allow", "10.0.0.1/8"),
-        (json!({"etcd": {}, "agent": "a b"}), "agent", "[A-Za-z0-9_-]"),
+        (
+            json!({"etcd": {}, "admin": {"port": 1}}),
+            "admin",
+            "`listen`",
+        ),
+        (
+            json!({"etcd": {}, "socket": {"mode": "0644"}}),
+            "socket.mode",
+            "\"0600\"",
+        ),
+        (
+            json!({"etcd": {}, "socket": {"mode": "rw"}}),
+            "socket.mode",
+            "octal",
+        ),
+        (
+            json!({"etcd": {}, "socket": {"path": "relative"}}),
+            "socket.path",
+            "absolute",
+        ),
+        (
+            json!({"etcd": {}, "socket": {"group": "no-such-group"}}),
+            "socket.group",
+            "group",
+        ),
+        (
+            json!({"etcd": {}, "shutdown": {"deadline": "1h"}}),
+            "shutdown.deadline",
+            "1s to 10m",
+        ),
+        (
+            json!({"etcd": {}, "shutdown": {"deadline": "soon"}}),
+            "shutdown",
+            "duration",
+        ),
+        (
+            json!({"etcd": {}, "metrics": {"max_endpoints": 1_000_000}}),
+            "metrics.max_endpoints",
+            "100000",
+        ),
+        (
+            json!({"etcd": {}, "log": {"level": "info=loud=x"}}),
+            "log.level",
+            "debug",
+        ),
+        (
+            json!({"etcd": {}, "log": {"format": "xml"}}),
+            "log",
+            "`text`",
+        ),
+        (
+            json!({"etcd": {}, "state": {"protect_percent": 0}}),
+            "state.protect_percent",
+            "1 to 100",
+        ),
+        (
+            json!({"etcd": {}, "state": {"allow": ["10.0.0.1/8"]}}),
+            "state.allow",
+            "10.0.0.1/8",
+        ),
+        (
+            json!({"etcd": {}, "agent": "a b"}),
+            "agent",
+            "[A-Za-z0-9_-]",
+        ),
         (json!({"etcd": {}, "agent": 7}), "agent", "text"),
         (json!({}), "etcd", "--file"),
         (json!([1]), "the file", "sections"),
-        (json!({"file": {"path": "x"}, "register": {"instances": []}}), "register", "etcd"),
+        (
+            json!({"file": {"path": "x"}, "register": {"instances": []}}),
+            "register",
+            "etcd",
+        ),
     ] {
         let error = load(file.clone(), &[], &[]).unwrap_err();
         assert_eq!(error.field, field, "{file}: {error}");
@@ -123,9 +211,7 @@ fn what_is_not_known_or_out_of_range_is_refused_by_name_with_what_is_accepted() 
 
 #[test]
 fn a_variable_that_means_nothing_is_refused_unless_it_is_somebody_elses() {
-    let file = || {
-        json!({"etcd": {"user": "u", "password": {"env": "PINTLE_ETCD_PASSWORD"}}})
-    };
+    let file = || json!({"etcd": {"user": "u", "password": {"env": "PINTLE_ETCD_PASSWORD"}}});
     let error = load(file(), &[("PINTLE_ETDC", "x")], &[]).unwrap_err();
     assert_eq!(error.field, "PINTLE_ETDC");
     assert!(error.accepts.contains("PINTLE_ETCD,"));

@@ -207,8 +207,8 @@ fn promtool_finds_nothing_to_say() {
         .write_all(text.as_bytes())
         .unwrap();
     let said = promtool.wait_with_output().unwrap();
-    let words = String::from_utf8_lossy(&said.stderr).into_owned()
-        + &String::from_utf8_lossy(&said.stdout);
+    let words =
+        String::from_utf8_lossy(&said.stderr).into_owned() + &String::from_utf8_lossy(&said.stdout);
     assert!(said.status.success() && words.is_empty(), "{words}\n{text}");
 }
 
