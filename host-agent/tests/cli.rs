@@ -1,5 +1,10 @@
 //! The binary as a user meets it: exit codes, refusals, a whole life from start to SIGTERM.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the exemption for tests does not reach the helpers of an integration test"
+)]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;

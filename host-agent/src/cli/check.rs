@@ -25,7 +25,7 @@ use super::{CheckArgs, CliError};
 use crate::config::{ADMIN, SOCKET};
 use crate::events::Events;
 use crate::run::Origin;
-use crate::serve::admin::view::ReadyJson;
+use crate::serve::admin::view::{ReadyJson, SourcesJson};
 use crate::source::{EtcdConfig, NatsConfig, etcd};
 
 const WITHIN: Duration = Duration::from_secs(5);
@@ -102,10 +102,15 @@ pub(super) async fn check(args: &CheckArgs, json: bool) -> Result<(), CliError> 
             Err(error) => Finding::bad("configuration", error.to_string(), "correct what is named"),
         });
     }
-    if let Some(config) = &plan.etcd {
+    let (etcd, nats) = plan.wanted(args).await;
+    if let Some(config) = &plan.etcd
+        && etcd
+    {
         findings.push(check_etcd(config).await);
     }
-    if let Some(config) = &plan.nats {
+    if let Some(config) = &plan.nats
+        && nats
+    {
         findings.push(check_nats(config).await);
     }
     findings.extend(check_socket(Path::new(&plan.socket)).await);
@@ -151,6 +156,24 @@ impl Plan {
             socket: text("socket", "path", SOCKET)?,
             admin: text("admin", "listen", ADMIN)?,
         })
+    }
+}
+
+impl Plan {
+    /// Whether etcd and NATS are to be there: a running agent knows what it was given, unless the
+    /// command line says more.
+    async fn wanted(&self, args: &CheckArgs) -> (bool, bool) {
+        if args.config.config.is_some() {
+            return (true, true);
+        }
+        let agent = Client::new(&self.admin, "the agent's admin address");
+        match agent.get::<SourcesJson>("/v1/sources").await {
+            Ok(sources) => (
+                sources.etcd.enabled || !args.etcd.is_empty(),
+                sources.nats.enabled || !args.nats.is_empty(),
+            ),
+            Err(_) => (true, true),
+        }
     }
 }
 

@@ -87,7 +87,14 @@ pub fn judge(dump: &Value, socket: &str) -> Vec<Finding> {
             "give the sync cluster's endpoint address {pipe: {path: ...}} the agent's --socket",
         ));
     }
-    findings
+    // What is static stands in a dump twice: in the bootstrap and in its own section.
+    let mut once: Vec<Finding> = Vec::new();
+    for finding in findings {
+        if !once.contains(&finding) {
+            once.push(finding);
+        }
+    }
+    once
 }
 
 fn visit<'a>(value: &'a Value, found: &mut impl FnMut(&'a Object)) {
@@ -243,11 +250,12 @@ fn headers(all: &[&Object]) -> Vec<Finding> {
         .collect();
     for header in &sources {
         let what = format!("header {header}");
-        let open: Vec<&str> = managers
+        let open: BTreeSet<&str> = managers
             .iter()
             .filter(|manager| !strips(manager, header))
             .filter_map(|manager| text(manager, "stat_prefix"))
             .collect();
+        let open: Vec<&str> = open.into_iter().collect();
         findings.push(if open.is_empty() {
             Finding::good(&what, "a client's copy is removed before use")
         } else {
