@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -114,6 +114,8 @@ impl Release for Updates {
 pub async fn run(origin: Origin) -> Result<(), RunError> {
     let config = origin.load()?;
     let logs = logs::start(&config.log).map_err(RunError::Logs)?;
+    // Before anything answers: until it is heard, a SIGHUP would end the process.
+    let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let stop = CancellationToken::new();
     let sources_stop = CancellationToken::new();
     let running = source::start(config.sources.clone(), check_policy, sources_stop.clone())
@@ -156,7 +158,16 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
         let stop = register_stop.clone();
         tokio::spawn(registry::register(register, stop))
     });
-    let ended = hear(&origin, &config, &logs, &running, &certificates, &mut server).await;
+    let ended = hear(
+        &mut signals,
+        &origin,
+        &config,
+        &logs,
+        &running,
+        &certificates,
+        &mut server,
+    )
+    .await;
     tracing::info!(deadline = ?config.deadline, "the agent stops");
     let orderly = async {
         register_stop.cancel();
@@ -170,25 +181,39 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
         sources_stop.cancel();
         running.join().await;
     };
-    let second = async {
-        let mut again = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = again.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        std::io::Result::Ok(())
-    };
     tokio::select! {
         done = timeout(config.deadline, orderly) => if done.is_err() {
             tracing::warn!("the deadline is over; what is left is cut off");
         },
-        _ = second => tracing::warn!("a second signal; what is left is cut off"),
+        () = signals.stop() => tracing::warn!("a second signal; what is left is cut off"),
     }
     for task in tasks {
         task.abort();
     }
     ended
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 type Server = JoinHandle<Result<(), tonic::transport::Error>>;
@@ -221,6 +246,7 @@ async fn proxies(
 
 /// Waits for the signal to stop, and reloads on every SIGHUP until then.
 async fn hear(
+    signals: &mut Signals,
     origin: &Origin,
     config: &Config,
     logs: &Logs,
@@ -228,15 +254,11 @@ async fn hear(
     certificates: &Certificates,
     server: &mut Server,
 ) -> Result<(), RunError> {
-    let listen = |kind| signal(kind).map_err(RunError::Signals);
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut hangup = listen(SignalKind::hangup())?;
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => match origin.load() {
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.hangup.recv() => match origin.load() {
                 Ok(fresh) => reload(config, &fresh, logs, running, certificates),
                 Err(error) => {
                     tracing::error!(%error, "the new configuration is refused, the old one stays");
@@ -283,7 +305,10 @@ fn reload(
         ("admin", old.admin != fresh.admin),
         ("register", old.register != fresh.register),
         ("log.format", old.log.format != fresh.log.format),
-        ("metrics", old.max_endpoint_series != fresh.max_endpoint_series),
+        (
+            "metrics",
+            old.max_endpoint_series != fresh.max_endpoint_series,
+        ),
     ];
     for (section, _) in fixed.iter().filter(|(_, changed)| *changed) {
         tracing::warn!(section, "changed; takes effect with the next start");

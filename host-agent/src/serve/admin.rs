@@ -181,7 +181,6 @@ impl Admin {
     }
 
     /// All routes behind the checks that hold for all.
-    #[must_use]
     pub fn router(&self) -> Router {
         Router::new()
             .route("/", get(page))

@@ -226,10 +226,11 @@ impl Sync {
     }
 }
 
-/// Whether the snapshot says anything yet.
+/// Whether the snapshot says anything yet: a source has spoken, or there was something on disk. An empty
+/// one that nobody has confirmed must not be told to anybody, since it would be believed.
 #[must_use]
 pub fn is_loaded(snapshot: &Snapshot) -> bool {
-    snapshot.version != Version::default()
+    snapshot.version != Version::default() && (!snapshot.stale || !snapshot.services.is_empty())
 }
 
 fn is_node(id: &str) -> bool {

@@ -329,3 +329,6 @@ async fn tired(error: &io::Error) {
     tracing::warn!(%error, "can't accept");
     sleep(Duration::from_millis(100)).await;
 }
+
+#[cfg(test)]
+mod tests;
