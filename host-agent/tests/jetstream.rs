@@ -211,7 +211,7 @@ async fn a_message_out_of_deliveries_becomes_a_dead_letter() {
     use futures::StreamExt as _;
     for _ in 0..4 {
         let mut batch = consumer.fetch().max_messages(1).messages().await.unwrap();
-        while batch.next().await.is_some() {}
+        while let Ok(Some(_)) = tokio::time::timeout(secs(1), batch.next()).await {}
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     let agent = Agent::start(config);
