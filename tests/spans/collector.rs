@@ -31,7 +31,7 @@ fn taken(rig: &Rig) -> usize {
 
 /// How many spans were lost since the test began, once there are none under way.
 async fn settled(rig: &Rig, sent: usize) -> (u64, u64) {
-    let mut books = (0, 0);
+    let mut books;
     assert_eventually!(
         Duration::from_secs(30),
         {
