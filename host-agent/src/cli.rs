@@ -80,13 +80,7 @@ impl From<ConfigError> for CliError {
 )]
 struct Cli {
     /// How results are written.
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        default_value = "table",
-        env = "PINTLE_OUTPUT"
-    )]
+    #[arg(long, global = true, value_enum, default_value = "table", env = "PINTLE_OUTPUT")]
     output: Output,
     #[command(subcommand)]
     command: Command,
@@ -113,10 +107,8 @@ enum Command {
     #[command(after_help = "Example:\n  pintle check --config agent.yaml --envoy 127.0.0.1:9901")]
     Check(CheckArgs),
     /// Shows services and their endpoints.
-    #[command(
-        after_help = "Examples:\n  pintle services\n  pintle services orders --watch\n  \
-        pintle services --rejected --output json"
-    )]
+    #[command(after_help = "Examples:\n  pintle services\n  pintle services orders --watch\n  \
+        pintle services --rejected --output json")]
     Services(ServicesArgs),
     /// Shows the breakers that are not closed, and why.
     Breakers(BreakersArgs),
@@ -425,11 +417,7 @@ struct RegisterArgs {
 impl RunArgs {
     fn origin(&self) -> Origin {
         let mut flags = Flags::new();
-        let mut lists = [
-            ("etcd", &self.etcd),
-            ("nats", &self.nats),
-            ("allow", &self.allow),
-        ];
+        let mut lists = [("etcd", &self.etcd), ("nats", &self.nats), ("allow", &self.allow)];
         for (flag, values) in lists.iter_mut().filter(|(_, values)| !values.is_empty()) {
             flags.insert(flag, values.clone());
         }
@@ -468,10 +456,7 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "pintle: {error}");

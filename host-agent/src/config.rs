@@ -257,10 +257,7 @@ impl Config {
                 let known: Vec<&str> = KEYS.iter().map(|key| key.env).collect();
                 return Err(Invalid::new(
                     name,
-                    format!(
-                        "not a variable that means something; known: {}",
-                        known.join(", ")
-                    ),
+                    format!("not a variable that means something; known: {}", known.join(", ")),
                 ));
             }
         }
@@ -398,10 +395,7 @@ impl RawSocket {
             })?;
         let group = self.group.map(|group| {
             group_id(&group).ok_or_else(|| {
-                Invalid::new(
-                    "socket.group",
-                    format!("a group of this machine, not {group:?}"),
-                )
+                Invalid::new("socket.group", format!("a group of this machine, not {group:?}"))
             })
         });
         if !self.path.is_absolute() || self.path.as_os_str().len() > 103 {

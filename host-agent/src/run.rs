@@ -158,16 +158,8 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
         let stop = register_stop.clone();
         tokio::spawn(registry::register(register, stop))
     });
-    let ended = hear(
-        &mut signals,
-        &origin,
-        &config,
-        &logs,
-        &running,
-        &certificates,
-        &mut server,
-    )
-    .await;
+    let ended =
+        hear(&mut signals, &origin, &config, &logs, &running, &certificates, &mut server).await;
     tracing::info!(deadline = ?config.deadline, "the agent stops");
     let orderly = async {
         register_stop.cancel();
@@ -305,10 +297,7 @@ fn reload(
         ("admin", old.admin != fresh.admin),
         ("register", old.register != fresh.register),
         ("log.format", old.log.format != fresh.log.format),
-        (
-            "metrics",
-            old.max_endpoint_series != fresh.max_endpoint_series,
-        ),
+        ("metrics", old.max_endpoint_series != fresh.max_endpoint_series),
     ];
     for (section, _) in fixed.iter().filter(|(_, changed)| *changed) {
         tracing::warn!(section, "changed; takes effect with the next start");

@@ -193,14 +193,17 @@ fn decision_attributes(w: &mut Writer<'_>, span: &Span<'_>) {
     });
 }
 
-/// `10.0.0.1:80=503`, `10.0.0.1:80=timeout`, or the endpoint alone.
+/// `10.0.0.1:80=503`, `10.0.0.1:80=timeout`, or the endpoint alone; without an endpoint that anyone
+/// knows, what came of it.
 fn attempt_text(w: &mut Writer<'_>, attempt: &Attempt<'_>) {
     crate::proto::lossy(w.0, attempt.endpoint, TEXT);
+    let status = attempt.status.filter(|_| attempt.error.is_none());
+    if (attempt.error.is_some() || status.is_some()) && !attempt.endpoint.is_empty() {
+        w.0.push(b'=');
+    }
     if let Some(error) = attempt.error {
-        w.0.push(b'=');
         crate::proto::lossy(w.0, error, TEXT);
-    } else if let Some(status) = attempt.status {
-        w.0.push(b'=');
+    } else if let Some(status) = status {
         crate::datadog::write_decimal(w.0, u64::from(status));
     }
 }

@@ -57,12 +57,7 @@ pub struct Finding {
 
 impl Finding {
     pub(crate) fn good(what: &str, detail: impl Into<String>) -> Self {
-        Self {
-            what: what.to_owned(),
-            state: State::Good,
-            detail: detail.into(),
-            todo: None,
-        }
+        Self { what: what.to_owned(), state: State::Good, detail: detail.into(), todo: None }
     }
 
     pub(crate) fn warn(what: &str, detail: impl Into<String>, todo: &str) -> Self {
@@ -75,10 +70,7 @@ impl Finding {
     }
 
     pub(crate) fn bad(what: &str, detail: impl Into<String>, todo: &str) -> Self {
-        Self {
-            state: State::Bad,
-            ..Self::warn(what, detail, todo)
-        }
+        Self { state: State::Bad, ..Self::warn(what, detail, todo) }
     }
 }
 
@@ -87,12 +79,7 @@ pub(super) async fn check(args: &CheckArgs, json: bool) -> Result<(), CliError> 
     let admin: Vec<String> = args.admin.iter().cloned().collect();
     let origin = origin(
         &args.config,
-        &[
-            ("etcd", &args.etcd),
-            ("nats", &args.nats),
-            ("socket", &socket),
-            ("admin", &admin),
-        ],
+        &[("etcd", &args.etcd), ("nats", &args.nats), ("socket", &socket), ("admin", &admin)],
     );
     let plan = Plan::new(&origin, args)?;
     let mut findings = Vec::new();
@@ -219,15 +206,12 @@ async fn check_nats(config: &NatsConfig) -> Finding {
     }
     let asked = async { Events::connect(config).await?.newest().await };
     match timeout(WITHIN, asked).await {
-        Ok(Ok(newest)) => Finding::good(
-            "nats",
-            format!("answers; stream {} is at {newest}", config.stream),
-        ),
-        Ok(Err(error)) => Finding::bad(
-            "nats",
-            format!("{}: {error}", config.servers.join(", ")),
-            todo,
-        ),
+        Ok(Ok(newest)) => {
+            Finding::good("nats", format!("answers; stream {} is at {newest}", config.stream))
+        }
+        Ok(Err(error)) => {
+            Finding::bad("nats", format!("{}: {error}", config.servers.join(", ")), todo)
+        }
         Err(_) => Finding::bad("nats", "no answer within 5 s", todo),
     }
 }

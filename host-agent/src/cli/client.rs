@@ -70,13 +70,10 @@ impl Client {
     ) -> Result<(StatusCode, Bytes), CliError> {
         let response = self.open(method, path).await?;
         let status = response.status();
-        let body = timeout(
-            WITHIN,
-            Limited::new(response.into_body(), MAX_BODY).collect(),
-        )
-        .await
-        .map_err(|_| self.unreachable("no answer within 5 s"))?
-        .map_err(|error| self.unreachable(error))?;
+        let body = timeout(WITHIN, Limited::new(response.into_body(), MAX_BODY).collect())
+            .await
+            .map_err(|_| self.unreachable("no answer within 5 s"))?
+            .map_err(|error| self.unreachable(error))?;
         Ok((status, body.to_bytes()))
     }
 

@@ -25,9 +25,7 @@ impl From<NatsError> for CliError {
             NatsError::Config(_) | NatsError::Differs { .. } | NatsError::Absent(_) => {
                 Self::Usage(error.to_string())
             }
-            NatsError::Request {
-                what: "replaying", ..
-            } => Self::No(error.to_string()),
+            NatsError::Request { what: "replaying", .. } => Self::No(error.to_string()),
             NatsError::Connect(_)
             | NatsError::Request { .. }
             | NatsError::Lost(_)
@@ -38,20 +36,13 @@ impl From<NatsError> for CliError {
 
 pub(super) fn origin(file: &super::ConfigArgs, flags: &[(&'static str, &[String])]) -> Origin {
     let given = flags.iter().filter(|(_, values)| !values.is_empty());
-    let flags: Flags = given
-        .map(|(flag, values)| (*flag, values.to_vec()))
-        .collect();
-    Origin {
-        file: file.config.clone(),
-        flags,
-    }
+    let flags: Flags = given.map(|(flag, values)| (*flag, values.to_vec())).collect();
+    Origin { file: file.config.clone(), flags }
 }
 
 async fn connect(args: &NatsArgs) -> Result<Events, CliError> {
     let config: NatsConfig = origin(&args.config, &[("nats", &args.nats)]).part("nats")?;
-    config
-        .check()
-        .map_err(|error| CliError::Usage(error.to_string()))?;
+    config.check().map_err(|error| CliError::Usage(error.to_string()))?;
     Ok(Events::connect(&config).await?)
 }
 
@@ -61,16 +52,11 @@ fn target(endpoint: &str) -> Result<Target, CliError> {
     if !pintle_snapshot::is_name(service) || !pintle_snapshot::is_name(id) {
         return Err(bad());
     }
-    Ok(Target {
-        service: service.to_owned(),
-        endpoint: Some(id.to_owned()),
-    })
+    Ok(Target { service: service.to_owned(), endpoint: Some(id.to_owned()) })
 }
 
 async fn send(args: &NatsArgs, draft: Draft, json: bool) -> Result<(), CliError> {
-    draft
-        .check(check_policy)
-        .map_err(|error| CliError::Usage(error.to_string()))?;
+    draft.check(check_policy).map_err(|error| CliError::Usage(error.to_string()))?;
     let published = connect(args).await?.publish(&draft).await?;
     if json {
         return print_json(&json!({
@@ -81,11 +67,7 @@ async fn send(args: &NatsArgs, draft: Draft, json: bool) -> Result<(), CliError>
             "duplicate": published.duplicate,
         }));
     }
-    let known = if published.duplicate {
-        ", known already"
-    } else {
-        ""
-    };
+    let known = if published.duplicate { ", known already" } else { "" };
     writeln!(
         stdout(),
         "{} {}: event {}{known}",
@@ -184,10 +166,7 @@ fn letter(letter: &DeadLetter) -> Value {
 pub(super) async fn dlq(command: DlqCommand, json: bool) -> Result<(), CliError> {
     match command {
         DlqCommand::List { nats, limit } => {
-            let letters = connect(&nats)
-                .await?
-                .dead_letters(1, limit.min(10_000))
-                .await?;
+            let letters = connect(&nats).await?.dead_letters(1, limit.min(10_000)).await?;
             if json {
                 let rows: Vec<Value> = letters.iter().map(letter).collect();
                 return print_json(&json!({ "dead_letters": rows }));
@@ -281,9 +260,7 @@ fn registration(args: &RegisterArgs) -> Result<RegisterConfig, CliError> {
     };
     duration(&args.lease, &mut config.lease)?;
     duration(&args.drain, &mut config.drain)?;
-    config
-        .check()
-        .map_err(|error| CliError::Usage(error.to_string()))?;
+    config.check().map_err(|error| CliError::Usage(error.to_string()))?;
     Ok(config)
 }
 
@@ -301,7 +278,5 @@ pub(super) async fn register(args: RegisterArgs) -> Result<(), CliError> {
         }
         on_signal.cancel();
     });
-    registry::register(config, stop)
-        .await
-        .map_err(|error| CliError::Usage(error.to_string()))
+    registry::register(config, stop).await.map_err(|error| CliError::Usage(error.to_string()))
 }

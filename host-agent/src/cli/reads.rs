@@ -204,13 +204,7 @@ pub(super) async fn breakers(args: &BreakersArgs, json: bool) -> Result<(), CliE
 fn on_rows(breaker: &BreakerJson) -> Vec<[String; 5]> {
     if breaker.on.is_empty() {
         let nothing = String::new;
-        return vec![[
-            breaker.state.clone(),
-            nothing(),
-            nothing(),
-            nothing(),
-            nothing(),
-        ]];
+        return vec![[breaker.state.clone(), nothing(), nothing(), nothing(), nothing()]];
     }
     let rows = breaker.on.iter().map(|on| {
         [
@@ -251,10 +245,7 @@ fn activity_line(activity: &ActivityJson) -> String {
         (Some(service), None) => format!("{service}: "),
         _ => String::new(),
     };
-    let line = format!(
-        "{}  {:<8}  {about}{}",
-        activity.at, activity.kind, activity.text
-    );
+    let line = format!("{}  {:<8}  {about}{}", activity.at, activity.kind, activity.text);
     line.replace(char::is_control, "\u{fffd}")
 }
 
@@ -299,9 +290,7 @@ pub(super) async fn events(args: &EventsArgs, json: bool) -> Result<(), CliError
             }
         }
     }
-    Err(CliError::Unavailable(
-        "the agent has ended the stream".to_owned(),
-    ))
+    Err(CliError::Unavailable("the agent has ended the stream".to_owned()))
 }
 
 pub(super) async fn release(args: &ReleaseArgs, json: bool) -> Result<(), CliError> {
@@ -314,12 +303,7 @@ pub(super) async fn release(args: &ReleaseArgs, json: bool) -> Result<(), CliErr
     if json {
         print_json(&released)?;
     } else {
-        writeln!(
-            stdout(),
-            "{} removals of {} released",
-            released.released,
-            released.service
-        )?;
+        writeln!(stdout(), "{} removals of {} released", released.released, released.service)?;
     }
     if released.released == 0 {
         return Err(CliError::No("nothing was held".to_owned()));

@@ -82,16 +82,9 @@ fn flags_of_run_reach_the_configuration_under_their_names() {
     for key in crate::config::KEYS {
         let command = Cli::command();
         let run = command.find_subcommand("run").unwrap();
-        let argument = run
-            .get_arguments()
-            .find(|it| it.get_long() == Some(key.flag));
+        let argument = run.get_arguments().find(|it| it.get_long() == Some(key.flag));
         let help = argument.unwrap().get_help().unwrap().to_string();
-        assert!(
-            help.contains(key.env),
-            "the help of --{} names {}",
-            key.flag,
-            key.env
-        );
+        assert!(help.contains(key.env), "the help of --{} names {}", key.flag, key.env);
     }
 }
 
@@ -121,15 +114,7 @@ fn every_command_has_help_and_those_with_arguments_an_example() {
             "completions"
         ]
     );
-    for name in [
-        "run",
-        "check",
-        "services",
-        "publish",
-        "drain",
-        "register",
-        "completions",
-    ] {
+    for name in ["run", "check", "services", "publish", "drain", "register", "completions"] {
         let help = command.find_subcommand(name).unwrap().get_after_help();
         assert!(help.unwrap().to_string().contains("pintle "), "{name}");
     }

@@ -10,10 +10,8 @@ fn load(
     flags: &[(&'static str, &[&str])],
 ) -> Result<Config, Invalid> {
     let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-    let flags = flags
-        .iter()
-        .map(|(k, v)| (*k, v.iter().map(|v| (*v).to_owned()).collect()))
-        .collect();
+    let flags =
+        flags.iter().map(|(k, v)| (*k, v.iter().map(|v| (*v).to_owned()).collect())).collect();
     Config::merge(file, env, &flags)
 }
 
@@ -25,22 +23,8 @@ fn shown(config: &Config, flag: &str) -> String {
         "etcd" => etcd.endpoints.join(","),
         "prefix" => etcd.services,
         "nats" => config.sources.nats.clone().unwrap().servers.join(","),
-        "file" => config
-            .sources
-            .file
-            .clone()
-            .unwrap()
-            .path
-            .display()
-            .to_string(),
-        "state-dir" => config
-            .sources
-            .state
-            .dir
-            .clone()
-            .unwrap()
-            .display()
-            .to_string(),
+        "file" => config.sources.file.clone().unwrap().path.display().to_string(),
+        "state-dir" => config.sources.state.dir.clone().unwrap().display().to_string(),
         "allow" => config.sources.state.allow.clone().unwrap().join(","),
         "socket" => config.socket.path.display().to_string(),
         "admin" => config.admin.listen.to_string(),
@@ -55,23 +39,9 @@ fn a_flag_wins_over_the_environment_and_the_environment_over_the_file() {
     // Key, then its value in the file, the environment and as a flag.
     let table: &[(&str, [&str; 3])] = &[
         ("agent-id", ["one", "two", "three"]),
-        (
-            "etcd",
-            [
-                "http://127.0.0.1:1",
-                "http://127.0.0.1:2",
-                "http://127.0.0.1:3",
-            ],
-        ),
+        ("etcd", ["http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3"]),
         ("prefix", ["/a/", "/b/", "/c/"]),
-        (
-            "nats",
-            [
-                "nats://127.0.0.1:1",
-                "nats://127.0.0.1:2",
-                "nats://127.0.0.1:3",
-            ],
-        ),
+        ("nats", ["nats://127.0.0.1:1", "nats://127.0.0.1:2", "nats://127.0.0.1:3"]),
         ("file", ["a.yaml", "b.yaml", "c.yaml"]),
         ("state-dir", ["/a", "/b", "/c"]),
         ("allow", ["10.0.0.0/8", "127.0.0.0/8", "192.168.0.0/16"]),
@@ -83,11 +53,7 @@ fn a_flag_wins_over_the_environment_and_the_environment_over_the_file() {
     assert_eq!(table.len(), KEYS.len(), "every key has its row");
     for (flag, [in_file, in_env, in_flag]) in table {
         let key = KEYS.iter().find(|key| key.flag == *flag).unwrap();
-        let value = if key.list {
-            json!([in_file])
-        } else {
-            json!(in_file)
-        };
+        let value = if key.list { json!([in_file]) } else { json!(in_file) };
         let file = match key.path {
             [name] => json!({"etcd": {}, *name: value}),
             [section, name] => {
@@ -123,85 +89,29 @@ fn lists_are_comma_separated_in_the_environment_and_repeatable_as_flags() {
 #[test]
 fn what_is_not_known_or_out_of_range_is_refused_by_name_with_what_is_accepted() {
     for (file, field, says) in [
-        (
-            json!({"etcd": {}, "etdc": {}}),
-            "etdc",
-            "admin, agent, etcd",
-        ),
+        (json!({"etcd": {}, "etdc": {}}), "etdc", "admin, agent, etcd"),
         (json!({"etcd": {"endpoint": []}}), "etcd", "`endpoints`"),
-        (
-            json!({"etcd": {}, "admin": {"port": 1}}),
-            "admin",
-            "`listen`",
-        ),
-        (
-            json!({"etcd": {}, "socket": {"mode": "0644"}}),
-            "socket.mode",
-            "\"0600\"",
-        ),
-        (
-            json!({"etcd": {}, "socket": {"mode": "rw"}}),
-            "socket.mode",
-            "octal",
-        ),
-        (
-            json!({"etcd": {}, "socket": {"path": "relative"}}),
-            "socket.path",
-            "absolute",
-        ),
-        (
-            json!({"etcd": {}, "socket": {"group": "no-such-group"}}),
-            "socket.group",
-            "group",
-        ),
-        (
-            json!({"etcd": {}, "shutdown": {"deadline": "1h"}}),
-            "shutdown.deadline",
-            "1s to 10m",
-        ),
-        (
-            json!({"etcd": {}, "shutdown": {"deadline": "soon"}}),
-            "shutdown",
-            "duration",
-        ),
+        (json!({"etcd": {}, "admin": {"port": 1}}), "admin", "`listen`"),
+        (json!({"etcd": {}, "socket": {"mode": "0644"}}), "socket.mode", "\"0600\""),
+        (json!({"etcd": {}, "socket": {"mode": "rw"}}), "socket.mode", "octal"),
+        (json!({"etcd": {}, "socket": {"path": "relative"}}), "socket.path", "absolute"),
+        (json!({"etcd": {}, "socket": {"group": "no-such-group"}}), "socket.group", "group"),
+        (json!({"etcd": {}, "shutdown": {"deadline": "1h"}}), "shutdown.deadline", "1s to 10m"),
+        (json!({"etcd": {}, "shutdown": {"deadline": "soon"}}), "shutdown", "duration"),
         (
             json!({"etcd": {}, "metrics": {"max_endpoints": 1_000_000}}),
             "metrics.max_endpoints",
             "100000",
         ),
-        (
-            json!({"etcd": {}, "log": {"level": "info=loud=x"}}),
-            "log.level",
-            "debug",
-        ),
-        (
-            json!({"etcd": {}, "log": {"format": "xml"}}),
-            "log",
-            "`text`",
-        ),
-        (
-            json!({"etcd": {}, "state": {"protect_percent": 0}}),
-            "state.protect_percent",
-            "1 to 100",
-        ),
-        (
-            json!({"etcd": {}, "state": {"allow": ["10.0.0.1/8"]}}),
-            "state.allow",
-            "10.0.0.1/8",
-        ),
-        (
-            json!({"etcd": {}, "agent": "a b"}),
-            "agent",
-            "[A-Za-z0-9_-]",
-        ),
+        (json!({"etcd": {}, "log": {"level": "info=loud=x"}}), "log.level", "debug"),
+        (json!({"etcd": {}, "log": {"format": "xml"}}), "log", "`text`"),
+        (json!({"etcd": {}, "state": {"protect_percent": 0}}), "state.protect_percent", "1 to 100"),
+        (json!({"etcd": {}, "state": {"allow": ["10.0.0.1/8"]}}), "state.allow", "10.0.0.1/8"),
+        (json!({"etcd": {}, "agent": "a b"}), "agent", "[A-Za-z0-9_-]"),
         (json!({"etcd": {}, "agent": 7}), "agent", "text"),
         (json!({}), "etcd", "--file"),
         (json!([1]), "the file", "sections"),
-        (
-            json!({"file": {"path": "x"}, "register": {"instances": []}}),
-            "register",
-            "etcd",
-        ),
+        (json!({"file": {"path": "x"}, "register": {"instances": []}}), "register", "etcd"),
     ] {
         let error = load(file.clone(), &[], &[]).unwrap_err();
         assert_eq!(error.field, field, "{file}: {error}");

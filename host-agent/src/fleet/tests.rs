@@ -192,11 +192,7 @@ fn series_end_with_their_endpoint_and_a_flapping_one_goes_on() {
     ledger.published(&snapshot(4, 0), time.at(3.0));
     ledger.tick(time.at(400.0));
     ledger.published(&snapshot(5, 3), time.at(401.0));
-    assert!(
-        ledger.view(time.at(401.0)).services["a"]
-            .endpoints
-            .is_empty()
-    );
+    assert!(ledger.view(time.at(401.0)).services["a"].endpoints.is_empty());
 }
 
 #[test]
@@ -254,11 +250,7 @@ fn a_transition_counts_once_whatever_the_order_and_the_newest_is_the_state() {
     assert_eq!((endpoint.state, endpoint.trips), (HalfOpen, 1));
     ledger.transition("q", &open, time.at(0.0));
     let endpoint = ledger.view(time.at(0.0)).services["a"].endpoints["1"].clone();
-    assert_eq!(
-        (endpoint.state, endpoint.trips),
-        (Open, 2),
-        "the most severe"
-    );
+    assert_eq!((endpoint.state, endpoint.trips), (Open, 2), "the most severe");
     assert_eq!(endpoint.breakers.len(), 2);
     assert_eq!(ledger.breakers().len(), 1);
 }
@@ -299,10 +291,7 @@ fn a_version_has_arrived_when_every_worker_holds_it() {
     assert!(!ledger.view(time.at(0.0)).proxies[0].current);
     ledger.applied("p", applied(2, 2, 2), time.at(0.040));
     let view = ledger.view(time.at(1.0));
-    assert_eq!(
-        view.propagation[5], 2,
-        "two services, 25 to 50 ms: {view:?}"
-    );
+    assert_eq!(view.propagation[5], 2, "two services, 25 to 50 ms: {view:?}");
     assert!((view.propagation_sum - 0.080).abs() < 1e-9);
     assert!(view.proxies[0].current);
     ledger.applied("p", applied(2, 2, 2), time.at(9.0));
@@ -316,10 +305,7 @@ fn what_was_published_before_a_proxy_came_is_not_timed() {
     ledger.published(&snapshot(9, 3), time.at(0.0));
     ledger.connected(&hello("p"), "", time.at(60.0));
     ledger.applied("p", applied(1, 1, 9), time.at(60.0));
-    assert_eq!(
-        ledger.view(time.at(60.0)).propagation.iter().sum::<u64>(),
-        0
-    );
+    assert_eq!(ledger.view(time.at(60.0)).propagation.iter().sum::<u64>(), 0);
 }
 
 #[tokio::test]

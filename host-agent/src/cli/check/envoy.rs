@@ -75,10 +75,7 @@ pub fn judge(dump: &Value, socket: &str) -> Vec<Finding> {
     findings.extend(headers(&all));
     findings.extend(original_dst(&all));
     findings.extend(eds(&all));
-    if !all
-        .iter()
-        .any(|object| text(object, "path") == Some(socket))
-    {
+    if !all.iter().any(|object| text(object, "path") == Some(socket)) {
         findings.push(Finding::bad(
             "socket in Envoy",
             format!("no cluster has the pipe {socket}"),
@@ -131,10 +128,7 @@ fn node(all: &[&Object]) -> Option<Finding> {
     let node = all.iter().find_map(|object| object.get("node").and_then(Value::as_object))?;
     let named = |key| text(node, key).is_some_and(|value| !value.is_empty());
     Some(if named("id") && named("cluster") {
-        Finding::good(
-            "node",
-            format!("id {}", text(node, "id").unwrap_or_default()),
-        )
+        Finding::good("node", format!("id {}", text(node, "id").unwrap_or_default()))
     } else {
         Finding::bad(
             "node",
@@ -230,9 +224,7 @@ fn headers(all: &[&Object]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut sources = BTreeSet::new();
     for policy in all {
-        let list = policy
-            .get("override_host_sources")
-            .and_then(Value::as_array);
+        let list = policy.get("override_host_sources").and_then(Value::as_array);
         for source in list.into_iter().flatten() {
             if let Some(header) = source.get("header").and_then(Value::as_str) {
                 sources.insert(header);
@@ -262,9 +254,7 @@ fn headers(all: &[&Object]) -> Vec<Finding> {
             )
         });
         let removed_too_early = all.iter().any(|object| {
-            let list = object
-                .get("request_headers_to_remove")
-                .and_then(Value::as_array);
+            let list = object.get("request_headers_to_remove").and_then(Value::as_array);
             list.is_some_and(|list| list.iter().any(|it| it.as_str() == Some(header)))
         });
         if removed_too_early {
@@ -301,9 +291,7 @@ fn original_dst(all: &[&Object]) -> Vec<Finding> {
     let by_header =
         all.iter().filter_map(|object| object.get("original_dst_lb_config")).any(|config| {
             config.get("use_http_header") == Some(&Value::Bool(true))
-                || config
-                    .get("http_header_name")
-                    .is_some_and(|name| name != "")
+                || config.get("http_header_name").is_some_and(|name| name != "")
         });
     if by_header {
         vec![Finding::bad(
@@ -333,10 +321,7 @@ fn eds(all: &[&Object]) -> Vec<Finding> {
     for cluster in clusters {
         let what = format!("cluster {}", text(cluster, "name").unwrap_or_default());
         let config = ["eds_cluster_config", "eds_config"];
-        let wait = seconds(at(
-            cluster,
-            &[config[0], config[1], "initial_fetch_timeout"],
-        ));
+        let wait = seconds(at(cluster, &[config[0], config[1], "initial_fetch_timeout"]));
         findings.push(match wait {
             Some(wait) if wait <= 5.0 => Finding::good(&what, "EDS"),
             wait => Finding::warn(
@@ -391,10 +376,7 @@ fn sync_cluster(clusters: &Value, socket: &str) -> Option<Finding> {
         });
         found
     })?;
-    let name = cluster
-        .get("name")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let name = cluster.get("name").and_then(Value::as_str).unwrap_or_default();
     let what = format!("cluster {name}");
     let mut failures = 0;
     let mut connections = 0;

@@ -51,10 +51,7 @@ const MANAGER: &str =
 #[test]
 fn the_shipped_shape_is_good() {
     let findings = judge(&good(), SOCK);
-    let worse: Vec<_> = findings
-        .iter()
-        .filter(|it| it.state != State::Good)
-        .collect();
+    let worse: Vec<_> = findings.iter().filter(|it| it.state != State::Good).collect();
     assert!(worse.is_empty(), "{worse:?}");
     assert!(findings.len() >= 4, "{findings:?}");
 }
@@ -66,57 +63,17 @@ fn each_thing_that_is_wrong_is_named_with_what_to_do() {
     let manager = |key: &str| format!("{MANAGER}/{key}");
     let orders = |key: &str| format!("/configs/2/static_clusters/1/cluster/{key}");
     for (pointer, value, state, says) in [
-        (
-            plugin("failure_policy"),
-            None,
-            Bad,
-            "every request there gets 503",
-        ),
-        (
-            plugin("failure_policy"),
-            Some(json!("FAIL_CLOSED")),
-            Bad,
-            "FAIL_CLOSED",
-        ),
-        (
-            plugin("failure_policy"),
-            Some(json!("FAIL_OPEN")),
-            Warn,
-            "without the module",
-        ),
-        (
-            plugin("reload_config/backoff/base_interval"),
-            Some(json!("0.001s")),
-            Bad,
-            "0.001",
-        ),
-        (
-            plugin("reload_config/backoff/base_interval"),
-            Some(json!("3s")),
-            Warn,
-            "3 s",
-        ),
+        (plugin("failure_policy"), None, Bad, "every request there gets 503"),
+        (plugin("failure_policy"), Some(json!("FAIL_CLOSED")), Bad, "FAIL_CLOSED"),
+        (plugin("failure_policy"), Some(json!("FAIL_OPEN")), Warn, "without the module"),
+        (plugin("reload_config/backoff/base_interval"), Some(json!("0.001s")), Bad, "0.001"),
+        (plugin("reload_config/backoff/base_interval"), Some(json!("3s")), Warn, "3 s"),
         (plugin("reload_config"), None, Warn, "not set (1 s)"),
         (plugin("vm_config/vm_id"), None, Warn, "share its data"),
-        (
-            plugin("vm_config/allow_precompiled"),
-            Some(json!(true)),
-            Warn,
-            "precompiled",
-        ),
-        (
-            plugin("vm_config/code"),
-            Some(json!({"remote": {"http_uri": {}}})),
-            Bad,
-            "sha256",
-        ),
+        (plugin("vm_config/allow_precompiled"), Some(json!(true)), Warn, "precompiled"),
+        (plugin("vm_config/code"), Some(json!({"remote": {"http_uri": {}}})), Bad, "sha256"),
         (plugin("vm_config"), None, Bad, "no Wasm plugin"),
-        (
-            manager("early_header_mutation_extensions"),
-            None,
-            Bad,
-            "choose its host through in",
-        ),
+        (manager("early_header_mutation_extensions"), None, Bad, "choose its host through in"),
         (
             manager("route_config/request_headers_to_remove"),
             Some(json!(["x-pintle-endpoints"])),
@@ -135,24 +92,11 @@ fn each_thing_that_is_wrong_is_named_with_what_to_do() {
             Warn,
             "closed for 15 s",
         ),
-        (
-            "/configs/0/bootstrap/node/cluster".to_owned(),
-            None,
-            Bad,
-            "node.cluster",
-        ),
-        (
-            "/configs/2/static_clusters/0/cluster".to_owned(),
-            None,
-            Bad,
-            "no cluster has the pipe",
-        ),
+        ("/configs/0/bootstrap/node/cluster".to_owned(), None, Bad, "node.cluster"),
+        ("/configs/2/static_clusters/0/cluster".to_owned(), None, Bad, "no cluster has the pipe"),
     ] {
         let findings = judge(&with(&pointer, value), SOCK);
-        let found: Vec<_> = findings
-            .iter()
-            .filter(|it| it.state != State::Good)
-            .collect();
+        let found: Vec<_> = findings.iter().filter(|it| it.state != State::Good).collect();
         assert_eq!(found.len(), 1, "{pointer}: {found:?}");
         assert_eq!(found[0].state, state, "{pointer}");
         assert!(found[0].detail.contains(says), "{pointer}: {found:?}");
@@ -196,10 +140,7 @@ async fn a_running_envoy_is_asked_for_all_of_it() {
     ])
     .await;
     let findings = envoy::check(&server.address().to_string(), SOCK).await;
-    assert!(
-        findings.iter().all(|it| it.state == State::Good),
-        "{findings:?}"
-    );
+    assert!(findings.iter().all(|it| it.state == State::Good), "{findings:?}");
     let server = envoy(&[
         ("/config_dump", 200, good()),
         ("/ready", 503, json!("PRE_INITIALIZING")),

@@ -24,11 +24,7 @@ struct Releases;
 impl Release for Releases {
     fn release(&self, service: String) -> Releasing {
         let known = service == "orders";
-        let answer = if known {
-            Ok(2)
-        } else {
-            Err("the agent is shutting down".to_owned())
-        };
+        let answer = if known { Ok(2) } else { Err("the agent is shutting down".to_owned()) };
         Box::pin(std::future::ready(answer))
     }
 }
@@ -183,9 +179,7 @@ impl Made {
         }
         let applied = Applied { worker: 0xabcd, workers: 1, version: version(42) };
         fleet.received("envoy-1", Up::Applied(applied), When::now());
-        let wall = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap();
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let nanos = u64::try_from(wall.as_nanos()).unwrap();
         let transition = Transition {
             service: "orders".to_owned(),
@@ -262,10 +256,7 @@ async fn every_path_answers_with_its_json() {
     assert_eq!(services["services"][0]["endpoints"][1]["id"], "orders-2");
     let second = &orders["endpoints"][1];
     assert_eq!(second["breaker"]["state"], "open");
-    assert_eq!(
-        second["breaker"]["on"][0]["reason"],
-        "5 consecutive failures"
-    );
+    assert_eq!(second["breaker"]["on"][0]["reason"], "5 consecutive failures");
     assert_eq!(second["address"], "10.0.7.4:8002");
     assert_eq!(second["latency_ms"], 48.0);
     assert_eq!(orders["policy"]["select"]["strategy"], "p2c");
@@ -277,10 +268,7 @@ async fn every_path_answers_with_its_json() {
     assert_eq!(all["breakers"].as_array().unwrap().len(), 5);
     let proxies = made.get("/v1/proxies").await;
     assert_eq!(proxies["proxies"][0]["current"], true);
-    assert_eq!(
-        proxies["proxies"][0]["workers"][0]["worker"],
-        "000000000000abcd"
-    );
+    assert_eq!(proxies["proxies"][0]["workers"][0]["worker"], "000000000000abcd");
     assert_eq!(made.get("/v1/sources").await["etcd"]["position"], 1_203);
     assert_eq!(made.get("/v1/held").await["held"][0]["endpoint"], "pay-2");
     let overlays = made.get("/v1/overlays").await;
@@ -315,10 +303,7 @@ async fn ready_is_a_snapshot_stale_or_not_and_the_body_says_which() {
     assert_eq!(made.get("/readyz").await["stale"], false);
     made.snapshots.send_replace(Arc::new(sample(true)));
     let ready = made.get("/readyz").await;
-    assert_eq!(
-        (&ready["ready"], &ready["stale"]),
-        (&true.into(), &true.into())
-    );
+    assert_eq!((&ready["ready"], &ready["stale"]), (&true.into(), &true.into()));
     made.snapshots.send_replace(Arc::default());
     let (status, body) = made.ask("GET", "/readyz", "").await;
     assert_eq!(status, 503);
@@ -332,10 +317,7 @@ async fn a_release_needs_the_header_that_no_foreign_page_can_set() {
     assert_eq!(status, 403);
     let header = "x-pintle-request: 1\r\ncontent-length: 0\r\n";
     let (status, body) = made.ask("POST", "/v1/release/orders", header).await;
-    assert_eq!(
-        (status, body.as_str()),
-        (200, r#"{"service":"orders","released":2}"#)
-    );
+    assert_eq!((status, body.as_str()), (200, r#"{"service":"orders","released":2}"#));
     let (status, _) = made.ask("POST", "/v1/release/a%20b", header).await;
     assert_eq!(status, 400);
     let (status, _) = made.ask("GET", "/v1/release/orders", header).await;
@@ -397,10 +379,7 @@ async fn events_come_as_they_happen_after_those_that_happened() {
     let mut read_until = async |what: &str| {
         let mut buffer = [0; 65_536];
         while !seen.contains(what) {
-            let count = timeout(SOON, stream.read(&mut buffer))
-                .await
-                .unwrap()
-                .unwrap();
+            let count = timeout(SOON, stream.read(&mut buffer)).await.unwrap().unwrap();
             seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
         }
         seen.clone()

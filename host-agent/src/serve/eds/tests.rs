@@ -92,24 +92,14 @@ fn named(expect: &[(&str, usize)]) -> Vec<(String, usize)> {
 fn state_of_the_world_sends_what_changed_once_it_is_acknowledged() {
     let mut session = Session::default();
     let first = snapshot(5, &[("a", 4, 2), ("b", 5, 1), ("other", 5, 1)]);
-    assert_eq!(
-        session.request(ask(&["a", "b", "nobody"], "")),
-        Answer::None
-    );
+    assert_eq!(session.request(ask(&["a", "b", "nobody"], "")), Answer::None);
     let response = session.respond(&first).unwrap();
-    assert_eq!(
-        hosts(&response),
-        named(&[("a", 2), ("b", 1)]),
-        "unknown: omitted"
-    );
+    assert_eq!(hosts(&response), named(&[("a", 2), ("b", 1)]), "unknown: omitted");
     assert_eq!(response.version_info, "1.5");
     let second = snapshot(6, &[("a", 6, 3), ("b", 5, 1)]);
     assert!(session.respond(&second).is_none(), "one on its way");
     let third = snapshot(7, &[("a", 7, 4), ("b", 5, 1)]);
-    assert_eq!(
-        session.request(ask(&["a", "b", "nobody"], &response.nonce)),
-        Answer::Ack
-    );
+    assert_eq!(session.request(ask(&["a", "b", "nobody"], &response.nonce)), Answer::Ack);
     let response = session.respond(&third).unwrap();
     assert_eq!(hosts(&response), named(&[("a", 4)]), "newest, and only it");
     session.request(ask(&["a", "b", "nobody"], &response.nonce));
@@ -189,10 +179,7 @@ fn delta_names_what_is_not_there_and_forgets_what_is_unsubscribed() {
     let names: Vec<_> = response.resources.iter().map(|r| r.name.as_str()).collect();
     assert_eq!(names, ["a"]);
     assert_eq!(response.removed_resources, ["nobody"]);
-    assert_eq!(
-        session.delta_request(acknowledge(&response.nonce)),
-        Answer::Ack
-    );
+    assert_eq!(session.delta_request(acknowledge(&response.nonce)), Answer::Ack);
     assert!(session.respond_delta(&now).is_none());
     session.delta_request(DeltaDiscoveryRequest {
         resource_names_unsubscribe: vec!["a".to_owned()],

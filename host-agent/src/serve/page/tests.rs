@@ -14,12 +14,7 @@ async fn chromium(made: &Made, arguments: Vec<String>) -> Output {
     let url = format!("http://{}/", made.address);
     let mut command = Command::new("chromium");
     command
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-        ])
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"])
         .args(["--disable-background-networking", "--disable-dev-shm-usage"])
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .args(arguments)
@@ -85,10 +80,7 @@ async fn the_page_shows_what_the_agent_knows() {
 async fn a_stale_snapshot_is_said_before_anything_else() {
     let made = Made::start(true).await;
     let html = dom(&made).await;
-    assert!(
-        html.contains("Stale: this is the last good state from disk"),
-        "{html}"
-    );
+    assert!(html.contains("Stale: this is the last good state from disk"), "{html}");
     assert!(html.contains("etcd does not answer"));
 }
 
@@ -105,22 +97,10 @@ async fn it_can_be_looked_at_wide_narrow_and_dark() {
 
 #[test]
 fn the_page_needs_nothing_but_itself() {
-    for outside in [
-        "http://",
-        "https://",
-        "//cdn",
-        "@import",
-        "url(",
-        "innerHTML",
-        "eval(",
-    ] {
+    for outside in ["http://", "https://", "//cdn", "@import", "url(", "innerHTML", "eval("] {
         assert!(!HTML.contains(outside), "{outside}");
     }
-    for (opening, closing) in [
-        ("<main", "</main>"),
-        ("<h1", "</h1>"),
-        ("<script", "</script>"),
-    ] {
+    for (opening, closing) in [("<main", "</main>"), ("<h1", "</h1>"), ("<script", "</script>")] {
         assert_eq!(HTML.matches(opening).count(), 1);
         assert_eq!(HTML.matches(closing).count(), 1);
     }

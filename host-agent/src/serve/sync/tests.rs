@@ -77,20 +77,9 @@ fn a_reader_is_sent_what_it_lacks() {
         ("nothing", Version::default(), vec!["+a@3", "+c@5", "+b@9"]),
         ("all", version(9), vec![]),
         ("some", version(5), vec!["-d@7", "+b@9"]),
-        (
-            "older than removals are remembered",
-            version(1),
-            all.clone(),
-        ),
+        ("older than removals are remembered", version(1), all.clone()),
         ("newer than there is", version(10), all.clone()),
-        (
-            "another epoch",
-            Version {
-                epoch: 8,
-                sequence: 9,
-            },
-            all,
-        ),
+        ("another epoch", Version { epoch: 8, sequence: 9 }, all),
     ] {
         let mut cursor = Cursor::new(have, Arc::new(now()));
         assert_eq!(drain(&mut cursor), expect, "{name}");
@@ -200,10 +189,7 @@ fn the_highest_fence_holds_the_stream() {
     assert_eq!(fences.take("p/7", 1).unwrap_err(), Fenced { held: 3 });
     let other = fences.take("p/8", 1).unwrap();
     drop(again);
-    assert!(
-        fences.take("p/7", 1).is_ok(),
-        "a restarted Envoy begins anew"
-    );
+    assert!(fences.take("p/7", 1).is_ok(), "a restarted Envoy begins anew");
     assert!(!other.superseded.is_cancelled());
 }
 
@@ -356,9 +342,7 @@ async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(SOON, met)
-        .await
-        .unwrap_or_else(|_| panic!("never: {what}"));
+    timeout(SOON, met).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 #[tokio::test]
@@ -386,11 +370,7 @@ async fn a_reader_that_has_it_all_is_sent_the_end_alone() {
 
 #[tokio::test]
 async fn before_the_first_snapshot_there_are_only_heartbeats() {
-    let unconfirmed = Snapshot {
-        version: version(0),
-        stale: true,
-        ..Snapshot::default()
-    };
+    let unconfirmed = Snapshot { version: version(0), stale: true, ..Snapshot::default() };
     let agent = Agent::start(unconfirmed).await;
     let mut stream = agent.watch(hello(1, version(7))).await;
     let beat = timeout(SOON, stream.down.message()).await.unwrap();
@@ -453,14 +433,8 @@ async fn a_slow_reader_gets_the_newest_state_and_no_backlog() {
     seen.remove("end");
     assert_eq!(seen.len(), 50);
     let frames: usize = seen.values().map(Vec::len).sum();
-    assert!(
-        seen.values()
-            .all(|ats| ats.last().is_some_and(|at| at == "13"))
-    );
-    assert!(
-        frames <= 50 + 20,
-        "{frames} frames: at most what was on its way"
-    );
+    assert!(seen.values().all(|ats| ats.last().is_some_and(|at| at == "13")));
+    assert!(frames <= 50 + 20, "{frames} frames: at most what was on its way");
 }
 
 #[tokio::test]
@@ -468,11 +442,7 @@ async fn what_is_reported_is_counted_and_what_is_broken_is_dropped() {
     let agent = Agent::start(snapshot(3, &[("a", 2)], &[])).await;
     let mut stream = agent.watch(hello(1, Version::default())).await;
     stream.up_to("end@3").await;
-    stream
-        .up
-        .send(Bytes::from_static(b"nonsense"))
-        .await
-        .unwrap();
+    stream.up.send(Bytes::from_static(b"nonsense")).await.unwrap();
     let mut flipped = Up::Hello(hello(1, version(1))).encode();
     flipped[12] ^= 1;
     stream.up.send(flipped.into()).await.unwrap();

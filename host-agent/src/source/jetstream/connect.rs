@@ -62,10 +62,7 @@ pub enum NatsError {
 
 /// Maps any error of a request.
 pub(crate) fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> NatsError {
-    move |why| NatsError::Request {
-        what,
-        why: show(why.to_string().as_bytes()),
-    }
+    move |why| NatsError::Request { what, why: show(why.to_string().as_bytes()) }
 }
 
 /// Told when the connection ends.
@@ -112,11 +109,7 @@ pub(crate) async fn connect(
             .credentials(&text)
             .map_err(|e| NatsError::Config(format!("{}: {e}", path.display())))?;
     }
-    if config
-        .servers
-        .iter()
-        .any(|server| server.starts_with("tls://"))
-    {
+    if config.servers.iter().any(|server| server.starts_with("tls://")) {
         options = options.require_tls(true);
         if let Some(ca) = &config.tls.ca {
             options = options.add_root_certificates(ca.clone());
