@@ -73,7 +73,7 @@ pub struct Balancer {
     evict: usize,
     /// Endpoints that are owed a probe.
     probes: Vec<u32>,
-    /// Endpoints that joined a running service and have not been tried.
+    /// Endpoints of which nothing is known.
     newcomers: Vec<u32>,
     workers: Vec<(u32, Vec<LoadEntry>)>,
     /// Some endpoint is in its slow start.
@@ -223,18 +223,14 @@ impl Balancer {
             let load = known.map(|(_, load)| load.clone());
             loads.push(load.unwrap_or_else(|| Load::new(&self.clock)));
         }
-        let joined = !self.sites.is_empty();
         // With zones, only those of the own one: the others are for what spills over.
         let zoned = sites.iter().any(|site| site.local);
-        let new = |site: &Site, load: &Load| {
-            joined
-                && (site.local || !zoned)
-                && load.is_untried()
-                && (site.born == self.generation || self.newcomers_hold(site))
-        };
-        let newcomers = (0_u32..).zip(sites.iter().zip(&loads));
-        self.newcomers =
-            newcomers.filter(|(_, (site, load))| new(site, load)).map(|(i, _)| i).collect();
+        let fits = |site: &Site, load: &Load| (site.local || !zoned) && load.is_untried();
+        self.newcomers = (0_u32..)
+            .zip(sites.iter().zip(&loads))
+            .filter(|(_, (site, load))| fits(site, load))
+            .map(|(i, _)| i)
+            .collect();
         self.sites = sites;
         self.loads = loads;
         self.sort();
@@ -265,12 +261,6 @@ impl Balancer {
         }
         self.pools.push(whole);
         self.refresh_pools(now, true);
-    }
-
-    /// Whether the site was waiting to be tried before this update.
-    fn newcomers_hold(&self, site: &Site) -> bool {
-        let waits = |&i: &u32| self.sites.get(i as usize).is_some_and(|old| old.key == site.key);
-        self.newcomers.iter().rev().take(MAX_ENDPOINTS.isqrt()).any(waits)
     }
 
     fn sort(&mut self) {
