@@ -5,6 +5,7 @@
 //! found by their place in the stream of dead letters; replaying one publishes the original bytes on
 //! the original subject again, under a new sequence, and then takes the letter away.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_nats::HeaderMap;
@@ -88,7 +89,7 @@ impl Events {
     /// # Errors
     /// What stands in the way.
     pub async fn connect(config: &NatsConfig) -> Result<Self, NatsError> {
-        let client = connect(config, "pintle").await?;
+        let client = connect(config, "pintle", Arc::default()).await?;
         Ok(Self {
             js: jetstream(client),
             config: config.clone(),

@@ -1,1 +1,55 @@
-fn main() {}
+//! `cargo xtask`: what does not fit `cargo` itself. Bringing servers, running every check in one go, the
+//! demo on real parts, the distribution.
+//!
+//! Not a build system: every step is a cargo command that a person could type, and is printed as such.
+//! This package must build on a machine that has nothing but Rust, because it is what installs the
+//! rest; so it depends on the fixtures' library and on nothing that wants protoc.
+
+mod demo;
+mod dist;
+mod setup;
+mod shell;
+mod story;
+mod test;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+usage: cargo xtask <command>
+
+  setup            install what is missing: wasm32-wasip1, protoc, etcd, nats-server, promtool, Envoy
+  test             setup, then every check there is; the last line counts the tests
+  demo [--check]   a story on real etcd, NATS, Envoy and agent; stays up until Ctrl-C
+                   --check: ends by itself, exits 1 when a figure is out of bounds, last line JSON
+  bench [NAME] [ARGS]  one bench (or all) of benches/, release build
+  dist             target/dist: pintle.wasm, the agent, the Envoy configuration, SHA256SUMS
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["setup"] => setup::bring(),
+        ["test"] => test::run_all(),
+        ["demo"] => demo::run(false),
+        ["demo", "--check"] => demo::run(true),
+        ["bench", rest @ ..] => test::bench(rest),
+        ["dist"] => dist::run_dist(),
+        ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => {
+            eprint!("{HELP}");
+            // EX_USAGE
+            return ExitCode::from(64);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

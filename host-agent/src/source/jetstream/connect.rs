@@ -1,14 +1,16 @@
 //! A connection to NATS, verified and authenticated as configured.
 //!
-//! The client reconnects by itself for a moment; a connection that stays away longer is given up and
-//! made anew by the session's loop, which reads secrets and certificates again. So a rotated token or
-//! certificate needs no restart, and there is one place that waits and jitters.
+//! The client would reconnect by itself; a session does not wait for that but ends with its connection
+//! ([`Lost`]), and the loop around it makes another, which reads secrets and certificates again. So a
+//! rotated token or certificate needs no restart, and there is one place that waits and jitters.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, Context as JetStream};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, Event};
 use pintle_state::show;
+use tokio::sync::Notify;
 
 use crate::source::NatsConfig;
 use crate::source::settings::read_text;
@@ -66,11 +68,18 @@ pub(crate) fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E)
     }
 }
 
+/// Told when the connection ends.
+pub(crate) type Lost = Arc<Notify>;
+
 /// Connects to one of the servers. Secrets and certificates are read anew each time.
 ///
 /// # Errors
 /// What stands in the way.
-pub(crate) async fn connect(config: &NatsConfig, name: &str) -> Result<Client, NatsError> {
+pub(crate) async fn connect(
+    config: &NatsConfig,
+    name: &str,
+    lost: Lost,
+) -> Result<Client, NatsError> {
     // Several crates bring rustls; whoever is first names the provider for all.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut options = ConnectOptions::new()
@@ -78,16 +87,14 @@ pub(crate) async fn connect(config: &NatsConfig, name: &str) -> Result<Client, N
         .connection_timeout(REQUEST)
         .request_timeout(Some(REQUEST))
         .ping_interval(PING)
-        .max_reconnects(None)
-        .reconnect_delay_callback(|attempt| {
-            let mut backoff = crate::source::Backoff::default();
-            (0..attempt.min(6))
-                .map(|_| backoff.next())
-                .last()
-                .unwrap_or_default()
-        })
-        .event_callback(|event| async move {
-            tracing::debug!(event = %show(event.to_string().as_bytes()), "nats");
+        .event_callback(move |event| {
+            let lost = Arc::clone(&lost);
+            async move {
+                tracing::debug!(event = %show(event.to_string().as_bytes()), "nats");
+                if matches!(event, Event::Disconnected | Event::Closed) {
+                    lost.notify_one();
+                }
+            }
         });
     let read = |secret: &crate::source::SecretRef| secret.read().map_err(NatsError::Config);
     if let (Some(user), Some(password)) = (&config.user, &config.password) {

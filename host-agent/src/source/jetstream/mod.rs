@@ -200,7 +200,9 @@ impl Session<'_> {
         place: &mut Place,
         backoff: &mut super::Backoff,
     ) -> Result<std::convert::Infallible, NatsError> {
-        let client = connect(self.config, &setup::durable(self.agent)).await?;
+        let lost = connect::Lost::default();
+        let name = setup::durable(self.agent);
+        let client = connect(self.config, &name, Arc::clone(&lost)).await?;
         let js = jetstream(client.clone());
         let events = setup::events(&js, self.config).await?;
         let letters = setup::dead_letters(&js, self.config).await?;
@@ -265,6 +267,9 @@ impl Session<'_> {
                     }
                     Some(Err(error)) => self.survive(&client, &error, &mut silent)?,
                 },
+                () = lost.notified() => {
+                    return Err(NatsError::Lost("the connection ended".into()));
+                }
                 Some(_) = exhausted.next() => {
                     // The stream of dead letters gets the advisory at the same time as we do.
                     sweep.set(sleep(Duration::from_millis(200)));

@@ -1,0 +1,180 @@
+//! A real Envoy with a patched copy of the shipped configuration, two workers unless told otherwise:
+//! what is shared between workers is what most often breaks, and one worker never shows it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+use crate::process::{Process, Server, Spec};
+use crate::{EnvoyConfig, Error, Port, Result, http, tools};
+
+/// Compiling the module takes under a second on an idle machine; this is for a busy one.
+const READY: Duration = Duration::from_secs(60);
+
+/// One Envoy.
+#[derive(Debug)]
+pub struct Envoy {
+    process: Process,
+    http: Port,
+    admin: Port,
+}
+
+impl Envoy {
+    /// Two workers; ready means that the listener accepts.
+    pub async fn start(config: EnvoyConfig) -> Result<Self> {
+        Self::start_with(config, 2, &[]).await
+    }
+
+    /// So many workers, and more arguments, for example `["-l", "debug"]`.
+    pub async fn start_with(config: EnvoyConfig, workers: u32, args: &[&str]) -> Result<Self> {
+        let mut envoy = Self::launch(config, workers, args)?;
+        envoy.wait_ready().await?;
+        Ok(envoy)
+    }
+
+    /// Starts without waiting, for tests of the start itself.
+    pub fn launch(mut config: EnvoyConfig, workers: u32, args: &[&str]) -> Result<Self> {
+        let dir = TempDir::with_prefix("pintle-envoy-")?;
+        let (http, admin) = (Port::take()?, Port::take()?);
+        config.listen(admin.addr(), http.addr());
+        let file = dir.path().join("envoy.json");
+        std::fs::write(&file, config.to_json())?;
+        let (file, workers) = (file.display().to_string(), workers.to_string());
+        // Hot restart takes a machine-wide name, and a second Envoy would meet the first one's.
+        let own = ["-c", &file, "--concurrency", &workers, "--disable-hot-restart"];
+        let drain = ["--drain-time-s", "1", "--parent-shutdown-time-s", "2"];
+        let args = own.iter().chain(&drain).chain(args).map(|a| (*a).to_string()).collect();
+        let spec = Spec { name: "envoy".into(), program: tools::envoy()?, args, envs: Vec::new() };
+        Ok(Self { process: Process::spawn(spec, dir)?, http, admin })
+    }
+
+    /// Waits until the server says that it is live and the listener accepts.
+    pub async fn wait_ready(&mut self) -> Result<()> {
+        let (admin, listener) = (self.admin.addr(), self.http.addr());
+        let live = async || {
+            let reply = http::get(admin, "/ready").await;
+            reply.is_ok_and(|r| r.status == 200) && TcpStream::connect(listener).await.is_ok()
+        };
+        self.process.wait_ready(READY, live).await
+    }
+
+    /// Whether Envoy accepts this configuration (`--mode validate`); its complaint when not.
+    pub async fn validate(mut config: EnvoyConfig) -> Result<()> {
+        let dir = TempDir::with_prefix("pintle-envoy-")?;
+        let (http, admin) = (Port::take()?, Port::take()?);
+        config.listen(admin.addr(), http.addr());
+        let file = dir.path().join("envoy.json");
+        std::fs::write(&file, config.to_json())?;
+        let mut command = tokio::process::Command::new(tools::envoy()?);
+        command.args(["--mode", "validate", "-l", "warn", "-c"]).arg(&file).kill_on_drop(true);
+        let done = tokio::time::timeout(READY, command.output()).await??;
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        // A deprecated field is a warning today and an error in the next version.
+        match done.status.success() && !said.contains("[warning]") {
+            true => Ok(()),
+            false => Err(Error::new(said)),
+        }
+    }
+
+    /// Where requests go.
+    pub fn addr(&self) -> SocketAddr {
+        self.http.addr()
+    }
+
+    /// The admin interface.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin.addr()
+    }
+
+    /// Starts it again on the same ports with the same configuration.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process.restart()?;
+        self.wait_ready().await
+    }
+
+    /// SIGTERM, as a service manager would; an error when it does not end within `budget` or ends by a
+    /// signal (a crash on the way out counts as one).
+    pub async fn terminate(&mut self, budget: Duration) -> Result<()> {
+        let status = self.process.terminate(budget).await?;
+        match status.code() {
+            Some(0) => Ok(()),
+            _ => Err(Error::new(format!("envoy ended with {status}"))),
+        }
+    }
+
+    /// All counters and gauges by name.
+    pub async fn stats(&self) -> Result<BTreeMap<String, u64>> {
+        let json = http::get(self.admin(), "/stats?format=json").await?.json()?;
+        let stats = json["stats"].as_array().into_iter().flatten();
+        let pair = |s: &Value| Some((s["name"].as_str()?.to_string(), s["value"].as_u64()?));
+        Ok(stats.filter_map(pair).collect())
+    }
+
+    /// One counter or gauge; `None` when Envoy has no such name.
+    pub async fn stat(&self, name: &str) -> Option<u64> {
+        self.stats().await.ok()?.get(name).copied()
+    }
+
+    /// The sum of all whose names contain this.
+    pub async fn stat_sum(&self, part: &str) -> Result<u64> {
+        let stats = self.stats().await?;
+        Ok(stats.iter().filter(|(name, _)| name.contains(part)).map(|(_, value)| value).sum())
+    }
+
+    /// How often a Wasm VM was rebuilt, or waits to be: 0 unless something trapped.
+    pub async fn vm_reloads(&self) -> Result<u64> {
+        self.stat_sum("vm_reload").await
+    }
+
+    /// What Prometheus would scrape.
+    pub async fn prometheus(&self) -> Result<String> {
+        Ok(http::get(self.admin(), "/stats/prometheus").await?.text())
+    }
+
+    /// `/clusters` as JSON: hosts, their health flags and counters.
+    pub async fn clusters(&self) -> Result<Value> {
+        http::get(self.admin(), "/clusters?format=json").await?.json()
+    }
+
+    /// The addresses that Envoy has as hosts of a cluster, sorted.
+    pub async fn hosts(&self, cluster: &str) -> Result<Vec<SocketAddr>> {
+        let clusters = self.clusters().await?;
+        let statuses = clusters["cluster_statuses"].as_array().into_iter().flatten();
+        let hosts = statuses
+            .filter(|c| c["name"] == cluster)
+            .flat_map(|c| c["host_statuses"].as_array().into_iter().flatten());
+        let address = |host: &Value| {
+            let socket = &host["address"]["socket_address"];
+            let port = u16::try_from(socket["port_value"].as_u64()?).ok()?;
+            Some(SocketAddr::new(socket["address"].as_str()?.parse().ok()?, port))
+        };
+        let mut found: Vec<SocketAddr> = hosts.filter_map(address).collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// `/listeners` as JSON.
+    pub async fn listeners(&self) -> Result<Value> {
+        http::get(self.admin(), "/listeners?format=json").await?.json()
+    }
+
+    /// `/config_dump`, with EDS.
+    pub async fn config_dump(&self) -> Result<Value> {
+        http::get(self.admin(), "/config_dump?include_eds").await?.json()
+    }
+
+    /// CPU time and resident bytes of the process.
+    pub fn usage(&self) -> (Duration, u64) {
+        (self.process.cpu_time(), self.process.resident_bytes())
+    }
+}
+
+impl Server for Envoy {
+    fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}

@@ -1,0 +1,138 @@
+//! A TCP link that can break in the ways that networks do.
+//!
+//! Put between two real servers, where a firewall rule would need root and would hit other tests. The
+//! fault can change while connections are open: bytes already on their way meet the new fault.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::{Port, Result};
+
+/// What happens to bytes and connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing: forward.
+    None,
+    /// Connections are accepted and stay open, and not one byte passes: a firewall that drops.
+    Blackhole,
+    /// Every chunk of bytes is this late, each way.
+    Delay(Duration),
+    /// Open connections end and new ones are refused: a host without the service.
+    Refuse,
+    /// Open connections end and new ones end at once: a proxy whose target is gone.
+    Drop,
+}
+
+/// The link.
+#[derive(Debug)]
+pub struct Proxy {
+    port: Port,
+    fault: watch::Sender<Fault>,
+    serving: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// A link to `target` on a port of its own, forwarding.
+    pub async fn to(target: SocketAddr) -> Result<Self> {
+        let port = Port::take()?;
+        let listener = TcpListener::bind(port.addr()).await?;
+        let (fault, faults) = watch::channel(Fault::None);
+        let serving = tokio::spawn(serve(port.addr(), listener, target, faults));
+        Ok(Self { port, fault, serving })
+    }
+
+    /// Where to connect.
+    pub fn addr(&self) -> SocketAddr {
+        self.port.addr()
+    }
+
+    /// Changes the fault, for open connections too.
+    pub fn set(&self, fault: Fault) {
+        self.fault.send_replace(fault);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn serve(
+    addr: SocketAddr,
+    listener: TcpListener,
+    target: SocketAddr,
+    mut faults: watch::Receiver<Fault>,
+) {
+    let mut listener = Some(listener);
+    let mut links = JoinSet::new();
+    loop {
+        let fault = *faults.borrow_and_update();
+        if matches!(fault, Fault::Refuse | Fault::Drop) {
+            links.abort_all();
+        }
+        match (fault, &listener) {
+            (Fault::Refuse, _) => listener = None,
+            (_, None) => listener = TcpListener::bind(addr).await.ok(),
+            _ => {}
+        }
+        tokio::select! {
+            changed = faults.changed() => if changed.is_err() { return },
+            accepted = accept(listener.as_ref()) => {
+                if let (Some(client), true) = (accepted, fault != Fault::Drop) {
+                    links.spawn(link(client, target, faults.clone()));
+                }
+            }
+        }
+        while links.try_join_next().is_some() {}
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> Option<TcpStream> {
+    match listener {
+        Some(listener) => listener.accept().await.ok().map(|(stream, _)| stream),
+        None => std::future::pending().await,
+    }
+}
+
+async fn link(client: TcpStream, target: SocketAddr, mut faults: watch::Receiver<Fault>) {
+    // A black hole does not reach the target either.
+    if faults.wait_for(|f| *f != Fault::Blackhole).await.is_err() {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(target).await else {
+        return;
+    };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (client_in, client_out) = client.into_split();
+    let (server_in, server_out) = server.into_split();
+    tokio::select! {
+        () = pump(client_in, server_out, faults.clone()) => {}
+        () = pump(server_in, client_out, faults) => {}
+    }
+}
+
+async fn pump(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    mut faults: watch::Receiver<Fault>,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let fault = *faults.borrow();
+        if let Fault::Delay(late) = fault {
+            tokio::time::sleep(late).await;
+        }
+        if faults.wait_for(|f| *f != Fault::Blackhole).await.is_err() {
+            return;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `cargo xtask test`: every check in one go, cheapest first, stopping at the first that fails.
+//!
+//! The tests themselves run to the end even when one fails, so that the last line counts all of them.
+
+use std::time::Instant;
+
+use pintle_tests::{Error, Result};
+
+use crate::shell::{run, run_reading};
+
+/// What runs inside Envoy, and so must be clean for its target. `pintle-artifact` compiles the module
+/// and is itself native.
+const IN_PROXY: &str = "-p pintle-snapshot -p pintle-balance -p pintle-breaker -p pintle-trace \
+                        -p pintle-policy -p pintle-sync -p pintle-host -p pintle";
+
+/// What it is called, the command, and variables for it.
+type Step<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+/// Runs every step; the error of the first that fails.
+fn run_steps(steps: &[Step<'_>]) -> Result<()> {
+    for (what, line, envs) in steps {
+        println!("\n== {what}: {line}");
+        let began = Instant::now();
+        run(line, envs)?;
+        println!("== {what}: {:.1} s", began.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+/// The `test` command.
+pub fn run_all() -> Result<()> {
+    let all = Instant::now();
+    println!("== setup");
+    crate::setup::bring()?;
+    let wasm = format!("cargo clippy {IN_PROXY} --target wasm32-wasip1 -- -D warnings");
+    run_steps(&[
+        ("format", "cargo fmt --all -- --check", &[]),
+        ("clippy", "cargo clippy --workspace --all-targets -- -D warnings", &[]),
+        ("clippy, wasm", &wasm, &[]),
+        ("agent", "cargo build -p pintle-agent", &[]),
+    ])?;
+
+    // The cdylib has no native test binary: the host's calls are not there to link.
+    let line = "cargo test --workspace --exclude pintle --no-fail-fast";
+    println!("\n== tests: {line}");
+    let began = Instant::now();
+    let (mut passed, mut failed) = (0, 0);
+    let clean = run_reading(line, &[], |line| {
+        if let Some(counts) = counts(line) {
+            passed += counts.0;
+            failed += counts.1;
+        }
+    })?;
+    println!("== tests: {:.1} s", began.elapsed().as_secs_f64());
+
+    // Skipped after a red test, as every later step would be.
+    let docs = match clean {
+        true => run_steps(&[(
+            "docs",
+            "cargo doc --workspace --no-deps",
+            &[("RUSTDOCFLAGS", "-D warnings")],
+        )]),
+        false => Ok(()),
+    };
+    println!("\n== all: {:.1} s", all.elapsed().as_secs_f64());
+    println!("{passed} passed, {failed} failed");
+    match clean {
+        true => docs,
+        // A test binary that did not build or was killed counts nothing and still fails the run.
+        false => Err(Error::new("tests failed")),
+    }
+}
+
+/// The `bench` command.
+pub fn bench(args: &[&str]) -> Result<()> {
+    crate::setup::bring()?;
+    let line = match args {
+        [] => "cargo bench -p pintle-benches".to_string(),
+        [name, rest @ ..] => {
+            let rest =
+                if rest.is_empty() { String::new() } else { format!(" -- {}", rest.join(" ")) };
+            format!("cargo bench -p pintle-benches --bench {name}{rest}")
+        }
+    };
+    println!("== {line}");
+    crate::shell::run(&line, &[])
+}
+
+/// `test result: ok. 41 passed; 0 failed; ...` as numbers.
+fn counts(line: &str) -> Option<(u64, u64)> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut parts = counts.split("; ");
+    let passed = parts.next()?.strip_suffix(" passed")?.parse().ok()?;
+    let failed = parts.next()?.strip_suffix(" failed")?.parse().ok()?;
+    Some((passed, failed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counts;
+
+    #[test]
+    fn counts_are_read_from_cargos_own_line_and_from_no_other() {
+        let rows = [
+            ("test result: ok. 41 passed; 0 failed; 0 ignored; 0 measured", Some((41, 0))),
+            ("test result: FAILED. 39 passed; 2 failed; 0 ignored; 0 measured", Some((39, 2))),
+            ("test envoy::it_works ... ok", None),
+            ("it said: test result: ok. 1 passed; 0 failed;", None),
+        ];
+        for (line, expected) in rows {
+            assert_eq!(counts(line), expected, "{line}");
+        }
+    }
+}
