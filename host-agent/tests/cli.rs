@@ -6,10 +6,11 @@
 )]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn pintle(arguments: &[&str]) -> Output {
@@ -95,6 +96,7 @@ fn an_unknown_variable_is_refused_by_name() {
 struct Agent {
     child: Child,
     admin: String,
+    lines: Arc<Mutex<String>>,
     dir: tempfile::TempDir,
 }
 
@@ -139,7 +141,7 @@ impl Agent {
         .unwrap();
         let file = dir.path().join("services.json");
         services(&file, 8001);
-        let child = Command::new(env!("CARGO_BIN_EXE_pintle"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pintle"))
             .args(["run", "--config", config.to_str().unwrap()])
             .args(["--file", file.to_str().unwrap()])
             .args([
@@ -152,7 +154,20 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let agent = Self { child, admin, dir };
+        let lines = Arc::new(Mutex::new(String::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let all = Arc::clone(&lines);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                *all.lock().unwrap() += &(line + "\n");
+            }
+        });
+        let agent = Self {
+            child,
+            admin,
+            lines,
+            dir,
+        };
         agent.until("services", "orders-1");
         agent
     }
@@ -175,6 +190,18 @@ impl Agent {
                 "{command}: {words}"
             );
             std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn until_logged(&self, text: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let lines = self.lines.lock().unwrap().clone();
+            if lines.contains(text) {
+                return lines;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "{text}: {lines}");
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -217,9 +244,10 @@ fn an_agent_lives_answers_reloads_and_ends_in_order() {
     )
     .unwrap();
     agent.signal("-HUP");
+    agent.until_logged("the old one stays");
     fs::write(&config, "agent: other\nlog: {format: json, level: debug}\n").unwrap();
-    std::thread::sleep(Duration::from_millis(300));
     agent.signal("-HUP");
+    agent.until_logged("were read again");
     agent.until("services", "orders-1");
 
     let start = Instant::now();
@@ -228,14 +256,7 @@ fn an_agent_lives_answers_reloads_and_ends_in_order() {
     assert!(status.success(), "{status:?}");
     assert!(start.elapsed() < Duration::from_secs(12));
     assert!(!agent.dir.path().join("run/agent.sock").exists());
-    let mut lines = String::new();
-    agent
-        .child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut lines)
-        .unwrap();
+    let lines = agent.until_logged("the agent stops");
     for line in lines.lines() {
         assert!(line.starts_with("{\"timestamp\":"), "{line}");
     }
