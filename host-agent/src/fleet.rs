@@ -16,6 +16,7 @@
 //! The agent keeps no sum on disk. After its restart a worker's first report counts whole, which is
 //! where the sum had been but for workers that went before.
 
+mod breaker;
 mod ledger;
 mod views;
 

@@ -10,6 +10,7 @@ use pintle_snapshot::{
 };
 use pintle_state::Snapshot;
 
+use super::breaker::Breaker;
 use super::views::{BreakerView, EndpointView, ProxyView, ServiceView, View, WorkerView};
 use super::{When, wall};
 
@@ -31,8 +32,6 @@ const FORGOTTEN: Duration = Duration::from_secs(3600);
 const ABSENT: Duration = Duration::from_secs(300);
 /// A report may be older than a transition that overtook it; after this long it is not.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Transitions of one breaker on one proxy that are remembered, to know a repeated one.
-const REMEMBERED: usize = 16;
 /// Versions on their way that are timed at once.
 const IN_TRANSIT: usize = 4096;
 const BUCKETS: usize = LATENCY_BUCKETS_MS.len() + 1;
@@ -70,19 +69,6 @@ struct Endpoint {
     rate: f64,
     breakers: BTreeMap<String, Breaker>,
     absent: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Breaker {
-    state: BreakerState,
-    since: SystemTime,
-    until: Now,
-    reason: String,
-    observed: bool,
-    trips: u32,
-    changed: Instant,
-    newest: Now,
-    seen: VecDeque<(Now, BreakerState)>,
 }
 
 #[derive(Debug)]
@@ -611,52 +597,6 @@ impl Endpoint {
             },
             breakers,
         }
-    }
-}
-
-// === impl Breaker ===
-
-impl Breaker {
-    fn closed(when: When) -> Self {
-        Self {
-            state: BreakerState::Closed,
-            since: when.wall,
-            until: Now(0),
-            reason: String::new(),
-            observed: false,
-            trips: 0,
-            changed: when.mono,
-            newest: Now(0),
-            seen: VecDeque::new(),
-        }
-    }
-
-    /// False when the transition is known. An older one is new, but no longer the state.
-    fn take(&mut self, transition: &Transition, when: When) -> bool {
-        let key = (transition.at, transition.to);
-        let forgotten =
-            self.seen.len() >= REMEMBERED && self.seen.iter().all(|(at, _)| *at > transition.at);
-        if forgotten || self.seen.contains(&key) {
-            return false;
-        }
-        if self.seen.len() >= REMEMBERED {
-            let oldest = self.seen.iter().enumerate().min_by_key(|(_, (at, _))| *at);
-            if let Some(index) = oldest.map(|(index, _)| index) {
-                self.seen.remove(index);
-            }
-        }
-        self.seen.push_back(key);
-        if transition.at >= self.newest {
-            self.newest = transition.at;
-            self.state = transition.to;
-            self.since = wall(transition.at);
-            self.until = transition.until;
-            self.reason.clone_from(&transition.reason);
-            self.observed = transition.observed;
-            self.trips = transition.trips;
-            self.changed = when.mono;
-        }
-        true
     }
 }
 

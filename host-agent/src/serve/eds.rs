@@ -4,7 +4,7 @@
 //! both streams of the aggregated service are answered, for endpoints alone; a request for another
 //! type over ADS stays without an answer, and Envoy goes on after its `initial_fetch_timeout`.
 //!
-//! [`session`] knows what is owed; here is the loop around it. Before the first snapshot nothing is
+//! `session` knows what is owed; here is the loop around it. Before the first snapshot nothing is
 //! sent: an empty assignment would be obeyed at once and empty the cluster.
 
 mod assignment;

@@ -4,8 +4,8 @@
 //!  up:    Hello{proxy, worker, fence, have}   Applied, Transition, Report ...
 //!  down:  Table/Remove* (what changed since `have`, or all)  InitialEnd  then changes; Heartbeat 1/s
 //! ```
-//! One stream per Envoy, held by its leader ([`fence`]). Each stream is one task with a writer and a
-//! reader that do not wait for each other. The writer holds a [`cursor`] and no queue: it takes a
+//! One stream per Envoy, held by its leader ([`Fences`]). Each stream is one task with a writer and a
+//! reader that do not wait for each other. The writer holds a [`Cursor`] and no queue: it takes a
 //! place in the transport first and chooses the frame then, so a slow reader gets the newest
 //! state. The reader pays a token per frame and per 4 KiB, so a flood is slowed by flow control at
 //! its sender; nothing is lost by waiting, because reports are cumulative. Frames that do not
