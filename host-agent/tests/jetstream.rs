@@ -1,4 +1,11 @@
 //! Events on a real nats-server: applied, acknowledged, buried, and survived.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test, helpers included"
+)]
 
 mod support;
 
@@ -634,13 +641,19 @@ async fn tls_users_tokens_and_nkeys_open_the_door_and_nothing_else_does() {
         password,
         ..base(&nats)
     };
-    check(
+    let refused = check(
         "user",
         &nats,
         user(secret("good", "right")),
         user(secret("bad", "hunter2")),
     )
     .await;
+    secret("bad", "right");
+    refused
+        .until(secs(5), "the rotated password", |a| {
+            a.sources().nats.connected
+        })
+        .await;
 
     let nats = Nats::start_with(&["--auth", "right"]).await.unwrap();
     let token = |token| NatsConfig {

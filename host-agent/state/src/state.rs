@@ -239,6 +239,8 @@ impl State {
     // === sources ===
 
     fn take_listing(&mut self, listing: Listing, now: Moment, work: &mut Work) {
+        // What was refused before and is not there any more is forgotten at the end.
+        let refused_before: Vec<_> = self.rejected.keys().cloned().collect();
         let mut keys = BTreeSet::new();
         self.listed = listing.revision;
         self.deleted.clear();
@@ -251,7 +253,9 @@ impl State {
             } else if let Ok(name) = entry::policy_key(&self.settings.policies, &item.key) {
                 policies.insert(name.to_owned());
             }
-            keys.insert(show(&item.key));
+            if !refused_before.is_empty() {
+                keys.insert(show(&item.key));
+            }
         }
         // Puts come first: what moved to another id is there before its old one asks to go.
         for item in items {
@@ -273,11 +277,12 @@ impl State {
         for (name, id) in missing {
             self.remove_endpoint(Origin::Registry, &name, &id, now, work);
         }
-        let before = self.rejected.len();
-        self.rejected.retain(|(source, key), _| {
-            !matches!(*source, "registry" | "policy") || keys.contains(key)
-        });
-        work.changes.meta |= before != self.rejected.len();
+        for place in refused_before {
+            if matches!(place.0, "registry" | "policy") && !keys.contains(&place.1) {
+                self.rejected.remove(&place);
+                work.changes.meta = true;
+            }
+        }
         self.confirm_source(self.settings.registry, now, work);
     }
 

@@ -46,6 +46,8 @@ pub(crate) use self::connect::{connect, failed, jetstream};
 const BATCH: usize = 512;
 /// The server's sign of life on a pull; two missed are an error.
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Errors among the messages, one after the other, until the consumer is given up.
+const SILENT_MOST: u32 = 3;
 /// How long a pull waits at the server.
 const EXPIRES: Duration = Duration::from_secs(30);
 /// How often exhausted messages are looked for beside the advisories.
@@ -262,10 +264,10 @@ impl Session<'_> {
                         }
                         self.take(&js, batch, place, clock).await?;
                         if let Some(error) = broken {
-                            self.survive(&client, &error, &mut silent)?;
+                            self.survive(&events, &error, &mut silent).await?;
                         }
                     }
-                    Some(Err(error)) => self.survive(&client, &error, &mut silent)?,
+                    Some(Err(error)) => self.survive(&events, &error, &mut silent).await?,
                 },
                 () = lost.notified() => {
                     return Err(NatsError::Lost("the connection ended".into()));
@@ -300,37 +302,30 @@ impl Session<'_> {
         });
     }
 
-    /// Errors among the messages: most of them end nothing.
-    fn survive(
+    /// Errors among the messages: most of them end nothing, as long as the server still answers.
+    async fn survive(
         &self,
-        client: &async_nats::Client,
+        events: &Stream,
         error: &pull::MessagesError,
         silent: &mut u32,
     ) -> Result<(), NatsError> {
         tracing::debug!(%error, "among the messages");
-        match error.kind() {
+        let lost = |how: &str| NatsError::Lost(format!("{how}: {error}"));
+        if matches!(
+            error.kind(),
             MessagesErrorKind::ConsumerDeleted
-            | MessagesErrorKind::PushBasedConsumer
-            | MessagesErrorKind::RequestLimitExceeded => Err(NatsError::Lost(error.to_string())),
-            _ => {
-                *silent = silent.saturating_add(1);
-                self.context.board.change(|sources| {
-                    sources.nats.connected = false;
-                    sources.nats.error = Some(show(error.to_string().as_bytes()));
-                });
-                let connected =
-                    client.connection_state() == async_nats::connection::State::Connected;
-                // Without a connection the client is trying already; it is given two heartbeats.
-                if *silent >= 2 {
-                    let how = if connected {
-                        "no sign of life"
-                    } else {
-                        "no connection"
-                    };
-                    return Err(NatsError::Lost(format!("{how}: {error}")));
-                }
-                Ok(())
-            }
+                | MessagesErrorKind::PushBasedConsumer
+                | MessagesErrorKind::RequestLimitExceeded
+        ) {
+            return Err(lost("the consumer cannot be used"));
+        }
+        *silent = silent.saturating_add(1);
+        if *silent >= SILENT_MOST {
+            return Err(lost("the consumer gives no sign of life"));
+        }
+        match tokio::time::timeout(HEARTBEAT, events.get_info()).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(lost("no sign of life")),
         }
     }
 
