@@ -630,6 +630,7 @@ async fn tls_users_tokens_and_nkeys_open_the_door_and_nothing_else_does() {
             !format!("{:?}", agent.sources()).contains("hunter2"),
             "{what}"
         );
+        agent
     };
     let base = |nats: &Nats| nats_config(&place.config(&nats.url()));
 
