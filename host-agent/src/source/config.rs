@@ -356,7 +356,9 @@ impl Default for NatsConfig {
             replicas: 1,
             max_age: Duration::from_secs(24 * 3600),
             max_bytes: 1 << 30,
+            // The first is also how long what was sent into a dead connection stays lost.
             backoff: vec![
+                Duration::from_secs(2),
                 Duration::from_secs(5),
                 Duration::from_secs(15),
                 Duration::from_secs(60),
