@@ -1,4 +1,11 @@
 //! The registry on a real etcd: what the agent sees of it when all is well, and when nothing is.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test, helpers included"
+)]
 
 mod support;
 
@@ -91,7 +98,7 @@ async fn a_heartbeat_rewritten_publishes_nothing_and_broken_values_cost_only_the
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_instances_are_listed_in_pages_and_survive_compaction_while_away() {
-    let mut etcd = Etcd::start().await.unwrap();
+    let etcd = Etcd::start().await.unwrap();
     for service in 0..10 {
         put_many(&etcd.url(), &format!("s{service}"), 0..1000, 400).await;
     }
@@ -267,7 +274,7 @@ async fn churn_under_constant_reconciliation_ends_in_what_etcd_holds() {
     while began.elapsed() < secs(4) {
         round = round.wrapping_add(1).max(1);
         let id = format!("i{}", round % 97);
-        if round % 5 == 0 {
+        if round.is_multiple_of(5) {
             client.delete(key("orders", &id), None).await.unwrap();
         } else {
             client.put(key("orders", &id), value("orders", &id, round), None).await.unwrap();
@@ -306,6 +313,39 @@ async fn churn_under_constant_reconciliation_ends_in_what_etcd_holds() {
     assert!(same(&agent));
     assert_eq!(agent.snapshot().version, version, "listing the same again is no change");
     assert_eq!(agent.sources().etcd.connects, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_configuration_is_taken_over_without_a_restart() {
+    let (first, second) = (Etcd::start().await.unwrap(), Etcd::start().await.unwrap());
+    first
+        .put(&key("orders", "a"), &value("orders", "a", 1))
+        .await
+        .unwrap();
+    second
+        .put(&key("orders", "a"), &value("orders", "a", 2))
+        .await
+        .unwrap();
+    let agent = Agent::start(with_etcd(vec![first.url()]));
+    let port = |a: &Agent| {
+        let snapshot = a.snapshot();
+        snapshot
+            .services
+            .get("orders")
+            .map(|s| s.table.endpoints[0].port)
+    };
+    agent
+        .until(secs(5), "the first", |a| port(a) == Some(1))
+        .await;
+    let mut bad = with_etcd(vec![second.url()]);
+    bad.agent = String::new();
+    assert!(agent.running.reload(bad).is_err());
+    agent.running.reload(with_etcd(vec![second.url()])).unwrap();
+    agent
+        .until(secs(5), "the second, another cluster", |a| {
+            port(a) == Some(2)
+        })
+        .await;
 }
 
 /// An etcd with TLS; only etcd-client can speak to it.

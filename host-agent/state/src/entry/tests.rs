@@ -151,7 +151,8 @@ fn every_kind_of_broken_value_is_refused_with_its_reason() {
 
 #[test]
 fn a_key_is_a_prefix_a_name_and_an_id() {
-    let table: &[(&[u8], Result<(&str, &str), &str>)] = &[
+    type Split = Result<(&'static str, &'static str), &'static str>;
+    let table: &[(&[u8], Split)] = &[
         (b"/services/orders/o-1", Ok(("orders", "o-1"))),
         (b"/services/a.b/c", Ok(("a.b", "c"))),
         (b"/services/orders", Err("key")),
