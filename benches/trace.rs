@@ -150,9 +150,10 @@ fn config(tracer: Tracer, upstream: &Upstream, collector: &Collector) -> Result<
     let config = EnvoyConfig::shipped()?.clusters_from("tracing.yaml")?;
     let config = config.static_hosts("orders", &[upstream.addr()]);
     let config = config.static_hosts("otlp", &[collector.addr()]);
-    let module = |trace: Value| {
-        config.clone().wasm(PINTLE_PATH).plugin(|plugin| *plugin = json!({"trace": trace}))
-    };
+    // As everywhere in the fixtures: another build can be measured against this one.
+    let path = std::env::var_os("PINTLE_WASM").unwrap_or_else(|| PINTLE_PATH.into());
+    let module =
+        |trace: Value| config.clone().wasm(path).plugin(|plugin| *plugin = json!({"trace": trace}));
     let export = json!({"cluster": "otlp", "service_name": "bench"});
     Ok(match tracer {
         Tracer::Plain => config.without_filter(),

@@ -20,9 +20,9 @@ use pintle_balance::{Choice, Picks, Request, RequestView, Sample, Sticky, Ticket
 use pintle_breaker::classify::{flag, parse_retry_after};
 use pintle_breaker::{Outcome, Report};
 use pintle_host::{self as host, Level, Pairs};
-use pintle_policy::{Select, Source, Unknown, Via};
+use pintle_policy::{Config, Select, Source, Unknown, Via};
 use pintle_snapshot::{METHODS, Now};
-use pintle_trace::{Attempt, Decision, Direction, Edit, Kept, Span, Spans};
+use pintle_trace::{Attempt, Decision, Direction, Edit, Kept, Ratio, Span, Spans};
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
@@ -109,11 +109,14 @@ impl HttpContext for Exchange {
         let shared = self.worker.clone();
         let Ok(mut worker) = shared.try_borrow_mut() else { return Action::Continue };
         self.started = host::now();
+        let config = worker.config.clone();
+        if self.begin(&mut worker, &config) {
+            return Action::Continue;
+        }
         let Ok(headers) = host::request_headers() else {
             worker.counters.add(Count::HostError);
             return Action::Continue;
         };
-        let config = worker.config.clone();
         let known = !worker.services.is_empty() || config.traces_by_service();
         let named = (known || config.select.is_some())
             .then(|| service_name(&config.sources, &headers))
@@ -152,6 +155,35 @@ impl Drop for Exchange {
 // === The way in ===
 
 impl Exchange {
+    /// The short way for trace alone: a request without any trace header begins a trace whatever its
+    /// other headers say, so they are not read, unless a span will tell of them. Whether this was it.
+    fn begin(&mut self, worker: &mut Worker, config: &Config) -> bool {
+        let Some(trace) = &config.trace else { return config.select.is_none() };
+        let policy = config.default_policy.trace;
+        let probes = trace.probes();
+        if config.select.is_some()
+            || config.traces_by_service()
+            || !worker.services.is_empty()
+            || probes.is_empty()
+            || (policy.ratio == Ratio::ALWAYS && trace.participates(&policy))
+            || !probes.iter().all(|name| host::lacks_request_header(name.as_bytes()))
+        {
+            return false;
+        }
+        let context = edit(worker, trace, &policy, std::iter::empty());
+        if context.is_recorded() {
+            match host::request_headers() {
+                Ok(headers) => {
+                    self.kept = Kept::new(headers.iter(), &worker.edits);
+                    self.read(&headers);
+                }
+                Err(_) => worker.counters.add(Count::HostError),
+            }
+        }
+        self.trace = Some(context);
+        true
+    }
+
     fn propagate(
         &mut self,
         worker: &mut Worker,
@@ -164,19 +196,9 @@ impl Exchange {
         let policy = service
             .and_then(|name| worker.services.get(name))
             .map_or_else(|| config.trace_policy(named), |service| service.policy.trace);
-        let Worker { dice, edits, counters, .. } = worker;
-        let context = pintle_trace::propagate(trace, &policy, headers.iter(), dice, edits);
-        for edit in edits.iter() {
-            let done = match edit {
-                Edit::Set { name, value } => host::set_request_header(name.as_bytes(), value),
-                Edit::Remove { name } => host::remove_request_header(name.as_bytes()),
-            };
-            if done.is_err() {
-                counters.add(Count::HostError);
-            }
-        }
+        let context = edit(worker, trace, &policy, headers.iter());
         if context.is_recorded() {
-            self.kept = Kept::new(headers.iter(), edits);
+            self.kept = Kept::new(headers.iter(), &worker.edits);
             self.read(headers);
         }
         self.trace = Some(context);
@@ -385,6 +407,27 @@ impl Exchange {
         }
         Action::Continue
     }
+}
+
+/// Decides the request's context and changes its headers accordingly.
+fn edit<'a>(
+    worker: &mut Worker,
+    trace: &pintle_trace::Config,
+    policy: &pintle_trace::Policy,
+    headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+) -> pintle_trace::Context {
+    let Worker { dice, edits, counters, .. } = worker;
+    let context = pintle_trace::propagate(trace, policy, headers, dice, edits);
+    for edit in edits.iter() {
+        let done = match edit {
+            Edit::Set { name, value } => host::set_request_header(name.as_bytes(), value),
+            Edit::Remove { name } => host::remove_request_header(name.as_bytes()),
+        };
+        if done.is_err() {
+            counters.add(Count::HostError);
+        }
+    }
+    context
 }
 
 /// Filter state that `ORIGINAL_DST` clusters read; no header, so nothing a client could send.

@@ -100,6 +100,26 @@ impl Config {
         self.direction
     }
 
+    /// The headers that decide everything, where they are few enough to be asked for one by one: a
+    /// proxy answers "absent" without handing anything over, which is far cheaper than all headers.
+    /// Empty: all headers have to be read. A request without any of these is, for [`propagate`],
+    /// a request without headers.
+    ///
+    /// [`propagate`]: crate::propagate
+    #[must_use]
+    pub fn probes(&self) -> &'static [&'static str] {
+        let only = |formats: &[Format]| self.relevant == formats.iter().copied().collect();
+        if only(&[Format::TraceContext, Format::Baggage]) {
+            &["traceparent", "tracestate", "baggage"]
+        } else if only(&[Format::TraceContext]) {
+            &["traceparent", "tracestate"]
+        } else if only(&[Format::B3]) {
+            &["b3"]
+        } else {
+            &[]
+        }
+    }
+
     /// Whether the proxy is a span of its own in the traces of a service with this policy. By
     /// default it is when its spans are exported: a span id that nobody ever sees would only break
     /// the chain from the caller to the upstream.
