@@ -49,13 +49,7 @@ fn bench(disk: Option<Disk>) -> Bench {
     let clock = Clock::new();
     let (updates, snapshots, task) =
         start(state(), clock, disk, board, activities, shutdown.clone());
-    Bench {
-        updates,
-        snapshots,
-        sources,
-        shutdown,
-        task,
-    }
+    Bench { updates, snapshots, sources, shutdown, task }
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,11 +60,7 @@ async fn a_lone_change_goes_out_at_once_and_a_flood_ten_times_a_second_per_servi
     bench.snapshots.mark_unchanged();
     bench.updates.apply(put("orders", "x", 1, 1)).await.unwrap();
     bench.snapshots.changed().await.unwrap();
-    assert!(
-        began.elapsed() < Duration::from_millis(1),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_millis(1), "{:?}", began.elapsed());
 
     let mut snapshots = bench.snapshots.clone();
     let counting = tokio::spawn(async move {
@@ -85,11 +75,7 @@ async fn a_lone_change_goes_out_at_once_and_a_flood_ten_times_a_second_per_servi
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     for n in 0..2000u16 {
-        bench
-            .updates
-            .send(put("orders", "x", n + 2, u64::from(n) + 2))
-            .await
-            .unwrap();
+        bench.updates.send(put("orders", "x", n + 2, u64::from(n) + 2)).await.unwrap();
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -110,24 +96,12 @@ async fn a_disk_that_fails_costs_an_alarm_and_nothing_else() {
     std::fs::write(&place, "in the way").unwrap();
     let mut bench = bench(Some(Disk::new(&place)));
     bench.updates.apply(put("orders", "x", 1, 1)).await.unwrap();
-    bench
-        .sources
-        .wait_for(|s| s.disk_error.is_some())
-        .await
-        .unwrap();
-    bench
-        .snapshots
-        .wait_for(|s| s.services.contains_key("orders"))
-        .await
-        .unwrap();
+    bench.sources.wait_for(|s| s.disk_error.is_some()).await.unwrap();
+    bench.snapshots.wait_for(|s| s.services.contains_key("orders")).await.unwrap();
 
     std::fs::remove_file(&place).unwrap();
     bench.updates.apply(put("orders", "x", 2, 2)).await.unwrap();
-    bench
-        .sources
-        .wait_for(|s| s.disk_error.is_none())
-        .await
-        .unwrap();
+    bench.sources.wait_for(|s| s.disk_error.is_none()).await.unwrap();
     assert!(place.join("state").exists());
     bench.shutdown.cancel();
     bench.task.await.unwrap();

@@ -14,11 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn pintle(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pintle"))
-        .args(arguments)
-        .env_clear()
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_pintle")).args(arguments).env_clear().output().unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -37,39 +33,19 @@ fn exit_codes_are_those_that_the_help_names() {
         (&["run"], 64, "--etcd http://127.0.0.1:2379"),
         (&["run", "--config", "/nowhere.yaml"], 64, "/nowhere.yaml"),
         (
-            &[
-                "run",
-                "--file",
-                "x",
-                "--admin",
-                "0.0.0.0:0",
-                "--socket",
-                "/tmp/never/s",
-            ],
+            &["run", "--file", "x", "--admin", "0.0.0.0:0", "--socket", "/tmp/never/s"],
             64,
             "admin.allow_remote",
         ),
-        (
-            &["run", "--file", "x", "--allow", "10.0.0.1/8"],
-            64,
-            "state.allow",
-        ),
+        (&["run", "--file", "x", "--allow", "10.0.0.1/8"], 64, "state.allow"),
         (&["services", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
         (&["breakers", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
         (&["release", "a b"], 64, "no service's name"),
         (&["drain", "orders"], 64, "is not SERVICE/ID"),
         (&["drain", "orders/1", "--ttl", "60d"], 64, "ttl"),
-        (
-            &["drain", "orders/1", "--nats", "nats://127.0.0.1:1"],
-            69,
-            "NATS",
-        ),
+        (&["drain", "orders/1", "--nats", "nats://127.0.0.1:1"], 69, "NATS"),
         (&["publish", "endpoint", "orders/1", "{"], 64, "not JSON"),
-        (
-            &["publish", "endpoint", "orders/1", "{\"action\":\"fly\"}"],
-            64,
-            "action",
-        ),
+        (&["publish", "endpoint", "orders/1", "{\"action\":\"fly\"}"], 64, "action"),
         (&["register"], 64, "register.instances"),
     ];
     for (arguments, code, text) in table {
@@ -128,26 +104,16 @@ fn services(path: &Path, port: u16) {
 impl Agent {
     fn start(format: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let admin = port.to_string();
         let config = dir.path().join("agent.yaml");
-        fs::write(
-            &config,
-            format!("agent: edge-1\nlog: {{format: {format}}}\n"),
-        )
-        .unwrap();
+        fs::write(&config, format!("agent: edge-1\nlog: {{format: {format}}}\n")).unwrap();
         let file = dir.path().join("services.json");
         services(&file, 8001);
         let mut child = Command::new(env!("CARGO_BIN_EXE_pintle"))
             .args(["run", "--config", config.to_str().unwrap()])
             .args(["--file", file.to_str().unwrap()])
-            .args([
-                "--socket",
-                dir.path().join("run/agent.sock").to_str().unwrap(),
-            ])
+            .args(["--socket", dir.path().join("run/agent.sock").to_str().unwrap()])
             .args(["--state-dir", dir.path().join("state").to_str().unwrap()])
             .args(["--admin", &admin, "--allow", "127.0.0.0/8"])
             .env_clear()
@@ -162,12 +128,7 @@ impl Agent {
                 *all.lock().unwrap() += &(line + "\n");
             }
         });
-        let agent = Self {
-            child,
-            admin,
-            lines,
-            dir,
-        };
+        let agent = Self { child, admin, lines, dir };
         agent.until("services", "orders-1");
         agent
     }
@@ -185,10 +146,7 @@ impl Agent {
             if words.contains(text) {
                 return words;
             }
-            assert!(
-                start.elapsed() < Duration::from_secs(30),
-                "{command}: {words}"
-            );
+            assert!(start.elapsed() < Duration::from_secs(30), "{command}: {words}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -207,13 +165,7 @@ impl Agent {
 
     fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([signal, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 }
 
@@ -224,11 +176,7 @@ fn an_agent_lives_answers_reloads_and_ends_in_order() {
     assert!(table.starts_with("SERVICE"), "{table}");
     assert!(table.contains("127.0.0.1:8001"), "{table}");
     let one = agent.ask("services orders --output json");
-    assert!(
-        said(&one).contains("\"address\": \"127.0.0.1:8001\""),
-        "{}",
-        said(&one)
-    );
+    assert!(said(&one).contains("\"address\": \"127.0.0.1:8001\""), "{}", said(&one));
     let none = agent.ask("services nobody");
     assert_eq!(none.status.code(), Some(1));
     assert!(said(&agent.ask("breakers")).contains("All breakers are closed."));
@@ -238,11 +186,7 @@ fn an_agent_lives_answers_reloads_and_ends_in_order() {
     agent.until("services", "127.0.0.1:8002");
 
     let config = agent.dir.path().join("agent.yaml");
-    fs::write(
-        &config,
-        "agent: edge-1\nlog: {format: json, level: verbose=x=y}\n",
-    )
-    .unwrap();
+    fs::write(&config, "agent: edge-1\nlog: {format: json, level: verbose=x=y}\n").unwrap();
     agent.signal("-HUP");
     agent.until_logged("the old one stays");
     fs::write(&config, "agent: other\nlog: {format: json, level: debug}\n").unwrap();
@@ -260,12 +204,9 @@ fn an_agent_lives_answers_reloads_and_ends_in_order() {
     for line in lines.lines() {
         assert!(line.starts_with("{\"timestamp\":"), "{line}");
     }
-    for text in [
-        "the agent serves",
-        "the agent stops",
-        "the old one stays",
-        "\"section\":\"agent\"",
-    ] {
+    for text in
+        ["the agent serves", "the agent stops", "the old one stays", "\"section\":\"agent\""]
+    {
         assert!(lines.contains(text), "{text}\n{lines}");
     }
 }
@@ -286,11 +227,7 @@ fn a_second_agent_on_the_same_socket_is_refused_and_the_first_goes_on() {
         "127.0.0.0/8",
     ]);
     assert_eq!(output.status.code(), Some(69), "{}", said(&output));
-    assert!(
-        said(&output).contains("another agent serves"),
-        "{}",
-        said(&output)
-    );
+    assert!(said(&output).contains("another agent serves"), "{}", said(&output));
     agent.until("services", "orders-1");
 }
 
@@ -298,14 +235,7 @@ fn a_second_agent_on_the_same_socket_is_refused_and_the_first_goes_on() {
 fn events_can_be_followed() {
     let agent = Agent::start("text");
     let mut follow = Command::new(env!("CARGO_BIN_EXE_pintle"))
-        .args([
-            "events",
-            "--follow",
-            "--output",
-            "json",
-            "--admin",
-            &agent.admin,
-        ])
+        .args(["events", "--follow", "--output", "json", "--admin", &agent.admin])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();

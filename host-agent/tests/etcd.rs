@@ -318,34 +318,19 @@ async fn churn_under_constant_reconciliation_ends_in_what_etcd_holds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_configuration_is_taken_over_without_a_restart() {
     let (first, second) = (Etcd::start().await.unwrap(), Etcd::start().await.unwrap());
-    first
-        .put(&key("orders", "a"), &value("orders", "a", 1))
-        .await
-        .unwrap();
-    second
-        .put(&key("orders", "a"), &value("orders", "a", 2))
-        .await
-        .unwrap();
+    first.put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
+    second.put(&key("orders", "a"), &value("orders", "a", 2)).await.unwrap();
     let agent = Agent::start(with_etcd(vec![first.url()]));
     let port = |a: &Agent| {
         let snapshot = a.snapshot();
-        snapshot
-            .services
-            .get("orders")
-            .map(|s| s.table.endpoints[0].port)
+        snapshot.services.get("orders").map(|s| s.table.endpoints[0].port)
     };
-    agent
-        .until(secs(5), "the first", |a| port(a) == Some(1))
-        .await;
+    agent.until(secs(5), "the first", |a| port(a) == Some(1)).await;
     let mut bad = with_etcd(vec![second.url()]);
     bad.agent = String::new();
     assert!(agent.running.reload(bad).is_err());
     agent.running.reload(with_etcd(vec![second.url()])).unwrap();
-    agent
-        .until(secs(5), "the second, another cluster", |a| {
-            port(a) == Some(2)
-        })
-        .await;
+    agent.until(secs(5), "the second, another cluster", |a| port(a) == Some(2)).await;
 }
 
 /// An etcd with TLS; only etcd-client can speak to it.

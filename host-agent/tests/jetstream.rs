@@ -42,17 +42,10 @@ impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let endpoints: Vec<String> = (0..10)
-            .map(|n| {
-                format!(
-                    "{{\"id\":\"e{n}\",\"address\":\"10.0.0.1\",\"port\":{}}}",
-                    80 + n
-                )
-            })
+            .map(|n| format!("{{\"id\":\"e{n}\",\"address\":\"10.0.0.1\",\"port\":{}}}", 80 + n))
             .collect();
-        let text = format!(
-            "{{\"services\":{{\"orders\":{{\"endpoints\":[{}]}}}}}}",
-            endpoints.join(",")
-        );
+        let text =
+            format!("{{\"services\":{{\"orders\":{{\"endpoints\":[{}]}}}}}}", endpoints.join(","));
         std::fs::write(dir.path().join("services.json"), text).unwrap();
         Self { dir }
     }
@@ -71,11 +64,7 @@ impl Place {
 fn health(agent: &Agent, id: &str) -> Option<Health> {
     let snapshot = agent.snapshot();
     let table = &snapshot.services.get("orders")?.table;
-    table
-        .endpoints
-        .iter()
-        .find(|e| e.id == id)
-        .map(|e| e.health)
+    table.endpoints.iter().find(|e| e.id == id).map(|e| e.health)
 }
 
 async fn js(nats: &Nats) -> JetStream {
@@ -84,9 +73,7 @@ async fn js(nats: &Nats) -> JetStream {
 
 async fn ready(agent: &Agent) {
     agent
-        .until(secs(15), "connected with a file", |a| {
-            a.sources().nats.connected && a.count() == 10
-        })
+        .until(secs(15), "connected with a file", |a| a.sources().nats.connected && a.count() == 10)
         .await;
 }
 
@@ -106,50 +93,18 @@ async fn events_take_effect_at_once_and_end_with_their_ttl() {
     let drain = draft("orders", "e1", Action::Drain, 3);
     let began = Instant::now();
     events.publish(&drain).await.unwrap();
-    agent
-        .until(secs(2), "drained", |a| {
-            health(a, "e1") == Some(Health::Draining)
-        })
-        .await;
+    agent.until(secs(2), "drained", |a| health(a, "e1") == Some(Health::Draining)).await;
     println!("drained after {:?}", began.elapsed());
-    assert!(
-        events.publish(&drain).await.unwrap().duplicate,
-        "the same id is the same event"
-    );
+    assert!(events.publish(&drain).await.unwrap().duplicate, "the same id is the same event");
 
-    events
-        .publish(&draft("orders", "e2", Action::Eject, 60))
-        .await
-        .unwrap();
-    agent
-        .until(secs(2), "ejected", |a| {
-            health(a, "e2") == Some(Health::Unhealthy)
-        })
-        .await;
-    events
-        .publish(&draft("orders", "e2", Action::Restore, 60))
-        .await
-        .unwrap();
-    agent
-        .until(secs(2), "restored", |a| {
-            health(a, "e2") == Some(Health::Healthy)
-        })
-        .await;
-    events
-        .publish(&draft("orders", "", Action::Trace(Some(0.5)), 60))
-        .await
-        .unwrap();
+    events.publish(&draft("orders", "e2", Action::Eject, 60)).await.unwrap();
+    agent.until(secs(2), "ejected", |a| health(a, "e2") == Some(Health::Unhealthy)).await;
+    events.publish(&draft("orders", "e2", Action::Restore, 60)).await.unwrap();
+    agent.until(secs(2), "restored", |a| health(a, "e2") == Some(Health::Healthy)).await;
+    events.publish(&draft("orders", "", Action::Trace(Some(0.5)), 60)).await.unwrap();
     let policy = |a: &Agent| a.snapshot().services["orders"].table.policy.clone();
-    agent
-        .until(secs(2), "sampled", |a| {
-            policy(a) == r#"{"trace":{"ratio":0.5}}"#
-        })
-        .await;
-    let ended = agent
-        .until(secs(6), "ended", |a| {
-            health(a, "e1") == Some(Health::Healthy)
-        })
-        .await;
+    agent.until(secs(2), "sampled", |a| policy(a) == r#"{"trace":{"ratio":0.5}}"#).await;
+    let ended = agent.until(secs(6), "ended", |a| health(a, "e1") == Some(Health::Healthy)).await;
     println!("the drain ended {ended:?} after the rest");
     assert_eq!(events.list(1, 10).await.unwrap().len(), 4);
     assert_eq!(agent.sources().events_applied, 4);
@@ -163,28 +118,14 @@ async fn what_was_published_while_the_agent_was_away_is_applied_and_what_was_app
     let events = Events::connect(&nats_config(&config)).await.unwrap();
     let agent = Agent::start(config.clone());
     ready(&agent).await;
-    events
-        .publish(&draft("orders", "e1", Action::Drain, 600))
-        .await
-        .unwrap();
-    agent
-        .until(secs(2), "drained", |a| {
-            health(a, "e1") == Some(Health::Draining)
-        })
-        .await;
+    events.publish(&draft("orders", "e1", Action::Drain, 600)).await.unwrap();
+    agent.until(secs(2), "drained", |a| health(a, "e1") == Some(Health::Draining)).await;
     agent.stop().await;
-    events
-        .publish(&draft("orders", "e2", Action::Drain, 600))
-        .await
-        .unwrap();
+    events.publish(&draft("orders", "e2", Action::Drain, 600)).await.unwrap();
 
     let agent = Agent::start(config.clone());
     assert_eq!(health(&agent, "e1"), Some(Health::Draining), "from disk");
-    agent
-        .until(secs(5), "the missed one", |a| {
-            health(a, "e2") == Some(Health::Draining)
-        })
-        .await;
+    agent.until(secs(5), "the missed one", |a| health(a, "e2") == Some(Health::Draining)).await;
     agent.stop().await;
 
     // Without its disk, the stream tells it all again.
@@ -192,9 +133,7 @@ async fn what_was_published_while_the_agent_was_away_is_applied_and_what_was_app
     let agent = Agent::start(config);
     agent
         .until(secs(5), "both", |a| {
-            ["e1", "e2"]
-                .iter()
-                .all(|id| health(a, id) == Some(Health::Draining))
+            ["e1", "e2"].iter().all(|id| health(a, id) == Some(Health::Draining))
         })
         .await;
 }
@@ -221,38 +160,16 @@ async fn poison_is_buried_once_with_its_reason_and_holds_nobody_up() {
                 .await
                 .unwrap();
         }
-        let action = if n % 2 == 0 {
-            Action::Drain
-        } else {
-            Action::Undrain
-        };
-        events
-            .publish(&draft("orders", "e3", action, 60))
-            .await
-            .unwrap();
+        let action = if n % 2 == 0 { Action::Drain } else { Action::Undrain };
+        events.publish(&draft("orders", "e3", action, 60)).await.unwrap();
     }
-    js.publish("events.nonsense", vec![b'x'; 200_000].into())
-        .await
-        .unwrap()
-        .await
-        .unwrap();
+    js.publish("events.nonsense", vec![b'x'; 200_000].into()).await.unwrap().await.unwrap();
     let began = Instant::now();
-    events
-        .publish(&draft("orders", "e4", Action::Drain, 60))
-        .await
-        .unwrap();
-    agent
-        .until(secs(1), "the next good one", |a| {
-            health(a, "e4") == Some(Health::Draining)
-        })
-        .await;
+    events.publish(&draft("orders", "e4", Action::Drain, 60)).await.unwrap();
+    agent.until(secs(1), "the next good one", |a| health(a, "e4") == Some(Health::Draining)).await;
     println!("the next good event after {:?}", began.elapsed());
     for agent in [&agent, &other] {
-        agent
-            .until(secs(10), "all buried", |a| {
-                a.sources().events_dead_lettered == 31
-            })
-            .await;
+        agent.until(secs(10), "all buried", |a| a.sources().events_dead_lettered == 31).await;
         assert_eq!(agent.sources().events_applied, 301);
     }
     let letters = events.dead_letters(1, 1000).await.unwrap();
@@ -262,13 +179,8 @@ async fn poison_is_buried_once_with_its_reason_and_holds_nobody_up() {
     assert_eq!((letters[0].sequence, letters[0].deliveries), (1, 1));
     assert_eq!(letters[30].reason, "value_too_long");
     assert_eq!(letters[30].payload.len(), 200_000);
-    let info = js
-        .get_stream("PINTLE_EVENTS")
-        .await
-        .unwrap()
-        .consumer_info("pintle-test")
-        .await
-        .unwrap();
+    let info =
+        js.get_stream("PINTLE_EVENTS").await.unwrap().consumer_info("pintle-test").await.unwrap();
     assert_eq!(info.num_ack_pending, 0);
     assert_eq!(info.num_redelivered, 0, "one delivery each");
 
@@ -279,13 +191,7 @@ async fn poison_is_buried_once_with_its_reason_and_holds_nobody_up() {
         letters.len() == 31 && letters.iter().any(|l| l.sequence == replayed.sequence)
     };
     pintle_tests::assert_eventually!(secs(5), again().await);
-    assert!(
-        events
-            .dead_letter(letters[0].number)
-            .await
-            .unwrap()
-            .is_none()
-    );
+    assert!(events.dead_letter(letters[0].number).await.unwrap().is_none());
     assert_eq!(events.purge(None).await.unwrap(), 31);
     assert!(events.dead_letters(1, 10).await.unwrap().is_empty());
 }
@@ -304,10 +210,7 @@ async fn a_message_out_of_deliveries_becomes_a_dead_letter() {
     ready(&agent).await;
     agent.stop().await;
     // Somebody pulls with the agent's consumer and never answers, as an agent that hangs would.
-    let published = events
-        .publish(&draft("orders", "e1", Action::Drain, 60))
-        .await
-        .unwrap();
+    let published = events.publish(&draft("orders", "e1", Action::Drain, 60)).await.unwrap();
     let js = js(&nats).await;
     let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
     let consumer: jetstream::consumer::PullConsumer =
@@ -319,11 +222,7 @@ async fn a_message_out_of_deliveries_becomes_a_dead_letter() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     let agent = Agent::start(config);
-    agent
-        .until(secs(10), "buried", |a| {
-            a.sources().events_dead_lettered == 1
-        })
-        .await;
+    agent.until(secs(10), "buried", |a| a.sources().events_dead_lettered == 1).await;
     let letters = events.dead_letters(1, 10).await.unwrap();
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].reason, "max_deliveries");
@@ -349,20 +248,12 @@ async fn a_stream_or_consumer_that_differs_is_refused_by_name_and_left_alone() {
     let agent = Agent::start(config.clone());
     agent
         .until(secs(10), "refused", |a| {
-            a.sources()
-                .nats
-                .error
-                .is_some_and(|e| e.contains("max_age is 3600s, wanted 86400s"))
+            a.sources().nats.error.is_some_and(|e| e.contains("max_age is 3600s, wanted 86400s"))
         })
         .await;
     let events = Events::connect(&nats_config(&config)).await.unwrap();
-    let refused = events
-        .publish(&draft("orders", "e1", Action::Drain, 60))
-        .await;
-    assert!(
-        matches!(refused, Err(NatsError::Differs { what: "stream", .. })),
-        "{refused:?}"
-    );
+    let refused = events.publish(&draft("orders", "e1", Action::Drain, 60)).await;
+    assert!(matches!(refused, Err(NatsError::Differs { what: "stream", .. })), "{refused:?}");
     let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
     assert_eq!(stream.cached_info().config.max_age, secs(3600));
 
@@ -376,10 +267,7 @@ async fn a_stream_or_consumer_that_differs_is_refused_by_name_and_left_alone() {
     let agent = Agent::start(other.clone());
     agent
         .until(secs(10), "refused", |a| {
-            a.sources()
-                .nats
-                .error
-                .is_some_and(|e| e.contains("max_deliver is 20, wanted 7"))
+            a.sources().nats.error.is_some_and(|e| e.contains("max_deliver is 20, wanted 7"))
         })
         .await;
 
@@ -391,10 +279,7 @@ async fn a_stream_or_consumer_that_differs_is_refused_by_name_and_left_alone() {
     let agent = Agent::start(absent);
     agent
         .until(secs(10), "absent", |a| {
-            a.sources()
-                .nats
-                .error
-                .is_some_and(|e| e.contains("ELSEWHERE does not exist"))
+            a.sources().nats.error.is_some_and(|e| e.contains("ELSEWHERE does not exist"))
         })
         .await;
 }
@@ -408,49 +293,27 @@ async fn a_stream_made_anew_and_a_consumer_deleted_are_survived() {
     ready(&agent).await;
     let events = Events::connect(&nats_config(&config)).await.unwrap();
     for id in ["e1", "e2", "e3"] {
-        events
-            .publish(&draft("orders", id, Action::Drain, 600))
-            .await
-            .unwrap();
+        events.publish(&draft("orders", id, Action::Drain, 600)).await.unwrap();
     }
-    agent
-        .until(secs(3), "drained", |a| {
-            health(a, "e3") == Some(Health::Draining)
-        })
-        .await;
+    agent.until(secs(3), "drained", |a| health(a, "e3") == Some(Health::Draining)).await;
 
     let js = js(&nats).await;
     let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
     stream.delete_consumer("pintle-test").await.unwrap();
-    events
-        .publish(&draft("orders", "e4", Action::Drain, 600))
-        .await
-        .unwrap();
+    events.publish(&draft("orders", "e4", Action::Drain, 600)).await.unwrap();
     let took = agent
-        .until(secs(15), "another consumer", |a| {
-            health(a, "e4") == Some(Health::Draining)
-        })
+        .until(secs(15), "another consumer", |a| health(a, "e4") == Some(Health::Draining))
         .await;
     println!("after its consumer was deleted: {took:?}");
 
     nats.restart_empty().await.unwrap();
     let events = Events::connect(&nats_config(&config)).await.unwrap();
     // Sequence 1 again: older than what was seen by number, newer by the stream's identity.
-    events
-        .publish(&draft("orders", "e1", Action::Undrain, 600))
-        .await
-        .unwrap();
-    let took = agent
-        .until(secs(15), "the new stream", |a| {
-            health(a, "e1") == Some(Health::Healthy)
-        })
-        .await;
+    events.publish(&draft("orders", "e1", Action::Undrain, 600)).await.unwrap();
+    let took =
+        agent.until(secs(15), "the new stream", |a| health(a, "e1") == Some(Health::Healthy)).await;
     println!("after the stream was made anew: {took:?}");
-    assert_eq!(
-        health(&agent, "e2"),
-        Some(Health::Draining),
-        "until its ttl"
-    );
+    assert_eq!(health(&agent, "e2"), Some(Health::Draining), "until its ttl");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -487,28 +350,18 @@ async fn nats_gone_or_silent_is_noticed_and_resumed_and_transitions_wait_for_it(
     let opinions = |a: &Agent| {
         let snapshot = a.snapshot();
         let table = &snapshot.services["orders"].table;
-        table
-            .endpoints
-            .iter()
-            .filter(|e| e.opinion.is_some())
-            .count()
+        table.endpoints.iter().filter(|e| e.opinion.is_some()).count()
     };
     far.until(secs(3), "an opinion", |a| opinions(a) == 1).await;
     assert_eq!(opinions(&agent), 0, "its own is no opinion");
 
     proxy.set(Fault::Blackhole);
-    let noticed = agent
-        .until(secs(10), "the silence", |a| !a.sources().nats.connected)
-        .await;
+    let noticed = agent.until(secs(10), "the silence", |a| !a.sources().nats.connected).await;
     println!("silence noticed after {noticed:?}");
     for n in 0..25 {
         agent.running.outgoing.send(report(100 + n)).await.unwrap();
     }
-    agent
-        .until(secs(3), "the oldest dropped", |a| {
-            a.sources().outgoing_dropped >= 14
-        })
-        .await;
+    agent.until(secs(3), "the oldest dropped", |a| a.sources().outgoing_dropped >= 14).await;
     let events = Events::connect(&{
         let mut direct = nats_config(&config);
         direct.servers = vec![nats.url()];
@@ -516,37 +369,21 @@ async fn nats_gone_or_silent_is_noticed_and_resumed_and_transitions_wait_for_it(
     })
     .await
     .unwrap();
-    events
-        .publish(&draft("orders", "e1", Action::Drain, 600))
-        .await
-        .unwrap();
+    events.publish(&draft("orders", "e1", Action::Drain, 600)).await.unwrap();
     proxy.set(Fault::None);
-    let took = agent
-        .until(secs(10), "resumed", |a| {
-            health(a, "e1") == Some(Health::Draining)
-        })
-        .await;
+    let took =
+        agent.until(secs(10), "resumed", |a| health(a, "e1") == Some(Health::Draining)).await;
     println!("resumed {took:?} after the black hole");
-    far.until(secs(10), "what had waited", |a| opinions(a) == 10)
-        .await;
+    far.until(secs(10), "what had waited", |a| opinions(a) == 10).await;
 
     nats.kill9();
-    agent
-        .until(secs(10), "the loss", |a| !a.sources().nats.connected)
-        .await;
+    agent.until(secs(10), "the loss", |a| !a.sources().nats.connected).await;
     tokio::time::sleep(secs(2)).await;
     nats.restart().await.unwrap();
     let began = Instant::now();
     let events = Events::connect(&nats_config(&config)).await.unwrap();
-    events
-        .publish(&draft("orders", "e2", Action::Drain, 600))
-        .await
-        .unwrap();
-    agent
-        .until(secs(10), "resumed", |a| {
-            health(a, "e2") == Some(Health::Draining)
-        })
-        .await;
+    events.publish(&draft("orders", "e2", Action::Drain, 600)).await.unwrap();
+    agent.until(secs(10), "resumed", |a| health(a, "e2") == Some(Health::Draining)).await;
     println!("resumed {:?} after the restart", began.elapsed());
 }
 
@@ -556,20 +393,13 @@ async fn a_storm_of_events_is_applied_fast_and_ends_where_the_last_one_says() {
     let place = Place::new();
     let config = place.config(&nats.url());
     let events = Events::connect(&nats_config(&config)).await.unwrap();
-    events
-        .publish(&draft("orders", "e0", Action::Weight(1), 600))
-        .await
-        .unwrap();
+    events.publish(&draft("orders", "e0", Action::Weight(1), 600)).await.unwrap();
     let js = js(&nats).await;
     const COUNT: u32 = 20_000;
     let mut acks = Vec::new();
     for n in 0..COUNT {
         let draft = draft("orders", &format!("e{}", n % 10), Action::Weight(n), 600);
-        acks.push(
-            js.publish(draft.subject("events"), draft.encode(Now(0)).into())
-                .await
-                .unwrap(),
-        );
+        acks.push(js.publish(draft.subject("events"), draft.encode(Now(0)).into()).await.unwrap());
         if acks.len() == 1000 {
             for ack in acks.drain(..) {
                 ack.await.unwrap();
@@ -577,33 +407,18 @@ async fn a_storm_of_events_is_applied_fast_and_ends_where_the_last_one_says() {
         }
     }
     let agent = Agent::start(config);
-    agent
-        .until(secs(15), "the first", |a| a.sources().events_applied > 0)
-        .await;
+    agent.until(secs(15), "the first", |a| a.sources().events_applied > 0).await;
     let began = Instant::now();
-    agent
-        .until(secs(30), "all", |a| {
-            a.sources().events_applied >= u64::from(COUNT)
-        })
-        .await;
+    agent.until(secs(30), "all", |a| a.sources().events_applied >= u64::from(COUNT)).await;
     let rate = f64::from(COUNT) / began.elapsed().as_secs_f64();
     println!("{rate:.0} events/s");
     let weights = |a: &Agent| {
         let snapshot = a.snapshot();
-        let endpoints = snapshot
-            .services
-            .get("orders")
-            .map(|s| s.table.endpoints.clone());
-        endpoints
-            .unwrap_or_default()
-            .iter()
-            .map(|e| e.weight)
-            .collect::<Vec<_>>()
+        let endpoints = snapshot.services.get("orders").map(|s| s.table.endpoints.clone());
+        endpoints.unwrap_or_default().iter().map(|e| e.weight).collect::<Vec<_>>()
     };
     let expect: Vec<_> = (COUNT - 10..COUNT).collect();
-    agent
-        .until(secs(5), "the last words", |a| weights(a) == expect)
-        .await;
+    agent.until(secs(5), "the last words", |a| weights(a) == expect).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -622,52 +437,23 @@ async fn tls_users_tokens_and_nkeys_open_the_door_and_nothing_else_does() {
         ready(&agent).await;
         config.nats = Some(bad);
         let agent = Agent::start(config);
-        agent
-            .until(secs(10), what, |a| a.sources().nats.error.is_some())
-            .await;
+        agent.until(secs(10), what, |a| a.sources().nats.error.is_some()).await;
         assert!(!agent.sources().nats.connected, "{what}");
-        assert!(
-            !format!("{:?}", agent.sources()).contains("hunter2"),
-            "{what}"
-        );
+        assert!(!format!("{:?}", agent.sources()).contains("hunter2"), "{what}");
         agent
     };
     let base = |nats: &Nats| nats_config(&place.config(&nats.url()));
 
-    let nats = Nats::start_with(&["--user", "u", "--pass", "right"])
-        .await
-        .unwrap();
-    let user = |password| NatsConfig {
-        user: Some("u".into()),
-        password,
-        ..base(&nats)
-    };
-    let refused = check(
-        "user",
-        &nats,
-        user(secret("good", "right")),
-        user(secret("bad", "hunter2")),
-    )
-    .await;
+    let nats = Nats::start_with(&["--user", "u", "--pass", "right"]).await.unwrap();
+    let user = |password| NatsConfig { user: Some("u".into()), password, ..base(&nats) };
+    let refused =
+        check("user", &nats, user(secret("good", "right")), user(secret("bad", "hunter2"))).await;
     secret("bad", "right");
-    refused
-        .until(secs(5), "the rotated password", |a| {
-            a.sources().nats.connected
-        })
-        .await;
+    refused.until(secs(5), "the rotated password", |a| a.sources().nats.connected).await;
 
     let nats = Nats::start_with(&["--auth", "right"]).await.unwrap();
-    let token = |token| NatsConfig {
-        token,
-        ..base(&nats)
-    };
-    check(
-        "token",
-        &nats,
-        token(secret("good", "right")),
-        token(secret("bad", "hunter2")),
-    )
-    .await;
+    let token = |token| NatsConfig { token, ..base(&nats) };
+    check("token", &nats, token(secret("good", "right")), token(secret("bad", "hunter2"))).await;
 
     let authority = Authority::new().unwrap();
     let server = authority.issue(&["127.0.0.1"]).unwrap();
@@ -715,17 +501,11 @@ async fn tls_users_tokens_and_nkeys_open_the_door_and_nothing_else_does() {
     let conf = dir.join("nats.conf");
     std::fs::write(
         &conf,
-        format!(
-            "authorization {{ users: [ {{ nkey: {} }} ] }}\n",
-            pair.public_key()
-        ),
+        format!("authorization {{ users: [ {{ nkey: {} }} ] }}\n", pair.public_key()),
     )
     .unwrap();
     let nats = Nats::start_with(&["-c", &path(&conf)]).await.unwrap();
-    let nkey = |nkey| NatsConfig {
-        nkey,
-        ..base(&nats)
-    };
+    let nkey = |nkey| NatsConfig { nkey, ..base(&nats) };
     let other = nkeys::KeyPair::new_user();
     check(
         "nkey",

@@ -37,10 +37,7 @@ struct Registration {
 
 fn start(url: String, instances: Vec<Instance>, drain: Duration) -> Registration {
     let config = RegisterConfig {
-        etcd: EtcdConfig {
-            endpoints: vec![url],
-            ..EtcdConfig::default()
-        },
+        etcd: EtcdConfig { endpoints: vec![url], ..EtcdConfig::default() },
         instances,
         lease: secs(5),
         drain,
@@ -81,10 +78,7 @@ async fn health(etcd: &Etcd, id: &str) -> Option<String> {
 async fn versions(etcd: &Etcd, id: &str) -> (i64, i64) {
     let mut client = Client::connect([etcd.url()], None).await.unwrap();
     let found = client.get(key("orders", id), None).await.unwrap();
-    found
-        .kvs()
-        .first()
-        .map_or((0, 0), |kv| (kv.version(), kv.lease()))
+    found.kvs().first().map_or((0, 0), |kv| (kv.version(), kv.lease()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,10 +87,7 @@ async fn several_instances_live_on_one_lease_are_never_rewritten_by_a_beat_and_l
     let at: SocketAddr = "127.0.0.1:8080".parse().unwrap();
     let instances = vec![instance("a", at, None), instance("b", at, None)];
     let registered = start(etcd.url(), instances, Duration::from_millis(700));
-    assert_eventually!(
-        secs(5),
-        health(&etcd, "b").await.as_deref() == Some("healthy")
-    );
+    assert_eventually!(secs(5), health(&etcd, "b").await.as_deref() == Some("healthy"));
     let value: Value =
         serde_json::from_str(&etcd.get(&key("orders", "a")).await.unwrap().unwrap()).unwrap();
     let fields: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
@@ -115,9 +106,7 @@ async fn several_instances_live_on_one_lease_are_never_rewritten_by_a_beat_and_l
         ]
     );
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
-    agent
-        .until(secs(5), "seen", |a| a.ids("orders") == ["a", "b"])
-        .await;
+    agent.until(secs(5), "seen", |a| a.ids("orders") == ["a", "b"]).await;
 
     // Longer than the lease: it is kept alive, and nothing is written for it.
     let (written, lease) = versions(&etcd, "a").await;
@@ -125,16 +114,10 @@ async fn several_instances_live_on_one_lease_are_never_rewritten_by_a_beat_and_l
     assert_eq!(versions(&etcd, "a").await, (written, lease));
 
     registered.shutdown.cancel();
-    assert_eventually!(
-        secs(2),
-        health(&etcd, "a").await.as_deref() == Some("draining")
-    );
+    assert_eventually!(secs(2), health(&etcd, "a").await.as_deref() == Some("draining"));
     let began = Instant::now();
     assert_eventually!(secs(3), etcd.list("/services/").await.unwrap().is_empty());
-    assert!(
-        began.elapsed() >= Duration::from_millis(400),
-        "it waits for what is under way"
-    );
+    assert!(began.elapsed() >= Duration::from_millis(400), "it waits for what is under way");
     registered.task.await.unwrap();
 }
 
@@ -185,20 +168,14 @@ async fn grpc_server(healthy: Arc<AtomicBool>) -> SocketAddr {
             let healthy = Arc::clone(&healthy);
             let answer = service_fn(move |request: http::Request<hyper::body::Incoming>| {
                 assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
-                let status = if healthy.load(Ordering::Relaxed) {
-                    1
-                } else {
-                    2
-                };
+                let status = if healthy.load(Ordering::Relaxed) { 1 } else { 2 };
                 let message = Bytes::from(vec![0, 0, 0, 0, 2, 8, status]);
                 let trailers = http::HeaderMap::from_iter([(
                     http::HeaderName::from_static("grpc-status"),
                     http::HeaderValue::from_static("0"),
                 )]);
-                let frames = [
-                    Ok::<_, Infallible>(Frame::data(message)),
-                    Ok(Frame::trailers(trailers)),
-                ];
+                let frames =
+                    [Ok::<_, Infallible>(Frame::data(message)), Ok(Frame::trailers(trailers))];
                 let body = StreamBody::new(futures::stream::iter(frames));
                 let answer = http::Response::builder().header("content-type", "application/grpc");
                 async move { answer.body(body) }
@@ -217,41 +194,23 @@ async fn health_follows_its_checks_and_is_written_only_when_it_changes() {
     let serving = Arc::new(AtomicBool::new(true));
     let grpc = grpc_server(Arc::clone(&serving)).await;
     let instances = vec![
-        instance(
-            "http",
-            http.addr(),
-            check(r#"{"http":"/healthz","unhealthy_after":2}"#),
-        ),
+        instance("http", http.addr(), check(r#"{"http":"/healthz","unhealthy_after":2}"#)),
         instance("grpc", grpc, check(r#"{"grpc":"","unhealthy_after":2}"#)),
-        instance(
-            "tcp",
-            http.addr(),
-            check(r#"{"tcp":true,"unhealthy_after":2}"#),
-        ),
+        instance("tcp", http.addr(), check(r#"{"tcp":true,"unhealthy_after":2}"#)),
     ];
     let registered = start(etcd.url(), instances, Duration::ZERO);
     let all = async |expect: [&str; 3]| {
-        let is = [
-            health(&etcd, "http").await,
-            health(&etcd, "grpc").await,
-            health(&etcd, "tcp").await,
-        ];
+        let is =
+            [health(&etcd, "http").await, health(&etcd, "grpc").await, health(&etcd, "tcp").await];
         is.iter().map(|h| h.as_deref().unwrap_or("")).eq(expect)
     };
     assert_eventually!(secs(5), all(["healthy"; 3]).await);
     serving.store(false, Ordering::Relaxed);
-    http.set(Behaviour {
-        healthy: false,
-        ..Behaviour::default()
-    });
+    http.set(Behaviour { healthy: false, ..Behaviour::default() });
     assert_eventually!(secs(5), all(["unhealthy", "unhealthy", "healthy"]).await);
     let before = versions(&etcd, "http").await;
     tokio::time::sleep(secs(1)).await;
-    assert_eq!(
-        versions(&etcd, "http").await,
-        before,
-        "ten more failed probes write nothing"
-    );
+    assert_eq!(versions(&etcd, "http").await, before, "ten more failed probes write nothing");
     serving.store(true, Ordering::Relaxed);
     http.set(Behaviour::default());
     assert_eventually!(secs(5), all(["healthy"; 3]).await);

@@ -42,78 +42,36 @@ fn what_is_out_of_range_or_unknown_is_refused_by_name() {
         ("agent: a\nwhatever: 1", "whatever"),
         ("agent: a\netcd: {endpoint: x}", "endpoint"),
         ("agent: a\netcd: {endpoints: []}", "etcd.endpoints"),
-        (
-            "agent: a\netcd: {endpoints: ['127.0.0.1:2379']}",
-            "etcd.endpoints",
-        ),
-        (
-            "agent: a\netcd: {endpoints: ['http://127.0.0.1']}",
-            "etcd.endpoints",
-        ),
-        (
-            "agent: a\netcd: {endpoints: ['ftp://127.0.0.1:1']}",
-            "etcd.endpoints",
-        ),
-        (
-            "agent: a\netcd: {endpoints: ['http://u:p@127.0.0.1:1']}",
-            "no secrets",
-        ),
-        (
-            "agent: a\netcd: {endpoints: ['http://10.0.0.1:2379']}",
-            "etcd.plaintext",
-        ),
+        ("agent: a\netcd: {endpoints: ['127.0.0.1:2379']}", "etcd.endpoints"),
+        ("agent: a\netcd: {endpoints: ['http://127.0.0.1']}", "etcd.endpoints"),
+        ("agent: a\netcd: {endpoints: ['ftp://127.0.0.1:1']}", "etcd.endpoints"),
+        ("agent: a\netcd: {endpoints: ['http://u:p@127.0.0.1:1']}", "no secrets"),
+        ("agent: a\netcd: {endpoints: ['http://10.0.0.1:2379']}", "etcd.plaintext"),
         (
             "agent: a\netcd: {endpoints: ['http://127.0.0.1:1', 'https://127.0.0.1:1']}",
             "all http or all https",
         ),
         ("agent: a\netcd: {tls: {ca: x}}", "etcd.endpoints"),
-        (
-            "agent: a\netcd: {endpoints: ['https://e:1'], tls: {cert: x}}",
-            "etcd.tls.key",
-        ),
+        ("agent: a\netcd: {endpoints: ['https://e:1'], tls: {cert: x}}", "etcd.tls.key"),
         ("agent: a\netcd: {user: u}", "etcd.password"),
         ("agent: a\netcd: {password: hunter2}", "password"),
         ("agent: a\netcd: {services: services}", "etcd.services"),
-        (
-            "agent: a\netcd: {services: /pintle/policies/}",
-            "etcd.policies",
-        ),
+        ("agent: a\netcd: {services: /pintle/policies/}", "etcd.policies"),
         ("agent: a\netcd: {page: 0}", "etcd.page"),
-        (
-            "agent: a\netcd: {silence: 1s}",
-            "etcd.silence: a duration from 2s to 1m",
-        ),
-        (
-            "agent: a\netcd: {reconcile: soon}",
-            "is not a duration like 10s",
-        ),
-        (
-            "agent: a\nnats: {servers: ['nats://n1:4222']}",
-            "nats.plaintext",
-        ),
-        (
-            "agent: a\nnats: {backoff: [1s, 2s], max_deliver: 2}",
-            "nats.max_deliver",
-        ),
+        ("agent: a\netcd: {silence: 1s}", "etcd.silence: a duration from 2s to 1m"),
+        ("agent: a\netcd: {reconcile: soon}", "is not a duration like 10s"),
+        ("agent: a\nnats: {servers: ['nats://n1:4222']}", "nats.plaintext"),
+        ("agent: a\nnats: {backoff: [1s, 2s], max_deliver: 2}", "nats.max_deliver"),
         ("agent: a\nnats: {backoff: []}", "nats.backoff"),
         ("agent: a\nnats: {max_age: 1h}", "nats.max_age"),
         ("agent: a\nnats: {prefix: 'events.>'}", "nats.prefix"),
-        (
-            "agent: a\nnats: {dlq_prefix: events.dlq}",
-            "nats.dlq_prefix",
-        ),
-        (
-            "agent: a\nnats: {token: {env: A}, nkey: {env: B}}",
-            "one of user, token, nkey",
-        ),
+        ("agent: a\nnats: {dlq_prefix: events.dlq}", "nats.dlq_prefix"),
+        ("agent: a\nnats: {token: {env: A}, nkey: {env: B}}", "one of user, token, nkey"),
         ("agent: a\nnats: {buffer: 0}", "nats.buffer"),
         ("agent: a\nfile: {}", "file.path"),
         ("agent: a\nfile: {path: x, poll: 1ms}", "file.poll"),
         ("agent: a\nstate: {allow: [10.0.0.1/8]}", "state.allow"),
-        (
-            "agent: a\nstate: {protect_percent: 0}",
-            "state.protect_percent",
-        ),
+        ("agent: a\nstate: {protect_percent: 0}", "state.protect_percent"),
     ];
     for (yaml, expect) in table {
         let error = read(yaml).unwrap_err();

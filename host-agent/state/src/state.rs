@@ -71,16 +71,9 @@ impl State {
     /// An empty state of a new epoch; stale until a source has spoken.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let version = Version {
-            epoch: settings.epoch,
-            sequence: 0,
-        };
-        let published = Snapshot {
-            version,
-            complete_since: version,
-            stale: true,
-            ..Snapshot::default()
-        };
+        let version = Version { epoch: settings.epoch, sequence: 0 };
+        let published =
+            Snapshot { version, complete_since: version, stale: true, ..Snapshot::default() };
         Self {
             settings,
             services: BTreeMap::new(),
@@ -124,12 +117,9 @@ impl State {
                     };
                 }
             }
-            Update::Refused {
-                source,
-                key,
-                reason,
-                detail,
-            } => self.refuse(source, key.as_bytes(), reason, detail, now, &mut work),
+            Update::Refused { source, key, reason, detail } => {
+                self.refuse(source, key.as_bytes(), reason, detail, now, &mut work)
+            }
             Update::Release { service } => self.release(&service, &mut work),
             Update::Tick => {}
         }
@@ -146,10 +136,7 @@ impl State {
     pub fn next_deadline(&mut self) -> Option<Duration> {
         let rules = self.settings.protection;
         let services = &mut self.services;
-        let lines = self
-            .lines
-            .iter()
-            .filter_map(|name| services.get_mut(name)?.due(&rules));
+        let lines = self.lines.iter().filter_map(|name| services.get_mut(name)?.due(&rules));
         lines.chain(self.overlays.next()).min()
     }
 
@@ -193,11 +180,7 @@ impl State {
                 table.version = self.version;
                 next.gone.remove(name);
                 let frame = Down::Table(table.clone()).encode();
-                let service = Service {
-                    table,
-                    frame,
-                    seen_at,
-                };
+                let service = Service { table, frame, seen_at };
                 next.services.insert(name.to_owned(), Arc::new(service));
             } else {
                 next.services.remove(name);
@@ -295,20 +278,13 @@ impl State {
             if change.revision <= self.listed {
                 continue;
             }
-            let known = self
-                .deleted
-                .get(&change.key)
-                .is_some_and(|at| *at > change.revision);
+            let known = self.deleted.get(&change.key).is_some_and(|at| *at > change.revision);
             if known {
                 continue;
             }
             match change.value {
                 Some(value) => self.put_item(
-                    Item {
-                        key: change.key,
-                        value,
-                        revision: change.revision,
-                    },
+                    Item { key: change.key, value, revision: change.revision },
                     now,
                     work,
                 ),
@@ -433,10 +409,7 @@ impl State {
         if !pintle_snapshot::is_name(name) || !pintle_snapshot::is_name(id) {
             return Err(Reject::Key);
         }
-        let old = self
-            .services
-            .get(name)
-            .and_then(|model| model.entries(origin).get(id));
+        let old = self.services.get(name).and_then(|model| model.entries(origin).get(id));
         if let Some(old) = old {
             if old.revision > revision && revision > self.listed {
                 return Ok(());
@@ -463,13 +436,7 @@ impl State {
             }
             self.total = self.total.saturating_add(1);
         }
-        let entry = Entry {
-            endpoint,
-            raw: value.into(),
-            revision,
-            size,
-            gone: None,
-        };
+        let entry = Entry { endpoint, raw: value.into(), revision, size, gone: None };
         let model = self.services.entry(name.to_owned()).or_default();
         if model.put(origin, entry) {
             work.dirty.insert(name.to_owned());
@@ -645,10 +612,7 @@ impl State {
     /// The sources' patches and the events', composed; an event's that would break the whole is left out.
     fn policy(&self, name: &str, model: &Model) -> String {
         let mut whole = Value::Null;
-        for policy in [&model.file_policy, &model.registry_policy]
-            .into_iter()
-            .flatten()
-        {
+        for policy in [&model.file_policy, &model.registry_policy].into_iter().flatten() {
             crate::json::compose(&mut whole, policy.value.clone());
         }
         for patch in self.overlays.patches(name) {
@@ -663,11 +627,7 @@ impl State {
         }
         whole.sort_all_objects();
         let text = whole.to_string();
-        if text.len() > MAX_POLICY {
-            String::new()
-        } else {
-            text
-        }
+        if text.len() > MAX_POLICY { String::new() } else { text }
     }
 
     pub(crate) const fn parts(&self) -> (&BTreeMap<String, Model>, &Overlays, &Settings) {

@@ -92,21 +92,11 @@ async fn sessions(
 ) {
     let mut backoff = super::Backoff::default();
     let mut reader = context.config.clone();
-    let mut place = Place {
-        identity: resume.identity,
-        highest: resume.highest,
-        anew: true,
-    };
+    let mut place = Place { identity: resume.identity, highest: resume.highest, anew: true };
     loop {
         let config = Arc::clone(&reader.borrow_and_update());
         let nats = config.nats.clone().unwrap_or_default();
-        let session = Session {
-            context,
-            config: &nats,
-            agent: &config.agent,
-            check,
-            connection,
-        };
+        let session = Session { context, config: &nats, agent: &config.agent, check, connection };
         let ended = tokio::select! {
             ended = session.run(&mut place, &mut backoff) => ended,
             changed = reader.changed() => match changed {
@@ -177,10 +167,7 @@ impl ServerClock {
             .await
             .map_err(failed("asking for the server's time"))?;
         let info = probe.cached_info();
-        let clock = Self {
-            nanos: info.created.unix_timestamp_nanos(),
-            at: at + at.elapsed() / 2,
-        };
+        let clock = Self { nanos: info.created.unix_timestamp_nanos(), at: at + at.elapsed() / 2 };
         // It ends by itself if this fails.
         let _ = stream.delete_consumer(&info.name).await;
         Ok(clock)
@@ -211,11 +198,7 @@ impl Session<'_> {
         let identity = events.cached_info().created.unix_timestamp_nanos();
         let identity = u64::try_from(identity).unwrap_or(0);
         if identity != place.identity {
-            *place = Place {
-                identity,
-                highest: 0,
-                anew: true,
-            };
+            *place = Place { identity, highest: 0, anew: true };
         }
         self.apply(Update::Stream { identity }).await?;
         let clock = ServerClock::ask(&events).await?;
@@ -417,18 +400,11 @@ impl Session<'_> {
                 reason: letter.reason,
                 detail: letter.detail.clone(),
             };
-            self.context
-                .updates
-                .send(update)
-                .await
-                .map_err(|_| NatsError::Gone)?;
+            self.context.updates.send(update).await.map_err(|_| NatsError::Gone)?;
         }
         let (js, config, agent) = (js.clone(), self.config.clone(), self.agent.to_owned());
         let board = self.context.board.clone();
-        let laters: Vec<_> = poison
-            .iter()
-            .map(|(message, _)| self.later(message))
-            .collect();
+        let laters: Vec<_> = poison.iter().map(|(message, _)| self.later(message)).collect();
         // Bounded by max_ack_pending: what is not terminated is pending.
         tokio::spawn(async move {
             for ((message, letter), later) in poison.into_iter().zip(laters) {
@@ -498,10 +474,7 @@ impl Session<'_> {
                     *count = count.saturating_add(1);
                 });
             }
-            letters
-                .delete_message(told.sequence)
-                .await
-                .map_err(failed("ending an advisory"))?;
+            letters.delete_message(told.sequence).await.map_err(failed("ending an advisory"))?;
         }
         Ok(())
     }

@@ -35,28 +35,11 @@ impl State {
         work.changes.refused.push((source, reason));
         work.changes.meta = true;
         let text = format!("refused {key}: {detail}");
-        let kind = if source == "event" {
-            "event"
-        } else {
-            "registry"
-        };
-        work.push(Notice {
-            kind,
-            service: None,
-            endpoint: None,
-            text,
-            alarm: true,
-        });
+        let kind = if source == "event" { "event" } else { "registry" };
+        work.push(Notice { kind, service: None, endpoint: None, text, alarm: true });
         self.rejections = self.rejections.saturating_add(1);
-        let rejected = Rejected {
-            source,
-            key: key.clone(),
-            reason,
-            detail,
-            at: now.wall,
-        };
-        self.rejected
-            .insert((source, key), (self.rejections, rejected));
+        let rejected = Rejected { source, key: key.clone(), reason, detail, at: now.wall };
+        self.rejected.insert((source, key), (self.rejections, rejected));
         if self.rejected.len() > MAX_LISTED {
             let oldest = self.rejected.iter().min_by_key(|(_, (number, _))| *number);
             if let Some(key) = oldest.map(|(key, _)| key.clone()) {
@@ -99,9 +82,7 @@ impl State {
     pub(super) fn list_rejected(&self) -> Vec<Rejected> {
         let mut list: Vec<_> = self.rejected.values().collect();
         list.sort_unstable_by_key(|(number, _)| *number);
-        list.into_iter()
-            .map(|(_, rejected)| rejected.clone())
-            .collect()
+        list.into_iter().map(|(_, rejected)| rejected.clone()).collect()
     }
 
     pub(super) fn list_overlays(&self) -> Vec<Overlay> {
