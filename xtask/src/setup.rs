@@ -13,17 +13,22 @@ use crate::shell::{output, run};
 const WASM: &str = "wasm32-wasip1";
 
 /// A binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(&str, &str, &str); 4] = [
+const PACKAGES: [(&str, &str, &str); 5] = [
     ("protoc", "PROTOC", "protobuf-compiler"),
     ("etcd", "ETCD", "etcd-server"),
     ("nats-server", "NATS_SERVER", "nats-server"),
     ("promtool", "PROMTOOL", "prometheus"),
+    // Looks at the agent's status page, as a test.
+    ("chromium", "CHROMIUM", "chromium"),
 ];
+
+/// Google's own definitions, which etcd's import; Debian has them apart from protoc.
+const INCLUDES: (&str, &str) = ("google/protobuf/descriptor.proto", "libprotobuf-dev");
 
 /// Brings everything; an error names what could not be brought and how a person can.
 pub fn bring() -> Result<()> {
     wasm_target()?;
-    let missing: Vec<&str> = PACKAGES
+    let mut missing: Vec<&str> = PACKAGES
         .iter()
         .filter(|(binary, variable, _)| {
             let named = std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_file());
@@ -37,8 +42,26 @@ pub fn bring() -> Result<()> {
         })
         .map(|(_, _, package)| *package)
         .collect();
+    if !has_includes() {
+        missing.push(INCLUDES.1);
+    }
     install(&missing)?;
     envoy()
+}
+
+/// Where protoc looks: what is named, beside itself, and Debian's place.
+fn has_includes() -> bool {
+    let named = std::env::var_os("PROTOC_INCLUDE").map(PathBuf::from);
+    let beside = tools::on_path("protoc").and_then(|p| Some(p.parent()?.parent()?.join("include")));
+    let found = [named, beside, Some(PathBuf::from("/usr/include"))]
+        .into_iter()
+        .flatten()
+        .map(|dir| dir.join(INCLUDES.0))
+        .find(|file| file.is_file());
+    if let Some(file) = &found {
+        println!("setup: {}: {}", INCLUDES.0, file.display());
+    }
+    found.is_some()
 }
 
 fn wasm_target() -> Result<()> {
