@@ -488,6 +488,7 @@ impl Worker {
         }
         if let Some(service) = self.services.get_mut(name) {
             service.judge(None, now);
+            service.advise(now);
         }
     }
 
