@@ -264,12 +264,7 @@ impl Config {
         };
         for (name, value) in env {
             if let Some(key) = KEYS.iter().find(|key| key.env == name) {
-                let values: Vec<String> = if key.list {
-                    value.split(',').map(|v| v.trim().to_owned()).collect()
-                } else {
-                    vec![value]
-                };
-                lay(&mut tree, key, values);
+                lay(&mut tree, key, key.split(&value));
             } else if name.starts_with("PINTLE_") && !is_expected(&name, &tree) {
                 let known: Vec<&str> = KEYS.iter().map(|key| key.env).collect();
                 return Err(Invalid::new(
@@ -286,6 +281,33 @@ impl Config {
         Self::read(tree)
     }
 
+    /// One section alone, for commands that need no more: environment and flags are laid over it as
+    /// for the whole, and the other sections are not looked at.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn part<T: DeserializeOwned + Default>(
+        name: &str,
+        file: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+        flags: &Flags,
+    ) -> Result<T, ConfigError> {
+        let mut tree = match file.map(read).transpose()? {
+            Some(Value::Object(tree)) => tree,
+            _ => Map::new(),
+        };
+        let env: BTreeMap<String, String> = env.into_iter().collect();
+        for key in KEYS {
+            if let Some(value) = env.get(key.env) {
+                lay(&mut tree, key, key.split(value));
+            }
+            if let Some(values) = flags.get(key.flag) {
+                lay(&mut tree, key, values.clone());
+            }
+        }
+        Ok(section(&mut tree, name)?.unwrap_or_default())
+    }
+
     fn read(mut tree: Map<String, Value>) -> Result<Self, Invalid> {
         if let Some(unknown) = tree.keys().find(|key| !SECTIONS.contains(&key.as_str())) {
             return Err(Invalid::new(
@@ -298,7 +320,7 @@ impl Config {
             Some(Value::String(agent)) => agent,
             Some(_) => return Err(Invalid::new("agent", "text")),
         };
-        let mut sources = SourcesConfig {
+        let sources = SourcesConfig {
             agent: agent.clone(),
             state: section(&mut tree, "state")?.unwrap_or_default(),
             etcd: section(&mut tree, "etcd")?,
@@ -311,9 +333,6 @@ impl Config {
                 "a source of services: give etcd (--etcd http://127.0.0.1:2379) or file \
                  (--file services.yaml)",
             ));
-        }
-        if let Some(dir) = sources.state.dir.take_if(|dir| dir.as_os_str().is_empty()) {
-            tracing::debug!(?dir, "no state directory");
         }
         sources.check()?;
         let socket: RawSocket = section(&mut tree, "socket")?.unwrap_or_default();
@@ -336,6 +355,14 @@ impl Config {
         let (least, most) = (Duration::from_secs(1), Duration::from_secs(600));
         if !(least..=most).contains(&shutdown.deadline) {
             return Err(Invalid::new("shutdown.deadline", "1s to 10m"));
+        }
+        if let Some(register) = &register
+            && register.drain >= shutdown.deadline
+        {
+            return Err(Invalid::new(
+                "shutdown.deadline",
+                "a duration longer than register.drain",
+            ));
         }
         crate::logs::directives(&log.level)
             .map_err(|error| Invalid::new("log.level", error))?;
@@ -361,6 +388,17 @@ impl Config {
             register,
             sources,
         })
+    }
+}
+
+impl Key {
+    /// The values in a variable.
+    fn split(&self, value: &str) -> Vec<String> {
+        if self.list {
+            value.split(',').map(|v| v.trim().to_owned()).collect()
+        } else {
+            vec![value.to_owned()]
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -77,11 +78,21 @@ impl Origin {
     /// # Errors
     /// [`ConfigError`].
     pub fn load(&self) -> Result<Config, ConfigError> {
-        let env = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
-        Config::load(self.file.as_deref(), env, &self.flags)
+        Config::load(self.file.as_deref(), environment(), &self.flags)
     }
+
+    /// One section of it, the others not looked at.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn part<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, ConfigError> {
+        Config::part(name, self.file.as_deref(), environment(), &self.flags)
+    }
+}
+
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 impl Release for Updates {
@@ -312,7 +323,10 @@ async fn follow(mut snapshots: Snapshots, fleet: Arc<Fleet>, logs: Logs) {
 }
 
 /// Whether a policy is one that the module reads.
-fn check_policy(policy: &serde_json::Value) -> Result<(), String> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_policy(policy: &serde_json::Value) -> Result<(), String> {
     if policy.is_object() {
         Ok(())
     } else {

@@ -168,7 +168,20 @@ impl Tier {
                 return Some(i);
             }
         }
-        // One heavy endpoint that is taken already would be drawn for ever.
+        self.draw_slowly(field, rng, taken, also)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn draw_slowly(
+        &self,
+        field: &Field<'_>,
+        rng: &mut impl Rng,
+        taken: &Picks,
+        also: Option<u32>,
+    ) -> Option<u32> {
+        let fits = |i: u32| field.open(i) && also != Some(i) && !taken.contains(i);
+        // One heavy endpoint that is taken already would be drawn by weight for ever.
         for _ in 0..TRIES {
             let Some(i) = self.any(rng) else { break };
             if fits(i) {
@@ -245,7 +258,12 @@ impl Tier {
         taken: &Picks,
     ) -> Option<(u32, usize)> {
         let n = self.table.len();
-        let start = turn.checked_rem(n)?;
+        // A division only for the first turn and after the table shrank.
+        let start = if turn < n {
+            turn
+        } else {
+            turn.checked_rem(n).unwrap_or(0)
+        };
         for step in 0..n {
             let at = if start + step < n {
                 start + step
@@ -256,7 +274,7 @@ impl Tier {
                 && field.open(i)
                 && !taken.contains(i)
             {
-                return Some((i, at + 1));
+                return Some((i, if at + 1 < n { at + 1 } else { 0 }));
             }
         }
         // A reduced table may lack one that has just become eligible.

@@ -4,6 +4,8 @@
 //! scan, where a tie is broken by lot, because the first of the table would get every request of an
 //! idle service. Active requests are those of all workers, as far as they are known.
 
+use std::hint::select_unpredictable;
+
 use rand::Rng;
 
 use crate::alias::scale;
@@ -59,6 +61,9 @@ fn best_of_all(tier: &Tier, field: &Field<'_>, rng: &mut impl Rng, picks: &Picks
 }
 
 fn best_of_some(tier: &Tier, field: &Field<'_>, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
+    if field.choice_count == 2 {
+        return best_of_two(tier, field, rng, picks);
+    }
     let mut drawn = [0; MAX_CHOICES];
     let (mut best, mut high) = (None, f32::NEG_INFINITY);
     for n in 0..field.choice_count.min(MAX_CHOICES) {
@@ -74,4 +79,17 @@ fn best_of_some(tier: &Tier, field: &Field<'_>, rng: &mut impl Rng, picks: &Pick
         }
     }
     best
+}
+
+/// The default, without a set of those drawn.
+fn best_of_two(tier: &Tier, field: &Field<'_>, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
+    let first = tier.draw_alike(field, rng, picks, &[])?;
+    let Some(second) = tier.draw_alike(field, rng, picks, &[first]) else {
+        return Some(first);
+    };
+    Some(select_unpredictable(
+        score(field, second) > score(field, first),
+        second,
+        first,
+    ))
 }

@@ -261,6 +261,7 @@ impl Load {
         }
     }
 
+    #[inline(never)]
     fn failure_factor(&self, moment: &Moment) -> f64 {
         let now = 1.0 / (moment.scale * moment.scale);
         let score = self.score * now;

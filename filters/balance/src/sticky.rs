@@ -12,7 +12,7 @@ use pintle_snapshot::Health;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::hash::{RequestView, cookie_value};
-use crate::policy::Sticky;
+use crate::policy::{Cookie, Policy, Sticky};
 use crate::types::Verdict;
 
 /// What a session carries: 16 hexadecimal digits.
@@ -28,7 +28,18 @@ impl Pin {
         Self(xxh64(id.as_bytes(), xxh64(service.as_bytes(), 0x7069_6e00)))
     }
 
-    /// From a header's or a cookie's bytes.
+    /// The pin that the request carries, where the policy keeps it.
+    #[must_use]
+    pub fn read(policy: &Policy, request: &impl RequestView) -> Option<Self> {
+        match policy.sticky.as_ref()? {
+            Sticky::Header(name) => Self::parse(request.header(name)?),
+            Sticky::Cookie(Cookie { name, .. }) => {
+                Self::parse(cookie_value(request.header("cookie")?, name.as_bytes())?)
+            }
+        }
+    }
+
+    /// From a header's or a cookie's bytes. To write it: [`fmt::Display`], and [`Cookie::set`].
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;

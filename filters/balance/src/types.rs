@@ -98,6 +98,7 @@ impl Picks {
     }
 
     /// Best first, one per attempt. With [`Self::probe`] there is one more.
+    #[inline]
     #[must_use]
     pub fn as_slice(&self) -> &[u32] {
         self.items.get(..self.len).unwrap_or_default()
@@ -152,12 +153,13 @@ impl Picks {
         self.len
     }
 
-    /// A plain loop: the list is short or empty, and `slice::contains` is made for long ones.
     #[inline]
     pub(crate) fn contains(&self, index: u32) -> bool {
-        self.items.iter().take(self.len).any(|&i| i == index)
+        // Empty for every first place, and that is most draws.
+        self.len > 0 && self.as_slice().contains(&index)
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, index: u32) {
         if let Some(place) = self.items.get_mut(self.len) {
             *place = index;

@@ -299,6 +299,24 @@ fn a_forged_pin_selects_nobody() {
     assert!(shown.len() == 16 && !shown.contains("10.0.0"), "{shown}");
 }
 
+#[test]
+fn a_pin_is_read_where_the_policy_keeps_it() {
+    let balancer = balancer("{}", &endpoints(1));
+    let pin = Pin::parse(b"0123456789abcdef");
+    let cookie = policy(r#"{"sticky":{"cookie":{"name":"p"}}}"#);
+    let header = policy(r#"{"sticky":{"header":"X-Pin"}}"#);
+    let seen = Headers(&[
+        ("cookie", "a=b; p=\"0123456789abcdef\""),
+        ("x-pin", "0123456789abcdef"),
+    ]);
+    assert_eq!(
+        (Pin::read(&cookie, &seen), Pin::read(&header, &seen)),
+        (pin, pin)
+    );
+    assert_eq!(Pin::read(&cookie, &Headers(&[])), None);
+    assert_eq!(Pin::read(balancer.policy(), &seen), None);
+}
+
 // === subset ===
 
 struct Headers(&'static [(&'static str, &'static str)]);

@@ -177,9 +177,14 @@ proptest! {
     fn verdicts_in_any_order_end_where_a_new_balancer_begins(
         given in prop::collection::vec(given(), 1..8),
         turns in prop::collection::vec((0_usize..8, 0_u8..3), 0..60),
+        strategy in 0_usize..7,
+        panic_percent in prop_oneof![Just(0_u32), Just(50)],
         seed: u64,
     ) {
-        let policy = policy(r#"{"panic_percent":50}"#);
+        let policy = policy(&format!(
+            r#"{{"strategy":"{}","panic_percent":{panic_percent}}}"#,
+            STRATEGIES[strategy]
+        ));
         let endpoints: Vec<Endpoint> = given.iter().enumerate().map(|(i, g)| Endpoint {
             health: g.health,
             zone: if g.local { "a" } else { "b" }.into(),

@@ -1,0 +1,171 @@
+//! Which layer wins, and what is refused by what name.
+
+use serde_json::json;
+
+use super::*;
+
+fn load(
+    file: Value,
+    env: &[(&str, &str)],
+    flags: &[(&'static str, &[&str])],
+) -> Result<Config, Invalid> {
+    let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    let flags = flags
+        .iter()
+        .map(|(k, v)| (*k, v.iter().map(|v| (*v).to_owned()).collect()))
+        .collect();
+    Config::merge(file, env, &flags)
+}
+
+/// What the key has come to, as text.
+fn shown(config: &Config, flag: &str) -> String {
+    let etcd = config.sources.etcd.clone().unwrap_or_default();
+    match flag {
+        "agent-id" => config.sources.agent.clone(),
+        "etcd" => etcd.endpoints.join(","),
+        "prefix" => etcd.services,
+        "nats" => config.sources.nats.clone().unwrap().servers.join(","),
+        "file" => config.sources.file.clone().unwrap().path.display().to_string(),
+        "state-dir" => config.sources.state.dir.clone().unwrap().display().to_string(),
+        "allow" => config.sources.state.allow.clone().unwrap().join(","),
+        "socket" => config.socket.path.display().to_string(),
+        "admin" => config.admin.listen.to_string(),
+        "log-format" => format!("{:?}", config.log.format).to_lowercase(),
+        "log-level" => config.log.level.clone(),
+        other => panic!("{other} is not in the table"),
+    }
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_the_environment_over_the_file() {
+    // Key, then its value in the file, the environment and as a flag.
+    let table: &[(&str, [&str; 3])] = &[
+        ("agent-id", ["one", "two", "three"]),
+        ("etcd", ["http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3"]),
+        ("prefix", ["/a/", "/b/", "/c/"]),
+        ("nats", ["nats://127.0.0.1:1", "nats://127.0.0.1:2", "nats://127.0.0.1:3"]),
+        ("file", ["a.yaml", "b.yaml", "c.yaml"]),
+        ("state-dir", ["/a", "/b", "/c"]),
+        ("allow", ["10.0.0.0/8", "127.0.0.0/8", "192.168.0.0/16"]),
+        ("socket", ["/a/s", "/b/s", "/c/s"]),
+        ("admin", ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]),
+        ("log-format", ["json", "text", "json"]),
+        ("log-level", ["warn", "debug", "error"]),
+    ];
+    assert_eq!(table.len(), KEYS.len(), "every key has its row");
+    for (flag, [in_file, in_env, in_flag]) in table {
+        let key = KEYS.iter().find(|key| key.flag == *flag).unwrap();
+        let value = if key.list {
+            json!([in_file])
+        } else {
+            json!(in_file)
+        };
+        let file = match key.path {
+            [name] => json!({"etcd": {}, *name: value}),
+            [section, name] => {
+                let mut file = json!({"etcd": {}});
+                file[section] = json!({*name: value});
+                file
+            }
+            _ => unreachable!(),
+        };
+        let env = [(key.env, *in_env)];
+        let flags: [(&'static str, &[&str]); 1] = [(key.flag, &[in_flag])];
+        let alone = load(file.clone(), &[], &[]).unwrap();
+        assert_eq!(shown(&alone, flag), *in_file, "{flag} in the file");
+        let with_env = load(file.clone(), &env, &[]).unwrap();
+        assert_eq!(shown(&with_env, flag), *in_env, "{flag} in the environment");
+        let with_both = load(file.clone(), &env, &flags).unwrap();
+        assert_eq!(shown(&with_both, flag), *in_flag, "{flag} as a flag");
+        let with_flag = load(file, &[], &flags).unwrap();
+        assert_eq!(shown(&with_flag, flag), *in_flag, "{flag} as a flag alone");
+    }
+}
+
+#[test]
+fn lists_are_comma_separated_in_the_environment_and_repeatable_as_flags() {
+    let env = [("PINTLE_ALLOW", "10.0.0.0/8, 127.0.0.0/8")];
+    let config = load(json!({"file": {"path": "x"}}), &env, &[]).unwrap();
+    assert_eq!(shown(&config, "allow"), "10.0.0.0/8,127.0.0.0/8");
+    let flags: [(&'static str, &[&str]); 1] = [("allow", &["::1/128", "10.0.0.0/8"])];
+    let config = load(json!({"file": {"path": "x"}}), &env, &flags).unwrap();
+    assert_eq!(shown(&config, "allow"), "::1/128,10.0.0.0/8");
+}
+
+#[test]
+fn what_is_not_known_or_out_of_range_is_refused_by_name_with_what_is_accepted() {
+    for (file, field, says) in [
+        (json!({"etcd": {}, "etdc": {}}), "etdc", "admin, agent, etcd"),
+        (json!({"etcd": {"endpoint": []}}), "etcd", "`endpoints`"),
+        (json!({"etcd": {}, "admin": {"port": 1}}), "admin", "`listen`"),
+        (json!({"etcd": {}, "socket": {"mode": "0644"}}), "socket.mode", "\"0600\""),
+        (json!({"etcd": {}, "socket": {"mode": "rw"}}), "socket.mode", "octal"),
+        (json!({"etcd": {}, "socket": {"path": "relative"}}), "socket.path", "absolute"),
+        (json!({"etcd": {}, "socket": {"group": "no-such-group"}}), "socket.group", "group"),
+        (json!({"etcd": {}, "shutdown": {"deadline": "1h"}}), "shutdown.deadline", "1s to 10m"),
+        (json!({"etcd": {}, "shutdown": {"deadline": "soon"}}), "shutdown", "duration"),
+        (json!({"etcd": {}, "metrics": {"max_endpoints": 1_000_000}}), "metrics.max_endpoints", "100000"),
+        (json!({"etcd": {}, "log": {"level": "info=loud=x"}}), "log.level", "debug"),
+        (json!({"etcd": {}, "log": {"format": "xml"}}), "log", "`text`"),
+        (json!({"etcd": {}, "state": {"protect_percent": 0}}), "state.protect_percent", "1 to 100"),
+        (json!({"etcd": {}, "state": {"allow": ["10.0.0.1/8"]}}), "state.allow", "10.0.0.1/8"),
+        (json!({"etcd": {}, "agent": "a b"}), "agent", "[A-Za-z0-9_-]"),
+        (json!({"etcd": {}, "agent": 7}), "agent", "text"),
+        (json!({}), "etcd", "--file"),
+        (json!([1]), "the file", "sections"),
+        (json!({"file": {"path": "x"}, "register": {"instances": []}}), "register", "etcd"),
+    ] {
+        let error = load(file.clone(), &[], &[]).unwrap_err();
+        assert_eq!(error.field, field, "{file}: {error}");
+        assert!(error.to_string().contains(says), "{file}: {error}");
+    }
+}
+
+#[test]
+fn a_variable_that_means_nothing_is_refused_unless_it_is_somebody_elses() {
+    let file = || {
+        json!({"etcd": {"user": "u", "password": {"env": "PINTLE_ETCD_PASSWORD"}}})
+    };
+    let error = load(file(), &[("PINTLE_ETDC", "x")], &[]).unwrap_err();
+    assert_eq!(error.field, "PINTLE_ETDC");
+    assert!(error.accepts.contains("PINTLE_ETCD,"));
+    for fine in [
+        "PINTLE_ETCD_PASSWORD",
+        "PINTLE_SERVICE_HOST",
+        "PINTLE_SERVICE_PORT_ADMIN",
+        "PINTLE_PORT_19100_TCP_ADDR",
+        "PINTLE_CONFIG",
+        "OTHER",
+    ] {
+        load(file(), &[(fine, "x")], &[]).unwrap_or_else(|e| panic!("{fine}: {e}"));
+    }
+}
+
+#[test]
+fn the_defaults_are_those_of_the_papers() {
+    let config = load(json!({"etcd": null}), &[], &[]).unwrap();
+    assert_eq!(config.socket.mode, 0o600);
+    assert_eq!(config.socket.path, Path::new(SOCKET));
+    assert_eq!(config.admin.listen.to_string(), ADMIN);
+    assert!(!config.admin.allow_remote);
+    assert_eq!(config.deadline, Duration::from_secs(10));
+    assert!(config.tcp.is_none() && config.register.is_none());
+    assert_eq!(shown(&config, "prefix"), "/services/");
+}
+
+#[test]
+fn a_file_is_yaml_or_json_and_an_error_names_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("agent.yaml");
+    let load = |text: &str| {
+        fs::write(&path, text).unwrap();
+        Config::load(Some(&path), [], &Flags::new())
+    };
+    let yaml = "agent: edge-1\netcd:\n  endpoints: [\"http://127.0.0.1:2379\"]\nsocket:\n  mode: \"0660\"\n";
+    assert_eq!(load(yaml).unwrap().socket.mode, 0o660);
+    assert!(load(r#"{"file": {"path": "services.json"}}"#).is_ok());
+    let error = load("etcd: [").unwrap_err().to_string();
+    assert!(error.contains("agent.yaml"), "{error}");
+    let missing = Config::load(Some(Path::new("/nowhere.yaml")), [], &Flags::new());
+    assert!(missing.unwrap_err().to_string().contains("/nowhere.yaml"));
+}

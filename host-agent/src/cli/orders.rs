@@ -1,0 +1,296 @@
+//! Commands that order something: events for the whole fleet, dead letters, registration.
+
+use std::io::{Write, stdout};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::reads::print_json;
+use super::table::Table;
+use super::{BreakerCommand, CliError, DlqCommand, EndArgs, NatsArgs, OrderArgs};
+use super::{PublishArgs, RegisterArgs};
+use crate::config::{Flags, LogConfig};
+use crate::events::{self, Action, DeadLetter, Draft, Events, NatsError, Target};
+use crate::logs;
+use crate::registry::{self, RegisterConfig};
+use crate::run::{Origin, check_policy};
+use crate::serve::admin::view::time;
+use crate::source::{EtcdConfig, NatsConfig};
+
+impl From<NatsError> for CliError {
+    fn from(error: NatsError) -> Self {
+        match error {
+            NatsError::Config(_) | NatsError::Differs { .. } | NatsError::Absent(_) => {
+                Self::Usage(error.to_string())
+            }
+            NatsError::Request { what: "replaying", .. } => Self::No(error.to_string()),
+            NatsError::Connect(_)
+            | NatsError::Request { .. }
+            | NatsError::Lost(_)
+            | NatsError::Gone => Self::Unavailable(format!("NATS: {error}")),
+        }
+    }
+}
+
+pub(super) fn origin(file: &super::ConfigArgs, flags: &[(&'static str, &[String])]) -> Origin {
+    let given = flags.iter().filter(|(_, values)| !values.is_empty());
+    let flags: Flags = given.map(|(flag, values)| (*flag, values.to_vec())).collect();
+    Origin {
+        file: file.config.clone(),
+        flags,
+    }
+}
+
+async fn connect(args: &NatsArgs) -> Result<Events, CliError> {
+    let config: NatsConfig = origin(&args.config, &[("nats", &args.nats)]).part("nats")?;
+    config.check().map_err(|error| CliError::Usage(error.to_string()))?;
+    Ok(Events::connect(&config).await?)
+}
+
+fn target(endpoint: &str) -> Result<Target, CliError> {
+    let bad = || CliError::Usage(format!("{endpoint:?} is not SERVICE/ID"));
+    let (service, id) = endpoint.split_once('/').ok_or_else(bad)?;
+    if !pintle_snapshot::is_name(service) || !pintle_snapshot::is_name(id) {
+        return Err(bad());
+    }
+    Ok(Target {
+        service: service.to_owned(),
+        endpoint: Some(id.to_owned()),
+    })
+}
+
+async fn send(args: &NatsArgs, draft: Draft, json: bool) -> Result<(), CliError> {
+    draft
+        .check(check_policy)
+        .map_err(|error| CliError::Usage(error.to_string()))?;
+    let published = connect(args).await?.publish(&draft).await?;
+    if json {
+        return print_json(&json!({
+            "id": draft.id,
+            "subject": draft.target.subject(),
+            "action": draft.action.name(),
+            "sequence": published.sequence,
+            "duplicate": published.duplicate,
+        }));
+    }
+    let known = if published.duplicate {
+        ", known already"
+    } else {
+        ""
+    };
+    writeln!(
+        stdout(),
+        "{} {}: event {}{known}",
+        draft.action.name(),
+        draft.target.subject(),
+        published.sequence
+    )?;
+    Ok(())
+}
+
+fn draft(endpoint: &str, action: Action, ttl: Option<Duration>) -> Result<Draft, CliError> {
+    Ok(Draft {
+        id: events::new_id(),
+        source: "pintle".to_owned(),
+        target: target(endpoint)?,
+        action,
+        ttl,
+    })
+}
+
+async fn order(args: OrderArgs, action: Action, json: bool) -> Result<(), CliError> {
+    let draft = draft(&args.endpoint, action, Some(args.ttl))?;
+    send(&args.nats, draft, json).await
+}
+
+async fn end(args: EndArgs, action: Action, json: bool) -> Result<(), CliError> {
+    send(&args.nats, draft(&args.endpoint, action, None)?, json).await
+}
+
+pub(super) async fn drain(args: OrderArgs, json: bool) -> Result<(), CliError> {
+    order(args, Action::Drain, json).await
+}
+
+pub(super) async fn undrain(args: EndArgs, json: bool) -> Result<(), CliError> {
+    end(args, Action::Undrain, json).await
+}
+
+pub(super) async fn breaker(command: BreakerCommand, json: bool) -> Result<(), CliError> {
+    match command {
+        BreakerCommand::ForceOpen(args) => order(args, Action::ForceOpen, json).await,
+        BreakerCommand::ForceClose(args) => order(args, Action::ForceClose, json).await,
+        BreakerCommand::Clear(args) => end(args, Action::Clear, json).await,
+    }
+}
+
+/// What the user wrote is read as every agent would read it, and published as what that came to.
+pub(super) async fn publish(args: PublishArgs, json: bool) -> Result<(), CliError> {
+    let data: Value = serde_json::from_str(&args.data)
+        .map_err(|error| CliError::Usage(format!("the data is not JSON: {error}")))?;
+    let id = args.id.unwrap_or_else(events::new_id);
+    let envelope = json!({
+        "id": id,
+        "type": args.kind,
+        "source": "pintle",
+        "subject": args.subject,
+        "data": data,
+        "metadata": Map::new(),
+        "timestamp": time(std::time::SystemTime::now()),
+        "version": "1",
+    });
+    let subject = pintle_state::event::nats_subject("events", &args.kind, &args.subject);
+    let event = events::parse(
+        "events",
+        &subject,
+        envelope.to_string().as_bytes(),
+        events::Origin::default(),
+        check_policy,
+    )
+    .map_err(|error| CliError::Usage(error.to_string()))?;
+    let draft = Draft {
+        id: event.id,
+        source: event.source,
+        target: event.target,
+        action: event.action,
+        ttl: Some(event.ttl),
+    };
+    send(&args.nats, draft, json).await
+}
+
+fn letter(letter: &DeadLetter) -> Value {
+    json!({
+        "number": letter.number,
+        "at": time(letter.at),
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "stream": letter.stream,
+        "sequence": letter.sequence,
+        "subject": letter.subject,
+        "deliveries": letter.deliveries,
+        "agent": letter.agent,
+        "cut": letter.cut,
+        "payload": String::from_utf8_lossy(&letter.payload),
+    })
+}
+
+pub(super) async fn dlq(command: DlqCommand, json: bool) -> Result<(), CliError> {
+    match command {
+        DlqCommand::List { nats, limit } => {
+            let letters = connect(&nats).await?.dead_letters(1, limit.min(10_000)).await?;
+            if json {
+                let rows: Vec<Value> = letters.iter().map(letter).collect();
+                return print_json(&json!({ "dead_letters": rows }));
+            }
+            let mut table = Table::new(&["number", "at", "reason", "subject", "tries", "detail"]);
+            for letter in letters {
+                table.row([
+                    letter.number.to_string(),
+                    time(letter.at),
+                    letter.reason,
+                    letter.subject,
+                    letter.deliveries.to_string(),
+                    letter.detail,
+                ]);
+            }
+            stdout().write_all(table.render("No dead letter.").as_bytes())?;
+            Ok(())
+        }
+        DlqCommand::Show { nats, number } => {
+            let found = connect(&nats).await?.dead_letter(number).await?;
+            let found = found.ok_or_else(|| CliError::No(format!("no dead letter {number}")))?;
+            print_json(&letter(&found))
+        }
+        DlqCommand::Replay { nats, number } => {
+            let published = connect(&nats).await?.replay(number).await?;
+            if json {
+                return print_json(&json!({ "replayed": number, "sequence": published.sequence }));
+            }
+            writeln!(stdout(), "{number} is event {} now", published.sequence)?;
+            Ok(())
+        }
+        DlqCommand::Purge { nats, number, all } => {
+            let number = if all { None } else { number };
+            let purged = connect(&nats).await?.purge(number).await?;
+            if json {
+                print_json(&json!({ "purged": purged }))?;
+            } else {
+                writeln!(stdout(), "{purged} dead letters purged")?;
+            }
+            if purged == 0 && !all {
+                return Err(CliError::No("there was none of this number".to_owned()));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The `register` section that the flags come to.
+fn registration(args: &RegisterArgs) -> Result<RegisterConfig, CliError> {
+    let prefix: Vec<String> = args.prefix.iter().cloned().collect();
+    let origin = origin(&args.config, &[("etcd", &args.etcd), ("prefix", &prefix)]);
+    let etcd: EtcdConfig = origin.part("etcd")?;
+    let mut config: RegisterConfig = origin.part("register")?;
+    config.etcd = etcd;
+    if let Some(service) = &args.service {
+        let mut metadata = Map::new();
+        for entry in &args.metadata {
+            let (key, value) = entry.split_once('=').ok_or_else(|| {
+                CliError::Usage(format!("--metadata {entry:?} is not KEY=VALUE"))
+            })?;
+            metadata.insert(key.to_owned(), value.into());
+        }
+        let interval = &args.check_interval;
+        let check = if let Some(path) = &args.check_http {
+            json!({ "http": path, "interval": interval })
+        } else if let Some(service) = &args.check_grpc {
+            json!({ "grpc": service, "interval": interval })
+        } else if args.check_tcp {
+            json!({ "tcp": true, "interval": interval })
+        } else {
+            Value::Null
+        };
+        let instance = json!({
+            "name": service,
+            "id": args.id,
+            "address": args.address,
+            "port": args.port,
+            "metadata": metadata,
+            "tags": args.tag,
+            "check": check,
+        });
+        let instance = serde_json::from_value(instance)
+            .map_err(|error| CliError::Usage(format!("register: {error}")))?;
+        config.instances = vec![instance];
+    }
+    let duration = |text: &Option<String>, into: &mut Duration| match text {
+        None => Ok(()),
+        Some(text) => humantime::parse_duration(text)
+            .map(|duration| *into = duration)
+            .map_err(|error| CliError::Usage(format!("{text:?} is no duration: {error}"))),
+    };
+    duration(&args.lease, &mut config.lease)?;
+    duration(&args.drain, &mut config.drain)?;
+    config.check().map_err(|error| CliError::Usage(error.to_string()))?;
+    Ok(config)
+}
+
+pub(super) async fn register(args: RegisterArgs) -> Result<(), CliError> {
+    let config = registration(&args)?;
+    logs::start(&LogConfig::default()).map_err(CliError::Usage)?;
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let on_signal = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        on_signal.cancel();
+    });
+    registry::register(config, stop)
+        .await
+        .map_err(|error| CliError::Usage(error.to_string()))
+}

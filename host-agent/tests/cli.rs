@@ -1,0 +1,210 @@
+//! The binary as a user meets it: exit codes, refusals, a whole life from start to SIGTERM.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn pintle(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pintle"))
+        .args(arguments)
+        .env_clear()
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn exit_codes_are_those_that_the_help_names() {
+    let table: &[(&[&str], i32, &str)] = &[
+        (&["--help"], 0, "Exit codes: 0 done; 1 the answer is no; 64"),
+        (&["--version"], 0, "pintle 0.1.0"),
+        (&["run", "--help"], 0, "[env: PINTLE_ETCD="),
+        (&["completions", "bash"], 0, "_pintle"),
+        (&[], 64, "Usage: pintle"),
+        (&["fly"], 64, "unrecognized subcommand"),
+        (&["run"], 64, "--etcd http://127.0.0.1:2379"),
+        (&["run", "--config", "/nowhere.yaml"], 64, "/nowhere.yaml"),
+        (&["run", "--file", "x", "--admin", "0.0.0.0:0", "--socket", "/tmp/never/s"], 64, "admin.allow_remote"),
+        (&["run", "--file", "x", "--allow", "10.0.0.1/8"], 64, "state.allow"),
+        (&["services", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (&["breakers", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (&["release", "a b"], 64, "no service's name"),
+        (&["drain", "orders"], 64, "is not SERVICE/ID"),
+        (&["drain", "orders/1", "--ttl", "60d"], 64, "ttl"),
+        (&["drain", "orders/1", "--nats", "nats://127.0.0.1:1"], 69, "NATS"),
+        (&["publish", "endpoint", "orders/1", "{"], 64, "not JSON"),
+        (&["publish", "endpoint", "orders/1", "{\"action\":\"fly\"}"], 64, "action"),
+        (&["register"], 64, "register.instances"),
+    ];
+    for (arguments, code, text) in table {
+        let output = pintle(arguments);
+        let words = said(&output);
+        assert_eq!(output.status.code(), Some(*code), "{arguments:?}\n{words}");
+        assert!(words.contains(text), "{arguments:?}: {text:?}\n{words}");
+    }
+}
+
+#[test]
+fn an_unknown_variable_is_refused_by_name() {
+    let output = Command::new(env!("CARGO_BIN_EXE_pintle"))
+        .args(["run", "--file", "x"])
+        .env_clear()
+        .env("PINTLE_SOKET", "/tmp/x")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(said(&output).contains("PINTLE_SOKET"), "{}", said(&output));
+}
+
+/// A running agent; killed on drop.
+struct Agent {
+    child: Child,
+    admin: String,
+    dir: tempfile::TempDir,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn services(path: &Path, port: u16) {
+    let text = format!(
+        r#"{{"services": [{{"name": "orders", "instances": [{{"id": "orders-1", "name": "orders", "address": "127.0.0.1", "port": {port}}}]}}]}}"#
+    );
+    let fresh = path.with_extension("fresh");
+    fs::write(&fresh, text).unwrap();
+    fs::rename(fresh, path).unwrap();
+}
+
+impl Agent {
+    fn start(format: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let admin = port.to_string();
+        let config = dir.path().join("agent.yaml");
+        fs::write(&config, format!("agent: edge-1\nlog: {{format: {format}}}\n")).unwrap();
+        let file = dir.path().join("services.json");
+        services(&file, 8001);
+        let child = Command::new(env!("CARGO_BIN_EXE_pintle"))
+            .args(["run", "--config", config.to_str().unwrap()])
+            .args(["--file", file.to_str().unwrap()])
+            .args(["--socket", dir.path().join("run/agent.sock").to_str().unwrap()])
+            .args(["--state-dir", dir.path().join("state").to_str().unwrap()])
+            .args(["--admin", &admin, "--allow", "127.0.0.0/8"])
+            .env_clear()
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let agent = Self { child, admin, dir };
+        agent.until("services", "orders-1");
+        agent
+    }
+
+    fn ask(&self, command: &str) -> Output {
+        let mut arguments: Vec<&str> = command.split(' ').collect();
+        arguments.extend(["--admin", &self.admin]);
+        pintle(&arguments)
+    }
+
+    fn until(&self, command: &str, text: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let words = said(&self.ask(command));
+            if words.contains(text) {
+                return words;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "{command}: {words}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
+#[test]
+fn an_agent_lives_answers_reloads_and_ends_in_order() {
+    let mut agent = Agent::start("json");
+    let table = agent.until("services", "orders-1");
+    assert!(table.starts_with("SERVICE"), "{table}");
+    assert!(table.contains("127.0.0.1:8001"), "{table}");
+    let one = agent.ask("services orders --output json");
+    assert!(said(&one).contains("\"address\": \"127.0.0.1:8001\""), "{}", said(&one));
+    let none = agent.ask("services nobody");
+    assert_eq!(none.status.code(), Some(1));
+    assert!(said(&agent.ask("breakers")).contains("All breakers are closed."));
+    let nothing = agent.ask("release orders");
+    assert_eq!(nothing.status.code(), Some(1), "nothing was held");
+    services(&agent.dir.path().join("services.json"), 8002);
+    agent.until("services", "127.0.0.1:8002");
+
+    let config = agent.dir.path().join("agent.yaml");
+    fs::write(&config, "agent: edge-1\nlog: {format: json, level: verbose=x=y}\n").unwrap();
+    agent.signal("-HUP");
+    fs::write(&config, "agent: other\nlog: {format: json, level: debug}\n").unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    agent.signal("-HUP");
+    agent.until("services", "orders-1");
+
+    let start = Instant::now();
+    agent.signal("-TERM");
+    let status = agent.child.wait().unwrap();
+    assert!(status.success(), "{status:?}");
+    assert!(start.elapsed() < Duration::from_secs(12));
+    assert!(!agent.dir.path().join("run/agent.sock").exists());
+    let mut lines = String::new();
+    agent.child.stderr.take().unwrap().read_to_string(&mut lines).unwrap();
+    for line in lines.lines() {
+        assert!(line.starts_with("{\"timestamp\":"), "{line}");
+    }
+    for text in ["the agent serves", "the agent stops", "the old one stays", "\"section\":\"agent\""] {
+        assert!(lines.contains(text), "{text}\n{lines}");
+    }
+}
+
+#[test]
+fn a_second_agent_on_the_same_socket_is_refused_and_the_first_goes_on() {
+    let agent = Agent::start("text");
+    let socket = agent.dir.path().join("run/agent.sock");
+    let output = pintle(&[
+        "run",
+        "--file",
+        agent.dir.path().join("services.json").to_str().unwrap(),
+        "--socket",
+        socket.to_str().unwrap(),
+        "--admin",
+        "127.0.0.1:0",
+        "--allow",
+        "127.0.0.0/8",
+    ]);
+    assert_eq!(output.status.code(), Some(69), "{}", said(&output));
+    assert!(said(&output).contains("another agent serves"), "{}", said(&output));
+    agent.until("services", "orders-1");
+}
+
+#[test]
+fn events_can_be_followed() {
+    let agent = Agent::start("text");
+    let mut follow = Command::new(env!("CARGO_BIN_EXE_pintle"))
+        .args(["events", "--follow", "--output", "json", "--admin", &agent.admin])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    services(&agent.dir.path().join("services.json"), 8003);
+    let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let found = lines.map_while(Result::ok).find(|line| line.contains("orders"));
+    let _ = follow.kill();
+    let _ = follow.wait();
+    assert!(found.is_some_and(|line| line.starts_with("{\"at\":")));
+}
