@@ -32,6 +32,7 @@ pub struct Cursor {
     pending: BTreeSet<(Version, String)>,
     snapshot: Arc<Snapshot>,
     reached: Version,
+    full: bool,
 }
 
 impl Cursor {
@@ -67,6 +68,7 @@ impl Cursor {
             pending: BTreeSet::new(),
             snapshot,
             reached: have,
+            full: !resumes,
         };
         cursor.look();
         cursor
@@ -98,6 +100,12 @@ impl Cursor {
     fn gone(&self, name: &str) -> Version {
         let gone = self.snapshot.gone.get(name).copied();
         gone.unwrap_or(self.snapshot.version)
+    }
+
+    /// Whether everything is sent from the start, and not only what the reader lacks.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Whether the reader holds the snapshot.
