@@ -80,7 +80,11 @@ impl World {
 
     /// Waits until every worker holds what the registry says now.
     pub async fn settled(&self) {
-        assert_eventually!(PATIENCE, current(&self.agent).await);
+        let proxies = async || {
+            let reply = http::get(self.agent.admin(), "/v1/proxies").await;
+            reply.map(|reply| reply.text()).unwrap_or_default()
+        };
+        assert_eventually!(PATIENCE, current(&self.agent).await, "{}", proxies().await);
     }
 
     pub async fn get(&self, service: &str) -> Reply {
