@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use pintle_snapshot::{Down, Hello, Initial, MAX_FRAME, Message, Up, Version};
+use pintle_snapshot::{Down, Hello, MAX_FRAME, Message, Up, Version};
 use pintle_state::Snapshot;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -200,8 +200,8 @@ impl Sync {
             }
             if !greeted {
                 greeted = true;
-                let end = Initial { version: cursor.reached(), full: cursor.is_full() };
-                tx.send(Ok(Down::InitialEnd(end).encode().into())).await.map_err(|_| left())?;
+                let end = Down::InitialEnd(cursor.initial()).encode().into();
+                tx.send(Ok(end)).await.map_err(|_| left())?;
             }
             tokio::select! {
                 changed = snapshots.changed() => {

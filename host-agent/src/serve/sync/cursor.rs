@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pintle_snapshot::{Down, Message, Removed, Version};
+use pintle_snapshot::{Down, Initial, Message, Removed, Version};
 use pintle_state::{Service, Snapshot};
 
 /// The frame of a service, without a copy.
@@ -32,6 +32,7 @@ pub struct Cursor {
     pending: BTreeSet<(Version, String)>,
     snapshot: Arc<Snapshot>,
     reached: Version,
+    /// Whether the reader was sent everything from the start.
     full: bool,
 }
 
@@ -102,16 +103,16 @@ impl Cursor {
         gone.unwrap_or(self.snapshot.version)
     }
 
-    /// Whether everything is sent from the start, and not only what the reader lacks.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.full
-    }
-
     /// Whether the reader holds the snapshot.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.pending.is_empty()
+    }
+
+    /// What ends the start: everything up to there has been sent, and whether it was everything.
+    #[must_use]
+    pub fn initial(&self) -> Initial {
+        Initial { version: self.reached(), full: self.full }
     }
 
     /// The version up to which everything has been handed out.

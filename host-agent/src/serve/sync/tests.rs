@@ -63,7 +63,7 @@ fn show(frame: &[u8]) -> String {
     match Down::decode(frame).unwrap() {
         Down::Table(table) => format!("+{}@{}", table.service, table.version.sequence),
         Down::Remove(removed) => format!("-{}@{}", removed.service, removed.version.sequence),
-        Down::InitialEnd(end) => format!("end@{}", end.version.sequence),
+        Down::InitialEnd(initial) => format!("end@{}", initial.version.sequence),
         Down::Heartbeat(version) => format!("beat@{}", version.sequence),
     }
 }
