@@ -31,7 +31,7 @@ enum Client {
     GoneBefore,
     /// Closes its connection after the answer's head.
     GoneDuring,
-    /// HTTP/2: resets the stream 30 ms after the request, and keeps the connection.
+    /// HTTP/2: resets the stream 100 ms after the request, and keeps the connection.
     Resets,
 }
 
@@ -159,7 +159,7 @@ async fn send(world: &World, service: &str, client: Client) -> (u16, bool) {
             let request = ::http::Request::get(uri).body(Full::new(Bytes::new())).expect("a request");
             let answer = sender.send_request(request);
             // Dropped when the time is up, which resets the stream.
-            let answer = tokio::time::timeout(Duration::from_millis(30), answer).await;
+            let answer = tokio::time::timeout(Duration::from_millis(100), answer).await;
             let mut told = (0, false);
             if let Ok(Ok(answer)) = answer {
                 let reason = answer.headers().get("x-pintle-reason").is_some();
