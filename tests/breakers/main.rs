@@ -11,10 +11,7 @@
 //! | `leaks` | streams that end at every phase leave nothing behind |
 
 mod classify;
-mod fleet;
-mod leaks;
 mod refusal;
-mod seen;
 mod shared;
 mod support;
 mod triggers;
