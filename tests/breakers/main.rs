@@ -11,7 +11,10 @@
 //! | `leaks` | streams that end at every phase leave nothing behind |
 
 mod classify;
+mod fleet;
+mod leaks;
 mod refusal;
+mod seen;
 mod shared;
 mod support;
 mod triggers;
