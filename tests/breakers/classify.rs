@@ -84,11 +84,13 @@ fn patch(config: EnvoyConfig) -> EnvoyConfig {
         *config.cluster(name).pointer_mut(protocol).expect("a protocol") = http2;
     }
     route(&mut config, "route-timeout")["timeout"] = json!("0.1s");
-    config.cluster("overflow")["circuit_breakers"]["thresholds"][0]["max_pending_requests"] = json!(0);
+    config.cluster("overflow")["circuit_breakers"]["thresholds"][0]["max_pending_requests"] =
+        json!(0);
     // The table has an endpoint, Envoy's cluster none.
     let mut config = config.static_hosts("no-healthy", &[]);
     let base = "type.googleapis.com/envoy.extensions.filters.http.lua.v3";
-    let lua = json!({"name": "envoy.filters.http.lua", "typed_config": {"@type": format!("{base}.Lua")}});
+    let lua =
+        json!({"name": "envoy.filters.http.lua", "typed_config": {"@type": format!("{base}.Lua")}});
     let filters = config.http_connection_manager()["http_filters"].as_array_mut();
     let filters = filters.expect("filters");
     filters.insert(filters.len() - 1, lua);
@@ -99,7 +101,10 @@ fn patch(config: EnvoyConfig) -> EnvoyConfig {
     let tries = |on: &str, more: Value| {
         let mut retry = json!({"retry_on": on, "num_retries": 1,
             "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"}});
-        retry.as_object_mut().into_iter().for_each(|r| r.extend(more.as_object().cloned().unwrap_or_default()));
+        retry
+            .as_object_mut()
+            .into_iter()
+            .for_each(|r| r.extend(more.as_object().cloned().unwrap_or_default()));
         retry
     };
     host(&mut config, "retried")["retry_policy"] = tries("5xx", json!({}));
@@ -156,7 +161,8 @@ async fn send(world: &World, service: &str, client: Client) -> (u16, bool) {
                     .expect("HTTP/2");
             let connection = tokio::spawn(connection);
             let uri = format!("http://{service}/");
-            let request = ::http::Request::get(uri).body(Full::new(Bytes::new())).expect("a request");
+            let request =
+                ::http::Request::get(uri).body(Full::new(Bytes::new())).expect("a request");
             let answer = sender.send_request(request);
             // Dropped when the time is up, which resets the stream.
             let answer = tokio::time::timeout(Duration::from_millis(100), answer).await;
@@ -211,7 +217,8 @@ async fn every_way_to_end_counts_as_the_table_says() {
         let seen = seen.into_inner().expect("seen");
         println!("{service:15} {seen:?} reached {} opened after {sent}", one.requests());
         if sent != expected || seen != [(code, expected)].into() {
-            wrong.push(format!("{service}: opened after {sent}, not {expected}; statuses {seen:?}"));
+            wrong
+                .push(format!("{service}: opened after {sent}, not {expected}; statuses {seen:?}"));
         }
     }
     assert_eq!(wrong, Vec::<String>::new());
@@ -314,7 +321,9 @@ impl BlackHole {
         let listener = socket.listen(1).expect("listens");
         let mut waiting = Vec::new();
         let short = Duration::from_millis(200);
-        while let Ok(Ok(stream)) = tokio::time::timeout(short, TcpStream::connect(port.addr())).await {
+        while let Ok(Ok(stream)) =
+            tokio::time::timeout(short, TcpStream::connect(port.addr())).await
+        {
             waiting.push(stream);
         }
         Self { port, _listener: listener, _waiting: waiting }

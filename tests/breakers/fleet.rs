@@ -79,7 +79,8 @@ impl Fleet {
     /// The line about the breaker going to this state in a side's Envoy, as its time of day in ms.
     fn logged(side: &mut Side, endpoint: &str, to: &str) -> Option<f64> {
         let log = side.envoy.log();
-        let ours = |line: &&str| line.contains(&format!("breaker of {endpoint}:")) && line.contains(to);
+        let ours =
+            |line: &&str| line.contains(&format!("breaker of {endpoint}:")) && line.contains(to);
         log.lines().find(ours).and_then(time_of_day)
     }
 }
@@ -125,7 +126,8 @@ async fn has_opinion(side: &Side, service: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trip_takes_effect_in_the_other_envoy_within_a_tenth_of_a_second() {
     const ROUNDS: usize = 24;
-    let [bad, good, third] = [upstream("bad").await, upstream("good").await, upstream("third").await];
+    let [bad, good, third] =
+        [upstream("bad").await, upstream("good").await, upstream("third").await];
     bad.set(Behaviour::failing(Fault::Status(500)));
     let services = names(ROUNDS);
     let mut fleet =
@@ -153,33 +155,19 @@ async fn a_trip_takes_effect_in_the_other_envoy_within_a_tenth_of_a_second() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn advice_needs_one_failure_off_needs_all_and_enforcing_none_until_it_expires() {
-    let [bad, good, third] = [upstream("bad").await, upstream("good").await, upstream("third").await];
+    let [bad, good, third] =
+        [upstream("bad").await, upstream("good").await, upstream("third").await];
     let services = ["advised", "costly", "deaf", "forced"].map(String::from);
     let fleet = Fleet::start(&services, &[&bad, &good, &third], json!({})).await;
     fleet.policy("deaf", json!({"fleet": "off"})).await;
     fleet.policy("forced", json!({"fleet": "enforce", "fleet_ttl": "3s"})).await;
-    let costly = json!({"select": {"strategy": "p2c"}, "breaker": {"fleet": "advise"}}).to_string();
-    fleet.etcd.put("/pintle/policies/costly", &costly).await.expect("a policy");
     fleet.settled().await;
     let mut tap = fleet.nats.tap("events.breaker.>").await.expect("a tap");
 
-    let failing = || bad.set(Behaviour::failing(Fault::Status(500)));
-    failing();
+    bad.set(Behaviour::failing(Fault::Status(500)));
     let before = Instant::now();
     for service in &services {
-        // By costs a failing endpoint gets little; by turns it fails at once.
-        if service == "costly" {
-            let mut tries = 0;
-            while fleet.a.agent.metric("circuit_breaker_trips_total", &["service=\"costly\""]).await
-                != Some(1.0)
-            {
-                arrive(&fleet.a, service, &bad, 50).await;
-                tries += 1;
-                assert!(tries < 100, "five failures by costs");
-            }
-        } else {
-            fail(&fleet.a, service, &bad, 5).await;
-        }
+        fail(&fleet.a, service, &bad, 5).await;
         assert_eventually!(PATIENCE, has_opinion(&fleet.b, service).await);
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -191,6 +179,9 @@ async fn advice_needs_one_failure_off_needs_all_and_enforcing_none_until_it_expi
     assert_eq!(arrive(&fleet.b, "advised", &bad, 60).await, 1);
     assert_eq!(arrive(&fleet.b, "deaf", &bad, 60).await, 5);
     bad.set(Behaviour::default());
+    let costly = json!({"select": {"strategy": "p2c"}}).to_string();
+    fleet.etcd.put("/pintle/policies/costly", &costly).await.expect("a policy");
+    fleet.settled().await;
     let share = arrive(&fleet.b, "costly", &bad, 300).await;
     println!("advised against: {share} of 300 requests, of 100 without advice");
     assert!(share < 60, "advice raises the cost: {share}");
@@ -207,14 +198,23 @@ async fn replays_change_nothing(fleet: &Fleet, tap: &mut pintle_tests::Tap) {
     let told = trips().await;
     let client = async_nats::connect(fleet.nats.url()).await.expect("NATS");
     let stream = async_nats::jetstream::new(client);
-    let mut replayed = 0;
+    // All of them first: the tap hears the replays, too.
+    let mut messages = Vec::new();
     while let Ok(message) = tap.next(Duration::from_millis(300)).await {
+        messages.push(message);
+    }
+    let mut replayed = 0;
+    for message in messages {
         let event: Value = serde_json::from_slice(&message.payload).expect("JSON");
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Nats-Msg-Id", event["id"].as_str().expect("an id"));
         for _ in 0..10 {
             let sent = stream
-                .publish_with_headers(message.subject.clone(), headers.clone(), message.payload.clone().into())
+                .publish_with_headers(
+                    message.subject.clone(),
+                    headers.clone(),
+                    message.payload.clone().into(),
+                )
                 .await
                 .expect("sent")
                 .await
@@ -251,7 +251,7 @@ async fn a_node_that_lies_takes_no_service_down() {
                 "data": {"action": "transition", "proxy": format!("liar-{round}"), "from": "closed",
                     "to": "open", "reason": "a lie", "trips": 32, "ttl": "10m"},
             });
-            let on = format!("events.breaker.{}", subject.replace('/', "."));
+            let on = format!("events.breaker.{subject}");
             fleet.nats.publish(&on, event.to_string().as_bytes()).await.expect("published");
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -76,6 +76,7 @@ async fn abort(addr: SocketAddr, number: usize) -> std::io::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn tens_of_thousands_of_aborted_streams_leave_nothing_behind() {
     let quick = |plugin: &mut serde_json::Value| {
+        plugin["select"]["strategy"] = json!("round_robin");
         plugin["breaker"] =
             json!({"open": "300ms", "open_max": "300ms", "half_open": {"timeout": "1s"}});
     };

@@ -13,7 +13,8 @@ async fn order(nats: &Nats, action: &str, more: &[&str]) {
     let url = nats.url();
     let args = [&["breaker", action, "orders/two", "--nats", &url], more].concat();
     let done = Agent::command(&args).await.expect("the command runs");
-    let (said, why) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    let (said, why) =
+        (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{action}: {said}{why}");
 }
 
@@ -39,7 +40,11 @@ async fn a_breaker_shows_in_metrics_logs_and_table_and_obeys_orders() {
     let ejected = world.agent.metric("pintle_ejected_ratio", &["service=\"orders\""]).await;
     assert!(ejected.is_some_and(|share| (share - 1.0 / 3.0).abs() < 0.01), "{ejected:?}");
     let text = world.agent.metrics().await.expect("metrics");
-    for name in ["pintle_panic_requests_total", "pintle_fleet_opinions", "pintle_no_endpoint_requests_total"] {
+    for name in [
+        "pintle_panic_requests_total",
+        "pintle_fleet_opinions",
+        "pintle_no_endpoint_requests_total",
+    ] {
         assert!(text.contains(&format!("\n{name}{{service=\"orders\"}} 0")), "{name}");
     }
     let opened = world.envoy.stat("wasmcustom.pintle_breaker_opened_total").await;
@@ -77,7 +82,10 @@ async fn a_breaker_shows_in_metrics_logs_and_table_and_obeys_orders() {
     };
     assert!(reached().await >= 8, "takes its turns");
     order(&nats, "force-open", &["--ttl", "60s"]).await;
-    assert_eventually!(PATIENCE, breakers(&world.agent).await.get("orders/two").is_some_and(|s| s == "open"));
+    assert_eventually!(
+        PATIENCE,
+        breakers(&world.agent).await.get("orders/two").is_some_and(|s| s == "open")
+    );
     tokio::time::sleep(SETTLED).await;
     assert_eq!(reached().await, 0, "held open");
     order(&nats, "force-close", &["--ttl", "60s"]).await;

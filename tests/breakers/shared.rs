@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use pintle_tests::{Behaviour, EnvoyConfig, Fault, Latency, Load, Port, Upstream, assert_eventually, http};
+use pintle_tests::{
+    Behaviour, EnvoyConfig, Fault, Latency, Load, Port, Upstream, assert_eventually, http,
+};
 use serde_json::{Value, json};
 
 use crate::support::{PATIENCE, World, millis, quantile, since, upstream};
@@ -66,7 +68,8 @@ async fn a_dead_endpoint_costs_five_failures_over_all_workers_and_no_client_anyt
     assert_eventually!(PATIENCE, world.trips("orders").await == 1.0);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let report = load.stop().await;
-    let failures = world.agent.metric("pintle_endpoint_failures_total", &["endpoint=\"one\""]).await;
+    let failures =
+        world.agent.metric("pintle_endpoint_failures_total", &["endpoint=\"one\""]).await;
     println!("{failures:?} failures; {}", report.summary());
     // Those that were sent before the fifth had failed count, too; at 100 a second there is hardly one.
     assert!(failures.is_some_and(|count| (5.0..=7.0).contains(&count)), "{failures:?}");

@@ -8,7 +8,8 @@ use http_body_util::Full;
 use pintle_artifact::PINTLE_PATH;
 use pintle_tests::http::Reply;
 use pintle_tests::{
-    Agent, AgentBuilder, Envoy, EnvoyConfig, Etcd, Instance, Nats, Upstream, assert_eventually, http,
+    Agent, AgentBuilder, Envoy, EnvoyConfig, Etcd, Instance, Nats, Upstream, assert_eventually,
+    http,
 };
 use serde_json::{Value, json};
 
@@ -93,7 +94,12 @@ impl World {
 
     /// Sends one after the other until a breaker answers in the endpoint's place, at most `most`; how
     /// many came before it. After `expect` of them every worker is given the time to hear of it.
-    pub async fn until_refused(&self, expect: usize, most: usize, send: impl AsyncFn() -> bool) -> usize {
+    pub async fn until_refused(
+        &self,
+        expect: usize,
+        most: usize,
+        send: impl AsyncFn() -> bool,
+    ) -> usize {
         for sent in 0..most {
             if sent == expect {
                 tokio::time::sleep(SETTLED).await;

@@ -31,7 +31,10 @@ async fn rates_slow_calls_and_refusals_open_it_as_the_policy_says() {
     let off = json!({"percent": 0});
     let policies = [
         ("slow", json!({"slow_call": {"threshold": "50ms", "percent": 50, "min_requests": 10}})),
-        ("rate", json!({"consecutive_failures": 0, "failure_rate": {"percent": 50, "min_requests": 20}})),
+        (
+            "rate",
+            json!({"consecutive_failures": 0, "failure_rate": {"percent": 50, "min_requests": 20}}),
+        ),
         ("busy", json!({"failure_rate": off})),
         ("busy-rate", json!({"failure_rate": {"percent": 50, "min_requests": 12}})),
         ("changed", json!({"consecutive_failures": 1000, "failure_rate": off})),
@@ -92,6 +95,10 @@ async fn rates_slow_calls_and_refusals_open_it_as_the_policy_says() {
     policy(&world, "changed", json!({"breaker": {"max_ejection_percent": 0}})).await;
     world.settled().await;
     tokio::time::sleep(SETTLED).await;
-    assert_eventually!(PATIENCE, !refused(&world.get("changed").await), "none may be taken any more");
+    assert_eventually!(
+        PATIENCE,
+        !refused(&world.get("changed").await),
+        "none may be taken any more"
+    );
     world.no_traps().await;
 }

@@ -501,8 +501,10 @@ impl Exchange {
         let code = code.filter(|code| *code > 0);
         let flags = host::property_u64(keys::FLAGS).unwrap_or_default();
         // None were made when another filter answered, so that nobody is charged with its reply.
-        let attempts =
-            host::property_u64(keys::ATTEMPTS).ok().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+        let attempts = host::property_u64(keys::ATTEMPTS)
+            .ok()
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(0);
         let mut report = Report { code, flags, ..Report::default() };
         if self.grpc && code == Some(200) && flags == 0 {
             report.grpc =
@@ -533,8 +535,7 @@ impl Exchange {
         service.answered(self.method, ended.code.unwrap_or_default(), took);
 
         let mut due = Vec::new();
-        let charges =
-            pintle_breaker::charges(ended.attempts, sent.list.len(), ended.outcome);
+        let charges = pintle_breaker::charges(ended.attempts, sent.list.len(), ended.outcome);
         for ((position, outcome), entry) in charges.zip(&sent.list) {
             let ticket = sent.ticket.filter(|_| position == 0);
             let last = u32::try_from(position).is_ok_and(|p| p.saturating_add(1) == ended.attempts);
