@@ -6,12 +6,9 @@
 //! them. `protoc` is needed, as it is for etcd-client.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    tonic_prost_build::configure()
-        .build_client(true)
-        .build_server(true)
-        .compile_protos(
-            &["proto/xds.proto", "proto/eds.proto", "proto/endpoint.proto"],
-            &["proto"],
-        )?;
+    tonic_prost_build::configure().build_client(true).build_server(true).compile_protos(
+        &["proto/xds.proto", "proto/eds.proto", "proto/endpoint.proto"],
+        &["proto"],
+    )?;
     Ok(())
 }

@@ -439,10 +439,7 @@ impl RunArgs {
                 flags.insert(flag, vec![value.clone()]);
             }
         }
-        Origin {
-            file: self.config.config.clone(),
-            flags,
-        }
+        Origin { file: self.config.config.clone(), flags }
     }
 }
 

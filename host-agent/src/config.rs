@@ -125,12 +125,7 @@ const fn key(
     path: &'static [&'static str],
     list: bool,
 ) -> Key {
-    Key {
-        flag,
-        env,
-        path,
-        list,
-    }
+    Key { flag, env, path, list }
 }
 
 /// What is laid over the file: flags by name, with their values.
@@ -194,9 +189,7 @@ struct RawMetrics {
 impl Default for RawMetrics {
     fn default() -> Self {
         // 10,000 endpoints give about 60,000 series, a large but common size of one target.
-        Self {
-            max_endpoints: 10_000,
-        }
+        Self { max_endpoints: 10_000 }
     }
 }
 
@@ -209,18 +202,13 @@ struct RawShutdown {
 
 impl Default for RawShutdown {
     fn default() -> Self {
-        Self {
-            deadline: Duration::from_secs(10),
-        }
+        Self { deadline: Duration::from_secs(10) }
     }
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self {
-            format: LogFormat::Text,
-            level: "info".to_owned(),
-        }
+        Self { format: LogFormat::Text, level: "info".to_owned() }
     }
 }
 
@@ -359,21 +347,13 @@ impl Config {
         if let Some(register) = &register
             && register.drain >= shutdown.deadline
         {
-            return Err(Invalid::new(
-                "shutdown.deadline",
-                "a duration longer than register.drain",
-            ));
+            return Err(Invalid::new("shutdown.deadline", "a duration longer than register.drain"));
         }
-        crate::logs::directives(&log.level)
-            .map_err(|error| Invalid::new("log.level", error))?;
+        crate::logs::directives(&log.level).map_err(|error| Invalid::new("log.level", error))?;
         Ok(Self {
             socket: socket.check()?,
             tcp: tcp.map(|tcp| {
-                let files = TlsFiles {
-                    cert: tcp.cert,
-                    key: tcp.key,
-                    client_ca: tcp.client_ca,
-                };
+                let files = TlsFiles { cert: tcp.cert, key: tcp.key, client_ca: tcp.client_ca };
                 (tcp.listen, files)
             }),
             admin: AdminOptions {
@@ -419,10 +399,7 @@ impl RawSocket {
             })
         });
         if !self.path.is_absolute() || self.path.as_os_str().len() > 103 {
-            return Err(Invalid::new(
-                "socket.path",
-                "an absolute path of at most 103 bytes",
-            ));
+            return Err(Invalid::new("socket.path", "an absolute path of at most 103 bytes"));
         }
         Ok(SocketOptions {
             path: self.path,
@@ -453,9 +430,7 @@ fn section<T: DeserializeOwned>(
         Some(Value::Null) => Value::Object(Map::new()),
         Some(value) => value,
     };
-    serde_json::from_value(value)
-        .map(Some)
-        .map_err(|error| Invalid::new(name, error.to_string()))
+    serde_json::from_value(value).map(Some).map_err(|error| Invalid::new(name, error.to_string()))
 }
 
 fn lay(tree: &mut Map<String, Value>, key: &Key, values: Vec<String>) {
@@ -469,9 +444,7 @@ fn lay(tree: &mut Map<String, Value>, key: &Key, values: Vec<String>) {
             tree.insert((*name).to_owned(), value);
         }
         [section, name] => {
-            let section = tree
-                .entry(*section)
-                .or_insert_with(|| Value::Object(Map::new()));
+            let section = tree.entry(*section).or_insert_with(|| Value::Object(Map::new()));
             if section.is_null() {
                 *section = Value::Object(Map::new());
             }
@@ -511,11 +484,7 @@ fn hostname() -> String {
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .take(100)
         .collect();
-    if name.is_empty() {
-        "pintle".to_owned()
-    } else {
-        name
-    }
+    if name.is_empty() { "pintle".to_owned() } else { name }
 }
 
 #[cfg(test)]

@@ -39,9 +39,7 @@ impl Disk {
     /// Keeps the state in `dir`, which is made (0700) when it is absent.
     #[must_use]
     pub(crate) fn new(dir: &Path) -> Self {
-        Self {
-            path: dir.join("state"),
-        }
+        Self { path: dir.join("state") }
     }
 
     /// Reads what was kept; `None` when nothing was.
@@ -73,9 +71,7 @@ impl Disk {
         if words.next() != Some(body.len().to_string().as_str()) {
             return Err(corrupt("wrong length"));
         }
-        serde_json::from_slice(body)
-            .map(Some)
-            .map_err(|_| corrupt("not a state"))
+        serde_json::from_slice(body).map(Some).map_err(|_| corrupt("not a state"))
     }
 
     /// Writes it, whole or not at all.
@@ -114,11 +110,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Saved {
-        Saved {
-            form: 1,
-            epoch: 7,
-            ..Saved::default()
-        }
+        Saved { form: 1, epoch: 7, ..Saved::default() }
     }
 
     #[test]
@@ -146,10 +138,7 @@ mod tests {
         disk.store(&sample()).unwrap();
         // A directory in the new file's place fails the write for root, too.
         fs::create_dir(dir.path().join("state.new")).unwrap();
-        let newer = Saved {
-            epoch: 8,
-            ..sample()
-        };
+        let newer = Saved { epoch: 8, ..sample() };
         assert!(disk.store(&newer).is_err());
         assert_eq!(disk.load().unwrap(), Some(sample()));
     }

@@ -5,6 +5,7 @@
 //! found by their place in the stream of dead letters; replaying one publishes the original bytes on
 //! the original subject again, under a new sequence, and then takes the letter away.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_nats::HeaderMap;
@@ -88,11 +89,8 @@ impl Events {
     /// # Errors
     /// What stands in the way.
     pub async fn connect(config: &NatsConfig) -> Result<Self, NatsError> {
-        let client = connect(config, "pintle").await?;
-        Ok(Self {
-            js: jetstream(client),
-            config: config.clone(),
-        })
+        let client = connect(config, "pintle", Arc::default()).await?;
+        Ok(Self { js: jetstream(client), config: config.clone() })
     }
 
     /// Publishes a draft, and waits until the stream has confirmed it. Check it first
@@ -121,10 +119,7 @@ impl Events {
             .await
             .map_err(failed("publishing"))?;
         let ack = sent.await.map_err(failed("publishing"))?;
-        Ok(Published {
-            sequence: ack.sequence,
-            duplicate: ack.duplicate,
-        })
+        Ok(Published { sequence: ack.sequence, duplicate: ack.duplicate })
     }
 
     /// The events from sequence `from` on, at most `limit`, oldest first. To follow, ask again from
@@ -198,29 +193,18 @@ impl Events {
     /// # Errors
     /// There is none of this number, it was cut, or the stream did not confirm.
     pub async fn replay(&self, number: u64) -> Result<Published, NatsError> {
-        let refused = |why: &str| NatsError::Request {
-            what: "replaying",
-            why: why.to_owned(),
-        };
+        let refused = |why: &str| NatsError::Request { what: "replaying", why: why.to_owned() };
         let letter = self.dead_letter(number).await?;
         let letter = letter.ok_or_else(|| refused("there is no such dead letter"))?;
         if letter.cut.is_some() {
             return Err(refused("the dead letter holds only a part of the message"));
         }
-        if !letter
-            .subject
-            .starts_with(&format!("{}.", self.config.prefix))
-        {
+        if !letter.subject.starts_with(&format!("{}.", self.config.prefix)) {
             return Err(refused("the original is not known"));
         }
         let mut headers = HeaderMap::new();
-        headers.insert(
-            NATS_MESSAGE_ID,
-            format!("replay-{}-{number}", letter.sequence),
-        );
-        let published = self
-            .send(letter.subject.clone(), headers, letter.payload)
-            .await?;
+        headers.insert(NATS_MESSAGE_ID, format!("replay-{}-{number}", letter.sequence));
+        let published = self.send(letter.subject.clone(), headers, letter.payload).await?;
         self.purge(Some(number)).await?;
         Ok(published)
     }
@@ -253,12 +237,8 @@ async fn next_message(
     from: u64,
     subject: &str,
 ) -> Result<Option<async_nats::jetstream::message::StreamMessage>, NatsError> {
-    let asked = stream
-        .raw_message_builder()
-        .sequence(from.max(1))
-        .next_by_subject(subject)
-        .send()
-        .await;
+    let asked =
+        stream.raw_message_builder().sequence(from.max(1)).next_by_subject(subject).send().await;
     match asked {
         Ok(message) => Ok(Some(message)),
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
@@ -293,7 +273,5 @@ fn letter(found: async_nats::jetstream::message::StreamMessage) -> DeadLetter {
 
 fn wall(nanos: i128) -> SystemTime {
     let since = Duration::from_nanos(u64::try_from(nanos.max(0)).unwrap_or(u64::MAX));
-    SystemTime::UNIX_EPOCH
-        .checked_add(since)
-        .unwrap_or(SystemTime::UNIX_EPOCH)
+    SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
 }

@@ -16,6 +16,7 @@
 //! The agent keeps no sum on disk. After its restart a worker's first report counts whole, which is
 //! where the sum had been but for workers that went before.
 
+mod breaker;
 mod ledger;
 mod views;
 
@@ -45,10 +46,7 @@ impl When {
     /// This moment.
     #[must_use]
     pub fn now() -> Self {
-        Self {
-            mono: Instant::now(),
-            wall: SystemTime::now(),
-        }
+        Self { mono: Instant::now(), wall: SystemTime::now() }
     }
 }
 
@@ -72,11 +70,7 @@ impl Fleet {
     /// An empty ledger; transitions that proxies observed go to `outgoing`.
     #[must_use]
     pub fn new(activities: Activities, outgoing: Outgoing) -> Self {
-        Self {
-            ledger: Mutex::new(Ledger::default()),
-            activities,
-            outgoing,
-        }
+        Self { ledger: Mutex::new(Ledger::default()), activities, outgoing }
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -143,10 +137,7 @@ impl Fleet {
             ),
         );
         if transition.observed {
-            let reported = Reported {
-                proxy: proxy.to_owned(),
-                transition,
-            };
+            let reported = Reported { proxy: proxy.to_owned(), transition };
             if let Err(TrySendError::Full(_)) = self.outgoing.try_send(reported) {
                 self.ledger().refused("outgoing_full");
             }
@@ -183,13 +174,8 @@ impl Fleet {
         text: String,
     ) {
         // No receiver is no error: nobody looks at the page.
-        let _ = self.activities.send(Activity {
-            at: SystemTime::now(),
-            kind,
-            service,
-            endpoint,
-            text,
-        });
+        let _ =
+            self.activities.send(Activity { at: SystemTime::now(), kind, service, endpoint, text });
     }
 }
 

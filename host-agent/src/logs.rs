@@ -49,7 +49,9 @@ impl std::fmt::Debug for Logs {
 /// What is wrong and what is accepted.
 pub fn directives(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(level).map_err(|error| {
-        format!("error, warn, info, debug, trace, or directives like info,pintle_agent=debug: {error}")
+        format!(
+            "error, warn, info, debug, trace, or directives like info,pintle_agent=debug: {error}"
+        )
     })
 }
 
@@ -111,14 +113,12 @@ impl Limit {
             (BURST, EVERY_SECOND)
         };
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = buckets
-            .entry(metadata.callsite())
-            .or_insert_with(|| Bucket {
-                tokens: burst,
-                at: now,
-                left_out: 0,
-                name: metadata.name(),
-            });
+        let bucket = buckets.entry(metadata.callsite()).or_insert_with(|| Bucket {
+            tokens: burst,
+            at: now,
+            left_out: 0,
+            name: metadata.name(),
+        });
         let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
         bucket.at = now;
         bucket.tokens = (bucket.tokens + passed * rate).min(burst);
@@ -213,11 +213,7 @@ mod tests {
         let buffer = Buffer::default();
         let out = buffer.clone();
         let lines = tracing_subscriber::fmt::layer().with_writer(Escaped(move || out.clone()));
-        let lines = if json {
-            lines.json().boxed()
-        } else {
-            lines.with_ansi(false).boxed()
-        };
+        let lines = if json { lines.json().boxed() } else { lines.with_ansi(false).boxed() };
         let subscriber = tracing_subscriber::registry().with(lines.with_filter(Limit::default()));
         tracing::subscriber::with_default(subscriber, work);
         let bytes = buffer.0.lock().unwrap().clone();

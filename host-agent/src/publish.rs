@@ -1,9 +1,9 @@
 //! The task that owns the [`State`]: updates in, snapshots out, at a pace that readers can follow.
 //!
 //! There is one writer and it owns the state by value. Applying an update is cheap and happens at once
-//! for each; building tables is not, and is paced: a change that comes alone goes out at once, and
-//! while changes keep coming a service is published at most ten times a second and anything at all at
-//! most a hundred times. Readers see a `watch` of whole values, so a slow one skips what is superseded
+//! for each; building tables is not, and is paced: changes that come alone or a few at a time go out
+//! at once, and while they keep coming a service is published less than ten times a second and
+//! anything at all at most a hundred times. Readers see a `watch` of whole values, so a slow one skips what is superseded
 //! and can neither stall this task nor make it queue.
 //!
 //! When its channel is full, senders wait: etcd's and NATS's own flow control is the buffer.
@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 use crate::disk::Disk;
 use crate::link::{Activities, Activity, Sources};
 
-/// A service is published at most this often: ten times a second.
-const SERVICE_PACE: Duration = Duration::from_millis(100);
+/// While changes keep coming, a service is published once in this time: nine times a second.
+const SERVICE_PACE: Duration = Duration::from_millis(110);
+/// So much of that time may be used in advance: four changes in a row wait for nothing.
+const BURST: Duration = Duration::from_millis(330);
 /// Anything is published at most this often. A snapshot is a copy of the map of services, so under
 /// churn over many services this bounds the copying; alone, a change still goes out at once.
 const PACE: Duration = Duration::from_millis(10);
@@ -58,10 +60,7 @@ impl Updates {
     /// # Errors
     /// [`Gone`].
     pub async fn send(&self, update: Update) -> Result<(), Gone> {
-        self.0
-            .send(Order { update, done: None })
-            .await
-            .map_err(|_| Gone)
+        self.0.send(Order { update, done: None }).await.map_err(|_| Gone)
     }
 
     /// Hands an update over and waits until it is applied.
@@ -70,10 +69,7 @@ impl Updates {
     /// [`Gone`].
     pub async fn apply(&self, update: Update) -> Result<Changes, Gone> {
         let (done, changes) = oneshot::channel();
-        let order = Order {
-            update,
-            done: Some(done),
-        };
+        let order = Order { update, done: Some(done) };
         self.0.send(order).await.map_err(|_| Gone)?;
         changes.await.map_err(|_| Gone)
     }
@@ -83,9 +79,7 @@ impl Updates {
     /// # Errors
     /// [`Gone`].
     pub async fn release(&self, service: &str) -> Result<usize, Gone> {
-        let update = Update::Release {
-            service: service.to_owned(),
-        };
+        let update = Update::Release { service: service.to_owned() };
         self.apply(update).await.map(|changes| changes.released)
     }
 }
@@ -100,18 +94,13 @@ impl Clock {
     /// Starts now.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            start: Instant::now(),
-        }
+        Self { start: Instant::now() }
     }
 
     /// Both clocks, now.
     #[must_use]
     pub fn now(&self) -> Moment {
-        Moment {
-            wall: SystemTime::now(),
-            mono: self.start.elapsed(),
-        }
+        Moment { wall: SystemTime::now(), mono: self.start.elapsed() }
     }
 
     fn instant(&self, mono: Duration) -> Instant {
@@ -149,11 +138,7 @@ pub(crate) fn start(
     board: Board,
     activities: Activities,
     shutdown: CancellationToken,
-) -> (
-    Updates,
-    watch::Receiver<Arc<Snapshot>>,
-    tokio::task::JoinHandle<()>,
-) {
+) -> (Updates, watch::Receiver<Arc<Snapshot>>, tokio::task::JoinHandle<()>) {
     let (orders, inbox) = mpsc::channel(ORDERS);
     let (snapshots, reader) = watch::channel(state.snapshot());
     let publisher = Publisher {
@@ -163,7 +148,7 @@ pub(crate) fn start(
         activities,
         snapshots,
         pending: BTreeMap::new(),
-        last: HashMap::new(),
+        used: HashMap::new(),
         last_any: None,
         lists: Some(Instant::now()),
         saver: disk.map(Saver::new),
@@ -180,8 +165,8 @@ struct Publisher {
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// Services to publish, and not before when.
     pending: BTreeMap<String, Instant>,
-    /// When services were published, within the pace.
-    last: HashMap<String, Instant>,
+    /// Up to when a service's pace is used up; may lie [`BURST`] ahead.
+    used: HashMap<String, Instant>,
     last_any: Option<Instant>,
     /// When the lists beside the tables are due.
     lists: Option<Instant>,
@@ -219,11 +204,7 @@ impl Publisher {
         let state = self.state.next_deadline().map(|at| self.clock.instant(at));
         let disk = self.saver.as_ref().and_then(|saver| saver.due);
         let far = Instant::now() + Duration::from_secs(60);
-        [pending, state, disk]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(far)
+        [pending, state, disk].into_iter().flatten().min().unwrap_or(far)
     }
 
     fn tick(&mut self) {
@@ -255,15 +236,13 @@ impl Publisher {
         let at = Instant::now();
         for name in &changes.services {
             if !self.pending.contains_key(name) {
-                let due = self.last.get(name).map_or(at, |last| *last + SERVICE_PACE);
+                let due =
+                    self.used.get(name).and_then(|used| used.checked_sub(BURST)).unwrap_or(at);
                 self.pending.insert(name.clone(), due.max(at));
             }
         }
         if changes.meta && self.lists.is_none() {
-            self.lists = Some(
-                self.last_any
-                    .map_or(at, |last| (last + SERVICE_PACE).max(at)),
-            );
+            self.lists = Some(self.last_any.map_or(at, |last| (last + SERVICE_PACE).max(at)));
         }
         if changes.meta || !changes.services.is_empty() {
             self.save_soon();
@@ -320,10 +299,11 @@ impl Publisher {
         let now = self.clock.now();
         let names = due.iter().map(String::as_str);
         let published = self.state.publish(names, lists, now);
-        self.last.retain(|_, last| at < *last + SERVICE_PACE);
+        self.used.retain(|_, used| at < *used);
         for name in due {
             self.pending.remove(&name);
-            self.last.insert(name, at);
+            let used = self.used.entry(name).or_insert(at);
+            *used += SERVICE_PACE;
         }
         if published {
             self.last_any = Some(at);
@@ -335,9 +315,7 @@ impl Publisher {
 
     fn save_soon(&mut self) {
         if let Some(saver) = &mut self.saver {
-            let next = saver
-                .last
-                .map_or_else(Instant::now, |last| last + saver.pace);
+            let next = saver.last.map_or_else(Instant::now, |last| last + saver.pace);
             saver.due.get_or_insert(next);
         }
     }
@@ -348,11 +326,7 @@ impl Publisher {
             return;
         }
         let Some(saver) = &mut self.saver else { return };
-        if saver
-            .writing
-            .as_ref()
-            .is_some_and(|task| !task.is_finished())
-        {
+        if saver.writing.as_ref().is_some_and(|task| !task.is_finished()) {
             saver.due = Some(Instant::now() + DISK_PACE);
             return;
         }
@@ -399,13 +373,7 @@ struct Saver {
 
 impl Saver {
     const fn new(disk: Disk) -> Self {
-        Self {
-            disk,
-            due: None,
-            last: None,
-            pace: DISK_PACE,
-            writing: None,
-        }
+        Self { disk, due: None, last: None, pace: DISK_PACE, writing: None }
     }
 }
 

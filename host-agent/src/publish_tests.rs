@@ -1,1 +1,108 @@
+use std::collections::BTreeSet;
 
+use pintle_snapshot::AddressPolicy;
+use pintle_state::{Change, Protection, Settings};
+use tokio::sync::broadcast;
+
+use super::*;
+
+fn any(_: &serde_json::Value) -> Result<(), String> {
+    Ok(())
+}
+
+fn state() -> State {
+    State::new(Settings {
+        agent: "a".into(),
+        epoch: 1,
+        services: "/services/".into(),
+        policies: "/pintle/policies/".into(),
+        addresses: AddressPolicy::default(),
+        protection: Protection::default(),
+        registry: true,
+        check_policy: any,
+    })
+}
+
+fn put(service: &str, id: &str, port: u16, revision: u64) -> Update {
+    let value = format!(
+        r#"{{"id":"{id}","name":"{service}","address":"10.0.0.1","port":{port},"health":"healthy"}}"#
+    );
+    Update::Changes(vec![Change {
+        key: format!("/services/{service}/{id}").into_bytes(),
+        value: Some(value.into_bytes()),
+        revision,
+    }])
+}
+
+struct Bench {
+    updates: Updates,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    sources: watch::Receiver<Sources>,
+    shutdown: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn bench(disk: Option<Disk>) -> Bench {
+    let (board, sources) = Board::new();
+    let (activities, _) = broadcast::channel(16);
+    let shutdown = CancellationToken::new();
+    let clock = Clock::new();
+    let (updates, snapshots, task) =
+        start(state(), clock, disk, board, activities, shutdown.clone());
+    Bench { updates, snapshots, sources, shutdown, task }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_change_goes_out_at_once_and_a_flood_ten_times_a_second_per_service() {
+    let mut bench = bench(None);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let began = Instant::now();
+    bench.snapshots.mark_unchanged();
+    bench.updates.apply(put("orders", "x", 1, 1)).await.unwrap();
+    bench.snapshots.changed().await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(1), "{:?}", began.elapsed());
+
+    let mut snapshots = bench.snapshots.clone();
+    let counting = tokio::spawn(async move {
+        let mut versions = BTreeSet::new();
+        while snapshots.changed().await.is_ok() {
+            let snapshot = snapshots.borrow_and_update().clone();
+            if let Some(service) = snapshot.services.get("orders") {
+                versions.insert(service.table.version);
+            }
+        }
+        versions.len()
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for n in 0..2000u16 {
+        bench.updates.send(put("orders", "x", n + 2, u64::from(n) + 2)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let last = bench.snapshots.borrow().services["orders"].table.endpoints[0].port;
+    assert_eq!(last, 2001, "the last change is never lost");
+    bench.shutdown.cancel();
+    bench.task.await.unwrap();
+    drop(bench.snapshots);
+    let published = counting.await.unwrap();
+    assert!((15..=22).contains(&published), "{published}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_costs_an_alarm_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("state");
+    // A file where the directory should be: no write can succeed, for root neither.
+    std::fs::write(&place, "in the way").unwrap();
+    let mut bench = bench(Some(Disk::new(&place)));
+    bench.updates.apply(put("orders", "x", 1, 1)).await.unwrap();
+    bench.sources.wait_for(|s| s.disk_error.is_some()).await.unwrap();
+    bench.snapshots.wait_for(|s| s.services.contains_key("orders")).await.unwrap();
+
+    std::fs::remove_file(&place).unwrap();
+    bench.updates.apply(put("orders", "x", 2, 2)).await.unwrap();
+    bench.sources.wait_for(|s| s.disk_error.is_none()).await.unwrap();
+    assert!(place.join("state").exists());
+    bench.shutdown.cancel();
+    bench.task.await.unwrap();
+}

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -114,22 +114,17 @@ impl Release for Updates {
 pub async fn run(origin: Origin) -> Result<(), RunError> {
     let config = origin.load()?;
     let logs = logs::start(&config.log).map_err(RunError::Logs)?;
+    // Before anything answers: until it is heard, a SIGHUP would end the process.
+    let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let stop = CancellationToken::new();
     let sources_stop = CancellationToken::new();
     let running = source::start(config.sources.clone(), check_policy, sources_stop.clone())
         .map_err(ConfigError::from)?;
-    let fleet = Arc::new(Fleet::new(
-        running.activities.clone(),
-        running.outgoing.clone(),
-    ));
+    let fleet = Arc::new(Fleet::new(running.activities.clone(), running.outgoing.clone()));
     let recent = Recent::default();
     let mut tasks = vec![
         tokio::spawn(recent.clone().listen(running.activities.subscribe())),
-        tokio::spawn(follow(
-            running.snapshots.clone(),
-            Arc::clone(&fleet),
-            logs.clone(),
-        )),
+        tokio::spawn(follow(running.snapshots.clone(), Arc::clone(&fleet), logs.clone())),
     ];
     let (mut server, certificates) = proxies(&config, &running, &fleet, &stop).await?;
     let listener = admin::bind(&config.admin).await?;
@@ -163,7 +158,8 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
         let stop = register_stop.clone();
         tokio::spawn(registry::register(register, stop))
     });
-    let ended = hear(&origin, &config, &logs, &running, &certificates, &mut server).await;
+    let ended =
+        hear(&mut signals, &origin, &config, &logs, &running, &certificates, &mut server).await;
     tracing::info!(deadline = ?config.deadline, "the agent stops");
     let orderly = async {
         register_stop.cancel();
@@ -177,25 +173,39 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
         sources_stop.cancel();
         running.join().await;
     };
-    let second = async {
-        let mut again = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = again.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        std::io::Result::Ok(())
-    };
     tokio::select! {
         done = timeout(config.deadline, orderly) => if done.is_err() {
             tracing::warn!("the deadline is over; what is left is cut off");
         },
-        _ = second => tracing::warn!("a second signal; what is left is cut off"),
+        () = signals.stop() => tracing::warn!("a second signal; what is left is cut off"),
     }
     for task in tasks {
         task.abort();
     }
     ended
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 type Server = JoinHandle<Result<(), tonic::transport::Error>>;
@@ -210,9 +220,8 @@ async fn proxies(
     let mut tcp = None;
     let mut certificates = None;
     if let Some((listen, files)) = &config.tcp {
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|error| RunError::Tcp(*listen, error))?;
+        let listener =
+            TcpListener::bind(listen).await.map_err(|error| RunError::Tcp(*listen, error))?;
         let (tx, rx) = watch::channel(files.load()?);
         tcp = Some((listener, rx));
         certificates = Some((files.clone(), tx));
@@ -229,6 +238,7 @@ async fn proxies(
 
 /// Waits for the signal to stop, and reloads on every SIGHUP until then.
 async fn hear(
+    signals: &mut Signals,
     origin: &Origin,
     config: &Config,
     logs: &Logs,
@@ -236,15 +246,11 @@ async fn hear(
     certificates: &Certificates,
     server: &mut Server,
 ) -> Result<(), RunError> {
-    let listen = |kind| signal(kind).map_err(RunError::Signals);
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut hangup = listen(SignalKind::hangup())?;
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => match origin.load() {
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.hangup.recv() => match origin.load() {
                 Ok(fresh) => reload(config, &fresh, logs, running, certificates),
                 Err(error) => {
                     tracing::error!(%error, "the new configuration is refused, the old one stays");
@@ -327,9 +333,5 @@ async fn follow(mut snapshots: Snapshots, fleet: Arc<Fleet>, logs: Logs) {
 /// # Errors
 /// What is wrong with it.
 pub fn check_policy(policy: &serde_json::Value) -> Result<(), String> {
-    if policy.is_object() {
-        Ok(())
-    } else {
-        Err("a policy is a JSON object".to_owned())
-    }
+    pintle_policy::Policy::check(policy).map_err(|error| error.to_string())
 }

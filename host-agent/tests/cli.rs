@@ -1,18 +1,20 @@
 //! The binary as a user meets it: exit codes, refusals, a whole life from start to SIGTERM.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the exemption for tests does not reach the helpers of an integration test"
+)]
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn pintle(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pintle"))
-        .args(arguments)
-        .env_clear()
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_pintle")).args(arguments).env_clear().output().unwrap()
 }
 
 fn said(output: &Output) -> String {
@@ -30,7 +32,11 @@ fn exit_codes_are_those_that_the_help_names() {
         (&["fly"], 64, "unrecognized subcommand"),
         (&["run"], 64, "--etcd http://127.0.0.1:2379"),
         (&["run", "--config", "/nowhere.yaml"], 64, "/nowhere.yaml"),
-        (&["run", "--file", "x", "--admin", "0.0.0.0:0", "--socket", "/tmp/never/s"], 64, "admin.allow_remote"),
+        (
+            &["run", "--file", "x", "--admin", "0.0.0.0:0", "--socket", "/tmp/never/s"],
+            64,
+            "admin.allow_remote",
+        ),
         (&["run", "--file", "x", "--allow", "10.0.0.1/8"], 64, "state.allow"),
         (&["services", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
         (&["breakers", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
@@ -66,6 +72,7 @@ fn an_unknown_variable_is_refused_by_name() {
 struct Agent {
     child: Child,
     admin: String,
+    lines: Arc<Mutex<String>>,
     dir: tempfile::TempDir,
 }
 
@@ -76,13 +83,22 @@ impl Drop for Agent {
     }
 }
 
-fn services(path: &Path, port: u16) {
-    let text = format!(
-        r#"{{"services": [{{"name": "orders", "instances": [{{"id": "orders-1", "name": "orders", "address": "127.0.0.1", "port": {port}}}]}}]}}"#
-    );
+fn instances(path: &Path, ports: &[u16]) {
+    let endpoints: Vec<String> = (1..)
+        .zip(ports)
+        .map(|(id, port)| {
+            format!(r#"{{"id": "orders-{id}", "address": "127.0.0.1", "port": {port}}}"#)
+        })
+        .collect();
+    let endpoints = endpoints.join(", ");
+    let text = format!(r#"{{"services": {{"orders": {{"endpoints": [{endpoints}]}}}}}}"#);
     let fresh = path.with_extension("fresh");
     fs::write(&fresh, text).unwrap();
     fs::rename(fresh, path).unwrap();
+}
+
+fn services(path: &Path, port: u16) {
+    instances(path, &[port]);
 }
 
 impl Agent {
@@ -94,7 +110,7 @@ impl Agent {
         fs::write(&config, format!("agent: edge-1\nlog: {{format: {format}}}\n")).unwrap();
         let file = dir.path().join("services.json");
         services(&file, 8001);
-        let child = Command::new(env!("CARGO_BIN_EXE_pintle"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pintle"))
             .args(["run", "--config", config.to_str().unwrap()])
             .args(["--file", file.to_str().unwrap()])
             .args(["--socket", dir.path().join("run/agent.sock").to_str().unwrap()])
@@ -104,7 +120,15 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let agent = Self { child, admin, dir };
+        let lines = Arc::new(Mutex::new(String::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let all = Arc::clone(&lines);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                *all.lock().unwrap() += &(line + "\n");
+            }
+        });
+        let agent = Self { child, admin, lines, dir };
         agent.until("services", "orders-1");
         agent
     }
@@ -124,6 +148,18 @@ impl Agent {
             }
             assert!(start.elapsed() < Duration::from_secs(30), "{command}: {words}");
             std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn until_logged(&self, text: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let lines = self.lines.lock().unwrap().clone();
+            if lines.contains(text) {
+                return lines;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "{text}: {lines}");
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -152,9 +188,10 @@ fn an_agent_lives_answers_reloads_and_ends_in_order() {
     let config = agent.dir.path().join("agent.yaml");
     fs::write(&config, "agent: edge-1\nlog: {format: json, level: verbose=x=y}\n").unwrap();
     agent.signal("-HUP");
+    agent.until_logged("the old one stays");
     fs::write(&config, "agent: other\nlog: {format: json, level: debug}\n").unwrap();
-    std::thread::sleep(Duration::from_millis(300));
     agent.signal("-HUP");
+    agent.until_logged("were read again");
     agent.until("services", "orders-1");
 
     let start = Instant::now();
@@ -163,12 +200,13 @@ fn an_agent_lives_answers_reloads_and_ends_in_order() {
     assert!(status.success(), "{status:?}");
     assert!(start.elapsed() < Duration::from_secs(12));
     assert!(!agent.dir.path().join("run/agent.sock").exists());
-    let mut lines = String::new();
-    agent.child.stderr.take().unwrap().read_to_string(&mut lines).unwrap();
+    let lines = agent.until_logged("the agent stops");
     for line in lines.lines() {
         assert!(line.starts_with("{\"timestamp\":"), "{line}");
     }
-    for text in ["the agent serves", "the agent stops", "the old one stays", "\"section\":\"agent\""] {
+    for text in
+        ["the agent serves", "the agent stops", "the old one stays", "\"section\":\"agent\""]
+    {
         assert!(lines.contains(text), "{text}\n{lines}");
     }
 }
@@ -201,10 +239,22 @@ fn events_can_be_followed() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    services(&agent.dir.path().join("services.json"), 8003);
     let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
-    let found = lines.map_while(Result::ok).find(|line| line.contains("orders"));
+    let (tx, rx) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let _ = tx.send(line);
+        }
+    });
+    instances(&agent.dir.path().join("services.json"), &[8001, 8003]);
+    let found = loop {
+        match rx.recv_timeout(Duration::from_secs(30)) {
+            Ok(line) if line.contains("orders-2") => break line,
+            Ok(_) => {}
+            Err(error) => panic!("{error}"),
+        }
+    };
     let _ = follow.kill();
     let _ = follow.wait();
-    assert!(found.is_some_and(|line| line.starts_with("{\"at\":")));
+    assert!(found.starts_with("{\"at\":"), "{found}");
 }

@@ -196,7 +196,7 @@ async fn broken_registry_values_and_events_are_counted_and_the_good_ones_beside_
         world.nats.publish("events.endpoint.orders", event).await.expect("a publication");
     }
 
-    let rejected = async || world.agent.metric("pintle_rejected_total", &[]).await.unwrap_or(0.0);
+    let rejected = async || world.agent.metric("pintle_rejected_entries", &[]).await.unwrap_or(0.0);
     assert_eventually!(
         PATIENCE,
         rejected().await >= f64::from(written),

@@ -144,7 +144,7 @@ async fn an_instance_that_registers_itself_drains_and_goes_on_sigterm() {
         "orders",
         "own",
         upstream.addr(),
-        &["--ttl", "5s", "--drain", "1s"],
+        &["--lease", "5s", "--drain", "1s"],
     )
     .expect("pintle register");
     let load = world.load(300.0).start();

@@ -25,6 +25,7 @@
 //! ```
 
 mod agent;
+mod collector;
 mod envoy;
 mod envoy_config;
 mod error;
@@ -41,6 +42,7 @@ pub mod tools;
 mod upstream;
 
 pub use agent::{Agent, AgentBuilder};
+pub use collector::{Call, Collector, Manner};
 pub use envoy::Envoy;
 pub use envoy_config::EnvoyConfig;
 pub use error::{Error, Result};

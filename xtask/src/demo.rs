@@ -36,7 +36,8 @@ pub struct Figures {
     pub failed_requests: usize,
     /// From the agent's start to the first request at what was registered meanwhile.
     pub catch_up_ms: f64,
-    /// Whether the trace of a client reached the upstream, with a span of our own.
+    /// Whether the trace of a client reached the upstream as it came: nothing exports a span here, and
+    /// a parent that nobody ever sees would cut the chain.
     pub trace_continued: bool,
     /// How often a VM trapped and was rebuilt.
     pub vm_reloads: u64,

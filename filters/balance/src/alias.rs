@@ -28,11 +28,7 @@ impl Alias {
         let mut places = Vec::with_capacity(items.len());
         let mut shares = Vec::with_capacity(items.len());
         for (item, weight) in items {
-            places.push(Place {
-                threshold: u32::MAX,
-                own: item,
-                other: item,
-            });
+            places.push(Place { threshold: u32::MAX, own: item, other: item });
             shares.push(weight as f64);
         }
         let total: f64 = shares.iter().sum();
@@ -42,11 +38,7 @@ impl Alias {
         let (mut small, mut large) = (Vec::new(), Vec::new());
         for (i, share) in shares.iter_mut().enumerate() {
             *share *= n / total;
-            if *share < 1.0 {
-                small.push(i)
-            } else {
-                large.push(i)
-            }
+            if *share < 1.0 { small.push(i) } else { large.push(i) }
         }
         while let (Some(less), Some(&more)) = (small.pop(), large.last()) {
             let share = shares.get(less).copied().unwrap_or(1.0);

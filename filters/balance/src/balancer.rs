@@ -73,12 +73,44 @@ pub struct Balancer {
     evict: usize,
     /// Endpoints that are owed a probe.
     probes: Vec<u32>,
+    /// Endpoints of which nothing is known.
+    newcomers: Vec<u32>,
     workers: Vec<(u32, Vec<LoadEntry>)>,
     /// Some endpoint is in its slow start.
     growing: bool,
     /// Some tier should be built again.
     stale: bool,
     refreshed: Now,
+}
+
+/// Newcomers that are looked at for one request, at most: some wait for their health.
+const LOOK: usize = 4;
+
+/// An endpoint to try because nothing is known of it, for `p2c`.
+///
+/// Two draws among many endpoints find one newcomer late: with 25 others, one of a hundred waits for
+/// 57 requests. Its cost is a guess until then, so it is tried once, as soon as it may be.
+fn newcomer(
+    waiting: &mut Vec<u32>,
+    policy: &Policy,
+    loads: &[Load],
+    grains: &[u64],
+) -> Option<u32> {
+    if policy.strategy != Strategy::P2c || policy.slow_start.is_some() {
+        waiting.clear();
+        return None;
+    }
+    for back in (0..waiting.len()).rev().take(LOOK) {
+        let i = *waiting.get(back)?;
+        let load = loads.get(i as usize)?;
+        if !load.is_untried() {
+            waiting.swap_remove(back);
+        } else if load.state == State::Open && grains.get(i as usize).is_some_and(|g| *g > 0) {
+            waiting.swap_remove(back);
+            return Some(i);
+        }
+    }
+    None
 }
 
 // === impl Site ===
@@ -139,6 +171,7 @@ impl Balancer {
             pool_of: BTreeMap::new(),
             evict: 1,
             probes: Vec::new(),
+            newcomers: Vec::new(),
             workers: Vec::new(),
             growing: false,
             stale: false,
@@ -190,6 +223,14 @@ impl Balancer {
             let load = known.map(|(_, load)| load.clone());
             loads.push(load.unwrap_or_else(|| Load::new(&self.clock)));
         }
+        // With zones, only those of the own one: the others are for what spills over.
+        let zoned = sites.iter().any(|site| site.local);
+        let fits = |site: &Site, load: &Load| (site.local || !zoned) && load.is_untried();
+        self.newcomers = (0_u32..)
+            .zip(sites.iter().zip(&loads))
+            .filter(|(_, (site, load))| fits(site, load))
+            .map(|(i, _)| i)
+            .collect();
         self.sites = sites;
         self.loads = loads;
         self.sort();
@@ -265,30 +306,21 @@ impl Balancer {
     #[must_use]
     pub fn by_address(&self, address: SocketAddr) -> Option<usize> {
         let at = self.by_address.partition_point(|&(a, _)| a < address);
-        self.by_address
-            .get(at)
-            .filter(|&&(a, _)| a == address)
-            .map(|&(_, i)| i as usize)
+        self.by_address.get(at).filter(|&&(a, _)| a == address).map(|&(_, i)| i as usize)
     }
 
     /// The endpoint with this [`LoadEntry::key`].
     #[must_use]
     pub fn by_key(&self, key: u64) -> Option<usize> {
         let at = self.by_key.partition_point(|&(k, _)| k < key);
-        self.by_key
-            .get(at)
-            .filter(|&&(k, _)| k == key)
-            .map(|&(_, i)| i as usize)
+        self.by_key.get(at).filter(|&&(k, _)| k == key).map(|&(_, i)| i as usize)
     }
 
     /// The endpoint that a pin names.
     #[must_use]
     pub fn by_pin(&self, pin: Pin) -> Option<usize> {
         let at = self.by_pin.partition_point(|&(p, _)| p < pin);
-        self.by_pin
-            .get(at)
-            .filter(|&&(p, _)| p == pin)
-            .map(|&(_, i)| i as usize)
+        self.by_pin.get(at).filter(|&&(p, _)| p == pin).map(|&(_, i)| i as usize)
     }
 
     /// The registry's id.
@@ -318,9 +350,7 @@ impl Balancer {
     /// Requests in flight there: this worker's, and the other workers' as last heard.
     #[must_use]
     pub fn in_flight(&self, index: usize) -> (u32, u32) {
-        self.loads
-            .get(index)
-            .map_or((0, 0), |l| (l.in_flight, l.elsewhere))
+        self.loads.get(index).map_or((0, 0), |l| (l.in_flight, l.elsewhere))
     }
 
     /// What the breaker says; call it on change only. O(pools).
@@ -401,18 +431,10 @@ impl Balancer {
         }
         let may_probe = request.may_probe && !panic && out.len() == 0;
         let matching = |&i: &u32| at == 0 || self.index.matches(&pool.key, i);
-        let probe = if may_probe {
-            self.probes.iter().copied().find(matching)
-        } else {
-            None
-        };
+        let probe = if may_probe { self.probes.iter().copied().find(matching) } else { None };
         match request.hash.filter(|_| self.policy.strategy.is_hashing()) {
             Some(hash) => {
-                let key = Placement {
-                    hash,
-                    active: self.active,
-                    may_probe,
-                };
+                let key = Placement { hash, active: self.active, may_probe };
                 pool.place(&field, &self.policy, &self.sites, key, out, want);
                 // A probe elsewhere would cost this key its cache; with nobody else it costs nothing.
                 if let Some(probe) = probe.filter(|_| out.len() == 0) {
@@ -425,6 +447,12 @@ impl Balancer {
                     out.push_probe(probe);
                     want += 1;
                 }
+                if at == 0 && !panic && !self.newcomers.is_empty() && out.len() == 0 {
+                    let newcomers = &mut self.newcomers;
+                    if let Some(i) = newcomer(newcomers, &self.policy, &self.loads, &self.grains) {
+                        out.push(i);
+                    }
+                }
                 pool.choose(&field, self.policy.strategy, &self.sites, rng, out, want);
             }
         }
@@ -433,11 +461,7 @@ impl Balancer {
         }
         out.repeat_to(want);
         let candidates = pool.candidates(panic);
-        if panic {
-            Choice::Panic { candidates }
-        } else {
-            Choice::Eligible { candidates }
-        }
+        if panic { Choice::Panic { candidates } } else { Choice::Eligible { candidates } }
     }
 
     /// A request was sent there.
@@ -445,11 +469,7 @@ impl Balancer {
         let (site, load) = (self.sites.get(index)?, self.loads.get_mut(index)?);
         load.started(now);
         self.active = self.active.saturating_add(1);
-        Some(Ticket {
-            index: index as u32,
-            generation: self.generation,
-            key: site.key,
-        })
+        Some(Ticket { index: index as u32, generation: self.generation, key: site.key })
     }
 
     /// It was answered, or failed.
@@ -476,12 +496,7 @@ impl Balancer {
         let Some(load) = self.loads.get_mut(index) else {
             return;
         };
-        load.observe(
-            &self.clock,
-            &mut self.failures,
-            sample.latency,
-            sample.failed,
-        );
+        load.observe(&self.clock, &mut self.failures, sample.latency, sample.failed);
         if let Some(wish) = sample.retry_after {
             load.leave_alone(now, wish);
         }
@@ -515,10 +530,7 @@ impl Balancer {
     /// within the decay time.
     pub fn local_load(&self, now: Now) -> impl Iterator<Item = LoadEntry> + '_ {
         let clock = &self.clock;
-        self.sites
-            .iter()
-            .zip(&self.loads)
-            .filter_map(move |(s, l)| l.tell(s.key, clock, now))
+        self.sites.iter().zip(&self.loads).filter_map(move |(s, l)| l.tell(s.key, clock, now))
     }
 
     /// What `worker` knew at `then`. Replaces what it told before: an endpoint it no longer names
@@ -632,11 +644,8 @@ impl Balancer {
 
     /// The seed of the weighted turns, when the strategy takes them.
     fn turns(&self) -> Option<u64> {
-        matches!(
-            self.policy.strategy,
-            Strategy::WeightedRoundRobin | Strategy::RoundRobin
-        )
-        .then(|| self.seed ^ u64::from(self.generation))
+        matches!(self.policy.strategy, Strategy::WeightedRoundRobin | Strategy::RoundRobin)
+            .then(|| self.seed ^ u64::from(self.generation))
     }
 
     /// Effective weights at `now`.
@@ -650,11 +659,7 @@ impl Balancer {
             self.growing |= grains < full;
             self.grains.push(grains);
             // Weight 0 is only ever compared in a panic, and there it counts as 1.
-            let shown = if grains == 0 {
-                slow_start::GRAINS
-            } else {
-                grains
-            };
+            let shown = if grains == 0 { slow_start::GRAINS } else { grains };
             load.inverse_weight = slow_start::GRAINS as f32 / shown as f32;
         }
     }

@@ -63,18 +63,12 @@ impl Hashing {
         if let Some(old) = old
             && old.sites == sites
         {
-            return Self {
-                hosts,
-                balance: policy.hash_balance_factor,
-                ..old
-            };
+            return Self { hosts, balance: policy.hash_balance_factor, ..old };
         }
         let sum: u64 = sites.iter().map(|&(_, w)| u64::from(w)).sum();
         // In Envoy's order of operations: the product first, then the quotient.
-        let shares: Vec<f64> = sites
-            .iter()
-            .map(|&(_, w)| f64::from(w) * 1.0 / sum.max(1) as f64)
-            .collect();
+        let shares: Vec<f64> =
+            sites.iter().map(|&(_, w)| f64::from(w) * 1.0 / sum.max(1) as f64).collect();
         let keys: Vec<String> = sites.iter().map(|(at, _)| at.to_string()).collect();
         let table = if policy.strategy == Strategy::Maglev {
             Table::Maglev(Maglev::build(policy.table_size, &keys, &shares))
@@ -103,11 +97,7 @@ impl Hashing {
         picks: &mut Picks,
         want: usize,
     ) {
-        let Placement {
-            hash,
-            active,
-            may_probe,
-        } = key;
+        let Placement { hash, active, may_probe } = key;
         let start = self.locate(hash);
         if picks.len() == 0
             && let Some(owner) = self.at(start)
@@ -116,10 +106,7 @@ impl Hashing {
             if let Some(index) = index
                 && may_probe
                 && !field.panic
-                && field
-                    .loads
-                    .get(index as usize)
-                    .is_some_and(|l| l.state == State::Probe)
+                && field.loads.get(index as usize).is_some_and(|l| l.state == State::Probe)
             {
                 picks.push_probe(index);
             } else if self.balance > 0
@@ -129,19 +116,14 @@ impl Hashing {
             }
         }
         let want = want + usize::from(picks.probe());
-        let reach = picks
-            .len()
-            .max(open as usize + usize::from(picks.probe()))
-            .min(want);
+        let reach = picks.len().max(open as usize + usize::from(picks.probe())).min(want);
         let len = self.len();
         for step in 0..len.min(WALK) {
             if picks.len() >= reach {
                 return;
             }
             let entry = self.at(self.step(hash, start, step));
-            let host = entry
-                .and_then(|owner| self.hosts.get(owner as usize))
-                .copied();
+            let host = entry.and_then(|owner| self.hosts.get(owner as usize)).copied();
             if let Some(i) = host
                 && field.open(i)
                 && !picks.contains(i)
@@ -256,10 +238,7 @@ impl Hashing {
             return None;
         }
         let share = *self.shares.get(host as usize)?;
-        let slots = (active + 1)
-            .saturating_mul(u64::from(self.balance))
-            .saturating_add(99)
-            / 100;
+        let slots = (active + 1).saturating_mul(u64::from(self.balance)).saturating_add(99) / 100;
         let slots = (slots as f64 * share).ceil().max(1.0);
         Some((index, f64::from(field.active(index)) / slots))
     }
@@ -280,9 +259,7 @@ impl Twister {
         let mut word = seed;
         for (i, place) in (0_u32..).zip(&mut state) {
             if i > 0 {
-                word = (word ^ (word >> 30))
-                    .wrapping_mul(1_812_433_253)
-                    .wrapping_add(i);
+                word = (word ^ (word >> 30)).wrapping_mul(1_812_433_253).wrapping_add(i);
             }
             *place = word;
         }

@@ -12,18 +12,11 @@ fn the_twister_is_the_standards() {
 }
 
 fn policy(factor: u32) -> Policy {
-    Policy {
-        strategy: Strategy::Maglev,
-        hash_balance_factor: factor,
-        ..Policy::default()
-    }
+    Policy { strategy: Strategy::Maglev, hash_balance_factor: factor, ..Policy::default() }
 }
 
 fn sites(weights: &[u32]) -> Vec<(SocketAddr, u32)> {
-    (1000_u16..)
-        .zip(weights)
-        .map(|(p, &w)| (SocketAddr::from(([10, 0, 0, 1], p)), w))
-        .collect()
+    (1000_u16..).zip(weights).map(|(p, &w)| (SocketAddr::from(([10, 0, 0, 1], p)), w)).collect()
 }
 
 fn pick(hashing: &mut Hashing, active: &[u32], shut: &[usize], hash: u64) -> Picks {
@@ -47,19 +40,10 @@ fn pick(hashing: &mut Hashing, active: &[u32], shut: &[usize], hash: u64) -> Pic
         choice_count: 2,
         bias: 1.0,
     };
-    let key = Placement {
-        hash,
-        active: active.iter().map(|&n| u64::from(n)).sum(),
-        may_probe: true,
-    };
+    let key =
+        Placement { hash, active: active.iter().map(|&n| u64::from(n)).sum(), may_probe: true };
     let mut picks = Picks::new();
-    hashing.fill(
-        &field,
-        key,
-        (loads.len() - shut.len()) as u32,
-        &mut picks,
-        3,
-    );
+    hashing.fill(&field, key, (loads.len() - shut.len()) as u32, &mut picks, 3);
     picks
 }
 
@@ -104,10 +88,7 @@ fn envoy(shares: &[f64], owner: usize, active: &[u32], factor: u32, hash: u64) -
 fn an_overloaded_owner_gives_way_as_in_envoy() {
     for weights in [[1_u32; 8], [1, 2, 3, 4, 5, 6, 7, 8]] {
         let sum: u32 = weights.iter().sum();
-        let shares: Vec<f64> = weights
-            .iter()
-            .map(|&w| f64::from(w) / f64::from(sum))
-            .collect();
+        let shares: Vec<f64> = weights.iter().map(|&w| f64::from(w) / f64::from(sum)).collect();
         let mut hashing = Hashing::build(&policy(120), (0..8).collect(), sites(&weights), None);
         let mut moved = 0;
         for hash in (0..400_u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
@@ -147,32 +128,21 @@ fn a_shut_owner_has_one_stand_in_and_the_rest_keep_their_keys() {
         if whole.first() == Some(2) {
             stand_ins[without.first().unwrap()] += 1;
             // It is the one that a retry would have gone to.
-            assert_eq!(
-                Some(&(without.first().unwrap() as u32)),
-                whole.as_slice().get(1)
-            );
+            assert_eq!(Some(&(without.first().unwrap() as u32)), whole.as_slice().get(1));
         } else {
             assert_eq!(whole.first(), without.first(), "{hash}");
         }
         assert!(!without.as_slice().contains(&2));
     }
     assert_eq!(stand_ins[2], 0);
-    assert!(
-        stand_ins.iter().enumerate().all(|(i, &n)| i == 2 || n > 40),
-        "{stand_ins:?}"
-    );
+    assert!(stand_ins.iter().enumerate().all(|(i, &n)| i == 2 || n > 40), "{stand_ins:?}");
 }
 
 #[test]
 fn the_same_endpoints_keep_their_table() {
     let first = Hashing::build(&policy(0), (0..5).collect(), sites(&[1; 5]), None);
-    let Table::Maglev(before) = &first.table else {
-        panic!("not maglev")
-    };
+    let Table::Maglev(before) = &first.table else { panic!("not maglev") };
     let address = before.at(0);
     let moved = Hashing::build(&policy(150), (5..10).collect(), sites(&[1; 5]), Some(first));
-    assert_eq!(
-        (moved.at(0), moved.hosts[0], moved.balance),
-        (address, 5, 150)
-    );
+    assert_eq!((moved.at(0), moved.hosts[0], moved.balance), (address, 5, 150));
 }

@@ -61,28 +61,18 @@ pub(crate) struct Tier {
 impl Field<'_> {
     #[inline]
     pub(crate) fn open(&self, index: u32) -> bool {
-        self.panic
-            || self
-                .loads
-                .get(index as usize)
-                .is_some_and(|l| l.state == State::Open)
+        self.panic || self.loads.get(index as usize).is_some_and(|l| l.state == State::Open)
     }
 
     #[inline]
     pub(crate) fn cost(&self, index: u32) -> f64 {
-        self.loads
-            .get(index as usize)
-            .map_or(f64::INFINITY, |l| l.cost(&self.moment))
+        self.loads.get(index as usize).map_or(f64::INFINITY, |l| l.cost(&self.moment))
     }
 
     pub(crate) fn grains(&self, index: u32) -> u64 {
         let grains = self.grains.get(index as usize).copied().unwrap_or(0);
         // Weight 0 takes part in a panic, with the least share.
-        if self.panic {
-            grains.max(crate::slow_start::GRAINS)
-        } else {
-            grains
-        }
+        if self.panic { grains.max(crate::slow_start::GRAINS) } else { grains }
     }
 
     pub(crate) fn active(&self, index: u32) -> u32 {
@@ -94,10 +84,7 @@ impl Field<'_> {
 
 impl Tier {
     pub(crate) fn new(members: Vec<u32>) -> Self {
-        Self {
-            members,
-            ..Self::default()
-        }
+        Self { members, ..Self::default() }
     }
 
     /// Counts and builds anew. `turns`: the seed of the weighted turns when the strategy takes them.
@@ -112,12 +99,8 @@ impl Tier {
             }
         }
         self.reduced = self.scarce();
-        let table: Vec<u32> = self
-            .members
-            .iter()
-            .copied()
-            .filter(|&i| !self.reduced || field.open(i))
-            .collect();
+        let table: Vec<u32> =
+            self.members.iter().copied().filter(|&i| !self.reduced || field.open(i)).collect();
         self.alias = Alias::build(table.iter().map(|&i| (i, field.grains(i))));
         // Slow start comes here ten times a second: whoever is next stays next.
         if let Some(seed) = turns.filter(|_| !self.built || self.table != table) {
@@ -211,9 +194,7 @@ impl Tier {
     }
 
     fn any(&self, rng: &mut impl Rng) -> Option<u32> {
-        self.table
-            .get(scale(rng.next_u64(), self.table.len()))
-            .copied()
+        self.table.get(scale(rng.next_u64(), self.table.len())).copied()
     }
 
     fn scan(
@@ -222,17 +203,8 @@ impl Tier {
         rng: &mut impl Rng,
         fits: impl Fn(u32) -> bool,
     ) -> Option<u32> {
-        let total: u64 = self
-            .members
-            .iter()
-            .filter(|&&i| fits(i))
-            .map(|&i| field.grains(i))
-            .sum();
-        let mut left = if total == 0 {
-            0
-        } else {
-            rng.next_u64() % total
-        };
+        let total: u64 = self.members.iter().filter(|&&i| fits(i)).map(|&i| field.grains(i)).sum();
+        let mut left = if total == 0 { 0 } else { rng.next_u64() % total };
         let mut last = None;
         for &i in self.members.iter().filter(|&&i| fits(i)) {
             let grains = field.grains(i);
@@ -259,17 +231,9 @@ impl Tier {
     ) -> Option<(u32, usize)> {
         let n = self.table.len();
         // A division only for the first turn and after the table shrank.
-        let start = if turn < n {
-            turn
-        } else {
-            turn.checked_rem(n).unwrap_or(0)
-        };
+        let start = if turn < n { turn } else { turn.checked_rem(n).unwrap_or(0) };
         for step in 0..n {
-            let at = if start + step < n {
-                start + step
-            } else {
-                start + step - n
-            };
+            let at = if start + step < n { start + step } else { start + step - n };
             if let Some(&i) = self.table.get(at)
                 && field.open(i)
                 && !taken.contains(i)
@@ -279,11 +243,7 @@ impl Tier {
         }
         // A reduced table may lack one that has just become eligible.
         let missing = |&i: &u32| field.open(i) && !taken.contains(i);
-        self.members
-            .iter()
-            .copied()
-            .find(|i| missing(i))
-            .map(|i| (i, start))
+        self.members.iter().copied().find(|i| missing(i)).map(|i| (i, start))
     }
 
     pub(crate) const fn turn(&self) -> usize {

@@ -39,10 +39,9 @@ pub fn hash_key(policy: &Policy, request: &impl RequestView, rng: &mut impl Rng)
         let found = match &part.source {
             HashSource::Header(name) => request.header(name).map(xx),
             HashSource::Cookie(cookie) => cookie_hash(cookie, request, rng, &mut key.set_cookie),
-            HashSource::Query(name) => request
-                .header(":path")
-                .and_then(|p| query(p, name.as_bytes()))
-                .map(xx),
+            HashSource::Query(name) => {
+                request.header(":path").and_then(|p| query(p, name.as_bytes())).map(xx)
+            }
             HashSource::Path => request
                 .header(":path")
                 .map(|p| xx(p.split(|&b| b == b'?').next().unwrap_or_default())),
@@ -68,9 +67,7 @@ fn cookie_hash(
     rng: &mut impl Rng,
     set: &mut Option<String>,
 ) -> Option<u64> {
-    let value = request
-        .header("cookie")
-        .and_then(|c| cookie_value(c, cookie.name.as_bytes()));
+    let value = request.header("cookie").and_then(|c| cookie_value(c, cookie.name.as_bytes()));
     if let Some(value) = value.filter(|v| !v.is_empty()) {
         return Some(xx(value));
     }
@@ -106,9 +103,7 @@ pub(crate) fn cookie_value<'a>(header: &'a [u8], name: &[u8]) -> Option<&'a [u8]
             && let (Some(key), Some(value)) = (pair.get(..at), pair.get(at + 1..))
             && key == name
         {
-            let bare = value
-                .strip_prefix(b"\"")
-                .and_then(|v| v.strip_suffix(b"\""));
+            let bare = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\""));
             return Some(bare.unwrap_or(value));
         }
     }
@@ -139,10 +134,7 @@ pub(crate) fn murmur2(bytes: &[u8]) -> u64 {
         hash = (hash ^ data).wrapping_mul(MUL);
     }
     if !tail.is_empty() {
-        let data = tail
-            .iter()
-            .rev()
-            .fold(0, |data, &b| (data << 8) | u64::from(b));
+        let data = tail.iter().rev().fold(0, |data, &b| (data << 8) | u64::from(b));
         hash = (hash ^ data).wrapping_mul(MUL);
     }
     mix(mix(hash).wrapping_mul(MUL))

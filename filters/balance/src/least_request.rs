@@ -87,9 +87,5 @@ fn best_of_two(tier: &Tier, field: &Field<'_>, rng: &mut impl Rng, picks: &Picks
     let Some(second) = tier.draw_alike(field, rng, picks, &[first]) else {
         return Some(first);
     };
-    Some(select_unpredictable(
-        score(field, second) > score(field, first),
-        second,
-        first,
-    ))
+    Some(select_unpredictable(score(field, second) > score(field, first), second, first))
 }

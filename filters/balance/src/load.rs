@@ -51,7 +51,7 @@ pub struct LoadEntry {
     pub key: u64,
     /// Requests that this worker has in flight there.
     pub in_flight: u32,
-    /// Latency estimate, µs.
+    /// Latency estimate, µs; 0 when nothing is known yet.
     pub latency_us: u32,
     /// Failure score, thousandths.
     pub failures_milli: u32,
@@ -125,6 +125,8 @@ pub(crate) struct Load {
     /// `1 / weight`.
     pub(crate) inverse_weight: f32,
     pub(crate) state: State,
+    /// Whether another worker has told of it.
+    heard_of: bool,
 }
 
 // === impl Clock ===
@@ -205,9 +207,7 @@ impl Clock {
 impl Failures {
     /// The sum over `loads`, after the table changed.
     pub(crate) fn of(loads: &[Load]) -> Self {
-        Self {
-            sum: loads.iter().map(|l| l.score).sum(),
-        }
+        Self { sum: loads.iter().map(|l| l.score).sum() }
     }
 }
 
@@ -226,6 +226,7 @@ impl Load {
             elsewhere: 0,
             inverse_weight: 1.0,
             state: State::Open,
+            heard_of: false,
         }
     }
 
@@ -237,6 +238,11 @@ impl Load {
 
     pub(crate) const fn active(&self) -> u32 {
         self.in_flight.saturating_add(self.elsewhere)
+    }
+
+    /// Whether nobody has been there yet, from this worker or, as far as it heard, another.
+    pub(crate) const fn is_untried(&self) -> bool {
+        self.sampled_at == 0 && !self.heard_of && self.active() == 0
     }
 
     /// What one more request costs here; ns per unit of weight, as of the epoch.
@@ -254,11 +260,7 @@ impl Load {
         }
         let requests = f64::from(self.in_flight) + f64::from(self.elsewhere) + 1.0;
         let cost = ns * requests * f64::from(self.inverse_weight);
-        if self.score > 0.0 {
-            cost * self.failure_factor(moment)
-        } else {
-            cost
-        }
+        if self.score > 0.0 { cost * self.failure_factor(moment) } else { cost }
     }
 
     #[inline(never)]
@@ -293,7 +295,9 @@ impl Load {
         let now = clock.last;
         if let Some(latency) = latency {
             let sample = (latency.as_nanos() as f64).min(MAX_LATENCY) * clock.scale;
-            if sample >= self.latency {
+            // The first answer takes the seed's place: an assumption has no memory worth decaying.
+            let first = self.sampled_at == 0 && !failed;
+            if sample >= self.latency || first {
                 self.latency = sample;
             } else if !failed {
                 let kept = 1.0 / clock.power(now.saturating_sub(self.at));
@@ -327,7 +331,8 @@ impl Load {
             return None;
         }
         let scale = clock.power(now.0.saturating_sub(clock.epoch));
-        let mut ns = self.latency / scale;
+        let known = self.sampled_at > 0 || self.heard_of;
+        let mut ns = if known { self.latency / scale } else { 0.0 };
         let silence = now.0.saturating_sub(self.progress);
         if self.in_flight > 0 && silence <= clock.span {
             ns = ns.max(silence as f64);
@@ -348,7 +353,12 @@ impl Load {
         let age = clock.power(clock.last.saturating_sub(then.0));
         let scale = clock.scale / age;
         let latency = (f64::from(entry.latency_us) * 1e3).min(MAX_LATENCY) * scale;
-        self.latency = self.latency.max(latency);
+        // Zero: it has requests there and no answer yet.
+        if entry.latency_us > 0 {
+            let nothing_known = self.sampled_at == 0 && !self.heard_of;
+            self.latency = if nothing_known { latency } else { self.latency.max(latency) };
+            self.heard_of = true;
+        }
         let score = (f64::from(entry.failures_milli) / 1e3).min(MAX_SCORE) * scale * scale;
         if score > self.score {
             all.sum += score - self.score;

@@ -13,12 +13,7 @@ impl One {
     fn new() -> Self {
         let now = Now::from_millis(1_700_000_000_000);
         let clock = Clock::new(Duration::from_secs(10), 50.0, now);
-        Self {
-            load: Load::new(&clock),
-            all: Failures::default(),
-            clock,
-            now,
-        }
+        Self { load: Load::new(&clock), all: Failures::default(), clock, now }
     }
 
     fn wait(&mut self, by: Duration) -> &mut Self {
@@ -27,15 +22,13 @@ impl One {
 
     fn to(&mut self, now: Now) -> &mut Self {
         self.now = now;
-        self.clock
-            .tick(now, std::slice::from_mut(&mut self.load), &mut self.all);
+        self.clock.tick(now, std::slice::from_mut(&mut self.load), &mut self.all);
         self
     }
 
     fn answer(&mut self, ms: u64, failed: bool) -> &mut Self {
         let latency = Some(Duration::from_millis(ms));
-        self.load
-            .observe(&self.clock, &mut self.all, latency, failed);
+        self.load.observe(&self.clock, &mut self.all, latency, failed);
         self
     }
 
@@ -58,15 +51,10 @@ fn close(got: f64, expect: f64) {
 #[test]
 fn the_power_is_the_exponential() {
     let clock = One::new().clock;
-    for ms in [
-        0_u64, 1, 10, 3000, 3465, 3466, 6931, 10_000, 25_000, 640_000, 6_000_000,
-    ] {
+    for ms in [0_u64, 1, 10, 3000, 3465, 3466, 6931, 10_000, 25_000, 640_000, 6_000_000] {
         let expect = (ms as f64 / 10_000.0).exp();
         let got = clock.power(ms * 1_000_000);
-        assert!(
-            (got - expect).abs() <= expect * 1e-5,
-            "{ms} ms: {got} for {expect}"
-        );
+        assert!((got - expect).abs() <= expect * 1e-5, "{ms} ms: {got} for {expect}");
     }
     assert_eq!(clock.power(u64::MAX), f64::INFINITY);
 }
@@ -161,12 +149,7 @@ fn what_one_worker_learned_the_other_knows_and_an_echo_adds_nothing() {
     here.load.started(here.now);
     let told = here.load.tell(7, &here.clock, here.now).unwrap();
     assert_eq!(
-        (
-            told.key,
-            told.in_flight,
-            told.latency_us,
-            told.failures_milli
-        ),
+        (told.key, told.in_flight, told.latency_us, told.failures_milli),
         (7, 1, 400_000, 1000)
     );
     let then = here.now;
@@ -218,18 +201,13 @@ fn a_new_epoch_changes_nothing_but_the_numbers() {
 #[test]
 fn nonsense_stays_finite() {
     let mut one = One::new();
-    let told = LoadEntry {
-        key: 1,
-        in_flight: u32::MAX,
-        latency_us: u32::MAX,
-        failures_milli: u32::MAX,
-    };
+    let told =
+        LoadEntry { key: 1, in_flight: u32::MAX, latency_us: u32::MAX, failures_milli: u32::MAX };
     one.hear(&told, Now(0));
     one.hear(&told, Now(u64::MAX));
     one.load.elsewhere = u32::MAX;
     one.load.started(one.now);
-    one.load
-        .observe(&one.clock, &mut one.all, Some(Duration::MAX), true);
+    one.load.observe(&one.clock, &mut one.all, Some(Duration::MAX), true);
     assert!(one.cost().is_finite());
     one.to(Now(u64::MAX)).to(Now(0)).answer(5, true);
     assert!(one.cost().is_finite());

@@ -8,10 +8,7 @@ fn ports(from: u16, n: u16) -> Vec<String> {
 
 fn shares(weights: &[u32]) -> Vec<f64> {
     let sum: u32 = weights.iter().sum();
-    weights
-        .iter()
-        .map(|&w| f64::from(w) / f64::from(sum))
-        .collect()
+    weights.iter().map(|&w| f64::from(w) / f64::from(sum)).collect()
 }
 
 /// Envoy's loop as it stands: every endpoint is asked in every turn.
@@ -63,33 +60,21 @@ fn the_keys_text_decides_not_the_order() {
     assert_eq!(table.places, [3, 1, 5, 4, 0, 5, 2]);
     // Envoy hashes by host name or `hash_key` on request; its tables for those fix the hash itself.
     let names: Vec<String> = (90..96).map(|n| n.to_string()).collect();
-    assert_eq!(
-        Maglev::build(7, &names, &shares(&[1; 6])).places,
-        [2, 5, 0, 3, 4, 1, 0]
-    );
+    assert_eq!(Maglev::build(7, &names, &shares(&[1; 6])).places, [2, 5, 0, 3, 4, 1, 0]);
 }
 
 #[test]
 fn weights_one_and_two_on_seventeen_places() {
     let table = Maglev::build(17, &ports(90, 2), &shares(&[1, 2]));
-    assert_eq!(
-        table.places,
-        [1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1]
-    );
+    assert_eq!(table.places, [1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1]);
 }
 
 #[test]
 fn shares_given_by_locality_on_seventeen_places() {
     let even = Maglev::build(17, &ports(90, 2), &[0.5, 0.5]);
-    assert_eq!(
-        even.places,
-        [1, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0, 1]
-    );
+    assert_eq!(even.places, [1, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0, 1]);
     let skewed = Maglev::build(17, &ports(90, 2), &[0.8, 0.2]);
-    assert_eq!(
-        skewed.places,
-        [1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0]
-    );
+    assert_eq!(skewed.places, [1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -129,10 +114,7 @@ fn imbalance_is_below_one_percent() {
         }
         let (low, high) = (count.iter().min().unwrap(), count.iter().max().unwrap());
         let mean = 65_537.0 / f64::from(n);
-        assert!(
-            f64::from(high - low) <= 1.0_f64.max(mean * 0.01),
-            "{n}: {low} to {high}"
-        );
+        assert!(f64::from(high - low) <= 1.0_f64.max(mean * 0.01), "{n}: {low} to {high}");
     }
 }
 
@@ -141,16 +123,9 @@ fn shares_follow_weights_of_one_to_a_thousand() {
     let weights = [1, 10, 100, 1000, 500];
     let table = Maglev::build(65_537, &ports(90, 5), &shares(&weights));
     for (i, &w) in weights.iter().enumerate() {
-        let got = table
-            .places
-            .iter()
-            .filter(|&&p| usize::from(p) == i)
-            .count() as f64;
+        let got = table.places.iter().filter(|&&p| usize::from(p) == i).count() as f64;
         let expect = 65_537.0 * f64::from(w) / 1611.0;
-        assert!(
-            (got - expect).abs() <= expect * 0.02 + 2.0,
-            "{w}: {got} for {expect}"
-        );
+        assert!((got - expect).abs() <= expect * 0.02 + 2.0, "{w}: {got} for {expect}");
     }
 }
 
@@ -167,9 +142,7 @@ fn one_that_leaves_moves_about_twice_its_share() {
             left.remove(gone.into());
             let after = Maglev::build(65_537, &left, &shares(&vec![1; left.len()]));
             let pairs = before.places.iter().zip(&after.places);
-            moved += pairs
-                .filter(|&(&b, &a)| keys[usize::from(b)] != left[usize::from(a)])
-                .count();
+            moved += pairs.filter(|&(&b, &a)| keys[usize::from(b)] != left[usize::from(a)]).count();
         }
         let times = moved as f64 / 5.0 / (65_537.0 / f64::from(n));
         println!("{n} endpoints: {times:.2} times the share of one moves");

@@ -25,8 +25,7 @@ pub(crate) fn fill(
             return None;
         }
         drawn += 1;
-        tier.draw(field, rng, picks, also.map(|(i, _)| i))
-            .map(|i| (i, field.cost(i)))
+        tier.draw(field, rng, picks, also.map(|(i, _)| i)).map(|i| (i, field.cost(i)))
     };
     while picks.len() < want {
         let Some(first) = spare.take().or_else(|| next(picks, None)) else {

@@ -390,10 +390,7 @@ impl TryFrom<RawPolicy> for Policy {
                 100.0,
                 "0 to 100",
             )?,
-            hash_key: hash_key
-                .into_iter()
-                .map(HashKeyPart::try_from)
-                .collect::<Result<_, _>>()?,
+            hash_key: hash_key.into_iter().map(HashKeyPart::try_from).collect::<Result<_, _>>()?,
             hash_function: raw.hash_function.unwrap_or(d.hash_function),
             minimum_ring_size,
             maximum_ring_size,
@@ -408,10 +405,7 @@ impl TryFrom<RawPolicy> for Policy {
                 "0 to 100",
             )?,
             zone_aware: raw.zone_aware.unwrap_or(d.zone_aware),
-            subset: subset
-                .into_iter()
-                .map(Selector::try_from)
-                .collect::<Result<_, _>>()?,
+            subset: subset.into_iter().map(Selector::try_from).collect::<Result<_, _>>()?,
             subset_fallback: raw.subset_fallback.unwrap_or(d.subset_fallback),
             subset_default: raw.subset_default.unwrap_or_default(),
             sticky: raw.sticky.map(Sticky::try_from).transpose()?,
@@ -446,13 +440,7 @@ impl TryFrom<RawHashKeyPart> for HashKeyPart {
                 "parts with exactly one of header, cookie, query, path, source_address",
             )
         };
-        let source = match (
-            raw.header,
-            raw.cookie,
-            raw.query,
-            raw.path,
-            raw.source_address,
-        ) {
+        let source = match (raw.header, raw.cookie, raw.query, raw.path, raw.source_address) {
             (Some(name), None, None, None, None) => {
                 HashSource::Header(header_name("hash_key.header", name)?)
             }
@@ -466,10 +454,7 @@ impl TryFrom<RawHashKeyPart> for HashKeyPart {
             (None, None, None, None, Some(true)) => HashSource::SourceAddress,
             _ => return Err(one_of()),
         };
-        Ok(Self {
-            source,
-            terminal: raw.terminal,
-        })
+        Ok(Self { source, terminal: raw.terminal })
     }
 }
 
@@ -481,10 +466,7 @@ impl RawCookie {
         }
         let path = self.path.unwrap_or_default();
         if path.len() > 1024 || !path.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b';') {
-            return Err(refuse(
-                field,
-                "given a path of printable characters without ';'",
-            ));
+            return Err(refuse(field, "given a path of printable characters without ';'"));
         }
         let ttl = self
             .ttl
@@ -498,11 +480,7 @@ impl RawCookie {
                 )
             })
             .transpose()?;
-        Ok(Cookie {
-            name: self.name,
-            ttl,
-            path,
-        })
+        Ok(Cookie { name: self.name, ttl, path })
     }
 }
 
@@ -589,11 +567,7 @@ fn within<T: PartialOrd>(
     high: T,
     expected: &'static str,
 ) -> Result<T, PolicyError> {
-    if value >= low && value <= high {
-        Ok(value)
-    } else {
-        Err(refuse(field, expected))
-    }
+    if value >= low && value <= high { Ok(value) } else { Err(refuse(field, expected)) }
 }
 
 fn duration(

@@ -28,14 +28,9 @@ fn everything_can_be_said() {
     .unwrap();
     assert_eq!(policy.strategy, Strategy::Maglev);
     assert_eq!(policy.hash_key.len(), 5);
-    assert_eq!(
-        policy.hash_key[0].source,
-        HashSource::Header("x-user".into())
-    );
+    assert_eq!(policy.hash_key[0].source, HashSource::Header("x-user".into()));
     assert!(policy.hash_key[0].terminal);
-    let Some(Sticky::Cookie(pin)) = &policy.sticky else {
-        panic!("no cookie")
-    };
+    let Some(Sticky::Cookie(pin)) = &policy.sticky else { panic!("no cookie") };
     assert_eq!(pin.ttl, Some(Duration::ZERO));
     assert_eq!(policy.slow_start.unwrap().min_fraction, 0.2);
 }
@@ -44,69 +39,27 @@ fn everything_can_be_said() {
 fn a_refusal_names_the_field_and_the_range() {
     for (json, says) in [
         (r#"{"choice_count":1}"#, "choice_count must be 2 to 100"),
-        (
-            r#"{"active_request_bias":-1}"#,
-            "active_request_bias must be 0 to 100",
-        ),
-        (
-            r#"{"table_size":8}"#,
-            "table_size must be a prime from 2 to 5000011",
-        ),
-        (
-            r#"{"table_size":5000029}"#,
-            "table_size must be a prime from 2 to 5000011",
-        ),
-        (
-            r#"{"minimum_ring_size":0}"#,
-            "minimum_ring_size must be 1 to 8388608",
-        ),
+        (r#"{"active_request_bias":-1}"#, "active_request_bias must be 0 to 100"),
+        (r#"{"table_size":8}"#, "table_size must be a prime from 2 to 5000011"),
+        (r#"{"table_size":5000029}"#, "table_size must be a prime from 2 to 5000011"),
+        (r#"{"minimum_ring_size":0}"#, "minimum_ring_size must be 1 to 8388608"),
         (
             r#"{"minimum_ring_size":20,"maximum_ring_size":10}"#,
             "maximum_ring_size must be minimum_ring_size to 8388608",
         ),
-        (
-            r#"{"hash_balance_factor":99}"#,
-            "hash_balance_factor must be 0, or 100 to 10000",
-        ),
+        (r#"{"hash_balance_factor":99}"#, "hash_balance_factor must be 0, or 100 to 10000"),
         (r#"{"panic_percent":101}"#, "panic_percent must be 0 to 100"),
         (r#"{"attempts":0}"#, "attempts must be 1 to 16"),
         (r#"{"attempts":17}"#, "attempts must be 1 to 16"),
-        (
-            r#"{"ewma_decay":"1ms"}"#,
-            "ewma_decay must be a duration from 100ms to 1h",
-        ),
-        (
-            r#"{"ewma_decay":"soon"}"#,
-            "ewma_decay must be a duration from 100ms to 1h",
-        ),
-        (
-            r#"{"slow_start":{}}"#,
-            "slow_start.window must be a duration from 1s to 1d",
-        ),
-        (
-            r#"{"sticky":{}}"#,
-            "sticky must be either a cookie or a header",
-        ),
-        (
-            r#"{"sticky":{"cookie":{"name":"a b"}}}"#,
-            "sticky.cookie must be named by a token",
-        ),
-        (
-            r#"{"hash_key":[{"header":"a","query":"b"}]}"#,
-            "hash_key must be parts with exactly one",
-        ),
-        (
-            r#"{"hash_key":[{"header":"a b"}]}"#,
-            "hash_key.header must be a header name",
-        ),
-        (
-            r#"{"subset":[{"header":"a"}]}"#,
-            "subset must be selectors with",
-        ),
-        (
-            r#"{"failure_penalty":1001}"#,
-            "failure_penalty must be 0 to 1000",
-        ),
+        (r#"{"ewma_decay":"1ms"}"#, "ewma_decay must be a duration from 100ms to 1h"),
+        (r#"{"ewma_decay":"soon"}"#, "ewma_decay must be a duration from 100ms to 1h"),
+        (r#"{"slow_start":{}}"#, "slow_start.window must be a duration from 1s to 1d"),
+        (r#"{"sticky":{}}"#, "sticky must be either a cookie or a header"),
+        (r#"{"sticky":{"cookie":{"name":"a b"}}}"#, "sticky.cookie must be named by a token"),
+        (r#"{"hash_key":[{"header":"a","query":"b"}]}"#, "hash_key must be parts with exactly one"),
+        (r#"{"hash_key":[{"header":"a b"}]}"#, "hash_key.header must be a header name"),
+        (r#"{"subset":[{"header":"a"}]}"#, "subset must be selectors with"),
+        (r#"{"failure_penalty":1001}"#, "failure_penalty must be 0 to 1000"),
         (r#"{"stratgy":"p2c"}"#, "unknown field `stratgy`"),
         (r#"{"strategy":"best"}"#, "unknown variant `best`"),
     ] {
@@ -117,14 +70,7 @@ fn a_refusal_names_the_field_and_the_range() {
 
 #[test]
 fn primes_are_told_from_the_rest() {
-    for (n, prime) in [
-        (0, false),
-        (1, false),
-        (2, true),
-        (3, true),
-        (9, false),
-        (65_537, true),
-    ] {
+    for (n, prime) in [(0, false), (1, false), (2, true), (3, true), (9, false), (65_537, true)] {
         assert_eq!(is_prime(n), prime, "{n}");
     }
     assert!(is_prime(MAX_TABLE_SIZE));

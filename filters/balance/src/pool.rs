@@ -46,13 +46,7 @@ impl Pool {
         let of = |i: &u32| sites.get(*i as usize);
         let members = |local: bool| {
             let fits = |s: &Site| s.could_be_eligible() && s.local == local;
-            Tier::new(
-                listed
-                    .iter()
-                    .copied()
-                    .filter(|i| of(i).is_some_and(fits))
-                    .collect(),
-            )
+            Tier::new(listed.iter().copied().filter(|i| of(i).is_some_and(fits)).collect())
         };
         Self {
             key,
@@ -76,10 +70,7 @@ impl Pool {
     }
 
     pub(crate) fn into_tables(self) -> Tables {
-        (
-            self.hashing.or(self.old_tables.0),
-            self.panic_hashing.or(self.old_tables.1),
-        )
+        (self.hashing.or(self.old_tables.0), self.panic_hashing.or(self.old_tables.1))
     }
 
     /// Counts and builds the draws anew.
@@ -111,11 +102,7 @@ impl Pool {
             (false, true) => self.eligible = self.eligible.saturating_sub(1),
             _ => {}
         }
-        let tier = if local {
-            &mut self.local
-        } else {
-            &mut self.rest
-        };
+        let tier = if local { &mut self.local } else { &mut self.rest };
         if before == State::Open || after == State::Open {
             tier.shift(grains, after == State::Open);
         }
@@ -130,11 +117,8 @@ impl Pool {
 
     /// `may_probe`: whether endpoints that are owed a probe can be of use to this request.
     pub(crate) fn panics(&self, percent: u32, may_probe: bool) -> bool {
-        let eligible = if may_probe {
-            self.eligible
-        } else {
-            self.local.open.saturating_add(self.rest.open)
-        };
+        let eligible =
+            if may_probe { self.eligible } else { self.local.open.saturating_add(self.rest.open) };
         percent > 0
             && self.can_panic
             && (eligible == 0
@@ -160,14 +144,7 @@ impl Pool {
         want: usize,
     ) {
         if field.panic {
-            run(
-                strategy,
-                self.panic_tier(field, sites),
-                field,
-                rng,
-                out,
-                want,
-            );
+            run(strategy, self.panic_tier(field, sites), field, rng, out, want);
             return;
         }
         let stays = match self.stay {
@@ -208,11 +185,7 @@ impl Pool {
         let listed = &self.listed;
         let hashing = slot.get_or_insert_with(|| {
             let fits = |s: &Site| {
-                if field.panic {
-                    s.may_panic()
-                } else {
-                    s.could_be_eligible()
-                }
+                if field.panic { s.may_panic() } else { s.could_be_eligible() }
             };
             let (hosts, sites) = listed
                 .iter()

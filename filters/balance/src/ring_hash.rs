@@ -27,15 +27,10 @@ impl Ring {
     /// `keys` and their `shares` of 1, in the table's order.
     pub(crate) fn build(policy: &Policy, keys: &[String], shares: &[f64]) -> Self {
         let least = shares.iter().copied().fold(1.0, f64::min);
-        let (low, high) = (
-            policy.minimum_ring_size as f64,
-            policy.maximum_ring_size as f64,
-        );
+        let (low, high) = (policy.minimum_ring_size as f64, policy.maximum_ring_size as f64);
         let scale = ((least * low).ceil() / least).min(high);
         if keys.is_empty() || !scale.is_finite() {
-            return Self {
-                entries: Vec::new(),
-            };
+            return Self { entries: Vec::new() };
         }
         let mut entries = Vec::with_capacity(scale.ceil() as usize);
         let (mut current, mut target) = (0.0, 0.0);

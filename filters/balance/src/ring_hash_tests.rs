@@ -7,10 +7,7 @@ use super::*;
 fn ring(policy: &Policy, keys: &[&str], weights: &[u32]) -> Ring {
     let keys: Vec<String> = keys.iter().map(|k| (*k).to_owned()).collect();
     let sum: u32 = weights.iter().sum();
-    let shares: Vec<f64> = weights
-        .iter()
-        .map(|&w| f64::from(w) / f64::from(sum))
-        .collect();
+    let shares: Vec<f64> = weights.iter().map(|&w| f64::from(w) / f64::from(sum)).collect();
     Ring::build(policy, &keys, &shares)
 }
 
@@ -19,10 +16,7 @@ fn ports(from: u16, n: u16) -> Vec<String> {
 }
 
 fn of_size(minimum_ring_size: u64) -> Policy {
-    Policy {
-        minimum_ring_size,
-        ..Policy::default()
-    }
+    Policy { minimum_ring_size, ..Policy::default() }
 }
 
 #[test]
@@ -60,10 +54,7 @@ fn six_endpoints_by_xxhash() {
 
 #[test]
 fn six_endpoints_by_murmur() {
-    let policy = Policy {
-        hash_function: HashFunction::Murmur2,
-        ..of_size(12)
-    };
+    let policy = Policy { hash_function: HashFunction::Murmur2, ..of_size(12) };
     let keys = ports(80, 6);
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     assert_eq!(
@@ -101,15 +92,8 @@ fn a_size_that_does_not_divide_is_rounded_up() {
 
 #[test]
 fn weights_one_two_three_on_six_entries() {
-    let policy = Policy {
-        maximum_ring_size: 6,
-        ..of_size(6)
-    };
-    let ring = ring(
-        &policy,
-        &["127.0.0.1:90", "127.0.0.1:91", "127.0.0.1:92"],
-        &[1, 2, 3],
-    );
+    let policy = Policy { maximum_ring_size: 6, ..of_size(6) };
+    let ring = ring(&policy, &["127.0.0.1:90", "127.0.0.1:91", "127.0.0.1:92"], &[1, 2, 3]);
     for (hash, place) in [
         (928_266_305_478_181_108, 2),
         (4_443_673_547_860_492_590, 2),
@@ -126,17 +110,9 @@ fn weights_one_two_three_on_six_entries() {
 #[test]
 fn fractions_are_carried_to_the_next() {
     // Envoy's comment works this out: four endpoints on six entries get 2, 1, 2, 1.
-    let policy = Policy {
-        maximum_ring_size: 6,
-        ..of_size(6)
-    };
+    let policy = Policy { maximum_ring_size: 6, ..of_size(6) };
     let ring = ring(&policy, &["a:1", "b:1", "c:1", "d:1"], &[1; 4]);
-    let count = |p| {
-        ring.entries
-            .iter()
-            .filter(|&&(_, place)| place == p)
-            .count()
-    };
+    let count = |p| ring.entries.iter().filter(|&&(_, place)| place == p).count();
     assert_eq!([count(0), count(1), count(2), count(3)], [2, 1, 2, 1]);
 }
 

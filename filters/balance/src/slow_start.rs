@@ -36,11 +36,8 @@ pub(crate) fn grains(weight: u32, registered_at: Now, now: Now, policy: Option<&
 mod tests {
     use super::*;
 
-    const POLICY: SlowStart = SlowStart {
-        window: Duration::from_secs(100),
-        aggression: 1.0,
-        min_fraction: 0.1,
-    };
+    const POLICY: SlowStart =
+        SlowStart { window: Duration::from_secs(100), aggression: 1.0, min_fraction: 0.1 };
 
     #[test]
     fn a_newcomer_grows_to_its_weight() {
@@ -53,10 +50,7 @@ mod tests {
             (100, 1.0, 10_000),
             (5000, 1.0, 10_000),
         ] {
-            let policy = SlowStart {
-                aggression,
-                ..POLICY
-            };
+            let policy = SlowStart { aggression, ..POLICY };
             let now = born.after(Duration::from_secs(age_s));
             let got = grains(10, born, now, Some(&policy));
             assert!(got.abs_diff(expect) <= 1, "{age_s} s, {aggression}: {got}");

@@ -68,9 +68,7 @@ impl FromStr for Pin {
         if text.len() != 16 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(ParsePinError);
         }
-        u64::from_str_radix(text, 16)
-            .map(Self)
-            .map_err(|_| ParsePinError)
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| ParsePinError)
     }
 }
 
@@ -103,13 +101,7 @@ mod tests {
 
     #[test]
     fn what_is_not_sixteen_digits_is_no_pin() {
-        for text in [
-            "",
-            "0",
-            "+000000000000001",
-            "00000000000000000",
-            "000000000000000g",
-        ] {
+        for text in ["", "0", "+000000000000001", "00000000000000000", "000000000000000g"] {
             assert_eq!(Pin::parse(text.as_bytes()), None, "{text}");
         }
         assert_eq!(Pin::parse(&[0xff; 16]), None);

@@ -82,24 +82,14 @@ impl<'a> Wants<'a> {
 
 impl Index {
     pub(crate) fn build(policy: &Policy, endpoints: &[Endpoint]) -> Self {
-        let selectors = policy
-            .subset
-            .iter()
-            .map(|s| Self::values(s, endpoints))
-            .collect();
+        let selectors = policy.subset.iter().map(|s| Self::values(s, endpoints)).collect();
         let wanted = &policy.subset_default;
         let matches = |e: &Endpoint| {
-            wanted
-                .metadata
-                .iter()
-                .all(|(k, v)| metadata(e, k) == Some(v.as_str()))
+            wanted.metadata.iter().all(|(k, v)| metadata(e, k) == Some(v.as_str()))
                 && wanted.tags.iter().all(|t| e.tags.contains(t))
         };
-        let default = (0_u32..)
-            .zip(endpoints)
-            .filter(|(_, e)| matches(e))
-            .map(|(i, _)| i)
-            .collect();
+        let default =
+            (0_u32..).zip(endpoints).filter(|(_, e)| matches(e)).map(|(i, _)| i).collect();
         Self { selectors, default }
     }
 
@@ -132,9 +122,7 @@ impl Index {
         let mut key = Key::default();
         for want in wants {
             let values = self.selectors.get(want.selector)?;
-            let at = values
-                .binary_search_by(|(v, _)| v.as_bytes().cmp(want.value))
-                .ok()?;
+            let at = values.binary_search_by(|(v, _)| v.as_bytes().cmp(want.value)).ok()?;
             let place = key.get_mut(want.selector)?;
             let interned = at as u32 + 1;
             // Asked twice for different values of one selector: only a tag can be had twice, and then
@@ -166,28 +154,16 @@ impl Index {
     }
 
     fn lists(&self, key: &Key) -> impl Iterator<Item = &[u32]> {
-        self.selectors
-            .iter()
-            .zip(key)
-            .filter(|&(_, &v)| v > 0)
-            .map(|(values, &v)| {
-                values
-                    .get(v as usize - 1)
-                    .map_or(&[][..], |(_, members)| members.as_slice())
-            })
+        self.selectors.iter().zip(key).filter(|&(_, &v)| v > 0).map(|(values, &v)| {
+            values.get(v as usize - 1).map_or(&[][..], |(_, members)| members.as_slice())
+        })
     }
 }
 
 fn metadata<'a>(endpoint: &'a Endpoint, key: &str) -> Option<&'a str> {
     match key {
         // Became a field when the registry's entry was read.
-        "zone" => Some(&endpoint.zone)
-            .filter(|z| !z.is_empty())
-            .map(String::as_str),
-        _ => endpoint
-            .metadata
-            .iter()
-            .find(|(k, _)| k == key)
-            .map(|(_, v)| v.as_str()),
+        "zone" => Some(&endpoint.zone).filter(|z| !z.is_empty()).map(String::as_str),
+        _ => endpoint.metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str()),
     }
 }

@@ -33,12 +33,7 @@ pub struct Request<'a> {
 
 impl Default for Request<'_> {
     fn default() -> Self {
-        Self {
-            hash: None,
-            pinned: None,
-            subset: &[],
-            may_probe: true,
-        }
+        Self { hash: None, pinned: None, subset: &[], may_probe: true }
     }
 }
 
@@ -81,12 +76,7 @@ pub struct Picks {
 
 impl Default for Picks {
     fn default() -> Self {
-        Self {
-            items: [0; MAX_ATTEMPTS + 1],
-            len: 0,
-            probe: false,
-            pinned: false,
-        }
+        Self { items: [0; MAX_ATTEMPTS + 1], len: 0, probe: false, pinned: false }
     }
 }
 

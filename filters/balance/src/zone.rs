@@ -20,11 +20,7 @@ pub(crate) fn stay(eligible: u64, registered: u64, elsewhere: u64) -> Option<u32
         return Some(0);
     }
     let share = OVERPROVISIONED * (eligible as f64 / registered as f64);
-    if share >= 1.0 {
-        None
-    } else {
-        Some((share * 4_294_967_296.0) as u32)
-    }
+    if share >= 1.0 { None } else { Some((share * 4_294_967_296.0) as u32) }
 }
 
 #[cfg(test)]
@@ -47,11 +43,7 @@ mod tests {
             (1, 10, 0, 100),
             (0, 0, 10, 0),
         ] {
-            assert_eq!(
-                percent(eligible, registered, elsewhere),
-                stays,
-                "{eligible}/{registered}"
-            );
+            assert_eq!(percent(eligible, registered, elsewhere), stays, "{eligible}/{registered}");
         }
     }
 }

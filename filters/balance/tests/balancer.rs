@@ -62,10 +62,7 @@ fn near(got: u32, expect: u32) -> bool {
 // === zone ===
 
 fn in_zones(zones: &str) -> Vec<Endpoint> {
-    let zoned = |(i, z): (u8, char)| Endpoint {
-        zone: z.to_string(),
-        ..endpoint(i)
-    };
+    let zoned = |(i, z): (u8, char)| Endpoint { zone: z.to_string(), ..endpoint(i) };
     (0..).zip(zones.chars()).map(zoned).collect()
 }
 
@@ -75,10 +72,7 @@ fn the_own_zone_comes_first() {
     let (counts, _) = tally(&mut balancer, &Request::default(), NOW);
     assert_eq!(counts[2..], [0, 0, 0]);
     let (_, picks) = one(&mut balancer, &Request::default());
-    assert!(
-        picks.as_slice()[2] >= 2,
-        "the third place leaves the zone: {picks:?}"
-    );
+    assert!(picks.as_slice()[2] >= 2, "the third place leaves the zone: {picks:?}");
 }
 
 #[test]
@@ -99,20 +93,13 @@ fn what_the_own_zone_lacks_spills_over_in_proportion() {
     balancer.set_verdict(0, Verdict::Pass);
     balancer.set_verdict(1, Verdict::Pass);
     balancer.set_verdict(2, Verdict::Pass);
-    let (counts, _) = tally(
-        &mut balancer,
-        &Request::default(),
-        Now(NOW.0 + 1_000_000_000),
-    );
+    let (counts, _) = tally(&mut balancer, &Request::default(), Now(NOW.0 + 1_000_000_000));
     assert_eq!(counts[4] + counts[5], 0, "{counts:?}");
 }
 
 #[test]
 fn zones_can_be_ignored() {
-    let mut balancer = balancer(
-        r#"{"strategy":"random","zone_aware":false}"#,
-        &in_zones("aabb"),
-    );
+    let mut balancer = balancer(r#"{"strategy":"random","zone_aware":false}"#, &in_zones("aabb"));
     let (counts, _) = tally(&mut balancer, &Request::default(), NOW);
     assert!(counts.iter().all(|&n| near(n, 2500)), "{counts:?}");
 }
@@ -121,19 +108,11 @@ fn zones_can_be_ignored() {
 
 #[test]
 fn weight_zero_takes_nothing_outside_panic() {
-    for strategy in [
-        "p2c",
-        "least_request",
-        "round_robin",
-        "weighted_round_robin",
-        "random",
-    ] {
+    for strategy in ["p2c", "least_request", "round_robin", "weighted_round_robin", "random"] {
         let mut three = endpoints(3);
         three[1].weight = 0;
-        let mut balancer = balancer(
-            &format!(r#"{{"strategy":"{strategy}","attempts":5}}"#),
-            &three,
-        );
+        let mut balancer =
+            balancer(&format!(r#"{{"strategy":"{strategy}","attempts":5}}"#), &three);
         let (_, picks) = one(&mut balancer, &Request::default());
         assert!(!picks.as_slice().contains(&1), "{strategy}");
         balancer.set_verdict(0, Verdict::Blocked);
@@ -154,10 +133,7 @@ fn a_newcomer_grows_into_its_share_and_turns_keep_going() {
         for (age_s, share) in [(0_u64, 323_u32), (50, 1429), (100, 2500), (1000, 2500)] {
             let now = NOW.after(Duration::from_secs(age_s));
             let (counts, _) = tally(&mut balancer, &Request::default(), now);
-            assert!(
-                near(counts[3], share),
-                "{strategy} after {age_s} s: {counts:?}"
-            );
+            assert!(near(counts[3], share), "{strategy} after {age_s} s: {counts:?}");
         }
     }
 }
@@ -196,10 +172,7 @@ fn below_half_eligible_is_panic_and_draining_ones_count_neither_way() {
     balancer.set_verdict(2, Verdict::Blocked);
     let (counts, choice) = tally(&mut balancer, &Request::default(), NOW);
     assert_eq!(choice, Choice::Panic { candidates: 4 });
-    assert!(
-        counts[..4].iter().all(|&n| near(n, 2500)) && counts[4] == 0,
-        "{counts:?}"
-    );
+    assert!(counts[..4].iter().all(|&n| near(n, 2500)) && counts[4] == 0, "{counts:?}");
 }
 
 #[test]
@@ -219,10 +192,7 @@ fn a_probe_comes_first_until_it_is_lost() {
     let mut balancer = balancer("{}", &endpoints(4));
     balancer.set_verdict(2, Verdict::Probe);
     let (first, mut picks) = one(&mut balancer, &Request::default());
-    assert_eq!(
-        (first, picks.probe(), picks.as_slice().len()),
-        (Some(2), true, 4)
-    );
+    assert_eq!((first, picks.probe(), picks.as_slice().len()), (Some(2), true, 4));
     assert!(picks.lose_probe());
     assert_eq!(picks.as_slice().len(), 3);
     assert!(!picks.as_slice().contains(&2) && !picks.probe());
@@ -233,15 +203,8 @@ fn a_probe_comes_first_until_it_is_lost() {
 #[test]
 fn a_key_probes_its_own_endpoint_only() {
     let mut balancer = balancer(r#"{"strategy":"maglev","table_size":101}"#, &endpoints(4));
-    let owner = |b: &mut Balancer, hash| {
-        one(
-            b,
-            &Request {
-                hash: Some(hash),
-                ..Request::default()
-            },
-        )
-    };
+    let owner =
+        |b: &mut Balancer, hash| one(b, &Request { hash: Some(hash), ..Request::default() });
     let owners: Vec<_> = (0..50).map(|h| owner(&mut balancer, h).0).collect();
     balancer.set_verdict(2, Verdict::Probe);
     for (hash, before) in (0..50).zip(owners) {
@@ -258,10 +221,7 @@ fn a_draining_endpoint_keeps_its_sessions_and_gets_nothing_new() {
     let mut three = endpoints(3);
     three[1].health = Health::Draining;
     let mut balancer = balancer("{}", &three);
-    let pinned = Request {
-        pinned: balancer.pin_of(1),
-        ..Request::default()
-    };
+    let pinned = Request { pinned: balancer.pin_of(1), ..Request::default() };
     let (first, picks) = one(&mut balancer, &pinned);
     assert_eq!((first, picks.pinned()), (Some(1), true));
     assert!(!picks.as_slice()[1..].contains(&1));
@@ -272,10 +232,7 @@ fn a_draining_endpoint_keeps_its_sessions_and_gets_nothing_new() {
 fn a_session_leaves_an_open_breaker_and_an_unhealthy_endpoint() {
     let mut three = endpoints(3);
     let mut balancer = balancer("{}", &three);
-    let pinned = Request {
-        pinned: balancer.pin_of(1),
-        ..Request::default()
-    };
+    let pinned = Request { pinned: balancer.pin_of(1), ..Request::default() };
     balancer.set_verdict(1, Verdict::Blocked);
     let (first, picks) = one(&mut balancer, &pinned);
     assert!(first != Some(1) && !picks.pinned());
@@ -289,10 +246,7 @@ fn a_session_leaves_an_open_breaker_and_an_unhealthy_endpoint() {
 #[test]
 fn a_forged_pin_selects_nobody() {
     let mut balancer = balancer("{}", &endpoints(3));
-    let forged = Request {
-        pinned: Pin::parse(b"0123456789abcdef"),
-        ..Request::default()
-    };
+    let forged = Request { pinned: Pin::parse(b"0123456789abcdef"), ..Request::default() };
     let (first, picks) = one(&mut balancer, &forged);
     assert!(first.is_some() && !picks.pinned());
     let shown = balancer.pin_of(0).unwrap().to_string();
@@ -305,14 +259,8 @@ fn a_pin_is_read_where_the_policy_keeps_it() {
     let pin = Pin::parse(b"0123456789abcdef");
     let cookie = policy(r#"{"sticky":{"cookie":{"name":"p"}}}"#);
     let header = policy(r#"{"sticky":{"header":"X-Pin"}}"#);
-    let seen = Headers(&[
-        ("cookie", "a=b; p=\"0123456789abcdef\""),
-        ("x-pin", "0123456789abcdef"),
-    ]);
-    assert_eq!(
-        (Pin::read(&cookie, &seen), Pin::read(&header, &seen)),
-        (pin, pin)
-    );
+    let seen = Headers(&[("cookie", "a=b; p=\"0123456789abcdef\""), ("x-pin", "0123456789abcdef")]);
+    assert_eq!((Pin::read(&cookie, &seen), Pin::read(&header, &seen)), (pin, pin));
     assert_eq!(Pin::read(&cookie, &Headers(&[])), None);
     assert_eq!(Pin::read(balancer.policy(), &seen), None);
 }
@@ -323,10 +271,7 @@ struct Headers(&'static [(&'static str, &'static str)]);
 
 impl RequestView for Headers {
     fn header(&self, name: &str) -> Option<&[u8]> {
-        self.0
-            .iter()
-            .find(|(n, _)| *n == name)
-            .map(|(_, v)| v.as_bytes())
+        self.0.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_bytes())
     }
 
     fn source_address(&self) -> Option<&[u8]> {
@@ -360,10 +305,7 @@ fn check_subset(extra: &str, headers: &'static [(&'static str, &'static str)], e
     let mut balancer = Balancer::new("s", &policy, &tagged_four(), "", 7, NOW);
     let view = Headers(headers);
     let wants = Wants::read(&policy, &view);
-    let request = Request {
-        subset: wants.as_slice(),
-        ..Request::default()
-    };
+    let request = Request { subset: wants.as_slice(), ..Request::default() };
     let (counts, choice) = tally(&mut balancer, &request, NOW);
     let got: Vec<usize> = (0..4).filter(|&i| counts[i] > 0).collect();
     assert_eq!(got, expect, "{headers:?} {choice:?}");
@@ -402,32 +344,16 @@ fn more_combinations_than_pools_are_still_served() {
     for round in 0..2 {
         for i in 0..200 {
             let value = format!("v{i}");
-            let want = [Want {
-                selector: 0,
-                value: value.as_bytes(),
-            }];
-            let request = Request {
-                subset: &want,
-                ..Request::default()
-            };
+            let want = [Want { selector: 0, value: value.as_bytes() }];
+            let request = Request { subset: &want, ..Request::default() };
             assert_eq!(one(&mut balancer, &request).0, Some(i), "round {round}");
         }
     }
     balancer.set_verdict(199, Verdict::Blocked);
-    let want = [Want {
-        selector: 0,
-        value: b"v199",
-    }];
-    let request = Request {
-        subset: &want,
-        ..Request::default()
-    };
+    let want = [Want { selector: 0, value: b"v199" }];
+    let request = Request { subset: &want, ..Request::default() };
     let (_, choice) = tally(&mut balancer, &request, NOW);
-    assert_eq!(
-        choice,
-        Choice::Panic { candidates: 1 },
-        "a subset panics by itself"
-    );
+    assert_eq!(choice, Choice::Panic { candidates: 1 }, "a subset panics by itself");
 }
 
 // === load ===
@@ -435,38 +361,21 @@ fn more_combinations_than_pools_are_still_served() {
 #[test]
 fn a_slow_or_failing_endpoint_loses_its_pairs() {
     for sample in [
-        Sample {
-            latency: Some(Duration::from_millis(500)),
-            ..Sample::default()
-        },
-        Sample {
-            latency: Some(Duration::from_millis(1)),
-            failed: true,
-            retry_after: None,
-        },
-        Sample {
-            retry_after: Some(Duration::from_secs(5)),
-            ..Sample::default()
-        },
+        Sample { latency: Some(Duration::from_millis(500)), ..Sample::default() },
+        Sample { latency: Some(Duration::from_millis(1)), failed: true, retry_after: None },
+        Sample { retry_after: Some(Duration::from_secs(5)), ..Sample::default() },
     ] {
         let mut balancer = balancer("{}", &endpoints(4));
         balancer.observed(2, NOW, sample);
-        assert_eq!(
-            tally(&mut balancer, &Request::default(), NOW).0[2],
-            0,
-            "{sample:?}"
-        );
+        assert_eq!(tally(&mut balancer, &Request::default(), NOW).0[2], 0, "{sample:?}");
     }
 }
 
 #[test]
 fn what_another_worker_has_in_flight_counts_and_vanishes_with_it() {
     let mut balancer = balancer("{}", &endpoints(3));
-    let entry = LoadEntry {
-        key: balancer.key_of(1).unwrap(),
-        in_flight: 5,
-        ..LoadEntry::default()
-    };
+    let entry =
+        LoadEntry { key: balancer.key_of(1).unwrap(), in_flight: 5, ..LoadEntry::default() };
     balancer.set_remote_load(1, &[entry], NOW, NOW);
     balancer.set_remote_load(2, &[entry, LoadEntry { key: 99, ..entry }], NOW, NOW);
     assert_eq!(balancer.in_flight(1), (0, 10));
@@ -488,18 +397,12 @@ fn a_request_finds_its_endpoint_again_across_updates() {
     without_first.remove(0);
     without_first[1].weight = 9;
     balancer.update(&policy("{}"), &without_first, "a", NOW);
-    assert_eq!(
-        (balancer.resolve(first), balancer.resolve(last)),
-        (None, Some(1))
-    );
+    assert_eq!((balancer.resolve(first), balancer.resolve(last)), (None, Some(1)));
     assert_eq!(balancer.in_flight(1), (1, 0));
     balancer.finished(first, NOW, Sample::default());
     balancer.abandoned(last, NOW, Some(Duration::from_secs(3)));
     assert_eq!(balancer.in_flight(1), (0, 0));
-    assert!(
-        balancer.local_load(NOW).next().is_none(),
-        "an abandoned request is no sample"
-    );
+    assert!(balancer.local_load(NOW).next().is_none(), "an abandoned request is no sample");
 }
 
 #[test]
@@ -519,10 +422,7 @@ fn one_that_left_and_came_back_is_not_charged_for_its_former_life() {
 fn history_and_verdict_stay_with_the_id() {
     let mut balancer = balancer("{}", &endpoints(3));
     balancer.set_verdict(1, Verdict::Blocked);
-    let slow = Sample {
-        latency: Some(Duration::from_secs(1)),
-        ..Sample::default()
-    };
+    let slow = Sample { latency: Some(Duration::from_secs(1)), ..Sample::default() };
     balancer.observed(2, NOW, slow);
     let mut changed = endpoints(4);
     changed.remove(0);
@@ -530,14 +430,8 @@ fn history_and_verdict_stay_with_the_id() {
     changed[1].port = 8080;
     balancer.update(&policy("{}"), &changed, "a", NOW);
     assert_eq!(balancer.index_of("e1"), Some(0));
-    assert_eq!(
-        balancer.by_address(SocketAddr::from(([10, 0, 0, 2], 8080))),
-        Some(1)
-    );
-    assert_eq!(
-        balancer.by_address(SocketAddr::from(([10, 0, 0, 2], 80))),
-        None
-    );
+    assert_eq!(balancer.by_address(SocketAddr::from(([10, 0, 0, 2], 8080))), Some(1));
+    assert_eq!(balancer.by_address(SocketAddr::from(([10, 0, 0, 2], 80))), None);
     let (counts, _) = tally(&mut balancer, &Request::default(), NOW);
     assert_eq!(counts, [0, 0, 10_000]);
 }
@@ -548,17 +442,11 @@ fn history_and_verdict_stay_with_the_id() {
 fn without_a_key_a_hashing_strategy_chooses_by_load() {
     for strategy in ["ring_hash", "maglev"] {
         let mut balancer = balancer(&format!(r#"{{"strategy":"{strategy}"}}"#), &endpoints(4));
-        let slow = Sample {
-            latency: Some(Duration::from_secs(1)),
-            ..Sample::default()
-        };
+        let slow = Sample { latency: Some(Duration::from_secs(1)), ..Sample::default() };
         balancer.observed(2, NOW, slow);
         let (counts, _) = tally(&mut balancer, &Request::default(), NOW);
         assert!(counts[2] == 0 && counts[0] > 2000, "{counts:?}");
-        let request = Request {
-            hash: Some(77),
-            ..Request::default()
-        };
+        let request = Request { hash: Some(77), ..Request::default() };
         let (counts, _) = tally(&mut balancer, &request, NOW);
         assert!(counts.contains(&10_000), "{counts:?}");
     }
@@ -572,15 +460,7 @@ fn a_ring_survives_an_update_that_does_not_touch_it() {
         (0..300_u64)
             .map(|k| {
                 let hash = Some(k.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                let first = one(
-                    b,
-                    &Request {
-                        hash,
-                        ..Request::default()
-                    },
-                )
-                .0
-                .unwrap();
+                let first = one(b, &Request { hash, ..Request::default() }).0.unwrap();
                 b.id_of(first).unwrap().to_owned()
             })
             .collect()
@@ -594,10 +474,38 @@ fn a_ring_survives_an_update_that_does_not_touch_it() {
     let after = owners(&mut balancer);
     let moved = before.iter().zip(&after).filter(|(b, a)| b != a).count();
     let had_to = before.iter().filter(|b| *b == "e0").count();
-    assert!(
-        moved >= had_to && moved <= 2 * had_to + 15,
-        "{moved}, {had_to}"
-    );
+    assert!(moved >= had_to && moved <= 2 * had_to + 15, "{moved}, {had_to}");
     balancer.update(&policy(r#"{"strategy":"maglev"}"#), &many, "a", NOW);
     assert_ne!(owners(&mut balancer), after);
+}
+
+#[test]
+fn a_newcomer_is_tried_at_once_and_its_first_answer_takes_the_seeds_place() {
+    let table = |count: u8| -> Vec<Endpoint> {
+        let at = |n: u8| std::net::SocketAddr::from(([10, 0, 0, n + 1], 80));
+        (0..count).map(|n| Endpoint::new(format!("e-{n:02}"), at(n))).collect()
+    };
+    let policy = Policy::default();
+    let mut now = Now::from_millis(1_000);
+    let mut balancer = Balancer::new("s", &policy, &table(25), "", 1, now);
+    let mut dice = Dice::seed_from_u64(7);
+    let mut picks = Picks::new();
+    let mut send = |balancer: &mut Balancer, now: &mut Now| {
+        *now = now.after(Duration::from_millis(1));
+        balancer.pick(&Request::default(), *now, &mut dice, &mut picks);
+        let first = picks.first().unwrap();
+        let ticket = balancer.started(first, *now).unwrap();
+        *now = now.after(Duration::from_millis(2));
+        let latency = Some(Duration::from_millis(2));
+        balancer.finished(ticket, *now, Sample { latency, ..Sample::default() });
+        first
+    };
+    for _ in 0..500 {
+        send(&mut balancer, &mut now);
+    }
+    balancer.update(&policy, &table(26), "", now);
+    let newcomer = balancer.index_of("e-25").unwrap();
+    assert_eq!(send(&mut balancer, &mut now), newcomer, "the very next request");
+    let share = (0..2_600).filter(|_| send(&mut balancer, &mut now) == newcomer).count();
+    assert!((50..200).contains(&share), "then like the others, about 100 of 2600: {share}");
 }

@@ -35,10 +35,7 @@ fn policy(json: &str) -> Policy {
 
 fn endpoint(i: usize, weight: u32) -> Endpoint {
     let at = SocketAddr::from(([10, 0, (i / 200) as u8, (i % 200) as u8], 80));
-    Endpoint {
-        weight,
-        ..Endpoint::new(format!("e{i:05}"), at)
-    }
+    Endpoint { weight, ..Endpoint::new(format!("e{i:05}"), at) }
 }
 
 #[derive(Clone, Debug)]
@@ -267,18 +264,10 @@ fn tally(policy: &Policy, endpoints: &[Endpoint], seed: u64, picks_made: u32) ->
 
 #[test]
 fn round_robin_gives_equal_turns_whatever_the_weights() {
-    let endpoints: Vec<_> = [1, 1000, 7]
-        .into_iter()
-        .enumerate()
-        .map(|(i, w)| endpoint(i, w))
-        .collect();
+    let endpoints: Vec<_> =
+        [1, 1000, 7].into_iter().enumerate().map(|(i, w)| endpoint(i, w)).collect();
     for seed in 0..5 {
-        let counts = tally(
-            &policy(r#"{"strategy":"round_robin"}"#),
-            &endpoints,
-            seed,
-            300,
-        );
+        let counts = tally(&policy(r#"{"strategy":"round_robin"}"#), &endpoints, seed, 300);
         assert_eq!(counts, [100, 100, 100]);
     }
 }
@@ -286,11 +275,8 @@ fn round_robin_gives_equal_turns_whatever_the_weights() {
 #[test]
 fn weighted_turns_come_without_bursts() {
     let policy = policy(r#"{"strategy":"weighted_round_robin","attempts":1}"#);
-    let endpoints: Vec<_> = [5, 1, 1]
-        .into_iter()
-        .enumerate()
-        .map(|(i, w)| endpoint(i, w))
-        .collect();
+    let endpoints: Vec<_> =
+        [5, 1, 1].into_iter().enumerate().map(|(i, w)| endpoint(i, w)).collect();
     let mut balancer = Balancer::new("s", &policy, &endpoints, "", 3, NOW);
     let mut rng = Dice::seed_from_u64(3);
     let mut picks = Picks::new();
@@ -314,12 +300,7 @@ fn least_request_with_as_many_choices_as_endpoints_finds_the_least() {
         }
     }
     let mut picks = Picks::new();
-    balancer.pick(
-        &Request::default(),
-        NOW,
-        &mut Dice::seed_from_u64(1),
-        &mut picks,
-    );
+    balancer.pick(&Request::default(), NOW, &mut Dice::seed_from_u64(1), &mut picks);
     assert_eq!(picks.as_slice(), [5, 6, 7]);
 }
 
@@ -337,10 +318,7 @@ fn least_request_draws_the_less_loaded_of_two() {
         counts[picks.first().unwrap()] += 1;
     }
     assert_eq!(counts[4], 0);
-    assert!(
-        counts.iter().enumerate().all(|(i, &n)| i == 4 || n > 900),
-        "{counts:?}"
-    );
+    assert!(counts.iter().enumerate().all(|(i, &n)| i == 4 || n > 900), "{counts:?}");
 }
 
 #[test]
@@ -357,10 +335,7 @@ fn ten_thousand_endpoints_with_one_eligible_are_searched_exactly() {
         let mut rng = Dice::seed_from_u64(5);
         let mut picks = Picks::new();
         for later in [0_u64, 50_000_000, 200_000_000] {
-            let request = Request {
-                hash: Some(rng.random()),
-                ..Request::default()
-            };
+            let request = Request { hash: Some(rng.random()), ..Request::default() };
             let choice = balancer.pick(&request, Now(NOW.0 + later), &mut rng, &mut picks);
             assert_eq!(choice, Choice::Eligible { candidates: 1 }, "{strategy}");
             assert_eq!(picks.as_slice(), [7654; 3], "{strategy}");
@@ -375,10 +350,7 @@ fn one_endpoint_is_always_the_answer() {
         let mut balancer = Balancer::new("s", &policy, &[endpoint(0, 0)], "", 5, NOW);
         let mut picks = Picks::new();
         let mut rng = Dice::seed_from_u64(5);
-        let request = Request {
-            hash: Some(5),
-            ..Request::default()
-        };
+        let request = Request { hash: Some(5), ..Request::default() };
         assert_eq!(
             balancer.pick(&request, NOW, &mut rng, &mut picks),
             Choice::Eligible { candidates: 1 },

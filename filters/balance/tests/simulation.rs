@@ -86,12 +86,7 @@ struct Scenario {
 
 impl Scenario {
     fn of(fault: Fault, breaker: bool) -> Self {
-        Self {
-            fault,
-            breaker,
-            capacity: usize::MAX,
-            background: 0.0,
-        }
+        Self { fault, breaker, capacity: usize::MAX, background: 0.0 }
     }
 
     fn service_time(&self, endpoint: usize, dice: &mut Dice) -> (u64, bool) {
@@ -181,28 +176,13 @@ impl Scenario {
                         _ => self.capacity,
                     };
                     let queue = &mut places[endpoint];
-                    let begin = if queue.len() < capacity {
-                        now
-                    } else {
-                        queue.pop().unwrap().0.max(now)
-                    };
+                    let begin =
+                        if queue.len() < capacity { now } else { queue.pop().unwrap().0.max(now) };
                     if capacity < usize::MAX {
                         queue.push(Reverse(begin + ns));
                     }
-                    requests.push(InFlight {
-                        worker,
-                        endpoint,
-                        ticket,
-                        sent: now,
-                        failed,
-                    });
-                    at(
-                        &mut events,
-                        begin + ns,
-                        Event::Done {
-                            request: requests.len() - 1,
-                        },
-                    );
+                    requests.push(InFlight { worker, endpoint, ticket, sent: now, failed });
+                    at(&mut events, begin + ns, Event::Done { request: requests.len() - 1 });
                 }
                 Event::Done { request } => {
                     let done = &requests[request];
@@ -234,10 +214,8 @@ impl Scenario {
                     }
                 }
                 Event::Exchange => {
-                    let told: Vec<Vec<_>> = workers
-                        .iter()
-                        .map(|w| w.local_load(Now(now)).collect())
-                        .collect();
+                    let told: Vec<Vec<_>> =
+                        workers.iter().map(|w| w.local_load(Now(now)).collect()).collect();
                     workers[0].set_remote_load(1, &told[1], Now(now), Now(now));
                     workers[1].set_remote_load(0, &told[0], Now(now), Now(now));
                     if now < START + LENGTH_NS {
@@ -259,12 +237,7 @@ impl Scenario {
 
 /// The worst of six seeds.
 fn worst(name: &str, scenario: &Scenario, chooser: Chooser) -> Outcome {
-    let mut worst = Outcome {
-        errors: 0.0,
-        p50_ms: 0.0,
-        p99_ms: 0.0,
-        share: 0.0,
-    };
+    let mut worst = Outcome { errors: 0.0, p50_ms: 0.0, p99_ms: 0.0, share: 0.0 };
     for seed in 1..=6 {
         let one = scenario.run(chooser, seed);
         worst.errors = worst.errors.max(one.errors);
@@ -310,36 +283,20 @@ fn failing_endpoints_are_left_alone() {
 #[test]
 fn a_healthy_service_is_served_as_by_native_least_request() {
     for capacity in [usize::MAX, 4, 2] {
-        let scenario = Scenario {
-            capacity,
-            ..Scenario::of(Fault::None, true)
-        };
+        let scenario = Scenario { capacity, ..Scenario::of(Fault::None, true) };
         let native = worst("healthy", &scenario, Chooser::Native);
         let ours = worst("healthy", &scenario, Chooser::Ours);
-        assert!(
-            ours.p99_ms <= native.p99_ms * 1.05,
-            "{capacity}: {ours:?} {native:?}"
-        );
-        assert!(
-            ours.p50_ms <= native.p50_ms * 1.05,
-            "{capacity}: {ours:?} {native:?}"
-        );
+        assert!(ours.p99_ms <= native.p99_ms * 1.05, "{capacity}: {ours:?} {native:?}");
+        assert!(ours.p50_ms <= native.p50_ms * 1.05, "{capacity}: {ours:?} {native:?}");
     }
 }
 
 #[test]
 fn errors_everywhere_do_not_make_the_traffic_gather() {
     for background in [0.002, 0.01] {
-        let scenario = Scenario {
-            capacity: 4,
-            background,
-            ..Scenario::of(Fault::None, false)
-        };
+        let scenario = Scenario { capacity: 4, background, ..Scenario::of(Fault::None, false) };
         let native = worst("errors everywhere", &scenario, Chooser::Native);
         let ours = worst("errors everywhere", &scenario, Chooser::Ours);
-        assert!(
-            ours.p99_ms <= native.p99_ms * 1.25,
-            "{background}: {ours:?} {native:?}"
-        );
+        assert!(ours.p99_ms <= native.p99_ms * 1.25, "{background}: {ours:?} {native:?}");
     }
 }

@@ -20,15 +20,18 @@ use pintle_balance::{Choice, Picks, Request, RequestView, Sample, Sticky, Ticket
 use pintle_breaker::classify::{flag, parse_retry_after};
 use pintle_breaker::{Outcome, Report};
 use pintle_host::{self as host, Level, Pairs};
-use pintle_policy::{Select, Source, Unknown, Via};
+use pintle_policy::{Config, Select, Source, Unknown, Via};
 use pintle_snapshot::{METHODS, Now};
-use pintle_trace::{Attempt, Decision, Edit, Span};
+use pintle_trace::{Attempt, Decision, Direction, Edit, Kept, Ratio, Span, Spans};
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
 use crate::counters::Count;
 use crate::keys;
 use crate::worker::{Shared, Worker};
+
+/// Attempts on a span, at most: those that the exporter would write.
+const MAX_ATTEMPTS: usize = 16;
 
 /// A request on its way.
 pub(crate) struct Exchange {
@@ -38,6 +41,8 @@ pub(crate) struct Exchange {
     grpc: bool,
     sent: Option<Sent>,
     trace: Option<pintle_trace::Context>,
+    /// For the span, if there will be one.
+    kept: Kept,
     decided: Decided,
 }
 
@@ -60,6 +65,7 @@ struct Entry {
 /// What goes onto the span.
 #[derive(Default)]
 struct Decided {
+    service: Option<Rc<str>>,
     candidates: Option<u32>,
     outcome: pintle_trace::Outcome,
     reason: &'static str,
@@ -90,6 +96,7 @@ impl Exchange {
             grpc: false,
             sent: None,
             trace: None,
+            kept: Kept::default(),
             decided: Decided::default(),
         }
     }
@@ -102,19 +109,21 @@ impl HttpContext for Exchange {
         let shared = self.worker.clone();
         let Ok(mut worker) = shared.try_borrow_mut() else { return Action::Continue };
         self.started = host::now();
+        let config = worker.config.clone();
+        if self.begin(&mut worker, &config) {
+            return Action::Continue;
+        }
         let Ok(headers) = host::request_headers() else {
             worker.counters.add(Count::HostError);
             return Action::Continue;
         };
-        let config = worker.config.clone();
-        let named = if worker.services.is_empty() && config.select.is_none() {
-            None
-        } else {
-            service_name(&config.sources, &headers)
-        };
-        let service = named.and_then(|name| worker.services.get_key_value(name.as_str()));
+        let known = !worker.services.is_empty() || config.traces_by_service();
+        let named = (known || config.select.is_some())
+            .then(|| service_name(&config.sources, &headers))
+            .flatten();
+        let service = named.as_deref().and_then(|name| worker.services.get_key_value(name));
         let service = service.map(|(name, _)| name.clone());
-        self.propagate(&mut worker, service.as_ref(), &headers);
+        self.propagate(&mut worker, service.as_ref(), named.as_deref(), &headers);
         config.select.as_ref().map_or(Action::Continue, |select| {
             let verdict = self.choose(&mut worker, select, service, &headers);
             self.apply(&mut worker, select, &headers, &verdict)
@@ -146,22 +155,51 @@ impl Drop for Exchange {
 // === The way in ===
 
 impl Exchange {
-    fn propagate(&mut self, worker: &mut Worker, service: Option<&Rc<str>>, headers: &Pairs) {
+    /// The short way for trace alone: a request without any trace header begins a trace whatever its
+    /// other headers say, so they are not read, unless a span will tell of them. Whether this was it.
+    fn begin(&mut self, worker: &mut Worker, config: &Config) -> bool {
+        let Some(trace) = &config.trace else { return config.select.is_none() };
+        let policy = config.default_policy.trace;
+        let probes = trace.probes();
+        if config.select.is_some()
+            || config.traces_by_service()
+            || !worker.services.is_empty()
+            || probes.is_empty()
+            || (policy.ratio == Ratio::ALWAYS && trace.participates(&policy))
+            || !probes.iter().all(|name| host::lacks_request_header(name.as_bytes()))
+        {
+            return false;
+        }
+        let context = edit(worker, trace, &policy, std::iter::empty());
+        if context.is_recorded() {
+            match host::request_headers() {
+                Ok(headers) => {
+                    self.kept = Kept::new(headers.iter(), &worker.edits);
+                    self.read(&headers);
+                }
+                Err(_) => worker.counters.add(Count::HostError),
+            }
+        }
+        self.trace = Some(context);
+        true
+    }
+
+    fn propagate(
+        &mut self,
+        worker: &mut Worker,
+        service: Option<&Rc<str>>,
+        named: Option<&str>,
+        headers: &Pairs,
+    ) {
         let config = worker.config.clone();
         let Some(trace) = &config.trace else { return };
         let policy = service
             .and_then(|name| worker.services.get(name))
-            .map_or(config.default_policy.trace, |service| service.policy.trace);
-        let Worker { dice, edits, counters, .. } = worker;
-        let context = pintle_trace::propagate(trace, &policy, headers.iter(), dice, edits);
-        for edit in edits.iter() {
-            let done = match edit {
-                Edit::Set { name, value } => host::set_request_header(name.as_bytes(), value),
-                Edit::Remove { name } => host::remove_request_header(name.as_bytes()),
-            };
-            if done.is_err() {
-                counters.add(Count::HostError);
-            }
+            .map_or_else(|| config.trace_policy(named), |service| service.policy.trace);
+        let context = edit(worker, trace, &policy, headers.iter());
+        if context.is_recorded() {
+            self.kept = Kept::new(headers.iter(), &worker.edits);
+            self.read(headers);
         }
         self.trace = Some(context);
     }
@@ -185,6 +223,7 @@ impl Exchange {
                 }
             };
         };
+        self.decided.service = Some(name.clone());
         self.read(headers);
         let mut picks = Picks::new();
         let pinned = self.pick(worker, &name, headers, &mut picks);
@@ -370,6 +409,27 @@ impl Exchange {
     }
 }
 
+/// Decides the request's context and changes its headers accordingly.
+fn edit<'a>(
+    worker: &mut Worker,
+    trace: &pintle_trace::Config,
+    policy: &pintle_trace::Policy,
+    headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+) -> pintle_trace::Context {
+    let Worker { dice, edits, counters, .. } = worker;
+    let context = pintle_trace::propagate(trace, policy, headers, dice, edits);
+    for edit in edits.iter() {
+        let done = match edit {
+            Edit::Set { name, value } => host::set_request_header(name.as_bytes(), value),
+            Edit::Remove { name } => host::remove_request_header(name.as_bytes()),
+        };
+        if done.is_err() {
+            counters.add(Count::HostError);
+        }
+    }
+    context
+}
+
 /// Filter state that `ORIGINAL_DST` clusters read; no header, so nothing a client could send.
 fn set_original_dst(address: &str) -> host::Result<()> {
     const KEY: &[u8] = b"envoy.network.transport_socket.original_dst_address";
@@ -518,7 +578,9 @@ impl Exchange {
             let value = host::response_header(b"retry-after").ok();
             report.retry_after = value.and_then(|value| parse_retry_after(&value, now));
         }
-        let latency = latency(attempts).unwrap_or_else(|| now.since(self.started));
+        // Of an attempt, for the endpoint's books; a span has the request's own times.
+        let latency = self.sent.as_ref().and_then(|_| latency(attempts));
+        let latency = latency.unwrap_or_else(|| now.since(self.started));
         report.took = Some(latency);
         let service = self.sent.as_ref().and_then(|sent| worker.services.get(&sent.service));
         let policy = service.map_or(&worker.config.default_policy, |service| &service.policy);
@@ -573,46 +635,63 @@ impl Exchange {
 
     /// Puts the span into the queue.
     fn record(&self, worker: &mut Worker, ended: &Ended, now: Now) {
-        let (Some(context), Ok(headers)) = (&self.trace, host::request_headers()) else {
-            return worker.counters.add(Count::HostError);
+        let (Some(context), Some(trace)) = (&self.trace, &worker.config.trace) else { return };
+        let kept = &self.kept;
+        // A server's peer is the client, a client's the upstream; the other one is not on the span.
+        let ingress = trace.direction() == Direction::Ingress;
+        let listed = self.sent.is_some();
+        let per_attempt = context.spans == Spans::PerAttempt;
+        let read = |wanted: bool, path| {
+            wanted.then(|| host::property(path).ok()).flatten().unwrap_or_default()
         };
-        let header = |name: &[u8]| headers.get(name).unwrap_or_default();
-        let client = host::property(keys::SOURCE_ADDRESS).unwrap_or_default();
-        let upstream = host::property(keys::UPSTREAM_ADDRESS).unwrap_or_default();
+        let client = read(ingress, keys::SOURCE_ADDRESS);
+        let upstream = read(!ingress || (per_attempt && !listed), keys::UPSTREAM_ADDRESS);
         let service = self
-            .sent
+            .decided
+            .service
             .as_ref()
-            .and_then(|sent| worker.services.get(&sent.service).map(|service| (sent, service)));
+            .and_then(|name| worker.services.get(name).map(|service| (name, service)));
         let mut decision = Decision {
             candidates: self.decided.candidates,
             outcome: self.decided.outcome,
             reason: self.decided.reason,
             ..Decision::default()
         };
+        let made = usize::try_from(ended.attempts).unwrap_or(usize::MAX);
+        let attempt = |position: usize, endpoint| {
+            let last = position.saturating_add(1) == made;
+            Attempt {
+                endpoint,
+                status: ended.code.filter(|_| last),
+                error: (!last).then_some(b"retried".as_slice()),
+                times: None,
+            }
+        };
         let mut attempts = Vec::new();
-        if let Some((sent, service)) = service {
-            let address = |entry: &Entry| {
-                service.balancer.by_key(entry.key).map_or("", |index| service.address(index))
-            };
-            let first = sent.list.first();
-            decision.service = sent.service.as_bytes();
+        if let Some((name, service)) = service {
+            decision.service = name.as_bytes();
             decision.strategy = service.policy.select.strategy.name();
-            decision.endpoint = first.map(address).unwrap_or_default().as_bytes();
-            decision.breaker = first
-                .and_then(|entry| service.balancer.by_key(entry.key))
-                .map_or("closed", |index| service.breaker_state(index).as_str());
             decision.version = Some((service.version.epoch, service.version.sequence));
             decision.age = Some(now.since(worker.confirmed_at));
-            let made = usize::try_from(ended.attempts.max(1)).unwrap_or(usize::MAX);
-            for (position, entry) in sent.list.iter().take(made).enumerate() {
-                let last = position.saturating_add(1) == made;
-                attempts.push(Attempt {
-                    endpoint: address(entry).as_bytes(),
-                    status: ended.code.filter(|_| last),
-                    error: (!last).then_some(b"retried".as_slice()),
-                    times: None,
-                });
+            if let Some(sent) = &self.sent {
+                let address = |entry: &Entry| {
+                    service.balancer.by_key(entry.key).map_or("", |index| service.address(index))
+                };
+                let first = sent.list.first();
+                decision.endpoint = first.map(address).unwrap_or_default().as_bytes();
+                decision.breaker = first
+                    .and_then(|entry| service.balancer.by_key(entry.key))
+                    .map_or("closed", |index| service.breaker_state(index).as_str());
+                let entries = sent.list.iter().take(made).enumerate();
+                attempts.extend(entries.map(|(at, entry)| attempt(at, address(entry).as_bytes())));
             }
+        }
+        if per_attempt && !listed {
+            // Envoy chose: of its attempts it tells how many there were, and where the last one went.
+            let told = (0..made.min(MAX_ATTEMPTS)).map(|at| {
+                attempt(at, if at.saturating_add(1) == made { upstream.as_slice() } else { b"" })
+            });
+            attempts.extend(told);
         }
         let error = match ended.outcome {
             Outcome::Failure(kind) => kind.as_str(),
@@ -622,16 +701,16 @@ impl Exchange {
             context,
             start: self.started,
             end: now,
-            method: header(b":method"),
-            path: header(b":path"),
-            scheme: header(b":scheme"),
-            authority: header(b":authority"),
+            method: kept.method(),
+            path: kept.path(),
+            scheme: kept.scheme(),
+            authority: kept.authority(),
             client: &client,
             upstream: &upstream,
             status: ended.code,
             error: error.map(str::as_bytes),
-            user_agent: header(b"user-agent"),
-            tracestate: header(b"tracestate"),
+            user_agent: kept.user_agent(),
+            tracestate: kept.tracestate(),
             resend_count: ended.attempts.saturating_sub(1),
             decision,
             attempts: &attempts,

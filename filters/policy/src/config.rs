@@ -108,6 +108,8 @@ pub struct Config {
     base: Value,
     /// The layer above it, by service.
     services: BTreeMap<String, Value>,
+    /// What these layers say of the traces of a service, for as long as it has no table.
+    traces: BTreeMap<String, pintle_trace::Policy>,
     /// The policy of a service about which nobody else says anything.
     pub default_policy: Policy,
 }
@@ -225,9 +227,14 @@ impl Config {
 
         let base = Value::Object(base);
         let default_policy = Policy::resolve([&base]).or_else(refuse)?;
+        let mut traces = BTreeMap::new();
         for (service, patch) in &raw.services {
-            if let Err(error) = Policy::resolve([&base, patch]) {
-                return refuse(format_args!("services.{service}: {error}"));
+            match Policy::resolve([&base, patch]) {
+                Ok(policy) if policy.trace != default_policy.trace => {
+                    traces.insert(service.clone(), policy.trace);
+                }
+                Ok(_) => {}
+                Err(error) => return refuse(format_args!("services.{service}: {error}")),
             }
         }
         Ok(Self {
@@ -239,6 +246,7 @@ impl Config {
             addresses: addresses_of(raw.addresses)?,
             base,
             services: raw.services,
+            traces,
             default_policy,
         })
     }
@@ -247,6 +255,21 @@ impl Config {
     #[must_use]
     pub fn exports(&self) -> bool {
         self.trace.as_ref().is_some_and(|trace| trace.export().is_some())
+    }
+
+    /// Whether some service's traces have a policy of their own, so that a request's service has to
+    /// be known even where nothing else asks for it.
+    #[must_use]
+    pub fn traces_by_service(&self) -> bool {
+        self.trace.is_some() && !self.traces.is_empty()
+    }
+
+    /// The policy of the traces of a service that has no table: nobody but this configuration speaks
+    /// of it.
+    #[must_use]
+    pub fn trace_policy(&self, service: Option<&str>) -> pintle_trace::Policy {
+        let own = service.and_then(|service| self.traces.get(service));
+        own.copied().unwrap_or(self.default_policy.trace)
     }
 
     /// The policy of `service` with what its table says on top.

@@ -11,24 +11,14 @@ use crate::edits::Edits;
 use crate::hex;
 
 /// The headers of the multiple form.
-const MULTI: [Field; 5] = [
-    Field::B3TraceId,
-    Field::B3SpanId,
-    Field::B3ParentSpanId,
-    Field::B3Sampled,
-    Field::B3Flags,
-];
+const MULTI: [Field; 5] =
+    [Field::B3TraceId, Field::B3SpanId, Field::B3ParentSpanId, Field::B3Sampled, Field::B3Flags];
 
 /// Reads `b3`.
 pub(crate) fn extract_single(carrier: &Carrier<'_>) -> Option<Parent> {
     let mut parts = carrier.get(Field::B3)?.split(|c| *c == b'-');
-    let (first, second, third, fourth, fifth) = (
-        parts.next()?,
-        parts.next(),
-        parts.next(),
-        parts.next(),
-        parts.next(),
-    );
+    let (first, second, third, fourth, fifth) =
+        (parts.next()?, parts.next(), parts.next(), parts.next(), parts.next());
     let mut parent = Parent::default();
     let Some(span_id) = second else {
         state(first, &mut parent)?;
@@ -63,11 +53,7 @@ pub(crate) fn extract_multi(carrier: &Carrier<'_>) -> Option<Parent> {
     if !carrier.has(Field::B3TraceId) && !carrier.has(Field::B3SpanId) {
         return decided.then_some(parent);
     }
-    ids(
-        carrier.get(Field::B3TraceId)?,
-        carrier.get(Field::B3SpanId)?,
-        &mut parent,
-    )?;
+    ids(carrier.get(Field::B3TraceId)?, carrier.get(Field::B3SpanId)?, &mut parent)?;
     Some(parent)
 }
 
@@ -112,23 +98,9 @@ pub(crate) fn inject_multi(carrier: &Carrier<'_>, context: &Context, edits: &mut
     );
     // Debug implies an accept decision, which is therefore not sent beside it.
     let sampled = if context.sampled { b'1' } else { b'0' };
-    let (flags, state) = if context.debug {
-        (Some(b'1'), None)
-    } else {
-        (None, Some(sampled))
-    };
-    write(
-        carrier,
-        edits,
-        Field::B3Flags,
-        flags.map(|c| move |out: &mut Vec<u8>| out.push(c)),
-    );
-    write(
-        carrier,
-        edits,
-        Field::B3Sampled,
-        state.map(|c| move |out: &mut Vec<u8>| out.push(c)),
-    );
+    let (flags, state) = if context.debug { (Some(b'1'), None) } else { (None, Some(sampled)) };
+    write(carrier, edits, Field::B3Flags, flags.map(|c| move |out: &mut Vec<u8>| out.push(c)));
+    write(carrier, edits, Field::B3Sampled, state.map(|c| move |out: &mut Vec<u8>| out.push(c)));
 }
 
 /// Sets the header to what `value` appends; without one the header goes.

@@ -33,10 +33,7 @@ pub(crate) fn inject(carrier: &Carrier<'_>, allow: Option<&[Box<str>]>, edits: &
         let start = out.len();
         let mut left = MAX_MEMBERS;
         for member in members.map(trim).filter(|m| allowed(m)) {
-            let size = out
-                .len()
-                .saturating_sub(start)
-                .saturating_add(usize::from(any));
+            let size = out.len().saturating_sub(start).saturating_add(usize::from(any));
             if left == 0 {
                 break;
             }
@@ -62,10 +59,7 @@ pub(crate) fn remove(carrier: &Carrier<'_>, edits: &mut Edits) {
 
 /// Whether the combined list is within the limits.
 fn fits<'a>(values: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
-    let bytes = values
-        .clone()
-        .map(|v| v.len().saturating_add(1))
-        .sum::<usize>();
+    let bytes = values.clone().map(|v| v.len().saturating_add(1)).sum::<usize>();
     let members = values.map(|v| v.iter().filter(|c| **c == b',').count().saturating_add(1));
     bytes.saturating_sub(1) <= MAX_BYTES && members.sum::<usize>() <= MAX_MEMBERS
 }
@@ -76,9 +70,7 @@ fn key_of(member: &[u8]) -> Option<&[u8]> {
     let (key, value) = pair(parts.next()?);
     let well_formed = is_token(key)
         && value.is_some_and(is_value)
-        && parts
-            .map(pair)
-            .all(|(key, value)| is_token(key) && value.is_none_or(is_value));
+        && parts.map(pair).all(|(key, value)| is_token(key) && value.is_none_or(is_value));
     well_formed.then_some(key)
 }
 
@@ -86,22 +78,18 @@ fn key_of(member: &[u8]) -> Option<&[u8]> {
 fn pair(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|c| *c == b'=') {
         None => (trim(text), None),
-        Some(at) => (
-            trim(text.get(..at).unwrap_or_default()),
-            text.get(at.saturating_add(1)..).map(trim),
-        ),
+        Some(at) => {
+            (trim(text.get(..at).unwrap_or_default()), text.get(at.saturating_add(1)..).map(trim))
+        }
     }
 }
 
 /// RFC 9110 section 5.6.2.
 pub(crate) fn is_token(text: &[u8]) -> bool {
     !text.is_empty()
-        && text
-            .iter()
-            .all(|c| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(c))
+        && text.iter().all(|c| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(c))
 }
 
 fn is_value(text: &[u8]) -> bool {
-    text.iter()
-        .all(|c| matches!(c, 0x21 | 0x23..=0x2b | 0x2d..=0x3a | 0x3c..=0x5b | 0x5d..=0x7e))
+    text.iter().all(|c| matches!(c, 0x21 | 0x23..=0x2b | 0x2d..=0x3a | 0x3c..=0x5b | 0x5d..=0x7e))
 }

@@ -65,12 +65,7 @@ pub(crate) struct Values<'a, const N: usize> {
 
 impl<'a, const N: usize> Values<'a, N> {
     const fn new() -> Self {
-        Self {
-            values: [&[]; N],
-            kept: 0,
-            count: 0,
-            cut: false,
-        }
+        Self { values: [&[]; N], kept: 0, count: 0, cut: false }
     }
 
     fn push(&mut self, value: &'a [u8]) {

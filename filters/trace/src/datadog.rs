@@ -16,12 +16,8 @@ const TID: &[u8] = b"_dd.p.tid=";
 /// Datadog's own bound of the tags' header; longer ones are not propagated by its tracers either.
 const MAX_TAGS: usize = 512;
 
-const FIELDS: [Field; 4] = [
-    Field::DatadogTraceId,
-    Field::DatadogParentId,
-    Field::DatadogPriority,
-    Field::DatadogTags,
-];
+const FIELDS: [Field; 4] =
+    [Field::DatadogTraceId, Field::DatadogParentId, Field::DatadogPriority, Field::DatadogTags];
 
 /// Reads `x-datadog-*`.
 pub(crate) fn extract(carrier: &Carrier<'_>) -> Option<Parent> {
@@ -78,9 +74,7 @@ pub(crate) fn inject(carrier: &Carrier<'_>, context: &Context, continued: bool, 
     set(Field::DatadogParentId, &|out| {
         write_decimal(out, u64::from_be_bytes(context.span_id));
     });
-    set(Field::DatadogPriority, &|out| {
-        out.extend_from_slice(priority.as_bytes())
-    });
+    set(Field::DatadogPriority, &|out| out.extend_from_slice(priority.as_bytes()));
     let present = carrier.get(Field::DatadogTags).filter(|_| continued);
     let kept = present.filter(|value| value.len() <= MAX_TAGS && value.iter().all(is_visible));
     let others = || tags(kept).filter(|t| !t.is_empty() && !t.starts_with(TID));
@@ -90,24 +84,20 @@ pub(crate) fn inject(carrier: &Carrier<'_>, context: &Context, continued: bool, 
         }
         return;
     }
-    edits.set(
-        Field::DatadogTags.name(),
-        carrier.get(Field::DatadogTags),
-        |out| {
-            let start = out.len();
-            let tid = (*high != [0; 8]).then_some(high);
-            for tag in others() {
-                out.extend_from_slice(tag);
-                out.push(b',');
-            }
-            if let Some(high) = tid {
-                out.extend_from_slice(TID);
-                hex::write(out, high);
-            } else if out.len() > start {
-                out.pop();
-            }
-        },
-    );
+    edits.set(Field::DatadogTags.name(), carrier.get(Field::DatadogTags), |out| {
+        let start = out.len();
+        let tid = (*high != [0; 8]).then_some(high);
+        for tag in others() {
+            out.extend_from_slice(tag);
+            out.push(b',');
+        }
+        if let Some(high) = tid {
+            out.extend_from_slice(TID);
+            hex::write(out, high);
+        } else if out.len() > start {
+            out.pop();
+        }
+    });
 }
 
 /// Removes what is there of the headers that are written here.
@@ -120,10 +110,7 @@ pub(crate) fn remove(carrier: &Carrier<'_>, edits: &mut Edits) {
 }
 
 fn tags(value: Option<&[u8]>) -> impl Iterator<Item = &[u8]> {
-    value
-        .unwrap_or_default()
-        .split(|c| *c == b',')
-        .map(crate::carrier::trim)
+    value.unwrap_or_default().split(|c| *c == b',').map(crate::carrier::trim)
 }
 
 fn is_visible(c: &u8) -> bool {

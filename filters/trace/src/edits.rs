@@ -67,10 +67,9 @@ impl Edits {
     pub fn iter(&self) -> impl Iterator<Item = Edit<'_>> {
         self.list.iter().map(|(name, range)| match range {
             None => Edit::Remove { name },
-            Some(range) => Edit::Set {
-                name,
-                value: self.values.get(range.clone()).unwrap_or_default(),
-            },
+            Some(range) => {
+                Edit::Set { name, value: self.values.get(range.clone()).unwrap_or_default() }
+            }
         })
     }
 
@@ -122,16 +121,7 @@ mod tests {
         edits.set("a", Some(b"0"), |out| out.push(b'1'));
         edits.remove("b");
         let all: Vec<_> = edits.iter().collect();
-        assert_eq!(
-            all,
-            [
-                Edit::Set {
-                    name: "a",
-                    value: b"1"
-                },
-                Edit::Remove { name: "b" }
-            ]
-        );
+        assert_eq!(all, [Edit::Set { name: "a", value: b"1" }, Edit::Remove { name: "b" }]);
     }
 
     #[test]
@@ -139,11 +129,7 @@ mod tests {
         for value in [&b""[..], b" a", b"a ", b"a\r\nb", b"a\tb", b"a\0", b"\x80"] {
             let mut edits = Edits::new();
             edits.set("a", None, |out| out.extend_from_slice(value));
-            assert_eq!(
-                edits.iter().next(),
-                Some(Edit::Remove { name: "a" }),
-                "{value:?}"
-            );
+            assert_eq!(edits.iter().next(), Some(Edit::Remove { name: "a" }), "{value:?}");
         }
     }
 }

@@ -81,9 +81,7 @@ impl Answer {
     #[must_use]
     pub fn from_grpc(status: u32, response: &[u8]) -> Self {
         match status {
-            0 => Self::Accepted {
-                rejected: otlp::rejected(response),
-            },
+            0 => Self::Accepted { rejected: otlp::rejected(response) },
             1 | 4 | 10 | 11 | 14 | 15 => Self::Retry,
             _ => Self::Refused,
         }
@@ -142,10 +140,7 @@ impl Exporter {
     pub fn new(config: &Config, seed: u64) -> Option<Self> {
         let export: &Export = config.export()?;
         Some(Self {
-            style: Style {
-                direction: config.direction(),
-                query: export.query,
-            },
+            style: Style { direction: config.direction(), query: export.query },
             head: Head::new(export),
             limits: Limits {
                 batch: export.batch,
@@ -301,9 +296,7 @@ impl Exporter {
 
     /// Doubling from one second to thirty, of which a random part of up to a half is taken away.
     fn pause(&mut self) -> Duration {
-        let whole = BACKOFF_BASE
-            .saturating_mul(1 << self.batch.failures.min(5))
-            .min(BACKOFF_MAX);
+        let whole = BACKOFF_BASE.saturating_mul(1 << self.batch.failures.min(5)).min(BACKOFF_MAX);
         // Xorshift: spreads calls, guards nothing.
         self.jitter ^= self.jitter << 13;
         self.jitter ^= self.jitter >> 7;

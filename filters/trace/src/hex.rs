@@ -9,11 +9,7 @@ const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// `2 * N` lower-case digits, nothing else.
 pub(crate) fn lower<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
-    if text.iter().any(u8::is_ascii_uppercase) {
-        None
-    } else {
-        any_case(text)
-    }
+    if text.iter().any(u8::is_ascii_uppercase) { None } else { any_case(text) }
 }
 
 /// `2 * N` digits of either case, nothing else.

@@ -18,6 +18,7 @@ mod export;
 mod format;
 mod hex;
 mod jaeger;
+mod kept;
 mod otlp;
 mod policy;
 mod propagate;
@@ -31,6 +32,7 @@ pub use context::{Context, Link};
 pub use edits::{Edit, Edits, is_field_value};
 pub use export::{Answer, Counts, Exporter, METHOD, SERVICE};
 pub use format::{Format, FormatSet};
+pub use kept::Kept;
 pub use policy::{
     Boundary, Config, ConfigError, Direction, Export, Policy, RawConfig, RawPolicy, Spans,
 };

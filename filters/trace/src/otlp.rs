@@ -23,9 +23,8 @@ const PATH: usize = 1024;
 pub(crate) const MAX_ATTEMPTS: usize = 16;
 
 /// The nine methods that `http.request.method` knows (RFC 9110 and PATCH).
-const METHODS: [&[u8]; 9] = [
-    b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE",
-];
+const METHODS: [&[u8]; 9] =
+    [b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE"];
 
 const KIND_SERVER: u64 = 2;
 const KIND_CLIENT: u64 = 3;
@@ -71,11 +70,7 @@ pub(crate) fn write_span(out: &mut Vec<u8>, span: &Span<'_>, style: Style) {
             });
         }
         outcome(w, span.status, span.error, errors_from);
-        let remote = if context.parent_span_id.is_some() {
-            REMOTE
-        } else {
-            0
-        };
+        let remote = if context.parent_span_id.is_some() { REMOTE } else { 0 };
         w.fixed32(16, flags(span) | KNOWN_REMOTE | remote);
     });
 }
@@ -99,12 +94,7 @@ pub(crate) fn write_attempt<R: Rng + ?Sized>(
         times(w, start, end);
         text(w, "http.request.method", method.unwrap_or(b"_OTHER"), TEXT);
         address(w, "server.address", "server.port", attempt.endpoint);
-        address(
-            w,
-            "network.peer.address",
-            "network.peer.port",
-            attempt.endpoint,
-        );
+        address(w, "network.peer.address", "network.peer.port", attempt.endpoint);
         if at > 0 {
             int(w, "http.request.resend_count", at as u64);
         }
@@ -128,11 +118,7 @@ fn request_attributes(w: &mut Writer<'_>, span: &Span<'_>, style: Style) {
     text(w, "url.path", path, PATH);
     text(w, "url.query", query.unwrap_or_default(), PATH);
     // Credentials do not belong into an authority, and not into a span either.
-    let authority = span
-        .authority
-        .rsplit(|c| *c == b'@')
-        .next()
-        .unwrap_or_default();
+    let authority = span.authority.rsplit(|c| *c == b'@').next().unwrap_or_default();
     address(w, "server.address", "server.port", authority);
     text(w, "user_agent.original", span.user_agent, TEXT);
     match style.direction {
@@ -142,12 +128,7 @@ fn request_attributes(w: &mut Writer<'_>, span: &Span<'_>, style: Style) {
         }
         Direction::Egress => {
             url_full(w, span.scheme, authority, path, query);
-            address(
-                w,
-                "network.peer.address",
-                "network.peer.port",
-                span.upstream,
-            );
+            address(w, "network.peer.address", "network.peer.port", span.upstream);
         }
     }
     if span.resend_count > 0 {
@@ -169,9 +150,7 @@ fn url_full(
     let mut url = [0; PATH];
     let mut used = 0_usize;
     let (mark, query) = query.map_or((&b""[..], &b""[..]), |q| (b"?", q));
-    let parts = [scheme, b"://", authority, path, mark, query]
-        .into_iter()
-        .flatten();
+    let parts = [scheme, b"://", authority, path, mark, query].into_iter().flatten();
     for (to, from) in url.iter_mut().zip(parts) {
         *to = *from;
         used = used.saturating_add(1);
@@ -200,12 +179,7 @@ fn decision_attributes(w: &mut Writer<'_>, span: &Span<'_>) {
     if let Some(age) = decision.age {
         int(w, "pintle.snapshot.age_ms", millis(age));
     }
-    text(
-        w,
-        "pintle.outcome",
-        decision.outcome.as_str().as_bytes(),
-        TEXT,
-    );
+    text(w, "pintle.outcome", decision.outcome.as_str().as_bytes(), TEXT);
     text(w, "pintle.reason", decision.reason.as_bytes(), TEXT);
     if span.attempts.is_empty() {
         return;
@@ -219,14 +193,17 @@ fn decision_attributes(w: &mut Writer<'_>, span: &Span<'_>) {
     });
 }
 
-/// `10.0.0.1:80=503`, `10.0.0.1:80=timeout`, or the endpoint alone.
+/// `10.0.0.1:80=503`, `10.0.0.1:80=timeout`, or the endpoint alone; without an endpoint that anyone
+/// knows, what came of it.
 fn attempt_text(w: &mut Writer<'_>, attempt: &Attempt<'_>) {
     crate::proto::lossy(w.0, attempt.endpoint, TEXT);
+    let status = attempt.status.filter(|_| attempt.error.is_none());
+    if (attempt.error.is_some() || status.is_some()) && !attempt.endpoint.is_empty() {
+        w.0.push(b'=');
+    }
     if let Some(error) = attempt.error {
-        w.0.push(b'=');
         crate::proto::lossy(w.0, error, TEXT);
-    } else if let Some(status) = attempt.status {
-        w.0.push(b'=');
+    } else if let Some(status) = status {
         crate::datadog::write_decimal(w.0, u64::from(status));
     }
 }
@@ -268,12 +245,8 @@ impl Head {
             ]
             .iter()
             .map(|(key, value)| (*key, &**value))
-            .chain(
-                export
-                    .resource
-                    .iter()
-                    .map(|(key, value)| (&**key, &**value)),
-            ) {
+            .chain(export.resource.iter().map(|(key, value)| (&**key, &**value)))
+            {
                 if !value.is_empty() {
                     pair(w, 1, key, |w| w.text(1, value.as_bytes(), TEXT));
                 }
@@ -293,11 +266,7 @@ impl Head {
         let mut inner = Vec::with_capacity(12);
         varint(&mut inner, 2 << 3 | 2);
         varint(&mut inner, scope_spans as u64);
-        let size = self
-            .resource
-            .len()
-            .saturating_add(inner.len())
-            .saturating_add(scope_spans);
+        let size = self.resource.len().saturating_add(inner.len()).saturating_add(scope_spans);
         varint(out, 1 << 3 | 2);
         varint(out, size as u64);
         for part in [&self.resource, &inner, &self.scope, spans] {
@@ -318,9 +287,7 @@ pub(crate) fn rejected(response: &[u8]) -> u64 {
         _ => None,
     });
     // An int64: negative is nonsense and reads as none.
-    rejected
-        .filter(|n| i64::try_from(*n).is_ok())
-        .unwrap_or_default()
+    rejected.filter(|n| i64::try_from(*n).is_ok()).unwrap_or_default()
 }
 
 fn flags(span: &Span<'_>) -> u32 {
@@ -343,23 +310,17 @@ fn host_and_port(authority: &[u8]) -> (&[u8], Option<u16>) {
         [b'[', rest @ ..] => {
             let end = rest.iter().position(|c| *c == b']').unwrap_or(rest.len());
             let after = rest.get(end.saturating_add(1)..).unwrap_or_default();
-            (
-                rest.get(..end).unwrap_or_default(),
-                after.strip_prefix(b":"),
-            )
+            (rest.get(..end).unwrap_or_default(), after.strip_prefix(b":"))
         }
         _ => match authority.iter().position(|c| *c == b':') {
             // Two colons without brackets: an IPv6 address alone.
-            Some(at) if authority.iter().skip(at).filter(|c| **c == b':').count() == 1 => (
-                authority.get(..at).unwrap_or_default(),
-                authority.get(at.saturating_add(1)..),
-            ),
+            Some(at) if authority.iter().skip(at).filter(|c| **c == b':').count() == 1 => {
+                (authority.get(..at).unwrap_or_default(), authority.get(at.saturating_add(1)..))
+            }
             _ => (authority, None),
         },
     };
-    let port = port
-        .and_then(|p| std::str::from_utf8(p).ok())
-        .and_then(|p| p.parse().ok());
+    let port = port.and_then(|p| std::str::from_utf8(p).ok()).and_then(|p| p.parse().ok());
     (host, port)
 }
 

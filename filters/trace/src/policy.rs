@@ -100,13 +100,32 @@ impl Config {
         self.direction
     }
 
+    /// The headers that decide everything, where they are few enough to be asked for one by one: a
+    /// proxy answers "absent" without handing anything over, which is far cheaper than all headers.
+    /// Empty: all headers have to be read. A request without any of these is, for [`propagate`],
+    /// a request without headers.
+    ///
+    /// [`propagate`]: crate::propagate
+    #[must_use]
+    pub fn probes(&self) -> &'static [&'static str] {
+        let only = |formats: &[Format]| self.relevant == formats.iter().copied().collect();
+        if only(&[Format::TraceContext, Format::Baggage]) {
+            &["traceparent", "tracestate", "baggage"]
+        } else if only(&[Format::TraceContext]) {
+            &["traceparent", "tracestate"]
+        } else if only(&[Format::B3]) {
+            &["b3"]
+        } else {
+            &[]
+        }
+    }
+
     /// Whether the proxy is a span of its own in the traces of a service with this policy. By
     /// default it is when its spans are exported: a span id that nobody ever sees would only break
     /// the chain from the caller to the upstream.
     #[must_use]
     pub fn participates(&self, policy: &Policy) -> bool {
-        self.participate
-            .unwrap_or(self.export.is_some() && policy.spans != Spans::Off)
+        self.participate.unwrap_or(self.export.is_some() && policy.spans != Spans::Off)
     }
 }
 
@@ -150,11 +169,7 @@ pub struct ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "trace: {} is {}, accepted is {}",
-            self.field, self.found, self.accepted
-        )
+        write!(f, "trace: {} is {}, accepted is {}", self.field, self.found, self.accepted)
     }
 }
 
@@ -170,10 +185,7 @@ pub struct RawPolicy {
 
 impl Default for RawPolicy {
     fn default() -> Self {
-        Self {
-            ratio: 1.0,
-            spans: Spans::default(),
-        }
+        Self { ratio: 1.0, spans: Spans::default() }
     }
 }
 
@@ -186,10 +198,7 @@ impl TryFrom<RawPolicy> for Policy {
             accepted: "0.0 to 1.0",
             found: raw.ratio.to_string(),
         })?;
-        Ok(Self {
-            ratio,
-            spans: raw.spans,
-        })
+        Ok(Self { ratio, spans: raw.spans })
     }
 }
 
@@ -272,52 +281,31 @@ impl TryFrom<RawConfig> for Config {
                 .find(|(at, f)| formats.iter().take(*at).any(|o| o == *f));
             twice.map_or(Ok(()), |(_, format)| {
                 let accepted = "each format at most once";
-                Err(ConfigError {
-                    field,
-                    accepted,
-                    found: format!("with {format:?} twice"),
-                })
+                Err(ConfigError { field, accepted, found: format!("with {format:?} twice") })
             })
         };
         once("extract", &raw.extract)?;
         once("inject", &raw.inject)?;
         if let Some(keys) = &raw.baggage_allow {
-            check(keys.len() <= 64, "baggage_allow", "at most 64 keys", || {
-                keys.len().to_string()
-            })?;
+            check(keys.len() <= 64, "baggage_allow", "at most 64 keys", || keys.len().to_string())?;
             for key in keys {
                 let accepted = "keys that are HTTP tokens";
-                check(
-                    baggage::is_token(key.as_bytes()),
-                    "baggage_allow",
-                    accepted,
-                    || quoted(key),
-                )?;
+                check(baggage::is_token(key.as_bytes()), "baggage_allow", accepted, || {
+                    quoted(key)
+                })?;
             }
         }
         if let Some(key) = &raw.tracestate_member {
             let accepted = "a tracestate key: a-z, 0-9, _ - * / @, at most 256";
-            check(
-                w3c::is_key(key.as_bytes()),
-                "tracestate_member",
-                accepted,
-                || quoted(key),
-            )?;
+            check(w3c::is_key(key.as_bytes()), "tracestate_member", accepted, || quoted(key))?;
         }
         let inject = raw.inject.iter().copied().collect::<FormatSet>();
         Ok(Self {
-            relevant: raw
-                .extract
-                .iter()
-                .copied()
-                .collect::<FormatSet>()
-                .union(inject),
+            relevant: raw.extract.iter().copied().collect::<FormatSet>().union(inject),
             extract: raw.extract.into(),
             inject,
             boundary: raw.boundary,
-            baggage_allow: raw
-                .baggage_allow
-                .map(|keys| keys.into_iter().map(Into::into).collect()),
+            baggage_allow: raw.baggage_allow.map(|keys| keys.into_iter().map(Into::into).collect()),
             direction: raw.direction,
             tracestate_member: raw.tracestate_member.map(Into::into),
             participate: raw.participate,
@@ -337,12 +325,7 @@ impl TryFrom<RawExport> for Export {
         };
         let optional = |field, value: Option<String>| value.map(|v| text(field, v)).transpose();
         let long = raw.resource.len();
-        check(
-            long <= 32,
-            "export.resource",
-            "at most 32 attributes",
-            || long.to_string(),
-        )?;
+        check(long <= 32, "export.resource", "at most 32 attributes", || long.to_string())?;
         let resource = raw
             .resource
             .into_iter()
@@ -351,16 +334,9 @@ impl TryFrom<RawExport> for Export {
         let queue = count("export.queue", raw.queue, 65_536, "1 to 65536")?;
         let batch = count("export.batch", raw.batch, 4096, "1 to 4096")?;
         let found = || format!("{batch} with a queue of {queue}");
-        check(
-            batch <= queue,
-            "export.batch",
-            "at most export.queue",
-            found,
-        )?;
+        check(batch <= queue, "export.batch", "at most export.queue", found)?;
         let tries = raw.retries;
-        check(tries <= 10, "export.retries", "0 to 10", || {
-            tries.to_string()
-        })?;
+        check(tries <= 10, "export.retries", "0 to 10", || tries.to_string())?;
         Ok(Self {
             cluster: text("export.cluster", raw.cluster)?,
             service_name: text("export.service_name", raw.service_name)?,
@@ -383,15 +359,7 @@ fn check(
     accepted: &'static str,
     found: impl FnOnce() -> String,
 ) -> Result<(), ConfigError> {
-    if ok {
-        Ok(())
-    } else {
-        Err(ConfigError {
-            field,
-            accepted,
-            found: found(),
-        })
-    }
+    if ok { Ok(()) } else { Err(ConfigError { field, accepted, found: found() }) }
 }
 
 fn quoted(text: &str) -> String {
@@ -407,11 +375,7 @@ fn count(
 ) -> Result<usize, ConfigError> {
     match usize::try_from(value) {
         Ok(n) if (1..=max).contains(&n) => Ok(n),
-        _ => Err(ConfigError {
-            field,
-            accepted,
-            found: value.to_string(),
-        }),
+        _ => Err(ConfigError { field, accepted, found: value.to_string() }),
     }
 }
 
@@ -428,10 +392,6 @@ fn duration(field: &'static str, text: &str) -> Result<Duration, ConfigError> {
     let millis = millis.and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit));
     match millis {
         Some(millis @ 50..=60_000) => Ok(Duration::from_millis(millis)),
-        _ => Err(ConfigError {
-            field,
-            accepted: "50ms to 60s",
-            found: quoted(text),
-        }),
+        _ => Err(ConfigError { field, accepted: "50ms to 60s", found: quoted(text) }),
     }
 }

@@ -35,17 +35,12 @@ impl Ratio {
             reason = "cutting the fraction is the algorithm"
         )]
         #[expect(clippy::cast_sign_loss, reason = "the range was checked")]
-        Some(Self {
-            threshold: (ratio * SCALE) as u64,
-        })
+        Some(Self { threshold: (ratio * SCALE) as u64 })
     }
 
     /// As a number of 0 to 1.
     #[must_use]
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "for display and comparison by people"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "for display and comparison by people")]
     pub fn get(self) -> f64 {
         self.threshold as f64 / SCALE
     }

@@ -68,23 +68,16 @@ pub(crate) fn inject(
     own: Option<&str>,
     edits: &mut Edits,
 ) {
-    edits.set(
-        Field::Traceparent.name(),
-        carrier.get(Field::Traceparent),
-        |out| {
-            out.extend_from_slice(b"00-");
-            hex::write(out, &context.trace_id);
-            out.push(b'-');
-            hex::write(out, &context.span_id);
-            out.push(b'-');
-            let flags = [(context.sampled, SAMPLED), (context.random, RANDOM)];
-            let flags = flags
-                .iter()
-                .filter(|(set, _)| *set)
-                .fold(0, |flags, (_, bit)| flags | bit);
-            hex::write(out, &[flags]);
-        },
-    );
+    edits.set(Field::Traceparent.name(), carrier.get(Field::Traceparent), |out| {
+        out.extend_from_slice(b"00-");
+        hex::write(out, &context.trace_id);
+        out.push(b'-');
+        hex::write(out, &context.span_id);
+        out.push(b'-');
+        let flags = [(context.sampled, SAMPLED), (context.random, RANDOM)];
+        let flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit);
+        hex::write(out, &[flags]);
+    });
     // A member of ours names our span, so there is none while we only forward someone else's.
     let own = own.filter(|_| !context.forwarded);
     if !continued || carrier.tracestate.count == 0 {
@@ -154,11 +147,7 @@ struct Member<'a> {
 }
 
 impl Member<'_> {
-    const NONE: Self = Self {
-        text: &[],
-        key: &[],
-        hash: 0,
-    };
+    const NONE: Self = Self { text: &[], key: &[], hash: 0 };
 }
 
 /// A valid list, without empty members and repeated keys.
@@ -170,11 +159,7 @@ struct List<'a> {
 }
 
 impl<'a> List<'a> {
-    const EMPTY: Self = Self {
-        members: [Member::NONE; MAX_SEEN],
-        len: 0,
-        changed: false,
-    };
+    const EMPTY: Self = Self { members: [Member::NONE; MAX_SEEN], len: 0, changed: false };
 
     /// `None` if any member is malformed. The member of `own` is left out.
     /// To be called once, on an empty list.
@@ -183,11 +168,7 @@ impl<'a> List<'a> {
         list.changed = values.count > 1 || values.cut;
         for value in values.iter() {
             list.changed |= value.len() > MAX_BYTES;
-            for text in value
-                .split(|c| *c == b',')
-                .map(trim)
-                .filter(|m| !m.is_empty())
-            {
+            for text in value.split(|c| *c == b',').map(trim).filter(|m| !m.is_empty()) {
                 let member = member(text)?;
                 // What would be cut off anyway is checked for its form only.
                 let full = list.len >= MAX_SEEN;
@@ -211,21 +192,14 @@ impl<'a> List<'a> {
 
     /// The members that are left, in order.
     fn members(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
-        self.members
-            .iter()
-            .take(self.len)
-            .map(|m| m.text)
-            .filter(|m| !m.is_empty())
+        self.members.iter().take(self.len).map(|m| m.text).filter(|m| !m.is_empty())
     }
 
     /// Drops members until at most `members` and `bytes` are left.
     fn cut(&mut self, members: usize, bytes: usize) {
         let mut count = self.members().count();
         // Each brings a comma; the last one's is counted too, for simplicity.
-        let mut size = self
-            .members()
-            .map(|m| m.len().saturating_add(1))
-            .sum::<usize>();
+        let mut size = self.members().map(|m| m.len().saturating_add(1)).sum::<usize>();
         for longer_than in [LONG, 0] {
             for member in self.members.iter_mut().take(self.len).rev() {
                 if count <= members && size <= bytes {
@@ -246,13 +220,10 @@ fn member(text: &[u8]) -> Option<Member<'_>> {
     let equals = text.iter().position(|c| *c == b'=')?;
     let (key, value) = (text.get(..equals)?, text.get(equals.saturating_add(1)..)?);
     let value_ok = (1..=256).contains(&value.len())
-        && value
-            .iter()
-            .all(|c| matches!(c, b' '..=b'~') && *c != b',' && *c != b'=');
+        && value.iter().all(|c| matches!(c, b' '..=b'~') && *c != b',' && *c != b'=');
     // FNV-1a. Who makes keys collide gains the comparison of a bounded number of bytes.
-    let hash = key.iter().fold(0x811c_9dc5_u32, |h, c| {
-        (h ^ u32::from(*c)).wrapping_mul(0x0100_0193)
-    });
+    let hash =
+        key.iter().fold(0x811c_9dc5_u32, |h, c| (h ^ u32::from(*c)).wrapping_mul(0x0100_0193));
     (is_key(key) && value_ok).then_some(Member { text, key, hash })
 }
 
@@ -261,8 +232,6 @@ pub(crate) fn is_key(key: &[u8]) -> bool {
     let keychar =
         |c: &u8| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/' | b'@');
     key.len() <= 256
-        && key
-            .first()
-            .is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && key.first().is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
         && key.iter().all(keychar)
 }

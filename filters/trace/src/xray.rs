@@ -44,11 +44,7 @@ pub(crate) fn inject(carrier: &Carrier<'_>, context: &Context, continued: bool, 
         hex::write(out, random);
         out.extend_from_slice(b";Parent=");
         hex::write(out, &context.span_id);
-        out.extend_from_slice(if context.sampled {
-            b";Sampled=1"
-        } else {
-            b";Sampled=0"
-        });
+        out.extend_from_slice(if context.sampled { b";Sampled=1" } else { b";Sampled=0" });
         let mut left = MAX_OTHERS;
         for (key, value) in fields(present.filter(|_| continued).unwrap_or_default()) {
             let ours = [&b"root"[..], b"parent", b"sampled"];

@@ -1,10 +1,7 @@
 //! Bounds of time and memory: nothing is allocated on the common path, and 96 KiB of hostile headers
 //! cost less than a millisecond and a mebibyte.
 
-#![expect(
-    unsafe_code,
-    reason = "a global allocator that counts is an unsafe trait"
-)]
+#![expect(unsafe_code, reason = "a global allocator that counts is an unsafe trait")]
 
 mod common;
 
@@ -65,10 +62,7 @@ fn propagation_allocates_nothing_once_warm() {
         (b":method", b"GET"),
         (b":path", b"/"),
         (b"user-agent", b"curl"),
-        (
-            b"traceparent",
-            b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        ),
+        (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         (b"tracestate", b"congo=t61rcWkgMzE,rojo=00f067aa0ba902b7"),
         (b"tracestate", b"more=1"),
         (b"baggage", b"userId=alice"),
@@ -79,13 +73,7 @@ fn propagation_allocates_nothing_once_warm() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut edits = Edits::new();
         let mut run = |headers: &[(&'static [u8], &'static [u8])]| {
-            propagate(
-                &config,
-                &policy,
-                headers.iter().copied(),
-                &mut rng,
-                &mut edits,
-            );
+            propagate(&config, &policy, headers.iter().copied(), &mut rng, &mut edits);
             edits.iter().count()
         };
         // Both cases once: a trace that goes on, and one that begins here.
@@ -98,13 +86,7 @@ fn propagation_allocates_nothing_once_warm() {
 
 fn context() -> Context {
     let mut rng = StdRng::seed_from_u64(1);
-    propagate(
-        &config(PARTICIPATING),
-        &policy("{}"),
-        [],
-        &mut rng,
-        &mut Edits::new(),
-    )
+    propagate(&config(PARTICIPATING), &policy("{}"), [], &mut rng, &mut Edits::new())
 }
 
 #[test]
@@ -113,11 +95,7 @@ fn a_span_allocates_nothing_once_the_queue_has_its_size() {
         r#"{"export": {"cluster": "otel", "service_name": "s", "queue": 64, "batch": 64}}"#;
     let mut exporter = Exporter::new(&config(export), 1).unwrap();
     let context = context();
-    let attempts = [Attempt {
-        endpoint: b"10.0.0.1:80",
-        status: Some(503),
-        ..Attempt::default()
-    }];
+    let attempts = [Attempt { endpoint: b"10.0.0.1:80", status: Some(503), ..Attempt::default() }];
     let span = Span {
         context: &context,
         start: Now(1),
@@ -133,11 +111,7 @@ fn a_span_allocates_nothing_once_the_queue_has_its_size() {
         user_agent: b"curl/8",
         tracestate: b"",
         resend_count: 1,
-        decision: Decision {
-            strategy: "p2c",
-            endpoint: b"10.0.0.1:80",
-            ..Decision::default()
-        },
+        decision: Decision { strategy: "p2c", endpoint: b"10.0.0.1:80", ..Decision::default() },
         attempts: &attempts,
     };
     let mut rng = StdRng::seed_from_u64(1);
@@ -162,11 +136,7 @@ fn hostile() -> Vec<(&'static str, Headers)> {
     const PARENT: &[u8] = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let fill = |piece: &[u8]| piece.iter().copied().cycle().take(SIZE).collect::<Vec<_>>();
     let list = |n: usize, width: usize| {
-        (0..n)
-            .map(|n| format!("{n:0width$}=v"))
-            .collect::<Vec<_>>()
-            .join(",")
-            .into_bytes()
+        (0..n).map(|n| format!("{n:0width$}=v")).collect::<Vec<_>>().join(",").into_bytes()
     };
     let with = |name: &'static [u8], value: Vec<u8>| {
         vec![(&b"traceparent"[..], PARENT.to_vec()), (name, value)]
@@ -178,10 +148,7 @@ fn hostile() -> Vec<(&'static str, Headers)> {
             .collect()
     };
     vec![
-        (
-            "members with equally long keys",
-            with(b"tracestate", list(1000, 90)),
-        ),
+        ("members with equally long keys", with(b"tracestate", list(1000, 90))),
         ("many short members", with(b"tracestate", list(12_000, 6))),
         ("commas", with(b"tracestate", fill(b","))),
         ("spaces", with(b"tracestate", fill(b" "))),
@@ -191,23 +158,11 @@ fn hostile() -> Vec<(&'static str, Headers)> {
         ("baggage commas", with(b"baggage", fill(b",;="))),
         ("baggage properties", with(b"baggage", fill(b"a=b;c"))),
         ("many baggage headers", each(b"baggage", 1000, 80)),
-        (
-            "tags",
-            with(b"x-datadog-tags", fill(b"_dd.p.tid=0000000000000001,")),
-        ),
-        (
-            "fields",
-            with(
-                b"x-amzn-trace-id",
-                fill(b"Root=1-0af76519-16cd43dd8448eb211c80319c;"),
-            ),
-        ),
+        ("tags", with(b"x-datadog-tags", fill(b"_dd.p.tid=0000000000000001,"))),
+        ("fields", with(b"x-amzn-trace-id", fill(b"Root=1-0af76519-16cd43dd8448eb211c80319c;"))),
         ("dashes", with(b"b3", fill(b"-"))),
         ("colons", with(b"uber-trace-id", fill(b":"))),
-        (
-            "a long traceparent",
-            vec![(b"traceparent", [PARENT, &fill(b"-")].concat())],
-        ),
+        ("a long traceparent", vec![(b"traceparent", [PARENT, &fill(b"-")].concat())]),
         ("many other headers", each(b"x-something", 1000, 80)),
     ]
 }

@@ -30,13 +30,7 @@ fn exporter() -> Exporter {
 
 fn context() -> Context {
     let mut rng = StdRng::seed_from_u64(1);
-    propagate(
-        &config(PARTICIPATING),
-        &policy("{}"),
-        [],
-        &mut rng,
-        &mut Edits::new(),
-    )
+    propagate(&config(PARTICIPATING), &policy("{}"), [], &mut rng, &mut Edits::new())
 }
 
 /// Pushes `n` spans whose start is their number, and says how many were taken.
@@ -70,11 +64,7 @@ fn push(exporter: &mut Exporter, n: u64, now: Now) -> u64 {
 /// The start of each span in the batch.
 fn numbers(batch: Option<&[u8]>) -> Vec<u64> {
     let request = ExportTraceServiceRequest::decode(batch.unwrap_or_default()).unwrap();
-    let spans = request
-        .resource_spans
-        .iter()
-        .flat_map(|r| &r.scope_spans)
-        .flat_map(|s| &s.spans);
+    let spans = request.resource_spans.iter().flat_map(|r| &r.scope_spans).flat_map(|s| &s.spans);
     spans.map(|s| s.start_time_unix_nano).collect()
 }
 
@@ -87,11 +77,7 @@ fn a_batch_goes_when_it_is_full_or_its_oldest_span_has_waited() {
     assert_eq!(numbers(exporter.poll(at(1000))), [0, 1, 2]);
     exporter.on_answer(TAKEN, at(1001));
     push(&mut exporter, 6, at(1002));
-    assert_eq!(
-        numbers(exporter.poll(at(1002))),
-        [0, 1, 2, 3],
-        "full, and no more than that"
-    );
+    assert_eq!(numbers(exporter.poll(at(1002))), [0, 1, 2, 3], "full, and no more than that");
     exporter.on_answer(TAKEN, at(1003));
     assert_eq!(exporter.poll(at(1003)), None);
     assert_eq!(numbers(exporter.poll(at(2003))), [4, 5]);
@@ -113,11 +99,7 @@ fn the_newest_spans_are_dropped_and_counted_when_the_queue_is_full() {
     assert_eq!(push(&mut exporter, 20, at(0)), 8);
     assert_eq!((exporter.waiting(), exporter.counts().dropped), (8, 12));
     assert_eq!(numbers(exporter.poll(at(0))), [0, 1, 2, 3]);
-    assert_eq!(
-        push(&mut exporter, 20, at(0)),
-        4,
-        "what is under way does not count"
-    );
+    assert_eq!(push(&mut exporter, 20, at(0)), 4, "what is under way does not count");
 }
 
 #[test]
@@ -133,19 +115,8 @@ fn a_failure_that_may_pass_is_tried_again_with_growing_pauses_and_then_given_up(
     assert_eq!(exporter.poll(at(1999)), None);
     assert_eq!(exporter.poll(at(3000)), Some(&*first));
     exporter.on_answer(Answer::Retry, at(3000));
-    assert_eq!(
-        exporter.counts(),
-        Counts {
-            failed: 4,
-            retries: 2,
-            ..Counts::default()
-        }
-    );
-    assert_eq!(
-        numbers(exporter.poll(at(3000))),
-        [4, 5, 6, 7],
-        "the next one gets its chance"
-    );
+    assert_eq!(exporter.counts(), Counts { failed: 4, retries: 2, ..Counts::default() });
+    assert_eq!(numbers(exporter.poll(at(3000))), [4, 5, 6, 7], "the next one gets its chance");
 }
 
 #[test]
@@ -154,13 +125,7 @@ fn a_refusal_is_final() {
     push(&mut exporter, 4, at(0));
     assert!(exporter.poll(at(0)).is_some());
     exporter.on_answer(Answer::Refused, at(1));
-    assert_eq!(
-        exporter.counts(),
-        Counts {
-            failed: 4,
-            ..Counts::default()
-        }
-    );
+    assert_eq!(exporter.counts(), Counts { failed: 4, ..Counts::default() });
     assert_eq!(exporter.poll(at(60_000)), None);
 }
 
@@ -171,9 +136,7 @@ fn rejected_spans_are_counted_apart_and_never_more_than_were_sent() {
         push(&mut exporter, 4, at(0));
         assert!(exporter.poll(at(0)).is_some());
         exporter.on_answer(Answer::Accepted { rejected }, at(1));
-        let Counts {
-            exported, rejected, ..
-        } = exporter.counts();
+        let Counts { exported, rejected, .. } = exporter.counts();
         assert_eq!((exported, rejected), (exported_so_far, rejected_so_far));
     }
 }
@@ -204,11 +167,7 @@ fn a_clock_that_steps_back_an_hour_delays_nothing_by_an_hour() {
     assert!(exporter.poll(back(1000)).is_some(), "waiting to try again");
     // Sent at back(1000); the clock steps back once more.
     assert_eq!(exporter.poll(Now(0)), None);
-    assert_eq!(
-        exporter.poll(Now::from_millis(6001)),
-        None,
-        "noticed as lost"
-    );
+    assert_eq!(exporter.poll(Now::from_millis(6001)), None, "noticed as lost");
     assert!(exporter.poll(Now::from_millis(8001)).is_some());
 }
 

@@ -31,13 +31,7 @@ const VALID: &[u8] = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 fn context(json: &str, policy_json: &str, headers: &[(&[u8], &[u8])]) -> Context {
     let mut rng = StdRng::seed_from_u64(1);
     let mut edits = Edits::new();
-    propagate(
-        &config(json),
-        &policy(policy_json),
-        headers.iter().copied(),
-        &mut rng,
-        &mut edits,
-    )
+    propagate(&config(json), &policy(policy_json), headers.iter().copied(), &mut rng, &mut edits)
 }
 
 fn span(context: &Context) -> Span<'_> {
@@ -108,10 +102,7 @@ fn attributes(list: &[KeyValue]) -> BTreeMap<&str, String> {
 }
 
 fn expect(list: &[KeyValue], expected: &[(&str, &str)]) {
-    let expected: BTreeMap<_, _> = expected
-        .iter()
-        .map(|(k, v)| (*k, (*v).to_owned()))
-        .collect();
+    let expected: BTreeMap<_, _> = expected.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
     assert_eq!(attributes(list), expected);
 }
 
@@ -119,16 +110,10 @@ fn expect(list: &[KeyValue], expected: &[(&str, &str)]) {
 fn a_server_span_has_the_stable_conventions_names_and_values() {
     let context = context(INGRESS, "{}", &[(b"traceparent", VALID)]);
     let span = one(INGRESS, &span(&context));
-    assert_eq!(
-        span.trace_id,
-        0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes()
-    );
+    assert_eq!(span.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
     assert_eq!(span.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
     assert_eq!(span.span_id, context.span_id);
-    assert_eq!(
-        (&*span.name, span.kind()),
-        ("GET", proto::span::SpanKind::Server)
-    );
+    assert_eq!((&*span.name, span.kind()), ("GET", proto::span::SpanKind::Server));
     assert_eq!(span.start_time_unix_nano, 1_700_000_000_000_000_000);
     assert_eq!(span.end_time_unix_nano, 1_700_000_000_250_000_000);
     assert_eq!((span.status, span.flags), (None, 0x301));
@@ -152,13 +137,7 @@ fn a_server_span_has_the_stable_conventions_names_and_values() {
 #[test]
 fn a_client_span_names_the_upstream_as_its_peer_and_has_the_full_url() {
     let context = context(EGRESS, "{}", &[(b"traceparent", VALID)]);
-    let span = one(
-        EGRESS,
-        &Span {
-            resend_count: 2,
-            ..span(&context)
-        },
-    );
+    let span = one(EGRESS, &Span { resend_count: 2, ..span(&context) });
     assert_eq!(span.kind(), proto::span::SpanKind::Client);
     expect(
         &span.attributes,
@@ -167,10 +146,7 @@ fn a_client_span_names_the_upstream_as_its_peer_and_has_the_full_url() {
             ("url.scheme", "https"),
             ("url.path", "/users/42"),
             ("url.query", "token=secret"),
-            (
-                "url.full",
-                "https://users.example:8443/users/42?token=secret",
-            ),
+            ("url.full", "https://users.example:8443/users/42?token=secret"),
             ("server.address", "users.example"),
             ("server.port", "int 8443"),
             ("user_agent.original", "curl/8.5"),
@@ -196,10 +172,7 @@ fn resource_and_scope_are_on_every_batch() {
             ("host.name", "a"),
         ],
     );
-    assert_eq!(
-        resource.scope_spans[0].scope.as_ref().unwrap().name,
-        "pintle"
-    );
+    assert_eq!(resource.scope_spans[0].scope.as_ref().unwrap().name, "pintle");
 }
 
 #[test]
@@ -210,20 +183,8 @@ fn a_server_span_is_an_error_from_500_on_and_a_client_span_from_400_on() {
         (INGRESS, Some(404), None, Unset, None),
         (INGRESS, Some(499), None, Unset, None),
         (INGRESS, Some(500), None, Error, Some("500")),
-        (
-            INGRESS,
-            Some(503),
-            Some(&b"connection_failure"[..]),
-            Error,
-            Some("connection_failure"),
-        ),
-        (
-            INGRESS,
-            None,
-            Some(b"client_disconnect"),
-            Error,
-            Some("client_disconnect"),
-        ),
+        (INGRESS, Some(503), Some(&b"connection_failure"[..]), Error, Some("connection_failure")),
+        (INGRESS, None, Some(b"client_disconnect"), Error, Some("client_disconnect")),
         (INGRESS, None, None, Unset, None),
         (EGRESS, Some(399), None, Unset, None),
         (EGRESS, Some(400), None, Error, Some("400")),
@@ -231,36 +192,19 @@ fn a_server_span_is_an_error_from_500_on_and_a_client_span_from_400_on() {
         (EGRESS, Some(200), Some(b"14"), Error, Some("14")),
     ] {
         let context = context(json, "{}", &[]);
-        let span = one(
-            json,
-            &Span {
-                status,
-                error,
-                ..span(&context)
-            },
-        );
+        let span = one(json, &Span { status, error, ..span(&context) });
         let got = span.status.clone().unwrap_or_default().code();
         let attributes = attributes(&span.attributes);
         let row = format!("{json} {status:?}");
         assert_eq!(got, code, "{row}");
-        assert_eq!(
-            attributes.get("error.type").map(String::as_str),
-            error_type,
-            "{row}"
-        );
+        assert_eq!(attributes.get("error.type").map(String::as_str), error_type, "{row}");
     }
 }
 
 #[test]
 fn methods_outside_the_standard_nine_are_other() {
     let context = context(INGRESS, "{}", &[]);
-    let span = one(
-        INGRESS,
-        &Span {
-            method: b"PURGE",
-            ..span(&context)
-        },
-    );
+    let span = one(INGRESS, &Span { method: b"PURGE", ..span(&context) });
     let attributes = attributes(&span.attributes);
     assert_eq!(span.name, "HTTP");
     assert_eq!(attributes["http.request.method"], "_OTHER");
@@ -271,20 +215,9 @@ fn methods_outside_the_standard_nine_are_other() {
 fn the_decision_is_on_the_span() {
     let context = context(INGRESS, "{}", &[]);
     let attempts = [
-        Attempt {
-            endpoint: b"10.0.0.1:80",
-            status: Some(503),
-            ..Attempt::default()
-        },
-        Attempt {
-            endpoint: b"10.0.0.2:80",
-            error: Some(b"timeout"),
-            ..Attempt::default()
-        },
-        Attempt {
-            endpoint: b"10.0.0.3:80",
-            ..Attempt::default()
-        },
+        Attempt { endpoint: b"10.0.0.1:80", status: Some(503), ..Attempt::default() },
+        Attempt { endpoint: b"10.0.0.2:80", error: Some(b"timeout"), ..Attempt::default() },
+        Attempt { endpoint: b"10.0.0.3:80", ..Attempt::default() },
     ];
     let decision = Decision {
         service: b"users",
@@ -297,24 +230,11 @@ fn the_decision_is_on_the_span() {
         outcome: Outcome::Panic,
         reason: "fewer than 50 % eligible",
     };
-    let span = one(
-        INGRESS,
-        &Span {
-            decision,
-            attempts: &attempts,
-            ..span(&context)
-        },
-    );
+    let span = one(INGRESS, &Span { decision, attempts: &attempts, ..span(&context) });
     let all = attributes(&span.attributes);
-    let ours: Vec<_> = all
-        .iter()
-        .filter(|(key, _)| key.starts_with("pintle."))
-        .collect();
+    let ours: Vec<_> = all.iter().filter(|(key, _)| key.starts_with("pintle.")).collect();
     let expected = [
-        (
-            "pintle.attempts",
-            "10.0.0.1:80=503 10.0.0.2:80=timeout 10.0.0.3:80",
-        ),
+        ("pintle.attempts", "10.0.0.1:80=503 10.0.0.2:80=timeout 10.0.0.3:80"),
         ("pintle.breaker.state", "half-open"),
         ("pintle.candidates", "int 10"),
         ("pintle.endpoint", "10.0.0.1:80"),
@@ -331,33 +251,19 @@ fn the_decision_is_on_the_span() {
 
 #[test]
 fn each_attempt_is_a_client_span_below_the_request_when_asked() {
-    let context = context(
-        INGRESS,
-        r#"{"spans": "per_attempt"}"#,
-        &[(b"traceparent", VALID)],
-    );
+    let context = context(INGRESS, r#"{"spans": "per_attempt"}"#, &[(b"traceparent", VALID)]);
     let attempts = [
-        Attempt {
-            endpoint: b"10.0.0.1:80",
-            status: Some(503),
-            ..Attempt::default()
-        },
+        Attempt { endpoint: b"10.0.0.1:80", status: Some(503), ..Attempt::default() },
         Attempt {
             endpoint: b"[2001:db8::1]:80",
             status: Some(200),
-            times: Some((
-                Now(1_700_000_000_100_000_000),
-                Now(1_700_000_000_200_000_000),
-            )),
+            times: Some((Now(1_700_000_000_100_000_000), Now(1_700_000_000_200_000_000))),
             ..Attempt::default()
         },
     ];
     let all = spans(decode(
         INGRESS.replace("\"batch\": 1", "\"batch\": 9").as_str(),
-        &[Span {
-            attempts: &attempts,
-            ..span(&context)
-        }],
+        &[Span { attempts: &attempts, ..span(&context) }],
     ));
     let [request, first, second] = <[_; 3]>::try_from(all).unwrap();
     for child in [&first, &second] {
@@ -367,10 +273,7 @@ fn each_attempt_is_a_client_span_below_the_request_when_asked() {
         assert_eq!(child.flags, 0x101, "the parent is not remote");
     }
     assert_ne!(first.span_id, second.span_id);
-    assert_eq!(
-        first.status.unwrap().code(),
-        proto::status::StatusCode::Error
-    );
+    assert_eq!(first.status.unwrap().code(), proto::status::StatusCode::Error);
     assert_eq!(first.start_time_unix_nano, request.start_time_unix_nano);
     assert_eq!(second.start_time_unix_nano, 1_700_000_000_100_000_000);
     let attributes = attributes(&second.attributes);
@@ -385,10 +288,7 @@ fn a_restarted_trace_links_to_the_one_before() {
     let span = one(&json, &span(&context));
     assert_eq!((span.parent_span_id.len(), span.flags), (0, 0x103));
     assert_eq!(span.links.len(), 1);
-    assert_eq!(
-        span.links[0].span_id,
-        0xb7ad_6b71_6920_3331_u64.to_be_bytes()
-    );
+    assert_eq!(span.links[0].span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
     assert_eq!(
         span.links[0].trace_id,
         0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes()
@@ -403,10 +303,7 @@ fn what_is_not_sampled_or_not_wanted_is_not_queued() {
         assert!(!context.is_recorded());
         assert!(exporter.push(&span(&context), &mut StdRng::seed_from_u64(1), Now(0)));
     }
-    assert_eq!(
-        (exporter.waiting(), exporter.poll(Now(u64::MAX))),
-        (0, None)
-    );
+    assert_eq!((exporter.waiting(), exporter.poll(Now(u64::MAX))), (0, None));
     assert!(Exporter::new(&config("{}"), 1).is_none());
 }
 
@@ -416,30 +313,17 @@ fn strings_are_cut_at_a_characters_border_and_made_utf8() {
     let long = "/".to_owned() + &"ä".repeat(1000);
     let span = one(
         INGRESS,
-        &Span {
-            path: long.as_bytes(),
-            user_agent: b"a\xff\xfeb\xc3",
-            ..span(&context)
-        },
+        &Span { path: long.as_bytes(), user_agent: b"a\xff\xfeb\xc3", ..span(&context) },
     );
     let attributes = attributes(&span.attributes);
     assert_eq!(attributes["url.path"], "/".to_owned() + &"ä".repeat(511));
-    assert_eq!(
-        attributes["user_agent.original"],
-        "a\u{fffd}\u{fffd}b\u{fffd}"
-    );
+    assert_eq!(attributes["user_agent.original"], "a\u{fffd}\u{fffd}b\u{fffd}");
 }
 
 #[test]
 fn a_clock_that_stepped_back_makes_a_span_of_no_length() {
     let context = context(INGRESS, "{}", &[]);
-    let span = one(
-        INGRESS,
-        &Span {
-            end: Now(5),
-            ..span(&context)
-        },
-    );
+    let span = one(INGRESS, &Span { end: Now(5), ..span(&context) });
     assert_eq!(span.end_time_unix_nano, span.start_time_unix_nano);
 }
 
@@ -452,10 +336,7 @@ fn a_partial_success_is_understood() {
         });
         let bytes = ExportTraceServiceResponse { partial_success }.encode_to_vec();
         let expect = u64::try_from(rejected).unwrap_or(0);
-        assert_eq!(
-            Answer::from_grpc(0, &bytes),
-            Answer::Accepted { rejected: expect }
-        );
+        assert_eq!(Answer::from_grpc(0, &bytes), Answer::Accepted { rejected: expect });
     }
     assert_eq!(Answer::from_grpc(0, b""), Answer::Accepted { rejected: 0 });
 }

@@ -64,11 +64,7 @@ fn the_decision_is_opentelemetrys_for_every_row() {
         // The upper half of the id has no say.
         for high in [0, u64::MAX] {
             let id = ((u128::from(high) << 64) | u128::from(low)).to_be_bytes();
-            assert_eq!(
-                decided.map(|r| r.samples(&id)),
-                Some(sampled),
-                "{ratio} {low:016x}"
-            );
+            assert_eq!(decided.map(|r| r.samples(&id)), Some(sampled), "{ratio} {low:016x}");
         }
     }
 }
@@ -77,9 +73,7 @@ fn the_decision_is_opentelemetrys_for_every_row() {
 fn a_higher_ratio_samples_all_that_a_lower_one_does() {
     let ratios = [0.0, 1e-6, 0.01, 0.25, 0.5, 0.99, 1.0].map(Ratio::new);
     for n in 0..10_000_u128 {
-        let id = n
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
-            .to_be_bytes();
+        let id = n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes();
         let decisions = ratios.map(|r| r.is_some_and(|r| r.samples(&id)));
         assert!(decisions.is_sorted(), "{n} {decisions:?}");
     }

@@ -13,10 +13,7 @@ fn assert_continued(sent: &Sent, what: &str) {
     let [version, trace, span, _] = sent.traceparent();
     assert_eq!((version, trace), ("00", TRACE), "{what}");
     assert_ne!(span, PARENT, "{what}");
-    assert!(
-        !sent.context.new_root && sent.context.parent_span_id.is_some(),
-        "{what}"
-    );
+    assert!(!sent.context.new_root && sent.context.parent_span_id.is_some(), "{what}");
 }
 
 /// A new trace began, and nothing of the old list goes on.
@@ -24,27 +21,14 @@ fn assert_restarted(sent: &Sent, what: &str) {
     let [version, trace, span, flags] = sent.traceparent();
     assert_eq!(version, "00", "{what}");
     assert_ne!(trace, TRACE, "{what}");
-    assert_ne!(
-        (trace, span),
-        (&*"0".repeat(32), &*"0".repeat(16)),
-        "{what}"
-    );
-    assert_eq!(
-        flags, "03",
-        "{what}: sampled by the ratio, and the id is random"
-    );
-    assert!(
-        sent.context.new_root && sent.context.parent_span_id.is_none(),
-        "{what}"
-    );
+    assert_ne!((trace, span), (&*"0".repeat(32), &*"0".repeat(16)), "{what}");
+    assert_eq!(flags, "03", "{what}: sampled by the ratio, and the id is random");
+    assert!(sent.context.new_root && sent.context.parent_span_id.is_none(), "{what}");
     assert_eq!(sent.get("tracestate"), None, "{what}");
 }
 
 fn state(list: &str) -> Sent {
-    send(
-        PARTICIPATING,
-        &[("traceparent", VALID), ("tracestate", list)],
-    )
+    send(PARTICIPATING, &[("traceparent", VALID), ("tracestate", list)])
 }
 
 // Traceparent
@@ -65,22 +49,14 @@ fn header_names_must_be_expected_in_any_case() {
 
 #[test]
 fn other_names_are_not_traceparent_nor_tracestate() {
-    for name in [
-        "trace-parent",
-        "trace.parent",
-        "traceparents",
-        "xtraceparent",
-    ] {
+    for name in ["trace-parent", "trace.parent", "traceparents", "xtraceparent"] {
         let sent = send(PARTICIPATING, &[(name, VALID)]);
         assert!(sent.context.new_root, "{name}");
         assert_eq!(sent.get(name), Some(VALID), "{name}");
     }
     for name in ["trace-state", "trace.state"] {
         let sent = send(PARTICIPATING, &[("traceparent", VALID), (name, "foo=1")]);
-        assert_eq!(
-            (sent.get("tracestate"), sent.get(name)),
-            (None, Some("foo=1"))
-        );
+        assert_eq!((sent.get("tracestate"), sent.get(name)), (None, Some("foo=1")));
     }
 }
 
@@ -136,10 +112,7 @@ fn an_invalid_traceparent_must_be_ignored_and_its_tracestate_not_parsed() {
         "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
     ] {
         for config in [PARTICIPATING, FORWARDING] {
-            let sent = send(
-                config,
-                &[("traceparent", value), ("tracestate", "foo=1,bar=2")],
-            );
+            let sent = send(config, &[("traceparent", value), ("tracestate", "foo=1,bar=2")]);
             assert_restarted(&sent, value);
         }
     }
@@ -147,10 +120,7 @@ fn an_invalid_traceparent_must_be_ignored_and_its_tracestate_not_parsed() {
 
 #[test]
 fn version_ff_is_forbidden() {
-    let sent = send(
-        PARTICIPATING,
-        &[("traceparent", &VALID.replacen("00", "ff", 1))],
-    );
+    let sent = send(PARTICIPATING, &[("traceparent", &VALID.replacen("00", "ff", 1))]);
     assert_restarted(&sent, "ff");
 }
 
@@ -158,11 +128,7 @@ fn version_ff_is_forbidden() {
 fn a_duplicated_traceparent_restarts_the_trace_even_if_both_are_equal() {
     let other = VALID.replace('b', "c");
     for second in [VALID, &other] {
-        let headers = [
-            ("traceparent", VALID),
-            ("TraceParent", second),
-            ("tracestate", "foo=1"),
-        ];
+        let headers = [("traceparent", VALID), ("TraceParent", second), ("tracestate", "foo=1")];
         for config in [PARTICIPATING, FORWARDING] {
             assert_restarted(&send(config, &headers), second);
         }
@@ -173,12 +139,9 @@ fn a_duplicated_traceparent_restarts_the_trace_even_if_both_are_equal() {
 
 #[test]
 fn white_space_around_traceparent_is_not_part_of_it() {
-    for value in [
-        format!(" {VALID}"),
-        format!("\t{VALID}"),
-        format!("{VALID} "),
-        format!("\t {VALID} \t"),
-    ] {
+    for value in
+        [format!(" {VALID}"), format!("\t{VALID}"), format!("{VALID} "), format!("\t {VALID} \t")]
+    {
         assert_continued(&send(PARTICIPATING, &[("traceparent", &value)]), &value);
     }
 }
@@ -186,20 +149,10 @@ fn white_space_around_traceparent_is_not_part_of_it() {
 #[test]
 fn a_higher_version_must_be_parsed_as_far_as_known_and_answered_as_00() {
     let cc = VALID.replacen("00", "cc", 1);
-    for value in [
-        cc.clone(),
-        format!("{cc}-what-the-future-will-be-like"),
-        format!("{cc}-"),
-    ] {
-        let sent = send(
-            PARTICIPATING,
-            &[("traceparent", &value), ("tracestate", "foo=1")],
-        );
+    for value in [cc.clone(), format!("{cc}-what-the-future-will-be-like"), format!("{cc}-")] {
+        let sent = send(PARTICIPATING, &[("traceparent", &value), ("tracestate", "foo=1")]);
         assert_continued(&sent, &value);
-        assert_eq!(
-            (sent.traceparent()[3], sent.get("tracestate")),
-            ("01", Some("foo=1"))
-        );
+        assert_eq!((sent.traceparent()[3], sent.get("tracestate")), ("01", Some("foo=1")));
     }
 }
 
@@ -210,22 +163,14 @@ fn the_flags_of_a_higher_version_must_end_the_value_or_be_followed_by_a_dash() {
         let value = format!("{cc}{tail}");
         assert_restarted(&send(PARTICIPATING, &[("traceparent", &value)]), &value);
     }
-    assert_restarted(
-        &send(PARTICIPATING, &[("traceparent", &cc[..54])]),
-        "too short",
-    );
+    assert_restarted(&send(PARTICIPATING, &[("traceparent", &cc[..54])]), "too short");
 }
 
 #[test]
 fn the_sampled_flag_is_one_bit_and_unknown_bits_must_be_set_to_zero() {
-    for (received, sent_flags) in [
-        ("00", "00"),
-        ("01", "01"),
-        ("08", "00"),
-        ("09", "01"),
-        ("ff", "03"),
-        ("fc", "00"),
-    ] {
+    for (received, sent_flags) in
+        [("00", "00"), ("01", "01"), ("08", "00"), ("09", "01"), ("ff", "03"), ("fc", "00")]
+    {
         let value = format!("00-{TRACE}-{PARENT}-{received}");
         let sent = send(PARTICIPATING, &[("traceparent", &value)]);
         assert_continued(&sent, &value);
@@ -271,16 +216,9 @@ fn the_sampled_flag_may_only_be_changed_together_with_the_parent_id() {
 #[test]
 fn tracestate_must_not_be_modified_if_traceparent_is_not() {
     // Not even where it is malformed, too long, or in several headers.
-    let long = (0..40)
-        .map(|n| format!("k{n}=v"))
-        .collect::<Vec<_>>()
-        .join(",");
+    let long = (0..40).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",");
     for list in ["foo=1 , bar=2,,", "not a list", "", &long] {
-        let headers = [
-            ("traceparent", VALID),
-            ("tracestate", list),
-            ("tracestate", "z=1"),
-        ];
+        let headers = [("traceparent", VALID), ("tracestate", list), ("tracestate", "z=1")];
         let sent = send(FORWARDING, &headers);
         assert_eq!(sent.edits, 0, "{list}");
         assert!(sent.context.forwarded && !sent.context.is_recorded());
@@ -300,11 +238,7 @@ fn a_proxy_participates_exactly_when_its_spans_are_exported_unless_told_otherwis
         ("{}".to_owned(), "{}", false),
         (format!("{{{export}}}"), "{}", true),
         (format!("{{{export}}}"), r#"{"spans": "off"}"#, false),
-        (
-            format!(r#"{{"participate": false, {export}}}"#),
-            "{}",
-            false,
-        ),
+        (format!(r#"{{"participate": false, {export}}}"#), "{}", false),
         (r#"{"participate": true}"#.to_owned(), "{}", true),
     ] {
         let headers = [(&b"traceparent"[..], VALID.as_bytes())];
@@ -358,32 +292,17 @@ fn a_key_must_begin_with_a_letter_or_digit_and_have_up_to_256_of_its_characters(
     let long = format!("{}=1", "k".repeat(256));
     for list in ["foo=1", "0foo=1", "a_-*/@b=1", "tenant@vendor=1", &long] {
         let sent = state(list);
-        assert_eq!(
-            (sent.get("tracestate"), sent.edits),
-            (Some(list), 1),
-            "{list}"
-        );
+        assert_eq!((sent.get("tracestate"), sent.edits), (Some(list), 1), "{list}");
     }
 }
 
 #[test]
 fn all_allowed_characters_of_a_value_and_leading_spaces_must_be_preserved() {
-    let all: String = (0x20..=0x7e_u8)
-        .map(char::from)
-        .filter(|c| !",=".contains(*c))
-        .collect();
-    for list in [
-        format!("foo={all}"),
-        "foo=  1".to_owned(),
-        format!("foo={}", "v".repeat(256)),
-    ] {
+    let all: String = (0x20..=0x7e_u8).map(char::from).filter(|c| !",=".contains(*c)).collect();
+    for list in [format!("foo={all}"), "foo=  1".to_owned(), format!("foo={}", "v".repeat(256))] {
         let two = send(
             PARTICIPATING,
-            &[
-                ("traceparent", VALID),
-                ("tracestate", &list),
-                ("tracestate", "z=1"),
-            ],
+            &[("traceparent", VALID), ("tracestate", &list), ("tracestate", "z=1")],
         );
         assert_eq!(two.get("tracestate"), Some(&*format!("{list},z=1")));
     }
@@ -399,10 +318,7 @@ fn several_tracestate_headers_must_be_combined_in_their_order() {
         ("tracestate", "baz=3"),
     ];
     let sent = send(PARTICIPATING, &headers);
-    assert_eq!(
-        sent.get("tracestate"),
-        Some("foo=1,bar=2,rojo=1,congo=2,baz=3")
-    );
+    assert_eq!(sent.get("tracestate"), Some("foo=1,bar=2,rojo=1,congo=2,baz=3"));
 }
 
 #[test]
@@ -419,36 +335,21 @@ fn empty_headers_and_members_must_be_accepted_and_are_not_sent() {
 
 #[test]
 fn only_one_entry_per_key_is_allowed_and_the_left_most_is_kept() {
-    assert_eq!(
-        state("foo=1,bar=2,foo=3").get("tracestate"),
-        Some("foo=1,bar=2")
-    );
+    assert_eq!(state("foo=1,bar=2,foo=3").get("tracestate"), Some("foo=1,bar=2"));
 }
 
 #[test]
 fn there_can_be_32_members_and_the_order_must_be_preserved() {
-    let list = |n: usize| {
-        (0..n)
-            .map(|n| format!("k{n:03}=v"))
-            .collect::<Vec<_>>()
-            .join(",")
-    };
+    let list = |n: usize| (0..n).map(|n| format!("k{n:03}=v")).collect::<Vec<_>>().join(",");
     for (received, sent_members) in [(31, 31), (32, 32), (33, 32), (1000, 32)] {
         let sent = state(&list(received));
-        assert_eq!(
-            sent.get("tracestate"),
-            Some(&*list(sent_members)),
-            "{received}"
-        );
+        assert_eq!(sent.get("tracestate"), Some(&*list(sent_members)), "{received}");
     }
     // Each in a header of its own.
     let one: Vec<String> = (0..40).map(|n| format!("k{n:03}=v")).collect();
     let mut headers = vec![("traceparent", VALID)];
     headers.extend(one.iter().map(|member| ("tracestate", member.as_str())));
-    assert_eq!(
-        send(PARTICIPATING, &headers).get("tracestate"),
-        Some(&*list(32))
-    );
+    assert_eq!(send(PARTICIPATING, &headers).get("tracestate"), Some(&*list(32)));
 }
 
 #[test]
@@ -461,10 +362,7 @@ fn whole_entries_must_be_truncated_and_those_over_128_characters_go_first() {
     assert_eq!(sent.get("tracestate"), Some(&*format!("{short},last=1")));
     // 33 members: one has to go, the long one further right.
     let sent = state(&format!("{},{},{short}", long("a"), long("b")));
-    assert_eq!(
-        sent.get("tracestate"),
-        Some(&*format!("{},{short}", long("a")))
-    );
+    assert_eq!(sent.get("tracestate"), Some(&*format!("{},{short}", long("a"))));
 }
 
 #[test]
@@ -492,12 +390,7 @@ fn our_member_must_be_the_first_and_replace_our_former_one() {
         let expect = format!("rojo={}{rest}", sent.traceparent()[2]);
         assert_eq!(sent.get("tracestate"), Some(&*expect), "{list}");
     }
-    let list = |n: usize| {
-        (0..n)
-            .map(|n| format!("k{n:03}=v"))
-            .collect::<Vec<_>>()
-            .join(",")
-    };
+    let list = |n: usize| (0..n).map(|n| format!("k{n:03}=v")).collect::<Vec<_>>().join(",");
     let sent = send(config, &[("traceparent", VALID), ("tracestate", &list(32))]);
     let expect = format!("rojo={},{}", sent.traceparent()[2], list(31));
     assert_eq!(sent.get("tracestate"), Some(&*expect));
@@ -507,10 +400,7 @@ fn our_member_must_be_the_first_and_replace_our_former_one() {
 fn a_new_trace_has_our_member_alone() {
     let config = r#"{"participate": true, "tracestate_member": "rojo"}"#;
     let sent = send(config, &[("tracestate", "foo=1")]);
-    assert_eq!(
-        sent.get("tracestate"),
-        Some(&*format!("rojo={}", sent.traceparent()[2]))
-    );
+    assert_eq!(sent.get("tracestate"), Some(&*format!("rojo={}", sent.traceparent()[2])));
 }
 
 // Trust boundary
@@ -520,14 +410,8 @@ fn restart_regenerates_everything_and_links_to_the_old_trace() {
     let config = r#"{"participate": true, "boundary": "restart"}"#;
     let sent = send(config, &[("traceparent", VALID), ("tracestate", "foo=1")]);
     assert_restarted(&sent, "restart");
-    let link = sent
-        .context
-        .link
-        .map(|l| (u128::from_be_bytes(l.trace_id), l.sampled));
-    assert_eq!(
-        link,
-        Some((0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, true))
-    );
+    let link = sent.context.link.map(|l| (u128::from_be_bytes(l.trace_id), l.sampled));
+    assert_eq!(link, Some((0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, true)));
     assert_eq!(send(config, &[]).context.link, None);
 }
 

@@ -25,7 +25,7 @@ use super::{CheckArgs, CliError};
 use crate::config::{ADMIN, SOCKET};
 use crate::events::Events;
 use crate::run::Origin;
-use crate::serve::admin::view::ReadyJson;
+use crate::serve::admin::view::{ReadyJson, SourcesJson};
 use crate::source::{EtcdConfig, NatsConfig, etcd};
 
 const WITHIN: Duration = Duration::from_secs(5);
@@ -57,12 +57,7 @@ pub struct Finding {
 
 impl Finding {
     pub(crate) fn good(what: &str, detail: impl Into<String>) -> Self {
-        Self {
-            what: what.to_owned(),
-            state: State::Good,
-            detail: detail.into(),
-            todo: None,
-        }
+        Self { what: what.to_owned(), state: State::Good, detail: detail.into(), todo: None }
     }
 
     pub(crate) fn warn(what: &str, detail: impl Into<String>, todo: &str) -> Self {
@@ -75,10 +70,7 @@ impl Finding {
     }
 
     pub(crate) fn bad(what: &str, detail: impl Into<String>, todo: &str) -> Self {
-        Self {
-            state: State::Bad,
-            ..Self::warn(what, detail, todo)
-        }
+        Self { state: State::Bad, ..Self::warn(what, detail, todo) }
     }
 }
 
@@ -87,27 +79,25 @@ pub(super) async fn check(args: &CheckArgs, json: bool) -> Result<(), CliError> 
     let admin: Vec<String> = args.admin.iter().cloned().collect();
     let origin = origin(
         &args.config,
-        &[
-            ("etcd", &args.etcd),
-            ("nats", &args.nats),
-            ("socket", &socket),
-            ("admin", &admin),
-        ],
+        &[("etcd", &args.etcd), ("nats", &args.nats), ("socket", &socket), ("admin", &admin)],
     );
     let plan = Plan::new(&origin, args)?;
     let mut findings = Vec::new();
     if args.config.config.is_some() {
         findings.push(match origin.load() {
             Ok(_) => Finding::good("configuration", "can be used"),
-            Err(error) => {
-                Finding::bad("configuration", error.to_string(), "correct what is named")
-            }
+            Err(error) => Finding::bad("configuration", error.to_string(), "correct what is named"),
         });
     }
-    if let Some(config) = &plan.etcd {
+    let (etcd, nats) = plan.wanted(args).await;
+    if let Some(config) = &plan.etcd
+        && etcd
+    {
         findings.push(check_etcd(config).await);
     }
-    if let Some(config) = &plan.nats {
+    if let Some(config) = &plan.nats
+        && nats
+    {
         findings.push(check_nats(config).await);
     }
     findings.extend(check_socket(Path::new(&plan.socket)).await);
@@ -156,6 +146,24 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Whether etcd and NATS are to be there: a running agent knows what it was given, unless the
+    /// command line says more.
+    async fn wanted(&self, args: &CheckArgs) -> (bool, bool) {
+        if args.config.config.is_some() {
+            return (true, true);
+        }
+        let agent = Client::new(&self.admin, "the agent's admin address");
+        match agent.get::<SourcesJson>("/v1/sources").await {
+            Ok(sources) => (
+                sources.etcd.enabled || !args.etcd.is_empty(),
+                sources.nats.enabled || !args.nats.is_empty(),
+            ),
+            Err(_) => (true, true),
+        }
+    }
+}
+
 async fn check_etcd(config: &EtcdConfig) -> Finding {
     let todo = "start etcd, or name its members by --etcd or etcd.endpoints; with TLS or users, \
                 see etcd.tls, etcd.user and etcd.password";
@@ -198,10 +206,9 @@ async fn check_nats(config: &NatsConfig) -> Finding {
     }
     let asked = async { Events::connect(config).await?.newest().await };
     match timeout(WITHIN, asked).await {
-        Ok(Ok(newest)) => Finding::good(
-            "nats",
-            format!("answers; stream {} is at {newest}", config.stream),
-        ),
+        Ok(Ok(newest)) => {
+            Finding::good("nats", format!("answers; stream {} is at {newest}", config.stream))
+        }
         Ok(Err(error)) => {
             Finding::bad("nats", format!("{}: {error}", config.servers.join(", ")), todo)
         }

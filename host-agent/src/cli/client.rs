@@ -30,10 +30,7 @@ impl Client {
     /// `what` is who should answer there, for the error.
     pub(super) fn new(address: &str, what: &'static str) -> Self {
         let address = address.strip_prefix("http://").unwrap_or(address);
-        Self {
-            address: address.trim_end_matches('/').to_owned(),
-            what,
-        }
+        Self { address: address.trim_end_matches('/').to_owned(), what }
     }
 
     fn unreachable(&self, error: impl std::fmt::Display) -> CliError {
@@ -54,21 +51,15 @@ impl Client {
             .body(Empty::<Bytes>::new())
             .map_err(|error| CliError::Usage(format!("{path}: {error}")))?;
         let answer = async {
-            let stream = TcpStream::connect(&self.address)
-                .await
-                .map_err(|error| self.unreachable(error))?;
+            let stream =
+                TcpStream::connect(&self.address).await.map_err(|error| self.unreachable(error))?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
                 .await
                 .map_err(|error| self.unreachable(error))?;
             tokio::spawn(connection);
-            sender
-                .send_request(request)
-                .await
-                .map_err(|error| self.unreachable(error))
+            sender.send_request(request).await.map_err(|error| self.unreachable(error))
         };
-        timeout(WITHIN, answer)
-            .await
-            .map_err(|_| self.unreachable("no answer within 5 s"))?
+        timeout(WITHIN, answer).await.map_err(|_| self.unreachable("no answer within 5 s"))?
     }
 
     /// Status and body.
@@ -96,10 +87,9 @@ impl Client {
         if !status.is_success() {
             let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
             let error = said.get("error").and_then(|error| error.as_str());
-            return Err(CliError::No(error.map_or_else(
-                || format!("{path}: {status}"),
-                ToOwned::to_owned,
-            )));
+            return Err(CliError::No(
+                error.map_or_else(|| format!("{path}: {status}"), ToOwned::to_owned),
+            ));
         }
         serde_json::from_slice(&body)
             .map_err(|error| self.unreachable(format!("not the expected answer: {error}")))

@@ -37,10 +37,7 @@ impl From<NatsError> for CliError {
 pub(super) fn origin(file: &super::ConfigArgs, flags: &[(&'static str, &[String])]) -> Origin {
     let given = flags.iter().filter(|(_, values)| !values.is_empty());
     let flags: Flags = given.map(|(flag, values)| (*flag, values.to_vec())).collect();
-    Origin {
-        file: file.config.clone(),
-        flags,
-    }
+    Origin { file: file.config.clone(), flags }
 }
 
 async fn connect(args: &NatsArgs) -> Result<Events, CliError> {
@@ -55,16 +52,11 @@ fn target(endpoint: &str) -> Result<Target, CliError> {
     if !pintle_snapshot::is_name(service) || !pintle_snapshot::is_name(id) {
         return Err(bad());
     }
-    Ok(Target {
-        service: service.to_owned(),
-        endpoint: Some(id.to_owned()),
-    })
+    Ok(Target { service: service.to_owned(), endpoint: Some(id.to_owned()) })
 }
 
 async fn send(args: &NatsArgs, draft: Draft, json: bool) -> Result<(), CliError> {
-    draft
-        .check(check_policy)
-        .map_err(|error| CliError::Usage(error.to_string()))?;
+    draft.check(check_policy).map_err(|error| CliError::Usage(error.to_string()))?;
     let published = connect(args).await?.publish(&draft).await?;
     if json {
         return print_json(&json!({
@@ -75,11 +67,7 @@ async fn send(args: &NatsArgs, draft: Draft, json: bool) -> Result<(), CliError>
             "duplicate": published.duplicate,
         }));
     }
-    let known = if published.duplicate {
-        ", known already"
-    } else {
-        ""
-    };
+    let known = if published.duplicate { ", known already" } else { "" };
     writeln!(
         stdout(),
         "{} {}: event {}{known}",
@@ -236,9 +224,9 @@ fn registration(args: &RegisterArgs) -> Result<RegisterConfig, CliError> {
     if let Some(service) = &args.service {
         let mut metadata = Map::new();
         for entry in &args.metadata {
-            let (key, value) = entry.split_once('=').ok_or_else(|| {
-                CliError::Usage(format!("--metadata {entry:?} is not KEY=VALUE"))
-            })?;
+            let (key, value) = entry
+                .split_once('=')
+                .ok_or_else(|| CliError::Usage(format!("--metadata {entry:?} is not KEY=VALUE")))?;
             metadata.insert(key.to_owned(), value.into());
         }
         let interval = &args.check_interval;
@@ -290,7 +278,5 @@ pub(super) async fn register(args: RegisterArgs) -> Result<(), CliError> {
         }
         on_signal.cancel();
     });
-    registry::register(config, stop)
-        .await
-        .map_err(|error| CliError::Usage(error.to_string()))
+    registry::register(config, stop).await.map_err(|error| CliError::Usage(error.to_string()))
 }

@@ -60,11 +60,8 @@ where
 }
 
 fn json_line(value: &impl Serialize, watch: bool) -> Result<String, CliError> {
-    let text = if watch {
-        serde_json::to_string(value)
-    } else {
-        serde_json::to_string_pretty(value)
-    };
+    let text =
+        if watch { serde_json::to_string(value) } else { serde_json::to_string_pretty(value) };
     Ok(text.map_err(std::io::Error::other)? + "\n")
 }
 
@@ -120,11 +117,8 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
         if json {
             return json_line(&all, args.watch);
         }
-        let stale = if all.stale {
-            "STALE: from disk, not confirmed by the registry\n"
-        } else {
-            ""
-        };
+        let stale =
+            if all.stale { "STALE: from disk, not confirmed by the registry\n" } else { "" };
         Ok(format!("{stale}{}", endpoints(&all.services)))
     })
     .await
@@ -132,8 +126,17 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
 
 fn endpoints(services: &[ServiceJson]) -> String {
     let mut table = Table::new(&[
-        "service", "endpoint", "address", "zone", "weight", "health", "breaker", "in flight",
-        "latency", "share", "requests",
+        "service",
+        "endpoint",
+        "address",
+        "zone",
+        "weight",
+        "health",
+        "breaker",
+        "in flight",
+        "latency",
+        "share",
+        "requests",
     ]);
     for service in services {
         if service.endpoints.is_empty() {
@@ -156,10 +159,7 @@ fn endpoint_row(service: &str, endpoint: &EndpointJson) -> [String; 11] {
         endpoint.health.clone(),
         endpoint.breaker.state.clone(),
         endpoint.in_flight.to_string(),
-        endpoint
-            .latency_ms
-            .map(|ms| format!("{ms:.1} ms"))
-            .unwrap_or_default(),
+        endpoint.latency_ms.map(|ms| format!("{ms:.1} ms")).unwrap_or_default(),
         format!("{:.0} %", endpoint.share * 100.0),
         endpoint.requests.to_string(),
     ]
@@ -167,11 +167,7 @@ fn endpoint_row(service: &str, endpoint: &EndpointJson) -> [String; 11] {
 
 pub(super) async fn breakers(args: &BreakersArgs, json: bool) -> Result<(), CliError> {
     let agent = agent(&args.admin);
-    let path = if args.all {
-        "/v1/breakers?all=true"
-    } else {
-        "/v1/breakers"
-    };
+    let path = if args.all { "/v1/breakers?all=true" } else { "/v1/breakers" };
     show(args.watch, || async {
         let breakers: BreakersJson = agent.get(path).await?;
         if json {
@@ -182,10 +178,7 @@ pub(super) async fn breakers(args: &BreakersArgs, json: bool) -> Result<(), CliE
             "ordered",
         ]);
         for row in breakers.breakers {
-            let fleet = row
-                .opinion
-                .as_ref()
-                .map(|it| format!("{} hold it open", it.reporters));
+            let fleet = row.opinion.as_ref().map(|it| format!("{} hold it open", it.reporters));
             let ordered = row.force.as_ref().map(|it| it.action.clone());
             for [state, since, on, why, probe] in on_rows(&row.breaker) {
                 table.row([
@@ -270,10 +263,7 @@ pub(super) async fn events(args: &EventsArgs, json: bool) -> Result<(), CliError
     }
     let response = agent.open(Method::GET, "/v1/events").await?;
     if !response.status().is_success() {
-        return Err(CliError::Unavailable(format!(
-            "the agent answers {}",
-            response.status()
-        )));
+        return Err(CliError::Unavailable(format!("the agent answers {}", response.status())));
     }
     let mut body = response.into_body();
     let mut pending = Vec::new();

@@ -10,9 +10,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(heads: &[&str]) -> Self {
-        Self {
-            rows: vec![heads.iter().map(|head| head.to_uppercase()).collect()],
-        }
+        Self { rows: vec![heads.iter().map(|head| head.to_uppercase()).collect()] }
     }
 
     pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {

@@ -99,8 +99,19 @@ fn every_command_has_help_and_those_with_arguments_an_example() {
     assert_eq!(
         seen,
         [
-            "run", "check", "services", "breakers", "breaker", "events", "publish", "drain",
-            "undrain", "dlq", "release", "register", "completions"
+            "run",
+            "check",
+            "services",
+            "breakers",
+            "breaker",
+            "events",
+            "publish",
+            "drain",
+            "undrain",
+            "dlq",
+            "release",
+            "register",
+            "completions"
         ]
     );
     for name in ["run", "check", "services", "publish", "drain", "register", "completions"] {

@@ -10,10 +10,8 @@ fn load(
     flags: &[(&'static str, &[&str])],
 ) -> Result<Config, Invalid> {
     let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-    let flags = flags
-        .iter()
-        .map(|(k, v)| (*k, v.iter().map(|v| (*v).to_owned()).collect()))
-        .collect();
+    let flags =
+        flags.iter().map(|(k, v)| (*k, v.iter().map(|v| (*v).to_owned()).collect())).collect();
     Config::merge(file, env, &flags)
 }
 
@@ -55,11 +53,7 @@ fn a_flag_wins_over_the_environment_and_the_environment_over_the_file() {
     assert_eq!(table.len(), KEYS.len(), "every key has its row");
     for (flag, [in_file, in_env, in_flag]) in table {
         let key = KEYS.iter().find(|key| key.flag == *flag).unwrap();
-        let value = if key.list {
-            json!([in_file])
-        } else {
-            json!(in_file)
-        };
+        let value = if key.list { json!([in_file]) } else { json!(in_file) };
         let file = match key.path {
             [name] => json!({"etcd": {}, *name: value}),
             [section, name] => {
@@ -104,7 +98,11 @@ fn what_is_not_known_or_out_of_range_is_refused_by_name_with_what_is_accepted() 
         (json!({"etcd": {}, "socket": {"group": "no-such-group"}}), "socket.group", "group"),
         (json!({"etcd": {}, "shutdown": {"deadline": "1h"}}), "shutdown.deadline", "1s to 10m"),
         (json!({"etcd": {}, "shutdown": {"deadline": "soon"}}), "shutdown", "duration"),
-        (json!({"etcd": {}, "metrics": {"max_endpoints": 1_000_000}}), "metrics.max_endpoints", "100000"),
+        (
+            json!({"etcd": {}, "metrics": {"max_endpoints": 1_000_000}}),
+            "metrics.max_endpoints",
+            "100000",
+        ),
         (json!({"etcd": {}, "log": {"level": "info=loud=x"}}), "log.level", "debug"),
         (json!({"etcd": {}, "log": {"format": "xml"}}), "log", "`text`"),
         (json!({"etcd": {}, "state": {"protect_percent": 0}}), "state.protect_percent", "1 to 100"),
@@ -123,9 +121,7 @@ fn what_is_not_known_or_out_of_range_is_refused_by_name_with_what_is_accepted() 
 
 #[test]
 fn a_variable_that_means_nothing_is_refused_unless_it_is_somebody_elses() {
-    let file = || {
-        json!({"etcd": {"user": "u", "password": {"env": "PINTLE_ETCD_PASSWORD"}}})
-    };
+    let file = || json!({"etcd": {"user": "u", "password": {"env": "PINTLE_ETCD_PASSWORD"}}});
     let error = load(file(), &[("PINTLE_ETDC", "x")], &[]).unwrap_err();
     assert_eq!(error.field, "PINTLE_ETDC");
     assert!(error.accepts.contains("PINTLE_ETCD,"));

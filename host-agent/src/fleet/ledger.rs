@@ -10,6 +10,7 @@ use pintle_snapshot::{
 };
 use pintle_state::Snapshot;
 
+use super::breaker::Breaker;
 use super::views::{BreakerView, EndpointView, ProxyView, ServiceView, View, WorkerView};
 use super::{When, wall};
 
@@ -20,9 +21,8 @@ pub const MAX_WORKERS: usize = 512;
 /// Names of module counters.
 pub const MAX_COUNTERS: usize = 128;
 /// Upper bounds of the propagation histogram, in seconds.
-pub const PROPAGATION_BUCKETS: [f64; 12] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
-];
+pub const PROPAGATION_BUCKETS: [f64; 12] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 /// Workers report every second; three missed rounds of ten and their gauges no longer hold.
 const SILENT: Duration = Duration::from_secs(30);
@@ -32,8 +32,6 @@ const FORGOTTEN: Duration = Duration::from_secs(3600);
 const ABSENT: Duration = Duration::from_secs(300);
 /// A report may be older than a transition that overtook it; after this long it is not.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Transitions of one breaker on one proxy that are remembered, to know a repeated one.
-const REMEMBERED: usize = 16;
 /// Versions on their way that are timed at once.
 const IN_TRANSIT: usize = 4096;
 const BUCKETS: usize = LATENCY_BUCKETS_MS.len() + 1;
@@ -71,19 +69,6 @@ struct Endpoint {
     rate: f64,
     breakers: BTreeMap<String, Breaker>,
     absent: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Breaker {
-    state: BreakerState,
-    since: SystemTime,
-    until: Now,
-    reason: String,
-    observed: bool,
-    trips: u32,
-    changed: Instant,
-    newest: Now,
-    seen: VecDeque<(Now, BreakerState)>,
 }
 
 #[derive(Debug)]
@@ -145,8 +130,7 @@ impl Ledger {
                 if self.in_transit.len() >= IN_TRANSIT {
                     self.in_transit.pop_front();
                 }
-                self.in_transit
-                    .push_back((service.table.version, service.seen_at));
+                self.in_transit.push_back((service.table.version, service.seen_at));
             }
         }
         self.known = Arc::clone(snapshot);
@@ -176,20 +160,17 @@ impl Ledger {
             self.forget(&name);
         }
         let propagated = self.known.version;
-        let proxy = self
-            .proxies
-            .entry(hello.proxy.clone())
-            .or_insert_with(|| Proxy {
-                streams: 0,
-                since: when.wall,
-                changed: when.mono,
-                peer: String::new(),
-                leader: 0,
-                fence: 0,
-                expected: 0,
-                propagated,
-                workers: HashMap::new(),
-            });
+        let proxy = self.proxies.entry(hello.proxy.clone()).or_insert_with(|| Proxy {
+            streams: 0,
+            since: when.wall,
+            changed: when.mono,
+            peer: String::new(),
+            leader: 0,
+            fence: 0,
+            expected: 0,
+            propagated,
+            workers: HashMap::new(),
+        });
         if proxy.streams == 0 {
             proxy.since = when.wall;
             proxy.changed = when.mono;
@@ -226,11 +207,8 @@ impl Ledger {
         }
         let proxy = self.proxies.get_mut(proxy)?;
         if !proxy.workers.contains_key(&worker) && proxy.workers.len() >= MAX_WORKERS {
-            let longest = proxy
-                .workers
-                .iter()
-                .min_by_key(|(_, worker)| worker.spoke)
-                .map(|(&id, _)| id);
+            let longest =
+                proxy.workers.iter().min_by_key(|(_, worker)| worker.spoke).map(|(&id, _)| id);
             if let Some(id) = longest {
                 proxy.workers.remove(&id);
             }
@@ -267,11 +245,7 @@ impl Ledger {
         };
         for (version, seen_at) in &self.in_transit {
             if *version > proxy.propagated && *version <= held {
-                let took = when
-                    .wall
-                    .duration_since(*seen_at)
-                    .unwrap_or_default()
-                    .as_secs_f64();
+                let took = when.wall.duration_since(*seen_at).unwrap_or_default().as_secs_f64();
                 let bucket = PROPAGATION_BUCKETS.partition_point(|bound| *bound < took);
                 if let Some(count) = self.propagation.get_mut(bucket) {
                     *count = count.saturating_add(1);
@@ -296,10 +270,8 @@ impl Ledger {
             return;
         }
         // The worker leaves the map while it is counted, so that sums and worker can both change.
-        let taken = self
-            .proxies
-            .get_mut(name)
-            .and_then(|proxy| proxy.workers.remove(&report.worker));
+        let taken =
+            self.proxies.get_mut(name).and_then(|proxy| proxy.workers.remove(&report.worker));
         let Some(mut worker) = taken else {
             return;
         };
@@ -328,11 +300,7 @@ impl Ledger {
 
     fn service(&mut self, proxy: &str, worker: &mut Worker, report: &ServiceReport, when: When) {
         let known = Arc::clone(&self.known);
-        let Some(table) = known
-            .services
-            .get(&report.service)
-            .map(|known| &known.table)
-        else {
+        let Some(table) = known.services.get(&report.service).map(|known| &known.table) else {
             self.refused("unknown_service");
             return;
         };
@@ -347,11 +315,7 @@ impl Ledger {
             for requests in &report.requests {
                 let key = (
                     requests.method.min(LAST_METHOD),
-                    if (100..1000).contains(&requests.code) {
-                        requests.code
-                    } else {
-                        0
-                    },
+                    if (100..1000).contains(&requests.code) { requests.code } else { 0 },
                 );
                 count(
                     total.requests.entry(key).or_default(),
@@ -363,17 +327,9 @@ impl Ledger {
             for ((total, said), new) in buckets.zip(&report.latency) {
                 count(total, said, *new);
             }
-            count(
-                &mut total.latency_sum_us,
-                &mut said.latency_sum_us,
-                report.latency_sum_us,
-            );
+            count(&mut total.latency_sum_us, &mut said.latency_sum_us, report.latency_sum_us);
             count(&mut total.panics, &mut said.panics, report.panics);
-            count(
-                &mut total.no_endpoint,
-                &mut said.no_endpoint,
-                report.no_endpoint,
-            );
+            count(&mut total.no_endpoint, &mut said.no_endpoint, report.no_endpoint);
             for endpoint in &report.endpoints {
                 if has(&table.endpoints, &endpoint.id) {
                     let total = total.endpoints.entry(endpoint.id.clone()).or_default();
@@ -408,10 +364,8 @@ impl Ledger {
             .endpoints
             .entry(transition.endpoint.clone())
             .or_default();
-        let breaker = endpoint
-            .breakers
-            .entry(proxy.to_owned())
-            .or_insert_with(|| Breaker::closed(when));
+        let breaker =
+            endpoint.breakers.entry(proxy.to_owned()).or_insert_with(|| Breaker::closed(when));
         if !breaker.take(transition, when) {
             return false;
         }
@@ -430,8 +384,7 @@ impl Ledger {
             .filter(|(_, proxy)| proxy.streams == 0 && old(proxy.changed, SILENT))
             .map(|(name, _)| name.clone())
             .collect();
-        self.services
-            .retain(|_, service| !service.absent.is_some_and(|since| old(since, ABSENT)));
+        self.services.retain(|_, service| !service.absent.is_some_and(|since| old(since, ABSENT)));
         let mut dropped: Vec<(String, String)> = Vec::new();
         for (name, service) in &mut self.services {
             service.endpoints.retain(|id, endpoint| {
@@ -450,13 +403,9 @@ impl Ledger {
         }
         let services = &self.services;
         for proxy in self.proxies.values_mut() {
-            proxy
-                .workers
-                .retain(|_, worker| !old(worker.spoke, FORGOTTEN));
+            proxy.workers.retain(|_, worker| !old(worker.spoke, FORGOTTEN));
             for worker in proxy.workers.values_mut() {
-                worker
-                    .services
-                    .retain(|name, _| services.contains_key(name));
+                worker.services.retain(|name, _| services.contains_key(name));
                 for (service, endpoint) in &dropped {
                     if let Some(said) = worker.services.get_mut(service) {
                         said.endpoints.remove(endpoint);
@@ -464,8 +413,7 @@ impl Ledger {
                 }
             }
         }
-        self.proxies
-            .retain(|_, proxy| proxy.streams > 0 || !old(proxy.changed, FORGOTTEN));
+        self.proxies.retain(|_, proxy| proxy.streams > 0 || !old(proxy.changed, FORGOTTEN));
     }
 
     fn forget(&mut self, proxy: &str) {
@@ -551,9 +499,7 @@ impl Ledger {
 const LAST_METHOD: u8 = METHODS.len() as u8 - 1;
 
 fn has(endpoints: &[pintle_snapshot::Endpoint], id: &str) -> bool {
-    endpoints
-        .binary_search_by(|endpoint| endpoint.id.as_str().cmp(id))
-        .is_ok()
+    endpoints.binary_search_by(|endpoint| endpoint.id.as_str().cmp(id)).is_ok()
 }
 
 fn note(absent: &mut Option<Instant>, there: bool, now: Instant) {
@@ -566,9 +512,7 @@ fn note(absent: &mut Option<Instant>, there: bool, now: Instant) {
 
 fn is_counter(name: &str) -> bool {
     (1..=64).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
 // === impl Service, Endpoint ===
@@ -656,52 +600,6 @@ impl Endpoint {
     }
 }
 
-// === impl Breaker ===
-
-impl Breaker {
-    fn closed(when: When) -> Self {
-        Self {
-            state: BreakerState::Closed,
-            since: when.wall,
-            until: Now(0),
-            reason: String::new(),
-            observed: false,
-            trips: 0,
-            changed: when.mono,
-            newest: Now(0),
-            seen: VecDeque::new(),
-        }
-    }
-
-    /// False when the transition is known. An older one is new, but no longer the state.
-    fn take(&mut self, transition: &Transition, when: When) -> bool {
-        let key = (transition.at, transition.to);
-        let forgotten =
-            self.seen.len() >= REMEMBERED && self.seen.iter().all(|(at, _)| *at > transition.at);
-        if forgotten || self.seen.contains(&key) {
-            return false;
-        }
-        if self.seen.len() >= REMEMBERED {
-            let oldest = self.seen.iter().enumerate().min_by_key(|(_, (at, _))| *at);
-            if let Some(index) = oldest.map(|(index, _)| index) {
-                self.seen.remove(index);
-            }
-        }
-        self.seen.push_back(key);
-        if transition.at >= self.newest {
-            self.newest = transition.at;
-            self.state = transition.to;
-            self.since = wall(transition.at);
-            self.until = transition.until;
-            self.reason.clone_from(&transition.reason);
-            self.observed = transition.observed;
-            self.trips = transition.trips;
-            self.changed = when.mono;
-        }
-        true
-    }
-}
-
 // === impl Proxy ===
 
 impl Proxy {
@@ -731,10 +629,7 @@ impl Proxy {
             .map(|(id, worker)| WorkerView {
                 worker: id,
                 version: worker.version,
-                silent: when
-                    .mono
-                    .saturating_duration_since(worker.spoke)
-                    .as_secs_f64(),
+                silent: when.mono.saturating_duration_since(worker.spoke).as_secs_f64(),
             })
             .collect();
         workers.sort_by_key(|worker| worker.worker);
@@ -762,16 +657,10 @@ impl Said {
         let lower = |said: &u64, new: &u64| new < said;
         let requests = report.requests.iter().any(|new| {
             let key = (new.method.min(LAST_METHOD), new.code);
-            self.requests
-                .get(&key)
-                .is_some_and(|said| lower(said, &new.count))
+            self.requests.get(&key).is_some_and(|said| lower(said, &new.count))
         });
         requests
-            || self
-                .latency
-                .iter()
-                .zip(&report.latency)
-                .any(|(said, new)| lower(said, new))
+            || self.latency.iter().zip(&report.latency).any(|(said, new)| lower(said, new))
             || lower(&self.latency_sum_us, &report.latency_sum_us)
             || lower(&self.panics, &report.panics)
             || lower(&self.no_endpoint, &report.no_endpoint)

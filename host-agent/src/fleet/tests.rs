@@ -49,9 +49,7 @@ struct Time {
 
 impl Time {
     fn new() -> Self {
-        Self {
-            start: Instant::now(),
-        }
+        Self { start: Instant::now() }
     }
 
     fn at(self, seconds: f64) -> When {
@@ -64,12 +62,7 @@ impl Time {
 }
 
 fn hello(proxy: &str) -> Hello {
-    Hello {
-        proxy: proxy.to_owned(),
-        worker: 1,
-        fence: 1,
-        have: Version::default(),
-    }
+    Hello { proxy: proxy.to_owned(), worker: 1, fence: 1, have: Version::default() }
 }
 
 fn ledger(time: Time) -> Ledger {
@@ -88,11 +81,7 @@ fn report(worker: u64, n: u64) -> Report {
         version: version(1),
         services: vec![ServiceReport {
             service: "a".to_owned(),
-            requests: vec![RequestCount {
-                method: 0,
-                code: 200,
-                count: n * 3,
-            }],
+            requests: vec![RequestCount { method: 0, code: 200, count: n * 3 }],
             latency: vec![n; 14],
             latency_sum_us: n * 100,
             in_flight: u32::try_from(n).unwrap(),
@@ -113,9 +102,7 @@ fn report(worker: u64, n: u64) -> Report {
 
 fn total(ledger: &Ledger, time: Time) -> u64 {
     let view = ledger.view(time.at(1.0));
-    view.services
-        .get("a")
-        .map_or(0, |a| a.requests.values().sum())
+    view.services.get("a").map_or(0, |a| a.requests.values().sum())
 }
 
 #[test]
@@ -289,11 +276,7 @@ fn a_report_corrects_a_lost_transition_but_not_a_fresh_one() {
 }
 
 fn applied(worker: u64, workers: u32, sequence: u64) -> Applied {
-    Applied {
-        worker,
-        workers,
-        version: version(sequence),
-    }
+    Applied { worker, workers, version: version(sequence) }
 }
 
 #[test]
@@ -334,10 +317,7 @@ async fn own_observations_go_to_the_fleet_and_orders_do_not() {
     fleet.published(&snapshot(1, 3), now);
     fleet.connected(&hello("p"), "", now);
     let open = |at| transition(at, BreakerState::Closed, BreakerState::Open);
-    let ordered = Transition {
-        observed: false,
-        ..open(5)
-    };
+    let ordered = Transition { observed: false, ..open(5) };
     fleet.received("p", Up::Transition(ordered), now);
     fleet.received("p", Up::Transition(open(10)), now);
     fleet.received("p", Up::Transition(open(10)), now);

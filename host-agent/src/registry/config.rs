@@ -147,9 +147,7 @@ impl Instance {
             return Err(Invalid::new(format!("{at}.port"), "1 to 65535"));
         }
         if let Some(weight) = self.metadata.get("weight")
-            && !weight
-                .parse::<u32>()
-                .is_ok_and(|weight| weight <= MAX_WEIGHT)
+            && !weight.parse::<u32>().is_ok_and(|weight| weight <= MAX_WEIGHT)
         {
             return Err(Invalid::new(
                 format!("{at}.metadata.weight"),
@@ -161,20 +159,12 @@ impl Instance {
             |texts: &mut dyn Iterator<Item = &String>| texts.map(String::len).max().unwrap_or(0);
         let metadata = longest(&mut self.metadata.iter().flat_map(|(k, v)| [k, v]));
         if !labels(self.metadata.len(), metadata) {
-            return Err(Invalid::new(
-                format!("{at}.metadata"),
-                "at most 64 entries of 4 KiB",
-            ));
+            return Err(Invalid::new(format!("{at}.metadata"), "at most 64 entries of 4 KiB"));
         }
         if !labels(self.tags.len(), longest(&mut self.tags.iter())) {
-            return Err(Invalid::new(
-                format!("{at}.tags"),
-                "at most 64 tags of 4 KiB",
-            ));
+            return Err(Invalid::new(format!("{at}.tags"), "at most 64 tags of 4 KiB"));
         }
-        self.check
-            .as_ref()
-            .map_or(Ok(()), |check| check.check(&format!("{at}.check")))
+        self.check.as_ref().map_or(Ok(()), |check| check.check(&format!("{at}.check")))
     }
 }
 
@@ -187,33 +177,16 @@ impl Check {
         if let Some(path) = &self.http
             && (!path.starts_with('/') || path.parse::<http::uri::PathAndQuery>().is_err())
         {
-            return Err(Invalid::new(
-                format!("{at}.http"),
-                "a path that begins with a slash",
-            ));
+            return Err(Invalid::new(format!("{at}.http"), "a path that begins with a slash"));
         }
         let millis = Duration::from_millis;
-        within(
-            &format!("{at}.interval"),
-            self.interval,
-            millis(100),
-            millis(600_000),
-        )?;
-        within(
-            &format!("{at}.timeout"),
-            self.timeout,
-            millis(10),
-            millis(60_000),
-        )?;
-        for (field, times) in [
-            ("unhealthy_after", self.unhealthy_after),
-            ("healthy_after", self.healthy_after),
-        ] {
+        within(&format!("{at}.interval"), self.interval, millis(100), millis(600_000))?;
+        within(&format!("{at}.timeout"), self.timeout, millis(10), millis(60_000))?;
+        for (field, times) in
+            [("unhealthy_after", self.unhealthy_after), ("healthy_after", self.healthy_after)]
+        {
             if !(1..=100).contains(&times) {
-                return Err(Invalid::new(
-                    format!("{at}.{field}"),
-                    "a number from 1 to 100",
-                ));
+                return Err(Invalid::new(format!("{at}.{field}"), "a number from 1 to 100"));
             }
         }
         Ok(())

@@ -34,11 +34,7 @@ impl Verdict {
             return healthy;
         }
         self.against = self.against.saturating_add(1);
-        let needed = if healthy {
-            check.unhealthy_after
-        } else {
-            check.healthy_after
-        };
+        let needed = if healthy { check.unhealthy_after } else { check.healthy_after };
         if self.against >= needed {
             self.against = 0;
             self.healthy = Some(good);
@@ -96,16 +92,13 @@ pub(crate) async fn probe(instance: &Instance, check: &Check) -> Result<(), Stri
 }
 
 async fn tcp(instance: &Instance) -> Result<TcpStream, String> {
-    TcpStream::connect((instance.address, instance.port))
-        .await
-        .map_err(|e| e.to_string())
+    TcpStream::connect((instance.address, instance.port)).await.map_err(|e| e.to_string())
 }
 
 async fn http(instance: &Instance, path: &str) -> Result<(), String> {
     let stream = TokioIo::new(tcp(instance).await?);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
-        .await
-        .map_err(|e| e.to_string())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(stream).await.map_err(|e| e.to_string())?;
     let connection = tokio::spawn(connection);
     let at = std::net::SocketAddr::from((instance.address, instance.port));
     let request = http::Request::get(path)
@@ -113,17 +106,10 @@ async fn http(instance: &Instance, path: &str) -> Result<(), String> {
         .header(http::header::USER_AGENT, "pintle-health")
         .body(Empty::<bytes::Bytes>::new())
         .map_err(|e| e.to_string())?;
-    let answer = sender
-        .send_request(request)
-        .await
-        .map_err(|e| e.to_string());
+    let answer = sender.send_request(request).await.map_err(|e| e.to_string());
     connection.abort();
     let status = answer?.status();
-    if status.is_success() {
-        Ok(())
-    } else {
-        Err(format!("status {status}"))
-    }
+    if status.is_success() { Ok(()) } else { Err(format!("status {status}")) }
 }
 
 /// `grpc.health.v1.HealthCheckRequest`.
@@ -154,9 +140,7 @@ async fn grpc(instance: &Instance, service: &str, wait: Duration) -> Result<(), 
     let mut client = tonic::client::Grpc::new(channel);
     client.ready().await.map_err(|e| e.to_string())?;
     let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
-    let request = HealthCheckRequest {
-        service: service.to_owned(),
-    };
+    let request = HealthCheckRequest { service: service.to_owned() };
     let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
     let answer = client
         .unary(tonic::Request::new(request), path, codec)

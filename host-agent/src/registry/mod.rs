@@ -66,9 +66,7 @@ struct Registrar {
 fn time() -> String {
     let now = i128::from(now_of(SystemTime::now()).0);
     // In range until the year 2554.
-    jiff::Timestamp::from_nanosecond(now)
-        .unwrap_or_default()
-        .to_string()
+    jiff::Timestamp::from_nanosecond(now).unwrap_or_default().to_string()
 }
 
 impl Registrar {
@@ -84,11 +82,7 @@ impl Registrar {
                     wake.send_modify(|count| *count = count.wrapping_add(1));
                 }
             });
-            Seat {
-                instance: instance.clone(),
-                health,
-                put: None,
-            }
+            Seat { instance: instance.clone(), health, put: None }
         });
         Self {
             seats: seats.collect(),
@@ -102,10 +96,7 @@ impl Registrar {
     }
 
     fn key(&self, instance: &Instance) -> String {
-        format!(
-            "{}{}/{}",
-            self.config.etcd.services, instance.name, instance.id
-        )
+        format!("{}{}/{}", self.config.etcd.services, instance.name, instance.id)
     }
 
     fn health(&self, seat: &Seat) -> &'static str {
@@ -219,10 +210,7 @@ impl Registrar {
             let key = self.key(&seat.instance);
             let options = GetOptions::new().with_keys_only();
             let found = within("looking", client.get(key, Some(options))).await?;
-            let ours = found
-                .kvs()
-                .first()
-                .is_some_and(|kv| Some(kv.lease()) == self.lease);
+            let ours = found.kvs().first().is_some_and(|kv| Some(kv.lease()) == self.lease);
             if !ours && let Some(seat) = self.seats.get_mut(at) {
                 seat.put = None;
             }
@@ -287,11 +275,7 @@ impl Registrar {
         for seat in &self.seats {
             within("deleting", client.delete(self.key(&seat.instance), None)).await?;
         }
-        within(
-            "ending the lease",
-            client.lease_revoke(self.lease.unwrap_or(lease)),
-        )
-        .await?;
+        within("ending the lease", client.lease_revoke(self.lease.unwrap_or(lease))).await?;
         self.lease = None;
         tracing::info!("left the registry");
         Ok(())

@@ -145,9 +145,7 @@ pub struct Parts {
 
 impl std::fmt::Debug for Admin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Admin")
-            .field("options", &self.inner.options)
-            .finish_non_exhaustive()
+        f.debug_struct("Admin").field("options", &self.inner.options).finish_non_exhaustive()
     }
 }
 
@@ -159,9 +157,7 @@ pub async fn bind(options: &AdminOptions) -> Result<TcpListener, AdminError> {
     if !options.listen.ip().to_canonical().is_loopback() && !options.allow_remote {
         return Err(AdminError::Remote(options.listen));
     }
-    TcpListener::bind(options.listen)
-        .await
-        .map_err(|error| AdminError::Bind(options.listen, error))
+    TcpListener::bind(options.listen).await.map_err(|error| AdminError::Bind(options.listen, error))
 }
 
 impl Admin {
@@ -185,7 +181,6 @@ impl Admin {
     }
 
     /// All routes behind the checks that hold for all.
-    #[must_use]
     pub fn router(&self) -> Router {
         Router::new()
             .route("/", get(page))
@@ -253,11 +248,7 @@ impl Admin {
 
     /// The page's state as JSON, made once a second however many look.
     fn page_state(&self) -> Arc<str> {
-        let mut cached = self
-            .inner
-            .page_state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.inner.page_state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, state)) = cached.as_ref()
             && at.elapsed() < PAGE_EVERY * 9 / 10
         {
@@ -270,18 +261,8 @@ impl Admin {
             ready: ReadyJson::of(&snapshot),
             services: ServicesJson::of(&snapshot, &view, None, ON_PAGE, true),
             proxies: view.proxies.iter().map(ProxyJson::of).collect(),
-            held: snapshot
-                .held
-                .iter()
-                .take(ON_PAGE)
-                .map(HeldRowJson::of)
-                .collect(),
-            overlays: snapshot
-                .overlays
-                .iter()
-                .take(ON_PAGE)
-                .map(OverlayJson::of)
-                .collect(),
+            held: snapshot.held.iter().take(ON_PAGE).map(HeldRowJson::of).collect(),
+            overlays: snapshot.overlays.iter().take(ON_PAGE).map(OverlayJson::of).collect(),
             sources: SourcesJson::of(&self.inner.sources.borrow()),
             rejected: snapshot.rejected.len(),
         };
@@ -314,11 +295,7 @@ fn is_own_host(host: &str, names: &[String]) -> bool {
 }
 
 async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    let host = request
-        .headers()
-        .get(HOST)
-        .and_then(|host| host.to_str().ok())
-        .unwrap_or_default();
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !is_own_host(host, &admin.inner.options.hosts) {
         return fail(
             StatusCode::FORBIDDEN,
@@ -328,9 +305,7 @@ async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Resp
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers
-        .entry(CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
@@ -341,19 +316,12 @@ async fn healthz() -> Response {
 
 async fn readyz(State(admin): State<Admin>) -> Response {
     let ready = ReadyJson::of(&admin.snapshot());
-    let status = if ready.ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready)).into_response()
 }
 
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let accept = headers
-        .get(ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .unwrap_or_default();
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let (kind, body) = admin.inner.metrics.expose(accept);
     ([(CONTENT_TYPE, kind)], body).into_response()
 }
@@ -405,10 +373,7 @@ async fn breakers(State(admin): State<Admin>, Query(query): Query<BreakersQuery>
 
 async fn proxies(State(admin): State<Admin>) -> Response {
     let view = admin.inner.fleet.view(When::now());
-    Json(ProxiesJson {
-        proxies: view.proxies.iter().map(ProxyJson::of).collect(),
-    })
-    .into_response()
+    Json(ProxiesJson { proxies: view.proxies.iter().map(ProxyJson::of).collect() }).into_response()
 }
 
 async fn sources(State(admin): State<Admin>) -> Response {
@@ -418,28 +383,19 @@ async fn sources(State(admin): State<Admin>) -> Response {
 async fn rejected(State(admin): State<Admin>) -> Response {
     let snapshot = admin.snapshot();
     let rows = snapshot.rejected.iter().take(MAX_ROWS);
-    Json(RejectedJson {
-        rejected: rows.map(RejectedRowJson::of).collect(),
-    })
-    .into_response()
+    Json(RejectedJson { rejected: rows.map(RejectedRowJson::of).collect() }).into_response()
 }
 
 async fn held(State(admin): State<Admin>) -> Response {
     let snapshot = admin.snapshot();
     let rows = snapshot.held.iter().take(MAX_ROWS);
-    Json(HeldJson {
-        held: rows.map(HeldRowJson::of).collect(),
-    })
-    .into_response()
+    Json(HeldJson { held: rows.map(HeldRowJson::of).collect() }).into_response()
 }
 
 async fn overlays(State(admin): State<Admin>) -> Response {
     let snapshot = admin.snapshot();
     let rows = snapshot.overlays.iter().take(MAX_ROWS);
-    Json(OverlaysJson {
-        overlays: rows.map(OverlayJson::of).collect(),
-    })
-    .into_response()
+    Json(OverlaysJson { overlays: rows.map(OverlayJson::of).collect() }).into_response()
 }
 
 async fn release(
@@ -448,10 +404,7 @@ async fn release(
     headers: HeaderMap,
 ) -> Response {
     if !headers.contains_key(REQUEST_HEADER) {
-        return fail(
-            StatusCode::FORBIDDEN,
-            "a change needs the header x-pintle-request",
-        );
+        return fail(StatusCode::FORBIDDEN, "a change needs the header x-pintle-request");
     }
     if !pintle_snapshot::is_name(&service) {
         return fail(StatusCode::BAD_REQUEST, "not the name of a service");
@@ -472,21 +425,13 @@ struct EventsQuery {
 
 async fn events(State(admin): State<Admin>, Query(query): Query<EventsQuery>) -> Response {
     if query.follow == Some(false) {
-        return Json(ActivitiesJson {
-            events: admin.inner.recent.last(),
-        })
-        .into_response();
+        return Json(ActivitiesJson { events: admin.inner.recent.last() }).into_response();
     }
     let Ok(place) = Arc::clone(&admin.inner.streams).try_acquire_owned() else {
-        return fail(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too many event streams are open",
-        );
+        return fail(StatusCode::SERVICE_UNAVAILABLE, "too many event streams are open");
     };
     let stream = follow(admin, query.state.unwrap_or(0) > 0, place);
-    Sse::new(stream)
-        .keep_alive(KeepAlive::new().interval(Duration::from_secs(10)))
-        .into_response()
+    Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))).into_response()
 }
 
 struct Follow {

@@ -4,7 +4,7 @@
 //! both streams of the aggregated service are answered, for endpoints alone; a request for another
 //! type over ADS stays without an answer, and Envoy goes on after its `initial_fetch_timeout`.
 //!
-//! [`session`] knows what is owed; here is the loop around it. Before the first snapshot nothing is
+//! `session` knows what is owed; here is the loop around it. Before the first snapshot nothing is
 //! sent: an empty assignment would be obeyed at once and empty the cluster.
 
 mod assignment;
@@ -93,22 +93,14 @@ impl Eds {
     /// Serves `snapshots`; `stop` ends all streams.
     #[must_use]
     pub fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self {
-            snapshots,
-            fleet,
-            stop,
-        }
+        Self { snapshots, fleet, stop }
     }
 
     fn serve<P: Protocol>(
         &self,
         request: Request<Streaming<P::Request>>,
     ) -> Response<Responses<P::Response>> {
-        let peer = request
-            .extensions()
-            .get::<Peer>()
-            .cloned()
-            .unwrap_or(Peer::Unknown);
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Unknown);
         let (tx, rx) = mpsc::channel(1);
         let eds = self.clone();
         tokio::spawn(async move {

@@ -93,10 +93,7 @@ fn to_text(openmetrics: &str) -> String {
                 .strip_prefix("# HELP ")
                 .and_then(|help| help.strip_prefix(name))
                 .unwrap_or_default();
-            let _ = writeln!(
-                out,
-                "# HELP {name}{suffix}{words}\n# TYPE {name}{suffix} {kind}"
-            );
+            let _ = writeln!(out, "# HELP {name}{suffix}{words}\n# TYPE {name}{suffix} {kind}");
         } else if !line.starts_with("# UNIT ") && line != "# EOF" {
             out.push_str(line);
             out.push('\n');
@@ -206,11 +203,7 @@ fn requests(out: &mut Out<'_>, view: &View) -> fmt::Result {
             service.requests.iter().map(|((method, code), count)| {
                 let method = METHODS.get(usize::from(*method)).unwrap_or(&"_OTHER");
                 let code = codes.get(code).map_or("0", String::as_str);
-                let labels = vec![
-                    ("service", name.as_str()),
-                    ("method", method),
-                    ("code", code),
-                ];
+                let labels = vec![("service", name.as_str()), ("method", method), ("code", code)];
                 (labels, *count)
             })
         }),
@@ -248,16 +241,11 @@ fn each<T>(
     view: &View,
     value: impl Fn(&ServiceView) -> T,
 ) -> impl Iterator<Item = (Labels<'_>, T)> {
-    view.services
-        .iter()
-        .map(move |(name, service)| (of(name), value(service)))
+    view.services.iter().map(move |(name, service)| (of(name), value(service)))
 }
 
 fn latency(service: &ServiceView) -> (f64, Vec<(f64, u64)>) {
-    let bounds = LATENCY_BUCKETS_MS
-        .iter()
-        .map(|ms| *ms as f64 / 1_000.0)
-        .chain([f64::INFINITY]);
+    let bounds = LATENCY_BUCKETS_MS.iter().map(|ms| *ms as f64 / 1_000.0).chain([f64::INFINITY]);
     let buckets = bounds.zip(service.latency.iter().copied()).collect();
     (service.latency_sum_us as f64 / 1e6, buckets)
 }
@@ -270,10 +258,7 @@ fn endpoints(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, max: usize) ->
             let unknown = &unknown;
             service.table.endpoints.iter().map(move |endpoint| {
                 let seen = seen.and_then(|seen| seen.endpoints.get(&endpoint.id));
-                let labels = vec![
-                    ("service", name.as_str()),
-                    ("endpoint", endpoint.id.as_str()),
-                ];
+                let labels = vec![("service", name.as_str()), ("endpoint", endpoint.id.as_str())];
                 (labels, seen.unwrap_or(unknown), seen.is_some())
             })
         })
@@ -347,20 +332,16 @@ fn services(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime
     out.gauges(
         "pintle_ejected_ratio",
         "Share of the service's endpoints whose breaker is open on some proxy.",
-        tables()
-            .filter(|(_, table)| !table.endpoints.is_empty())
-            .map(|(name, table)| {
-                let seen = view.services.get(name);
-                let open = seen.map_or(0, |seen| {
-                    let states = seen.endpoints.values().map(|endpoint| endpoint.state);
-                    states.filter(|state| *state == BreakerState::Open).count()
-                });
-                (of(name), open as f64 / table.endpoints.len() as f64)
-            }),
+        tables().filter(|(_, table)| !table.endpoints.is_empty()).map(|(name, table)| {
+            let seen = view.services.get(name);
+            let open = seen.map_or(0, |seen| {
+                let states = seen.endpoints.values().map(|endpoint| endpoint.state);
+                states.filter(|state| *state == BreakerState::Open).count()
+            });
+            (of(name), open as f64 / table.endpoints.len() as f64)
+        }),
     )?;
-    let since_epoch = now
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     out.gauges(
         "pintle_fleet_opinions",
         "Endpoints that other proxies of the fleet hold open.",
@@ -394,12 +375,9 @@ fn state(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime) -
     out.gauges(
         "pintle_snapshot_age_seconds",
         "Time since the registry last confirmed the snapshot.",
-        snapshot.confirmed_at.map(|at| {
-            (
-                Vec::new(),
-                now.duration_since(at).unwrap_or_default().as_secs_f64(),
-            )
-        }),
+        snapshot
+            .confirmed_at
+            .map(|at| (Vec::new(), now.duration_since(at).unwrap_or_default().as_secs_f64())),
     )?;
     let bounds = PROPAGATION_BUCKETS.iter().copied().chain([f64::INFINITY]);
     out.histograms(
@@ -407,10 +385,7 @@ fn state(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime) -
         "From a change seen in the registry until every worker of a proxy had taken it over.",
         [(
             Vec::new(),
-            (
-                view.propagation_sum,
-                bounds.zip(view.propagation.iter().copied()).collect(),
-            ),
+            (view.propagation_sum, bounds.zip(view.propagation.iter().copied()).collect()),
         )],
     )?;
     out.gauges(
@@ -451,26 +426,14 @@ fn state(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime) -
 
 fn events(out: &mut Out<'_>, sources: &Sources, now: SystemTime) -> fmt::Result {
     for (name, help, value) in [
-        (
-            "pintle_events_applied",
-            "Events applied.",
-            sources.events_applied,
-        ),
-        (
-            "pintle_events_duplicate",
-            "Events that had been seen before.",
-            sources.events_duplicate,
-        ),
+        ("pintle_events_applied", "Events applied.", sources.events_applied),
+        ("pintle_events_duplicate", "Events that had been seen before.", sources.events_duplicate),
         (
             "pintle_events_dead_lettered",
             "Events kept as dead letters.",
             sources.events_dead_lettered,
         ),
-        (
-            "pintle_removals_held",
-            "Removals held back.",
-            sources.removals_held,
-        ),
+        ("pintle_removals_held", "Removals held back.", sources.removals_held),
         (
             "pintle_transitions_dropped",
             "Breaker transitions that could not be told to the fleet.",
@@ -480,13 +443,9 @@ fn events(out: &mut Out<'_>, sources: &Sources, now: SystemTime) -> fmt::Result 
         out.counter(name, help, value)?;
     }
     let enabled = || {
-        [
-            ("etcd", &sources.etcd),
-            ("nats", &sources.nats),
-            ("file", &sources.file),
-        ]
-        .into_iter()
-        .filter(|(_, status)| status.enabled)
+        [("etcd", &sources.etcd), ("nats", &sources.nats), ("file", &sources.file)]
+            .into_iter()
+            .filter(|(_, status)| status.enabled)
     };
     let gauge = |value: fn(&SourceStatus) -> f64| {
         enabled().map(move |(name, status)| (vec![("source", name)], value(status)))
@@ -536,16 +495,12 @@ fn proxies(out: &mut Out<'_>, view: &View) -> fmt::Result {
     out.counters(
         "pintle_frames_refused",
         "Messages of proxies, or parts of them, that were refused.",
-        view.refused
-            .iter()
-            .map(|(reason, count)| (vec![("reason", *reason)], *count)),
+        view.refused.iter().map(|(reason, count)| (vec![("reason", *reason)], *count)),
     )?;
     out.counters(
         "pintle_module_events",
         "What the module counted in the proxies.",
-        view.counters
-            .iter()
-            .map(|(name, count)| (vec![("event", name.as_str())], *count)),
+        view.counters.iter().map(|(name, count)| (vec![("event", name.as_str())], *count)),
     )
 }
 
@@ -572,9 +527,7 @@ fn process(out: &mut Out<'_>, started: SystemTime) -> fmt::Result {
 #[must_use]
 pub fn resident() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }

@@ -134,10 +134,7 @@ impl Socket {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(BindError::InUse(path)),
             Err(TryLockError::Error(source)) => {
-                return Err(BindError::Io {
-                    path: lock_path,
-                    source,
-                });
+                return Err(BindError::Io { path: lock_path, source });
             }
         }
         match fs::symlink_metadata(&path) {
@@ -179,11 +176,8 @@ impl Socket {
         loop {
             let (stream, _) = self.listener.accept().await?;
             let peer = stream.peer_cred()?;
-            let peer = Credentials {
-                uid: peer.uid(),
-                gid: peer.gid(),
-                pid: peer.pid().unwrap_or(0),
-            };
+            let peer =
+                Credentials { uid: peer.uid(), gid: peer.gid(), pid: peer.pid().unwrap_or(0) };
             if self.options.allows(peer, self.own_uid) {
                 return Ok((stream, peer));
             }
@@ -225,10 +219,7 @@ impl SocketOptions {
 }
 
 fn prepare(dir: &Path, group: Option<u32>) -> Result<(), BindError> {
-    let io = |source| BindError::Io {
-        path: dir.to_owned(),
-        source,
-    };
+    let io = |source| BindError::Io { path: dir.to_owned(), source };
     match fs::metadata(dir) {
         Ok(there) => {
             // A sticky directory (/tmp) keeps others from replacing the file.
@@ -240,11 +231,7 @@ fn prepare(dir: &Path, group: Option<u32>) -> Result<(), BindError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mode = if group.is_some() { 0o750 } else { 0o700 };
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(mode)
-                .create(dir)
-                .map_err(io)?;
+            fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(io)?;
             if group.is_some() {
                 chown(dir, None, group).map_err(io)?;
             }

@@ -4,8 +4,8 @@
 //!  up:    Hello{proxy, worker, fence, have}   Applied, Transition, Report ...
 //!  down:  Table/Remove* (what changed since `have`, or all)  InitialEnd  then changes; Heartbeat 1/s
 //! ```
-//! One stream per Envoy, held by its leader ([`fence`]). Each stream is one task with a writer and a
-//! reader that do not wait for each other. The writer holds a [`cursor`] and no queue: it takes a
+//! One stream per Envoy, held by its leader ([`Fences`]). Each stream is one task with a writer and a
+//! reader that do not wait for each other. The writer holds a [`Cursor`] and no queue: it takes a
 //! place in the transport first and chooses the frame then, so a slow reader gets the newest
 //! state. The reader pays a token per frame and per 4 KiB, so a flood is slowed by flow control at
 //! its sender; nothing is lost by waiting, because reports are cumulative. Frames that do not
@@ -70,12 +70,7 @@ impl Sync {
     /// Serves `snapshots` and hands what comes up to `fleet`; `stop` ends all streams.
     #[must_use]
     pub fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self {
-            snapshots,
-            fleet,
-            fences: Fences::default(),
-            stop,
-        }
+        Self { snapshots, fleet, fences: Fences::default(), stop }
     }
 
     async fn session(
@@ -117,11 +112,7 @@ impl Sync {
             () = self.stop.cancelled() => Err(Status::unavailable("the agent stops")),
         };
         self.fleet.disconnected(&hello.proxy, When::now());
-        tracing::info!(
-            proxy = hello.proxy,
-            fence = hello.fence,
-            "proxy disconnected"
-        );
+        tracing::info!(proxy = hello.proxy, fence = hello.fence, "proxy disconnected");
         end
     }
 
@@ -143,9 +134,7 @@ impl Sync {
             }
             Ok(_) => {
                 self.fleet.refused("no_hello");
-                Err(Status::invalid_argument(
-                    "the first message must be a hello",
-                ))
+                Err(Status::invalid_argument("the first message must be a hello"))
             }
             Err(error) => {
                 self.fleet.refused(error.reason());
@@ -237,10 +226,11 @@ impl Sync {
     }
 }
 
-/// Whether the snapshot says anything yet.
+/// Whether the snapshot says anything yet: a source has spoken, or there was something on disk. An empty
+/// one that nobody has confirmed must not be told to anybody, since it would be believed.
 #[must_use]
 pub fn is_loaded(snapshot: &Snapshot) -> bool {
-    snapshot.version != Version::default()
+    snapshot.version != Version::default() && (!snapshot.stale || !snapshot.services.is_empty())
 }
 
 fn is_node(id: &str) -> bool {
@@ -269,10 +259,7 @@ struct Flow {
 
 impl Flow {
     fn new(now: Instant) -> Self {
-        Self {
-            tokens: f64::from(BURST),
-            at: now,
-        }
+        Self { tokens: f64::from(BURST), at: now }
     }
 
     /// Until when to wait, if at all.
@@ -322,16 +309,10 @@ impl StreamingService<Bytes> for Watch {
     type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let peer = request
-            .extensions()
-            .get::<Peer>()
-            .cloned()
-            .unwrap_or(Peer::Unknown);
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Unknown);
         let (tx, rx) = mpsc::channel(AHEAD);
         tokio::spawn(self.0.clone().session(peer, request.into_inner(), tx));
-        Box::pin(std::future::ready(Ok(Response::new(ReceiverStream::new(
-            rx,
-        )))))
+        Box::pin(std::future::ready(Ok(Response::new(ReceiverStream::new(rx)))))
     }
 }
 

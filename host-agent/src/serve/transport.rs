@@ -118,9 +118,7 @@ impl TlsFiles {
             move |source| TlsError::Pem { path, source }
         };
         let certs = |path: &PathBuf| -> Result<Vec<CertificateDer<'static>>, TlsError> {
-            CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect)
-                .map_err(pem(path))
+            CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(pem(path))
         };
         let mut roots = RootCertStore::empty();
         for cert in certs(&self.client_ca)? {
@@ -228,12 +226,8 @@ impl Proxies {
     pub async fn serve(self, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
         let (tx, rx) = mpsc::channel::<io::Result<Connection>>(16);
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let accept = accept_unix(
-            self.socket,
-            tx.clone(),
-            Arc::clone(&places),
-            Arc::clone(&self.fleet),
-        );
+        let accept =
+            accept_unix(self.socket, tx.clone(), Arc::clone(&places), Arc::clone(&self.fleet));
         let mut loops = vec![tokio::spawn(until(stop.clone(), accept))];
         if let Some((listener, config)) = self.tcp {
             let accept = accept_tls(listener, config, tx, places, self.fleet);
@@ -280,11 +274,8 @@ async fn accept_unix(
         };
         match socket.accept(refused).await {
             Ok((stream, peer)) => {
-                let connection = Connection {
-                    io: Io::Unix(stream),
-                    peer: Peer::Local(peer),
-                    _place: place,
-                };
+                let connection =
+                    Connection { io: Io::Unix(stream), peer: Peer::Local(peer), _place: place };
                 if tx.send(Ok(connection)).await.is_err() {
                     return;
                 }
@@ -338,3 +329,6 @@ async fn tired(error: &io::Error) {
     tracing::warn!(%error, "can't accept");
     sleep(Duration::from_millis(100)).await;
 }
+
+#[cfg(test)]
+mod tests;

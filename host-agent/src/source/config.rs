@@ -34,10 +34,7 @@ impl SourcesConfig {
     pub fn check(&self) -> Result<(), Invalid> {
         let named = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
         if !(1..=100).contains(&self.agent.len()) || !self.agent.bytes().all(named) {
-            return Err(Invalid::new(
-                "agent",
-                "1 to 100 characters of [A-Za-z0-9_-]",
-            ));
+            return Err(Invalid::new("agent", "1 to 100 characters of [A-Za-z0-9_-]"));
         }
         self.state.check()?;
         self.etcd.as_ref().map_or(Ok(()), EtcdConfig::check)?;
@@ -87,24 +84,11 @@ impl StateConfig {
     pub fn check(&self) -> Result<(), Invalid> {
         self.addresses()?;
         if !(1..=100).contains(&self.protect_percent) {
-            return Err(Invalid::new(
-                "state.protect_percent",
-                "a number from 1 to 100",
-            ));
+            return Err(Invalid::new("state.protect_percent", "a number from 1 to 100"));
         }
         let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
-        within(
-            "state.protect_window",
-            self.protect_window,
-            Duration::from_secs(1),
-            hour,
-        )?;
-        within(
-            "state.protect_grace",
-            self.protect_grace,
-            Duration::ZERO,
-            day,
-        )
+        within("state.protect_window", self.protect_window, Duration::from_secs(1), hour)?;
+        within("state.protect_grace", self.protect_grace, Duration::ZERO, day)
     }
 
     /// Which addresses endpoints may have.
@@ -120,9 +104,7 @@ impl StateConfig {
                 .parse::<Cidr>()
                 .map_err(|e| Invalid::new("state.allow", format!("{range:?}: {e}")))
         });
-        Ok(AddressPolicy {
-            allow: parsed.collect::<Result<_, _>>()?,
-        })
+        Ok(AddressPolicy { allow: parsed.collect::<Result<_, _>>()? })
     }
 
     /// The rules of removal.
@@ -187,34 +169,21 @@ impl EtcdConfig {
     /// The first field that is out of range.
     pub fn check(&self) -> Result<(), Invalid> {
         if self.endpoints.is_empty() {
-            return Err(Invalid::new(
-                "etcd.endpoints",
-                "at least one http(s)://host:port",
-            ));
+            return Err(Invalid::new("etcd.endpoints", "at least one http(s)://host:port"));
         }
         let secure = self.endpoints.iter().any(|e| e.starts_with("https://"));
         for endpoint in &self.endpoints {
-            check_server(
-                "etcd",
-                "etcd.endpoints",
-                endpoint,
-                &["http", "https"],
-                self.plaintext,
-            )?;
+            check_server("etcd", "etcd.endpoints", endpoint, &["http", "https"], self.plaintext)?;
             if secure != endpoint.starts_with("https://") {
                 return Err(Invalid::new("etcd.endpoints", "all http or all https"));
             }
         }
         if !secure && self.tls != Tls::default() {
-            return Err(Invalid::new(
-                "etcd.endpoints",
-                "https://host:port when etcd.tls is set",
-            ));
+            return Err(Invalid::new("etcd.endpoints", "https://host:port when etcd.tls is set"));
         }
-        for (field, prefix) in [
-            ("etcd.services", &self.services),
-            ("etcd.policies", &self.policies),
-        ] {
+        for (field, prefix) in
+            [("etcd.services", &self.services), ("etcd.policies", &self.policies)]
+        {
             let good = prefix.len() >= 2
                 && prefix.len() <= 128
                 && prefix.starts_with('/')
@@ -228,27 +197,16 @@ impl EtcdConfig {
             }
         }
         if self.services == self.policies {
-            return Err(Invalid::new(
-                "etcd.policies",
-                "another prefix than etcd.services",
-            ));
+            return Err(Invalid::new("etcd.policies", "another prefix than etcd.services"));
         }
         if self.user.is_some() != self.password.is_some() {
-            return Err(Invalid::new(
-                "etcd.password",
-                "must be set with etcd.user, and only then",
-            ));
+            return Err(Invalid::new("etcd.password", "must be set with etcd.user, and only then"));
         }
         if !(1..=10_000).contains(&self.page) {
             return Err(Invalid::new("etcd.page", "a number from 1 to 10000"));
         }
         let seconds = Duration::from_secs;
-        within(
-            "etcd.reconcile",
-            self.reconcile,
-            seconds(1),
-            seconds(86_400),
-        )?;
+        within("etcd.reconcile", self.reconcile, seconds(1), seconds(86_400))?;
         within("etcd.silence", self.silence, seconds(2), seconds(60))?;
         self.tls.check("etcd")
     }
@@ -262,21 +220,13 @@ fn check_server(
     plaintext: bool,
 ) -> Result<(), Invalid> {
     let [plain, secure] = schemes;
-    let accepts = || {
-        Invalid::new(
-            field,
-            format!("{plain}://host:port or {secure}://host:port"),
-        )
-    };
+    let accepts = || Invalid::new(field, format!("{plain}://host:port or {secure}://host:port"));
     let (scheme, rest) = url.split_once("://").ok_or_else(accepts)?;
     if !schemes.contains(&scheme) {
         return Err(accepts());
     }
     if rest.contains('@') {
-        return Err(Invalid::new(
-            field,
-            "no secrets in the address; use user, password or token",
-        ));
+        return Err(Invalid::new(field, "no secrets in the address; use user, password or token"));
     }
     let authority: http::uri::Authority = rest.parse().map_err(|_| accepts())?;
     if authority.port_u16().is_none_or(|port| port == 0) {
@@ -356,7 +306,9 @@ impl Default for NatsConfig {
             replicas: 1,
             max_age: Duration::from_secs(24 * 3600),
             max_bytes: 1 << 30,
+            // The first is also how long what was sent into a dead connection stays lost.
             backoff: vec![
+                Duration::from_secs(2),
                 Duration::from_secs(5),
                 Duration::from_secs(15),
                 Duration::from_secs(60),
@@ -381,86 +333,50 @@ impl NatsConfig {
     /// The first field that is out of range.
     pub fn check(&self) -> Result<(), Invalid> {
         if self.servers.is_empty() {
-            return Err(Invalid::new(
-                "nats.servers",
-                "at least one nats://host:port",
-            ));
+            return Err(Invalid::new("nats.servers", "at least one nats://host:port"));
         }
         let secure = self.servers.iter().any(|s| s.starts_with("tls://"));
         for server in &self.servers {
-            check_server(
-                "nats",
-                "nats.servers",
-                server,
-                &["nats", "tls"],
-                self.plaintext,
-            )?;
+            check_server("nats", "nats.servers", server, &["nats", "tls"], self.plaintext)?;
             if secure != server.starts_with("tls://") {
                 return Err(Invalid::new("nats.servers", "all nats or all tls"));
             }
         }
         if !secure && self.tls != Tls::default() {
-            return Err(Invalid::new(
-                "nats.servers",
-                "tls://host:port when nats.tls is set",
-            ));
+            return Err(Invalid::new("nats.servers", "tls://host:port when nats.tls is set"));
         }
         let token = |text: &str| {
             (1..=64).contains(&text.len())
-                && text
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         };
-        for (field, name) in [
-            ("nats.stream", &self.stream),
-            ("nats.dlq_stream", &self.dlq_stream),
-        ] {
+        for (field, name) in [("nats.stream", &self.stream), ("nats.dlq_stream", &self.dlq_stream)]
+        {
             if !token(name) {
                 return Err(Invalid::new(field, "1 to 64 characters of [A-Za-z0-9_-]"));
             }
         }
         if self.stream == self.dlq_stream {
-            return Err(Invalid::new(
-                "nats.dlq_stream",
-                "another stream than nats.stream",
-            ));
+            return Err(Invalid::new("nats.dlq_stream", "another stream than nats.stream"));
         }
-        for (field, prefix) in [
-            ("nats.prefix", &self.prefix),
-            ("nats.dlq_prefix", &self.dlq_prefix),
-        ] {
+        for (field, prefix) in
+            [("nats.prefix", &self.prefix), ("nats.dlq_prefix", &self.dlq_prefix)]
+        {
             if !prefix.split('.').all(token) {
-                return Err(Invalid::new(
-                    field,
-                    "tokens of [A-Za-z0-9_-] joined by full stops",
-                ));
+                return Err(Invalid::new(field, "tokens of [A-Za-z0-9_-] joined by full stops"));
             }
         }
         let below = |a: &str, b: &str| format!("{a}.").starts_with(&format!("{b}."));
         if below(&self.prefix, &self.dlq_prefix) || below(&self.dlq_prefix, &self.prefix) {
-            return Err(Invalid::new(
-                "nats.dlq_prefix",
-                "subjects apart from nats.prefix",
-            ));
+            return Err(Invalid::new("nats.dlq_prefix", "subjects apart from nats.prefix"));
         }
         let (seconds, day) = (Duration::from_secs, Duration::from_secs(86_400));
         within("nats.max_age", self.max_age, day, day.saturating_mul(30))?;
-        within(
-            "nats.inactive",
-            self.inactive,
-            seconds(60),
-            day.saturating_mul(30),
-        )?;
+        within("nats.inactive", self.inactive, seconds(60), day.saturating_mul(30))?;
         if !(1..=16).contains(&self.backoff.len()) {
             return Err(Invalid::new("nats.backoff", "1 to 16 durations"));
         }
         for pause in &self.backoff {
-            within(
-                "nats.backoff",
-                *pause,
-                Duration::from_millis(100),
-                seconds(3600),
-            )?;
+            within("nats.backoff", *pause, Duration::from_millis(100), seconds(3600))?;
         }
         if usize::from(self.max_deliver) <= self.backoff.len() || self.max_deliver > 1000 {
             return Err(Invalid::new(
@@ -471,11 +387,7 @@ impl NatsConfig {
         for (field, value, range) in [
             ("nats.replicas", u64::from(self.replicas), 1..=5),
             ("nats.max_bytes", self.max_bytes, 1 << 20..=1 << 40),
-            (
-                "nats.max_ack_pending",
-                u64::from(self.max_ack_pending),
-                1..=65_536,
-            ),
+            ("nats.max_ack_pending", u64::from(self.max_ack_pending), 1..=65_536),
             ("nats.buffer", u64::from(self.buffer), 1..=65_536),
         ] {
             if !range.contains(&value) {
@@ -484,10 +396,7 @@ impl NatsConfig {
             }
         }
         if self.user.is_some() != self.password.is_some() {
-            return Err(Invalid::new(
-                "nats.password",
-                "must be set with nats.user, and only then",
-            ));
+            return Err(Invalid::new("nats.password", "must be set with nats.user, and only then"));
         }
         let ways = [
             self.user.is_some(),
@@ -496,10 +405,7 @@ impl NatsConfig {
             self.credentials.is_some(),
         ];
         if ways.into_iter().filter(|set| *set).count() > 1 {
-            return Err(Invalid::new(
-                "nats",
-                "one of user, token, nkey and credentials",
-            ));
+            return Err(Invalid::new("nats", "one of user, token, nkey and credentials"));
         }
         self.tls.check("nats")
     }
@@ -518,10 +424,7 @@ pub struct FileConfig {
 
 impl Default for FileConfig {
     fn default() -> Self {
-        Self {
-            path: PathBuf::new(),
-            poll: Duration::from_millis(500),
-        }
+        Self { path: PathBuf::new(), poll: Duration::from_millis(500) }
     }
 }
 
@@ -532,12 +435,7 @@ impl FileConfig {
         if self.path.as_os_str().is_empty() {
             return Err(Invalid::new("file.path", "a path"));
         }
-        within(
-            "file.poll",
-            self.poll,
-            Duration::from_millis(50),
-            Duration::from_secs(3600),
-        )
+        within("file.poll", self.poll, Duration::from_millis(50), Duration::from_secs(3600))
     }
 }
 

@@ -213,10 +213,7 @@ async fn session(
             let (cluster, listing) = list(&mut client, config).await?;
             let revision = listing.revision;
             send(context, Update::Listing(listing)).await?;
-            Seat {
-                cluster,
-                reached: [revision; 2],
-            }
+            Seat { cluster, reached: [revision; 2] }
         }
     };
     let mut stream = watch(&mut client, config, here).await?;
@@ -234,10 +231,7 @@ async fn session(
         revision = here.reached[0],
         "etcd connected"
     );
-    context.tell(format!(
-        "etcd connected at {}",
-        endpoint.map_or("", String::as_str)
-    ));
+    context.tell(format!("etcd connected at {}", endpoint.map_or("", String::as_str)));
 
     let mut heard = Instant::now();
     let mut ask = tokio::time::interval(config.silence / 3);
@@ -321,11 +315,7 @@ impl MapOrPending for Option<ListingTask> {
 }
 
 async fn send(context: &Context, update: Update) -> Result<(), EtcdError> {
-    context
-        .updates
-        .send(update)
-        .await
-        .map_err(|_| EtcdError::Gone)
+    context.updates.send(update).await.map_err(|_| EtcdError::Gone)
 }
 
 fn jittered(interval: Duration) -> Duration {
@@ -334,22 +324,15 @@ fn jittered(interval: Duration) -> Duration {
 
 /// A listing brought up to date with what the watch told while it was read.
 fn patch(listing: Listing, newer: Vec<Change>, revision: u64) -> Listing {
-    let mut items: BTreeMap<Vec<u8>, Item> = listing
-        .items
-        .into_iter()
-        .map(|item| (item.key.clone(), item))
-        .collect();
+    let mut items: BTreeMap<Vec<u8>, Item> =
+        listing.items.into_iter().map(|item| (item.key.clone(), item)).collect();
     for change in newer {
         if change.revision <= listing.revision {
             continue;
         }
         match change.value {
             Some(value) => {
-                let item = Item {
-                    key: change.key.clone(),
-                    value,
-                    revision: change.revision,
-                };
+                let item = Item { key: change.key.clone(), value, revision: change.revision };
                 items.insert(change.key, item);
             }
             None => {
@@ -357,10 +340,7 @@ fn patch(listing: Listing, newer: Vec<Change>, revision: u64) -> Listing {
             }
         }
     }
-    Listing {
-        revision,
-        items: items.into_values().collect(),
-    }
+    Listing { revision, items: items.into_values().collect() }
 }
 
 /// Whether the server's answers to progress requests never overtake events. Where it does not say its
@@ -403,17 +383,10 @@ async fn watch(
     let [services, policies] = WATCHES;
     let [reached_services, reached_policies] = here.reached;
     let first = options(services, reached_services);
-    let mut stream = within(
-        "watching",
-        client.watch(config.services.as_bytes(), Some(first)),
-    )
-    .await?;
+    let mut stream =
+        within("watching", client.watch(config.services.as_bytes(), Some(first))).await?;
     let second = options(policies, reached_policies);
-    within(
-        "watching",
-        stream.watch(config.policies.as_bytes(), Some(second)),
-    )
-    .await?;
+    within("watching", stream.watch(config.policies.as_bytes(), Some(second))).await?;
     Ok(stream)
 }
 
@@ -424,16 +397,10 @@ fn receive(message: WatchResponse, here: &mut Seat, sound: bool) -> Result<Vec<C
     }
     if message.canceled() {
         let reason = message.cancel_reason();
-        let reason = if reason.is_empty() {
-            "no reason given"
-        } else {
-            reason
-        };
+        let reason = if reason.is_empty() { "no reason given" } else { reason };
         return Err(EtcdError::Cancelled(reason.to_owned()));
     }
-    let header = message
-        .header()
-        .ok_or_else(|| EtcdError::Cancelled("no header".into()))?;
+    let header = message.header().ok_or_else(|| EtcdError::Cancelled("no header".into()))?;
     if header.cluster_id() != here.cluster {
         return Err(EtcdError::Relist("another cluster"));
     }
@@ -458,11 +425,7 @@ fn receive(message: WatchResponse, here: &mut Seat, sound: bool) -> Result<Vec<C
             1 => None,
             _ => continue,
         };
-        changes.push(Change {
-            key: kv.key().to_vec(),
-            value,
-            revision,
-        });
+        changes.push(Change { key: kv.key().to_vec(), value, revision });
     }
     if let Some(place) = watch.and_then(|watch| here.reached.get_mut(watch)) {
         if message.created() {
@@ -471,11 +434,7 @@ fn receive(message: WatchResponse, here: &mut Seat, sound: bool) -> Result<Vec<C
             *place = (*place).max(revision);
         } else {
             // A fragment may end within a revision.
-            let whole = if message.0.fragment {
-                reached.saturating_sub(1)
-            } else {
-                reached
-            };
+            let whole = if message.0.fragment { reached.saturating_sub(1) } else { reached };
             *place = (*place).max(whole);
         }
     } else if sound && message.events().is_empty() {
@@ -510,9 +469,7 @@ async fn list(client: &mut Client, config: &EtcdConfig) -> Result<(u64, Listing)
                 }
                 other => other?,
             };
-            let header = answer
-                .header()
-                .ok_or_else(|| EtcdError::Cancelled("no header".into()))?;
+            let header = answer.header().ok_or_else(|| EtcdError::Cancelled("no header".into()))?;
             if listing.revision == 0 {
                 listing.revision = u64::try_from(header.revision()).unwrap_or(0);
                 cluster = header.cluster_id();
@@ -584,20 +541,14 @@ mod tests {
 
     #[test]
     fn a_listing_takes_over_what_changed_while_it_was_read() {
-        let item = |key: &str, revision| Item {
-            key: key.into(),
-            value: b"old".to_vec(),
-            revision,
-        };
+        let item = |key: &str, revision| Item { key: key.into(), value: b"old".to_vec(), revision };
         let change = |key: &str, value: Option<&str>, revision| Change {
             key: key.into(),
             value: value.map(Into::into),
             revision,
         };
-        let listing = Listing {
-            revision: 5,
-            items: vec![item("a", 1), item("b", 2), item("c", 3)],
-        };
+        let listing =
+            Listing { revision: 5, items: vec![item("a", 1), item("b", 2), item("c", 3)] };
         let newer = vec![
             change("a", Some("older than the listing"), 5),
             change("b", None, 6),
@@ -605,11 +556,7 @@ mod tests {
             change("d", Some("new"), 8),
         ];
         let patched = patch(listing, newer, 8);
-        let keys: Vec<_> = patched
-            .items
-            .iter()
-            .map(|i| (i.key[0], i.revision))
-            .collect();
+        let keys: Vec<_> = patched.items.iter().map(|i| (i.key[0], i.revision)).collect();
         assert_eq!(keys, [(b'a', 1), (b'c', 7), (b'd', 8)]);
         assert_eq!(patched.revision, 8);
     }

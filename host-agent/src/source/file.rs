@@ -74,16 +74,11 @@ pub(crate) async fn run(context: Context) {
 }
 
 async fn read(path: &Path) -> Result<String, String> {
-    let size = tokio::fs::metadata(path)
-        .await
-        .map_err(|e| e.to_string())?
-        .len();
+    let size = tokio::fs::metadata(path).await.map_err(|e| e.to_string())?.len();
     if size > MAX_FILE {
         return Err(format!("larger than {MAX_FILE} bytes"));
     }
-    tokio::fs::read_to_string(path)
-        .await
-        .map_err(|e| e.to_string())
+    tokio::fs::read_to_string(path).await.map_err(|e| e.to_string())
 }
 
 /// Reads the text of a file of services.
@@ -98,10 +93,7 @@ pub fn parse(text: &str) -> Result<Vec<FileService>, String> {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(services) => object(services, "services")?,
     };
-    services
-        .iter()
-        .map(|(name, service)| read_service(name, service))
-        .collect()
+    services.iter().map(|(name, service)| read_service(name, service)).collect()
 }
 
 fn read_service(name: &str, service: &Value) -> Result<FileService, String> {
@@ -125,26 +117,17 @@ fn read_service(name: &str, service: &Value) -> Result<FileService, String> {
             .ok_or_else(|| format!("{name}: an endpoint without an id"))?
             .to_owned();
         if endpoints.iter().any(|(other, _)| *other == id) {
-            return Err(format!(
-                "{name}: two endpoints with the id {}",
-                show(id.as_bytes())
-            ));
+            return Err(format!("{name}: two endpoints with the id {}", show(id.as_bytes())));
         }
         value.insert("name".into(), name.into());
         value.entry("health").or_insert_with(|| json!("healthy"));
         endpoints.push((id, Value::Object(value).to_string().into_bytes()));
     }
-    Ok(FileService {
-        name: name.to_owned(),
-        policy,
-        endpoints,
-    })
+    Ok(FileService { name: name.to_owned(), policy, endpoints })
 }
 
 fn object<'a>(value: &'a Value, what: &str) -> Result<&'a Map<String, Value>, String> {
-    value
-        .as_object()
-        .ok_or_else(|| format!("{} is not a map", show(what.as_bytes())))
+    value.as_object().ok_or_else(|| format!("{} is not a map", show(what.as_bytes())))
 }
 
 fn only(fields: &Map<String, Value>, what: &str, known: &[&str]) -> Result<(), String> {
@@ -170,10 +153,7 @@ mod tests {
         let services = parse(yaml).unwrap();
         assert_eq!(services, parse(json).unwrap());
         assert_eq!(services[0].endpoints[0].0, "o-1");
-        assert_eq!(
-            services[0].policy.as_deref(),
-            Some(br#"{"a":1}"#.as_slice())
-        );
+        assert_eq!(services[0].policy.as_deref(), Some(br#"{"a":1}"#.as_slice()));
     }
 
     #[test]

@@ -108,9 +108,7 @@ pub fn start(
             None
         }
     });
-    let started = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let started = u64::try_from(started.as_millis()).unwrap_or(u64::MAX);
     let before = saved.as_ref().map_or(0, |saved| saved.epoch);
     let etcd = config.etcd.clone().unwrap_or_default();
@@ -135,22 +133,12 @@ pub fn start(
         sources.nats.enabled = config.nats.is_some();
         sources.file.enabled = config.file.is_some();
     });
-    let (updates, snapshots, task) = publish::start(
-        state,
-        clock,
-        disk,
-        board.clone(),
-        activities.clone(),
-        shutdown.clone(),
-    );
+    let (updates, snapshots, task) =
+        publish::start(state, clock, disk, board.clone(), activities.clone(), shutdown.clone());
     let mut tasks = vec![task];
     let buffer = config.nats.as_ref().map_or(1, |nats| nats.buffer);
     let (outgoing, reported) = mpsc::channel(usize::try_from(buffer).unwrap_or(1).max(1));
-    let has = (
-        config.etcd.is_some(),
-        config.nats.is_some(),
-        config.file.is_some(),
-    );
+    let has = (config.etcd.is_some(), config.nats.is_some(), config.file.is_some());
     let (config, reader) = watch::channel(Arc::new(config));
     let source = Context {
         config: reader,
@@ -166,24 +154,11 @@ pub fn start(
         tasks.push(tokio::spawn(file::run(source.clone())));
     }
     if has.1 {
-        tasks.push(tokio::spawn(jetstream::run(
-            source,
-            resume,
-            check_policy,
-            reported,
-        )));
+        tasks.push(tokio::spawn(jetstream::run(source, resume, check_policy, reported)));
     } else {
         tasks.push(tokio::spawn(discard(source, reported)));
     }
-    Ok(Running {
-        snapshots,
-        updates,
-        outgoing,
-        activities,
-        sources,
-        config,
-        tasks,
-    })
+    Ok(Running { snapshots, updates, outgoing, activities, sources, config, tasks })
 }
 
 /// Without NATS there is no fleet to tell.
@@ -231,9 +206,7 @@ impl Backoff {
     }
 
     pub(crate) fn next(&mut self) -> Duration {
-        let bound = RECONNECT_BASE
-            .saturating_mul(1 << self.failures.min(10))
-            .min(RECONNECT_CAP);
+        let bound = RECONNECT_BASE.saturating_mul(1 << self.failures.min(10)).min(RECONNECT_CAP);
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(rand::rng().random_range(0.0..=1.0))
     }

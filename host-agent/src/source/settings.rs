@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, de};
 
 /// A field outside of what it accepts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,10 +20,7 @@ pub struct Invalid {
 impl Invalid {
     /// A field and what it accepts.
     pub fn new(field: impl Into<String>, accepts: impl Into<String>) -> Self {
-        Self {
-            field: field.into(),
-            accepts: accepts.into(),
-        }
+        Self { field: field.into(), accepts: accepts.into() }
     }
 }
 
@@ -77,10 +74,7 @@ pub(crate) fn within(
         return Ok(());
     }
     let text = humantime::format_duration;
-    Err(Invalid::new(
-        field,
-        format!("a duration from {} to {}", text(least), text(most)),
-    ))
+    Err(Invalid::new(field, format!("a duration from {} to {}", text(least), text(most))))
 }
 
 /// A secret, kept out of every log: its text is reached by [`Secret::expose`] only.
@@ -109,13 +103,57 @@ impl fmt::Debug for Secret {
 
 /// Where a secret is: a file (its last line break is not part of it) or an environment variable.
 /// Never the configuration itself.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretRef {
     /// Read from this file, again with every new connection.
     File(PathBuf),
     /// Read from this environment variable.
     Env(String),
+}
+
+/// By hand, because a derived error repeats what it found, and that would be the secret of somebody
+/// who wrote it into the configuration.
+impl<'de> Deserialize<'de> for SecretRef {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(SecretVisitor)
+    }
+}
+
+struct SecretVisitor;
+
+const SECRET_FORM: &str =
+    "{file: PATH} or {env: NAME}; secrets are not written into the configuration";
+
+macro_rules! refuse {
+    ($($visit:ident: $type:ty),*) => {$(
+        fn $visit<E: de::Error>(self, _: $type) -> Result<SecretRef, E> {
+            Err(E::custom(SECRET_FORM))
+        }
+    )*};
+}
+
+impl<'de> de::Visitor<'de> for SecretVisitor {
+    type Value = SecretRef;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(SECRET_FORM)
+    }
+
+    refuse!(visit_str: &str, visit_bytes: &[u8], visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64);
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut from: A) -> Result<SecretRef, A::Error> {
+        let refused = || de::Error::custom(SECRET_FORM);
+        let key: String = from.next_key()?.ok_or_else(refused)?;
+        let secret = match key.as_str() {
+            "file" => SecretRef::File(from.next_value()?),
+            "env" => SecretRef::Env(from.next_value()?),
+            _ => return Err(refused()),
+        };
+        match from.next_key::<String>()? {
+            None => Ok(secret),
+            Some(_) => Err(refused()),
+        }
+    }
 }
 
 impl SecretRef {
@@ -160,14 +198,12 @@ impl Tls {
     /// A certificate without a key or the other way round.
     pub(crate) fn check(&self, section: &str) -> Result<(), Invalid> {
         match (&self.cert, &self.key) {
-            (Some(_), None) => Err(Invalid::new(
-                format!("{section}.tls.key"),
-                "must be set with cert",
-            )),
-            (None, Some(_)) => Err(Invalid::new(
-                format!("{section}.tls.cert"),
-                "must be set with key",
-            )),
+            (Some(_), None) => {
+                Err(Invalid::new(format!("{section}.tls.key"), "must be set with cert"))
+            }
+            (None, Some(_)) => {
+                Err(Invalid::new(format!("{section}.tls.cert"), "must be set with key"))
+            }
             _ => Ok(()),
         }
     }

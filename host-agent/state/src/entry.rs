@@ -134,10 +134,7 @@ impl fmt::Display for Reject {
             Self::Missing(field) => write!(f, "{field} is missing"),
             Self::Type(field) => write!(f, "{field} has the wrong type"),
             Self::Name(field) => {
-                write!(
-                    f,
-                    "{field} is not 1 to {MAX_NAME} characters of [A-Za-z0-9._-]"
-                )
+                write!(f, "{field} is not 1 to {MAX_NAME} characters of [A-Za-z0-9._-]")
             }
             Self::Identity(field) => write!(f, "{field} differs from the key"),
             Self::AddressForm => f.write_str("address is not an IP address"),
@@ -146,10 +143,7 @@ impl fmt::Display for Reject {
             Self::Health => f.write_str("health is not healthy, unhealthy or draining"),
             Self::Weight => write!(f, "weight is not an integer from 0 to {MAX_WEIGHT}"),
             Self::Time(field) => {
-                write!(
-                    f,
-                    "{field} is not an RFC 3339 time with at most nine decimals"
-                )
+                write!(f, "{field} is not an RFC 3339 time with at most nine decimals")
             }
             Self::Labels(field) => {
                 write!(
@@ -218,9 +212,7 @@ pub fn parse(
     };
     identity(&fields, "name", name)?;
     identity(&fields, "id", id)?;
-    let address: IpAddr = text(&fields, "address")?
-        .parse()
-        .map_err(|_| Reject::AddressForm)?;
+    let address: IpAddr = text(&fields, "address")?.parse().map_err(|_| Reject::AddressForm)?;
     let address = addresses.check(address).map_err(Reject::Address)?;
     let port = fields
         .get("port")
@@ -275,10 +267,7 @@ fn weight_of(text: &str) -> Result<u32, Reject> {
     if text.is_empty() || text.len() > 7 || !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(Reject::Weight);
     }
-    text.parse()
-        .ok()
-        .filter(|weight| *weight <= MAX_WEIGHT)
-        .ok_or(Reject::Weight)
+    text.parse().ok().filter(|weight| *weight <= MAX_WEIGHT).ok_or(Reject::Weight)
 }
 
 fn text<'a>(fields: &'a Map<String, Value>, field: &'static str) -> Result<&'a str, Reject> {
@@ -341,9 +330,7 @@ pub fn parse_time(text: &str) -> Option<Now> {
         return None;
     }
     let at: Timestamp = text.parse().ok()?;
-    Some(Now(
-        u64::try_from(at.as_nanosecond().max(0)).unwrap_or(u64::MAX)
-    ))
+    Some(Now(u64::try_from(at.as_nanosecond().max(0)).unwrap_or(u64::MAX)))
 }
 
 fn tags(fields: &Map<String, Value>) -> Result<Vec<String>, Reject> {

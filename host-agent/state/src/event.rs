@@ -121,13 +121,7 @@ impl Action {
             Self::Weight(weight) => json!({"action": "weight", "weight": weight}),
             Self::Policy(patch) => json!({"policy": patch}),
             Self::Trace(ratio) => json!({"ratio": ratio}),
-            Self::Transition {
-                proxy,
-                from,
-                to,
-                reason,
-                trips,
-            } => json!({
+            Self::Transition { proxy, from, to, reason, trips } => json!({
                 "action": "transition",
                 "proxy": proxy,
                 "from": from.as_str(),
@@ -138,10 +132,7 @@ impl Action {
             other => json!({"action": other.name()}),
         };
         if let (Some(ttl), Some(data)) = (ttl, data.as_object_mut()) {
-            data.insert(
-                "ttl".into(),
-                humantime::format_duration(ttl).to_string().into(),
-            );
+            data.insert("ttl".into(), humantime::format_duration(ttl).to_string().into());
         }
         data
     }
@@ -305,10 +296,7 @@ pub fn parse(
         return Err(Reject::Subject);
     }
     parse_time(text(&fields, "timestamp")?).ok_or(Reject::Time("timestamp"))?;
-    if !matches!(
-        fields.get("metadata"),
-        None | Some(Value::Null | Value::Object(_))
-    ) {
+    if !matches!(fields.get("metadata"), None | Some(Value::Null | Value::Object(_))) {
         return Err(Reject::Type("metadata"));
     }
     let data = match fields.get("data") {

@@ -31,10 +31,7 @@ pub enum JsonError {
 pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
     let found = Cell::new(JsonError::Syntax);
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let seed = Strict {
-        depth: 0,
-        found: &found,
-    };
+    let seed = Strict { depth: 0, found: &found };
     seed.deserialize(&mut reader)
         .and_then(|value| reader.end().map(|()| value))
         .map_err(|_| found.get())
@@ -51,10 +48,7 @@ impl Strict<'_> {
             self.found.set(JsonError::Depth);
             return Err(E::custom("too deep"));
         }
-        Ok(Self {
-            depth: self.depth.saturating_add(1),
-            found: self.found,
-        })
+        Ok(Self { depth: self.depth.saturating_add(1), found: self.found })
     }
 }
 
@@ -86,9 +80,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("not a finite number"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("not a finite number"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -158,10 +150,7 @@ mod tests {
             (deep(17), Err(JsonError::Depth)),
             (deep(10_000), Err(JsonError::Depth)),
             (r#"{"a":1,"a":1}"#.into(), Err(JsonError::DuplicateKey)),
-            (
-                r#"{"b":{"a":1,"\u0061":2}}"#.into(),
-                Err(JsonError::DuplicateKey),
-            ),
+            (r#"{"b":{"a":1,"\u0061":2}}"#.into(), Err(JsonError::DuplicateKey)),
             ("".into(), Err(JsonError::Syntax)),
             ("{} {}".into(), Err(JsonError::Syntax)),
             ("{".into(), Err(JsonError::Syntax)),
@@ -179,11 +168,7 @@ mod tests {
     fn patches_compose_and_keep_their_nulls() {
         let table = [
             (r#"{"a":1}"#, r#"{"b":2}"#, r#"{"a":1,"b":2}"#),
-            (
-                r#"{"a":{"x":1,"y":2}}"#,
-                r#"{"a":{"x":null}}"#,
-                r#"{"a":{"x":null,"y":2}}"#,
-            ),
+            (r#"{"a":{"x":1,"y":2}}"#, r#"{"a":{"x":null}}"#, r#"{"a":{"x":null,"y":2}}"#),
             (r#"{"a":{"x":1}}"#, r#"{"a":null}"#, r#"{"a":null}"#),
             (r#"{"a":null}"#, r#"{"a":{"x":1}}"#, r#"{"a":{"x":1}}"#),
             (r#"{"a":[1]}"#, r#"{"a":[2]}"#, r#"{"a":[2]}"#),

@@ -33,11 +33,7 @@ pub(crate) enum Key {
     Eject(String),
     Weight(String),
     Force(String),
-    Reporter {
-        endpoint: String,
-        agent: String,
-        proxy: String,
-    },
+    Reporter { endpoint: String, agent: String, proxy: String },
     Policy,
     Trace,
 }
@@ -133,11 +129,7 @@ impl Overlays {
             }
             Action::Trace(ratio) => vec![(Key::Trace, ratio.map(Effect::Trace))],
             Action::Transition { proxy, to, .. } => {
-                let key = Key::Reporter {
-                    endpoint,
-                    agent: event.source.clone(),
-                    proxy,
-                };
+                let key = Key::Reporter { endpoint, agent: event.source.clone(), proxy };
                 vec![(key, (to == BreakerState::Open).then_some(Effect::Open))]
             }
             Action::ForceOpen => force(endpoint, ForceAction::Open, stamp),
@@ -183,8 +175,7 @@ impl Overlays {
         }
         self.next_timer = self.next_timer.wrapping_add(1);
         slot.timer = self.next_timer;
-        self.timers
-            .insert((slot.until, slot.timer), (service.to_owned(), key.clone()));
+        self.timers.insert((slot.until, slot.timer), (service.to_owned(), key.clone()));
         slots.insert(key, slot);
         Outcome::Applied
     }
@@ -207,8 +198,7 @@ impl Overlays {
             {
                 slot.effect = None;
                 slot.until = slot.forget;
-                self.timers
-                    .insert((slot.until, timer), (service.clone(), key));
+                self.timers.insert((slot.until, timer), (service.clone(), key));
                 changed.push(service);
                 continue;
             }
@@ -272,11 +262,7 @@ impl Overlays {
                 Effect::Eject => endpoint.health = Health::Unhealthy,
                 Effect::Weight(weight) => endpoint.weight = *weight,
                 Effect::Force { action, stamp } => {
-                    endpoint.force = Some(Force {
-                        action: *action,
-                        until,
-                        stamp: *stamp,
-                    });
+                    endpoint.force = Some(Force { action: *action, until, stamp: *stamp });
                 }
                 Effect::Open => add_reporter(endpoint, until),
                 Effect::Policy(_) | Effect::Trace(_) => {}
@@ -290,10 +276,7 @@ fn force(endpoint: String, action: ForceAction, stamp: u64) -> Vec<(Key, Option<
 }
 
 fn add_reporter(endpoint: &mut Endpoint, until: Now) {
-    let opinion = endpoint.opinion.get_or_insert(Opinion {
-        expires_at: until,
-        reporters: 0,
-    });
+    let opinion = endpoint.opinion.get_or_insert(Opinion { expires_at: until, reporters: 0 });
     opinion.reporters = opinion.reporters.saturating_add(1);
     opinion.expires_at = opinion.expires_at.max(until);
 }

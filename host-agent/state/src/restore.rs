@@ -108,11 +108,7 @@ impl Key {
             Self::Eject(id) => SavedKey::Eject(id),
             Self::Weight(id) => SavedKey::Weight(id),
             Self::Force(id) => SavedKey::Force(id),
-            Self::Reporter {
-                endpoint,
-                agent,
-                proxy,
-            } => SavedKey::Reporter(endpoint, agent, proxy),
+            Self::Reporter { endpoint, agent, proxy } => SavedKey::Reporter(endpoint, agent, proxy),
             Self::Policy => SavedKey::Policy,
             Self::Trace => SavedKey::Trace,
         }
@@ -126,11 +122,7 @@ impl SavedKey {
             Self::Eject(id) => Key::Eject(id),
             Self::Weight(id) => Key::Weight(id),
             Self::Force(id) => Key::Force(id),
-            Self::Reporter(endpoint, agent, proxy) => Key::Reporter {
-                endpoint,
-                agent,
-                proxy,
-            },
+            Self::Reporter(endpoint, agent, proxy) => Key::Reporter { endpoint, agent, proxy },
             Self::Policy => Key::Policy,
             Self::Trace => Key::Trace,
         }

@@ -97,10 +97,7 @@ impl Service {
 
     /// Endpoints by id, those that wait included.
     pub(crate) fn present(&self) -> usize {
-        let only_file = self
-            .file
-            .keys()
-            .filter(|id| !self.registry.contains_key(*id));
+        let only_file = self.file.keys().filter(|id| !self.registry.contains_key(*id));
         self.registry.len().saturating_add(only_file.count())
     }
 
@@ -137,10 +134,7 @@ impl Service {
             Origin::Registry => Origin::File,
             Origin::File => Origin::Registry,
         };
-        let elsewhere = self
-            .entries(other)
-            .get(id)
-            .is_some_and(|entry| entry.gone.is_none());
+        let elsewhere = self.entries(other).get(id).is_some_and(|entry| entry.gone.is_none());
         let staying = present.saturating_sub(self.waiting);
         let Some(entry) = self.entries_mut(origin).get_mut(id) else {
             return Removal::Nothing;
@@ -153,20 +147,12 @@ impl Service {
             self.drop_entry(origin, id);
             return Removal::Done;
         }
-        entry.gone = Some(Gone {
-            since: now.mono,
-            wall: now.wall,
-            ticket,
-        });
+        entry.gone = Some(Gone { since: now.mono, wall: now.wall, ticket });
         self.tickets = self.tickets.wrapping_add(1);
         self.waiting = self.waiting.saturating_add(1);
         self.line.push_back((origin, id.to_owned(), ticket));
         self.settle(now, rules);
-        if self.entries(origin).contains_key(id) {
-            Removal::Held
-        } else {
-            Removal::Done
-        }
+        if self.entries(origin).contains_key(id) { Removal::Held } else { Removal::Done }
     }
 
     /// How many may go within one window.
@@ -177,11 +163,7 @@ impl Service {
 
     /// Lets go whoever may go now, first come first served; how many went.
     pub(crate) fn settle(&mut self, now: Moment, rules: &Protection) -> usize {
-        while self
-            .removed
-            .front()
-            .is_some_and(|at| now.mono.saturating_sub(*at) >= rules.window)
-        {
+        while self.removed.front().is_some_and(|at| now.mono.saturating_sub(*at) >= rules.window) {
             self.removed.pop_front();
         }
         let budget = self.budget(rules);
@@ -222,11 +204,7 @@ impl Service {
             self.removed.front()?.saturating_add(rules.window)
         };
         let last = self.present() <= 1;
-        let graced = if last {
-            since.saturating_add(rules.grace)
-        } else {
-            Duration::ZERO
-        };
+        let graced = if last { since.saturating_add(rules.grace) } else { Duration::ZERO };
         Some(budgeted.max(graced))
     }
 
@@ -238,10 +216,8 @@ impl Service {
         limit: usize,
     ) -> Vec<(String, SystemTime, bool, Duration)> {
         let budget = self.budget(rules);
-        let opens = self
-            .removed
-            .front()
-            .map_or(Duration::ZERO, |at| at.saturating_add(rules.window));
+        let opens =
+            self.removed.front().map_or(Duration::ZERO, |at| at.saturating_add(rules.window));
         let opens = opens.saturating_sub(now.mono);
         let present = self.present();
         let waiting = self
@@ -298,8 +274,6 @@ impl Service {
                 }
             }
         }
-        all.into_values()
-            .map(|entry| entry.endpoint.clone())
-            .collect()
+        all.into_values().map(|entry| entry.endpoint.clone()).collect()
     }
 }

@@ -23,10 +23,14 @@ use crate::event::Event;
 use crate::overlay::{Overlays, Place};
 use crate::saved::SavedStream;
 use crate::service::{Entry, Origin, Policy, Removal, Service as Model};
-use crate::snapshot::{Held, Overlay, Rejected, Service, Snapshot};
+use crate::snapshot::{Rejected, Service, Snapshot};
 use crate::update::{
     Change, Changes, FileService, Item, Listing, Moment, Notice, Outcome, Settings, Update,
 };
+
+mod lists;
+
+pub use lists::show;
 
 /// Endpoints of both sources together, at most.
 pub const MAX_TOTAL: usize = 100_000;
@@ -67,16 +71,9 @@ impl State {
     /// An empty state of a new epoch; stale until a source has spoken.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let version = Version {
-            epoch: settings.epoch,
-            sequence: 0,
-        };
-        let published = Snapshot {
-            version,
-            complete_since: version,
-            stale: true,
-            ..Snapshot::default()
-        };
+        let version = Version { epoch: settings.epoch, sequence: 0 };
+        let published =
+            Snapshot { version, complete_since: version, stale: true, ..Snapshot::default() };
         Self {
             settings,
             services: BTreeMap::new(),
@@ -120,12 +117,9 @@ impl State {
                     };
                 }
             }
-            Update::Refused {
-                source,
-                key,
-                reason,
-                detail,
-            } => self.refuse(source, key.as_bytes(), reason, detail, now, &mut work),
+            Update::Refused { source, key, reason, detail } => {
+                self.refuse(source, key.as_bytes(), reason, detail, now, &mut work)
+            }
             Update::Release { service } => self.release(&service, &mut work),
             Update::Tick => {}
         }
@@ -142,10 +136,7 @@ impl State {
     pub fn next_deadline(&mut self) -> Option<Duration> {
         let rules = self.settings.protection;
         let services = &mut self.services;
-        let lines = self
-            .lines
-            .iter()
-            .filter_map(|name| services.get_mut(name)?.due(&rules));
+        let lines = self.lines.iter().filter_map(|name| services.get_mut(name)?.due(&rules));
         lines.chain(self.overlays.next()).min()
     }
 
@@ -189,11 +180,7 @@ impl State {
                 table.version = self.version;
                 next.gone.remove(name);
                 let frame = Down::Table(table.clone()).encode();
-                let service = Service {
-                    table,
-                    frame,
-                    seen_at,
-                };
+                let service = Service { table, frame, seen_at };
                 next.services.insert(name.to_owned(), Arc::new(service));
             } else {
                 next.services.remove(name);
@@ -239,6 +226,8 @@ impl State {
     // === sources ===
 
     fn take_listing(&mut self, listing: Listing, now: Moment, work: &mut Work) {
+        // What was refused before and is not there any more is forgotten at the end.
+        let refused_before: Vec<_> = self.rejected.keys().cloned().collect();
         let mut keys = BTreeSet::new();
         self.listed = listing.revision;
         self.deleted.clear();
@@ -251,7 +240,9 @@ impl State {
             } else if let Ok(name) = entry::policy_key(&self.settings.policies, &item.key) {
                 policies.insert(name.to_owned());
             }
-            keys.insert(show(&item.key));
+            if !refused_before.is_empty() {
+                keys.insert(show(&item.key));
+            }
         }
         // Puts come first: what moved to another id is there before its old one asks to go.
         for item in items {
@@ -273,11 +264,12 @@ impl State {
         for (name, id) in missing {
             self.remove_endpoint(Origin::Registry, &name, &id, now, work);
         }
-        let before = self.rejected.len();
-        self.rejected.retain(|(source, key), _| {
-            !matches!(*source, "registry" | "policy") || keys.contains(key)
-        });
-        work.changes.meta |= before != self.rejected.len();
+        for place in refused_before {
+            if matches!(place.0, "registry" | "policy") && !keys.contains(&place.1) {
+                self.rejected.remove(&place);
+                work.changes.meta = true;
+            }
+        }
         self.confirm_source(self.settings.registry, now, work);
     }
 
@@ -286,20 +278,13 @@ impl State {
             if change.revision <= self.listed {
                 continue;
             }
-            let known = self
-                .deleted
-                .get(&change.key)
-                .is_some_and(|at| *at > change.revision);
+            let known = self.deleted.get(&change.key).is_some_and(|at| *at > change.revision);
             if known {
                 continue;
             }
             match change.value {
                 Some(value) => self.put_item(
-                    Item {
-                        key: change.key,
-                        value,
-                        revision: change.revision,
-                    },
+                    Item { key: change.key, value, revision: change.revision },
                     now,
                     work,
                 ),
@@ -424,10 +409,7 @@ impl State {
         if !pintle_snapshot::is_name(name) || !pintle_snapshot::is_name(id) {
             return Err(Reject::Key);
         }
-        let old = self
-            .services
-            .get(name)
-            .and_then(|model| model.entries(origin).get(id));
+        let old = self.services.get(name).and_then(|model| model.entries(origin).get(id));
         if let Some(old) = old {
             if old.revision > revision && revision > self.listed {
                 return Ok(());
@@ -454,13 +436,7 @@ impl State {
             }
             self.total = self.total.saturating_add(1);
         }
-        let entry = Entry {
-            endpoint,
-            raw: value.into(),
-            revision,
-            size,
-            gone: None,
-        };
+        let entry = Entry { endpoint, raw: value.into(), revision, size, gone: None };
         let model = self.services.entry(name.to_owned()).or_default();
         if model.put(origin, entry) {
             work.dirty.insert(name.to_owned());
@@ -615,70 +591,6 @@ impl State {
         }
     }
 
-    // === refusals ===
-
-    fn reject(
-        &mut self,
-        source: &'static str,
-        key: &[u8],
-        reject: &Reject,
-        now: Moment,
-        work: &mut Work,
-    ) {
-        self.refuse(source, key, reject.reason(), reject.to_string(), now, work);
-    }
-
-    fn refuse(
-        &mut self,
-        source: &'static str,
-        key: &[u8],
-        reason: &'static str,
-        detail: String,
-        now: Moment,
-        work: &mut Work,
-    ) {
-        let key = show(key);
-        let detail = show(detail.as_bytes());
-        work.changes.refused.push((source, reason));
-        work.changes.meta = true;
-        let text = format!("refused {key}: {detail}");
-        let kind = if source == "event" {
-            "event"
-        } else {
-            "registry"
-        };
-        work.push(Notice {
-            kind,
-            service: None,
-            endpoint: None,
-            text,
-            alarm: true,
-        });
-        self.rejections = self.rejections.saturating_add(1);
-        let rejected = Rejected {
-            source,
-            key: key.clone(),
-            reason,
-            detail,
-            at: now.wall,
-        };
-        self.rejected
-            .insert((source, key), (self.rejections, rejected));
-        if self.rejected.len() > MAX_LISTED {
-            let oldest = self.rejected.iter().min_by_key(|(_, (number, _))| *number);
-            if let Some(key) = oldest.map(|(key, _)| key.clone()) {
-                self.rejected.remove(&key);
-            }
-        }
-    }
-
-    /// What was refused before is good or gone now.
-    fn accept(&mut self, source: &'static str, key: &[u8], work: &mut Work) {
-        if !self.rejected.is_empty() && self.rejected.remove(&(source, show(key))).is_some() {
-            work.changes.meta = true;
-        }
-    }
-
     // === tables ===
 
     fn build(&self, name: &str) -> Option<Table> {
@@ -700,10 +612,7 @@ impl State {
     /// The sources' patches and the events', composed; an event's that would break the whole is left out.
     fn policy(&self, name: &str, model: &Model) -> String {
         let mut whole = Value::Null;
-        for policy in [&model.file_policy, &model.registry_policy]
-            .into_iter()
-            .flatten()
-        {
+        for policy in [&model.file_policy, &model.registry_policy].into_iter().flatten() {
             crate::json::compose(&mut whole, policy.value.clone());
         }
         for patch in self.overlays.patches(name) {
@@ -718,58 +627,7 @@ impl State {
         }
         whole.sort_all_objects();
         let text = whole.to_string();
-        if text.len() > MAX_POLICY {
-            String::new()
-        } else {
-            text
-        }
-    }
-
-    fn list_held(&self, now: Moment) -> Vec<Held> {
-        let mut list = Vec::new();
-        for name in &self.lines {
-            let Some(model) = self.services.get(name) else {
-                continue;
-            };
-            let room = MAX_LISTED.saturating_mul(10).saturating_sub(list.len());
-            for (endpoint, since, last, left) in model.line(now, &self.settings.protection, room) {
-                list.push(Held {
-                    service: name.clone(),
-                    endpoint,
-                    since,
-                    reason: if last {
-                        "the last endpoint of the service".to_owned()
-                    } else {
-                        "too many removals at once".to_owned()
-                    },
-                    until: Some(now.wall_after(left)),
-                });
-            }
-        }
-        list
-    }
-
-    fn list_rejected(&self) -> Vec<Rejected> {
-        let mut list: Vec<_> = self.rejected.values().collect();
-        list.sort_unstable_by_key(|(number, _)| *number);
-        list.into_iter()
-            .map(|(_, rejected)| rejected.clone())
-            .collect()
-    }
-
-    fn list_overlays(&self) -> Vec<Overlay> {
-        let in_force = self.overlays.iter().filter_map(|(service, key, slot)| {
-            let (kind, action) = slot.effect.as_ref()?.describe();
-            Some(Overlay {
-                kind,
-                service: service.to_owned(),
-                endpoint: key.endpoint().map(ToOwned::to_owned),
-                action,
-                source: show(slot.source.as_bytes()),
-                until: slot.until_wall,
-            })
-        });
-        in_force.take(MAX_LISTED).collect()
+        if text.len() > MAX_POLICY { String::new() } else { text }
     }
 
     pub(crate) const fn parts(&self) -> (&BTreeMap<String, Model>, &Overlays, &Settings) {
@@ -839,17 +697,4 @@ fn forget_gone(next: &mut Snapshot) {
         next.gone.remove(&name);
         next.complete_since = next.complete_since.max(version);
     }
-}
-
-/// Bytes from outside, made safe to show: one line, no control characters, at most 256 characters.
-#[must_use]
-pub fn show(bytes: &[u8]) -> String {
-    let head = bytes.get(..1024).unwrap_or(bytes);
-    let text = String::from_utf8_lossy(head);
-    let safe = text.chars().map(|c| {
-        // Marks that reorder or hide text are as bad in a terminal as control characters.
-        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if c.is_control() || hidden { '\u{fffd}' } else { c }
-    });
-    safe.take(256).collect()
 }

@@ -31,9 +31,7 @@ impl Moment {
 /// A wall clock's reading as the filters count it.
 #[must_use]
 pub fn now_of(wall: SystemTime) -> Now {
-    let since = wall
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Now(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 

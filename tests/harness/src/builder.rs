@@ -140,9 +140,7 @@ impl Builder {
 
     /// `vm_config.environment_variables`.
     pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.setup
-            .environment
-            .push((name.to_owned(), value.to_owned()));
+        self.setup.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -189,9 +187,7 @@ impl Builder {
         name: &str,
         function: impl Fn(&[u8]) -> Result<Vec<u8>, Status> + 'static,
     ) -> Self {
-        self.setup
-            .foreign_functions
-            .insert(name.to_owned(), Rc::new(function));
+        self.setup.foreign_functions.insert(name.to_owned(), Rc::new(function));
         self
     }
 
@@ -253,12 +249,6 @@ impl Builder {
         }
         world.faults.pending = self.faults;
         let world = Rc::new(RefCell::new(world));
-        Envoy::start(
-            self.module,
-            Rc::new(self.setup),
-            world,
-            self.configuration,
-            self.workers,
-        )
+        Envoy::start(self.module, Rc::new(self.setup), world, self.configuration, self.workers)
     }
 }

@@ -101,12 +101,7 @@ impl Envoy {
             None => None,
         };
         let loaded_at = self.world.borrow().clock.elapsed;
-        Ok(Slot {
-            vm,
-            root,
-            logger,
-            loaded_at,
-        })
+        Ok(Slot { vm, root, logger, loaded_at })
     }
 
     /// Makes the worker's VM anew if it is dead and the policy allows it now; whether it lives.
@@ -218,13 +213,7 @@ impl Envoy {
                 if let Some(at) = root.next_tick
                     && next.as_ref().is_none_or(|(first, _)| at < *first)
                 {
-                    next = Some((
-                        at,
-                        Timer::Tick {
-                            slot,
-                            root: root.id,
-                        },
-                    ));
+                    next = Some((at, Timer::Tick { slot, root: root.id }));
                 }
             }
         }
@@ -249,11 +238,7 @@ impl Envoy {
 
     fn deliver(&mut self, event: Event) {
         match event {
-            Event::QueueReady {
-                thread,
-                context,
-                token,
-            } => {
+            Event::QueueReady { thread, context, token } => {
                 let slot = self.slots.iter_mut().find(|s| s.vm.thread == thread);
                 let Some(Slot { vm, .. }) = slot else { return };
                 if vm.guest().roots.iter().any(|r| r.id == context) {
@@ -308,16 +293,8 @@ impl Envoy {
                 vm.guest_mut().incoming.status.1.clear();
                 over = true;
             }
-            UpstreamEvent::HttpResponse {
-                headers,
-                body,
-                trailers,
-            } => {
-                let sizes = (
-                    headers.len() as u32,
-                    body.len() as u32,
-                    trailers.len() as u32,
-                );
+            UpstreamEvent::HttpResponse { headers, body, trailers } => {
+                let sizes = (headers.len() as u32, body.len() as u32, trailers.len() as u32);
                 vm.guest_mut().incoming.http = Some((headers, body, trailers));
                 let f = vm.callbacks.http_response.clone();
                 let params = (root, token, sizes.0, sizes.1, sizes.2);
@@ -328,12 +305,7 @@ impl Envoy {
             UpstreamEvent::HttpFailure => {
                 vm.guest_mut().incoming.status = (11, "reset".into());
                 let f = vm.callbacks.http_response.clone();
-                vm.call(
-                    root,
-                    "proxy_on_http_call_response",
-                    f,
-                    (root, token, 0, 0, 0),
-                );
+                vm.call(root, "proxy_on_http_call_response", f, (root, token, 0, 0, 0));
                 vm.guest_mut().incoming.status.1.clear();
                 over = true;
             }
@@ -362,34 +334,23 @@ impl Envoy {
 
     /// The shared data of this plugin's vm_id.
     pub fn shared_data(&self) -> SharedDataHandle {
-        SharedDataHandle {
-            world: Rc::clone(&self.world),
-            vm_id: self.setup.vm_id.clone(),
-        }
+        SharedDataHandle { world: Rc::clone(&self.world), vm_id: self.setup.vm_id.clone() }
     }
 
     /// The shared queues of this plugin's vm_id.
     pub fn queues(&self) -> QueuesHandle {
-        QueuesHandle {
-            world: Rc::clone(&self.world),
-            vm_id: self.setup.vm_id.clone(),
-        }
+        QueuesHandle { world: Rc::clone(&self.world), vm_id: self.setup.vm_id.clone() }
     }
 
     /// All metrics.
     pub fn metrics(&self) -> MetricsHandle {
-        MetricsHandle {
-            world: Rc::clone(&self.world),
-        }
+        MetricsHandle { world: Rc::clone(&self.world) }
     }
 
     /// The servers of a cluster; made, and up, if there was none of that name.
     pub fn cluster(&self, name: &str) -> Cluster {
         self.world.borrow_mut().upstreams.add(name);
-        Cluster {
-            world: Rc::clone(&self.world),
-            name: name.to_owned(),
-        }
+        Cluster { world: Rc::clone(&self.world), name: name.to_owned() }
     }
 
     /// All lines that were logged, at most the last 100,000.
@@ -400,11 +361,7 @@ impl Envoy {
     /// How many lines of at least that level contain `text`.
     pub fn logged(&self, level: LogLevel, text: &str) -> usize {
         let world = self.world.borrow();
-        world
-            .logs
-            .iter()
-            .filter(|l| l.level >= level && l.message.contains(text))
-            .count()
+        world.logs.iter().filter(|l| l.level >= level && l.message.contains(text)).count()
     }
 
     /// Forgets all lines.

@@ -22,13 +22,7 @@ impl Fault {
     /// The next call of `call` answers `status` (a [`Status`](crate::Status), or any number), once. For a
     /// WASI call the number is the errno.
     pub fn new(call: HostCall, status: impl Into<u32>) -> Self {
-        Self {
-            call,
-            status: status.into(),
-            skip: 0,
-            times: 1,
-            thread: None,
-        }
+        Self { call, status: status.into(), skip: 0, times: 1, thread: None }
     }
 
     /// Lets `calls` calls pass first.
@@ -118,11 +112,7 @@ impl Faults {
             if fault.skip > 0 {
                 fault.skip -= 1;
             } else if answer.is_none() && fault.times > 0 {
-                fault.times = if fault.times == u64::MAX {
-                    u64::MAX
-                } else {
-                    fault.times - 1
-                };
+                fault.times = if fault.times == u64::MAX { u64::MAX } else { fault.times - 1 };
                 answer = Some(fault.status);
             }
         }

@@ -19,26 +19,18 @@ impl Headers {
     /// The first value of `name`, in any case.
     pub fn get(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
         let name = key(name.as_ref());
-        self.0
-            .iter()
-            .find(|(k, _)| *k == name)
-            .map(|(_, v)| v.as_slice())
+        self.0.iter().find(|(k, _)| *k == name).map(|(_, v)| v.as_slice())
     }
 
     /// The first value of `name` as text; bytes that are not UTF-8 are replaced.
     pub fn text(&self, name: impl AsRef<[u8]>) -> Option<String> {
-        self.get(name)
-            .map(|v| String::from_utf8_lossy(v).into_owned())
+        self.get(name).map(|v| String::from_utf8_lossy(v).into_owned())
     }
 
     /// All values of `name`, in order.
     pub fn get_all(&self, name: impl AsRef<[u8]>) -> Vec<&[u8]> {
         let name = key(name.as_ref());
-        self.0
-            .iter()
-            .filter(|(k, _)| *k == name)
-            .map(|(_, v)| v.as_slice())
-            .collect()
+        self.0.iter().filter(|(k, _)| *k == name).map(|(_, v)| v.as_slice()).collect()
     }
 
     /// Leaves one value of `name`: at the place of the first one, or at the end.
@@ -90,19 +82,14 @@ impl Headers {
     /// Whether this is a gRPC message by its content type.
     pub fn is_grpc(&self) -> bool {
         self.get("content-type").is_some_and(|v| {
-            v.strip_prefix(b"application/grpc")
-                .is_some_and(|rest| matches!(rest, [] | [b'+', ..]))
+            v.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+', ..]))
         })
     }
 }
 
 fn key(name: &[u8]) -> Vec<u8> {
     let name = name.to_ascii_lowercase();
-    if name == b"host" {
-        b":authority".to_vec()
-    } else {
-        name
-    }
+    if name == b"host" { b":authority".to_vec() } else { name }
 }
 
 impl<K: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(K, V)> for Headers {
@@ -125,10 +112,7 @@ impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut map = f.debug_map();
         for (name, value) in &self.0 {
-            map.entry(
-                &String::from_utf8_lossy(name),
-                &String::from_utf8_lossy(value),
-            );
+            map.entry(&String::from_utf8_lossy(name), &String::from_utf8_lossy(value));
         }
         map.finish()
     }

@@ -126,12 +126,7 @@ impl MetricsHandle {
 
     /// What a histogram holds.
     pub fn histogram(&self, name: impl AsRef<[u8]>) -> Option<Histogram> {
-        match self
-            .world
-            .borrow()
-            .metrics
-            .find(Kind::Histogram, name.as_ref())
-        {
+        match self.world.borrow().metrics.find(Kind::Histogram, name.as_ref()) {
             Some(Cell::Histogram(h)) => Some(h.clone()),
             _ => None,
         }
@@ -149,11 +144,7 @@ impl MetricsHandle {
     /// The names of all metrics that were ever defined, sorted, each once.
     pub fn names(&self) -> Vec<String> {
         let world = self.world.borrow();
-        let names = world
-            .metrics
-            .index
-            .keys()
-            .map(|(_, n)| String::from_utf8_lossy(n).into());
+        let names = world.metrics.index.keys().map(|(_, n)| String::from_utf8_lossy(n).into());
         let mut names: Vec<String> = names.collect();
         names.sort();
         names.dedup();

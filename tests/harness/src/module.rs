@@ -61,10 +61,8 @@ impl Module {
                 return Err(Error::UnknownImport { module, name });
             }
         }
-        let mut imports: Vec<_> = module
-            .imports()
-            .map(|i| format!("{}::{}", i.module(), i.name()))
-            .collect();
+        let mut imports: Vec<_> =
+            module.imports().map(|i| format!("{}::{}", i.module(), i.name())).collect();
         imports.sort();
         let mut exports: Vec<_> = module.exports().map(|e| e.name().to_owned()).collect();
         exports.sort();
@@ -81,14 +79,7 @@ impl Module {
         let mut linker = Linker::new(&engine);
         hostcalls::link(&mut linker).map_err(Error::Link)?;
         let pre = linker.instantiate_pre(&module).map_err(Error::Link)?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                pre,
-                imports,
-                exports,
-                fuel,
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { pre, imports, exports, fuel }) })
     }
 
     /// All imports as `module::name`, sorted: the boundary, for a golden file.

@@ -75,9 +75,7 @@ impl Outcome {
 
     /// The route's timeout passed.
     pub fn timeout(address: impl Into<String>) -> Self {
-        Self::status(504, address)
-            .flags(4)
-            .details("response_timeout")
+        Self::status(504, address).flags(4).details("response_timeout")
     }
 
     /// The upstream closed the connection before it answered.
@@ -88,9 +86,8 @@ impl Outcome {
 
     /// The client went away before a response.
     pub fn client_gone(address: impl Into<String>) -> Self {
-        let mut outcome = Self::status(0, address)
-            .flags(16_384)
-            .details("downstream_remote_disconnect");
+        let mut outcome =
+            Self::status(0, address).flags(16_384).details("downstream_remote_disconnect");
         outcome.response_code = None;
         outcome
     }
@@ -136,11 +133,7 @@ impl Outcome {
 
     /// A filter behind this one answered.
     pub fn local_reply(code: u32) -> Self {
-        Self {
-            response_code: Some(code),
-            details: Some(String::new()),
-            ..Self::default()
-        }
+        Self { response_code: Some(code), details: Some(String::new()), ..Self::default() }
     }
 
     /// Refused before any filter saw it, as for headers that are too large; see
@@ -220,10 +213,7 @@ impl Outcome {
             headers.add(name, value);
         }
         if let Some(time) = self.service_time {
-            headers.set(
-                "x-envoy-upstream-service-time",
-                time.as_millis().to_string(),
-            );
+            headers.set("x-envoy-upstream-service-time", time.as_millis().to_string());
         }
         headers
     }

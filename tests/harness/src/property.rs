@@ -42,12 +42,7 @@ impl Value {
     }
 
     fn of_headers(headers: &Headers) -> Self {
-        Self::Map(
-            headers
-                .iter()
-                .map(|(k, v)| (k.to_vec(), v.to_vec()))
-                .collect(),
-        )
+        Self::Map(headers.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect())
     }
 
     fn text(text: &str) -> Self {
@@ -107,13 +102,7 @@ pub(crate) fn join(path: &[&str]) -> Vec<u8> {
 
 /// Whether a property set for the whole Envoy is also there without a request at hand.
 pub(crate) fn is_global(path: &[u8]) -> bool {
-    const GLOBAL: [&[u8]; 5] = [
-        b"node",
-        b"xds\0node",
-        b"plugin_",
-        b"listener_",
-        b"xds\0listener_",
-    ];
+    const GLOBAL: [&[u8]; 5] = [b"node", b"xds\0node", b"plugin_", b"listener_", b"xds\0listener_"];
     GLOBAL.iter().any(|prefix| path.starts_with(prefix))
 }
 
@@ -162,9 +151,7 @@ fn request(stream: &StreamState, rest: &[&[u8]]) -> Option<Value> {
         [b"useragent"] => header("user-agent"),
         [b"referer"] => header("referer"),
         [b"protocol"] => Some(Value::text("HTTP/1.1")),
-        [b"time"] => Some(Value::Int(
-            i64::try_from(stream.started_wall).unwrap_or(i64::MAX),
-        )),
+        [b"time"] => Some(Value::Int(i64::try_from(stream.started_wall).unwrap_or(i64::MAX))),
         [b"duration"] => stream.outcome.as_ref()?.duration.map(Value::nanos),
         [b"total_size"] => Some(Value::Int(headers.byte_size() as i64)),
         _ => None,
@@ -177,9 +164,7 @@ fn response(stream: &StreamState, rest: &[&[u8]]) -> Option<Value> {
         [b"headers"] => Some(Value::of_headers(&stream.response_headers)),
         [b"headers", name] => stream.response_headers.get(name).map(Value::from),
         [b"trailers", name] => stream.response_trailers.get(name).map(Value::from),
-        [b"code"] => outcome
-            .response_code
-            .map(|code| Value::Int(i64::from(code))),
+        [b"code"] => outcome.response_code.map(|code| Value::Int(i64::from(code))),
         [b"code_details"] => outcome.details.as_deref().map(Value::text),
         [b"flags"] => Some(Value::Int(outcome.flags as i64)),
         [b"grpc_status"] => grpc_status(stream, outcome).map(|s| Value::Int(i64::from(s))),
@@ -192,14 +177,13 @@ fn response(stream: &StreamState, rest: &[&[u8]]) -> Option<Value> {
 fn upstream(outcome: Option<&Outcome>, name: &[u8]) -> Option<Value> {
     match name {
         // Zero before the router has run.
-        b"request_attempt_count" => Some(Value::Int(
-            outcome.map_or(0, |o| i64::from(o.attempt_count)),
-        )),
+        b"request_attempt_count" => {
+            Some(Value::Int(outcome.map_or(0, |o| i64::from(o.attempt_count))))
+        }
         b"address" => outcome?.upstream_address.as_deref().map(Value::text),
-        b"transport_failure_reason" => outcome?
-            .transport_failure_reason
-            .as_deref()
-            .map(Value::text),
+        b"transport_failure_reason" => {
+            outcome?.transport_failure_reason.as_deref().map(Value::text)
+        }
         b"cx_pool_ready_duration" => outcome?.connect_duration.map(Value::nanos),
         _ => None,
     }

@@ -49,9 +49,7 @@ impl Worker<'_> {
         let callback = vm.callbacks.request_headers.clone();
         let params = (context, count, u32::from(end_of_stream));
         let called = vm.call(context, "proxy_on_request_headers", callback, params);
-        settle_action(&handle.state, called, |reach, live| {
-            reach.request_headers = live
-        });
+        settle_action(&handle.state, called, |reach, live| reach.request_headers = live);
         handle
     }
 
@@ -73,12 +71,7 @@ impl Worker<'_> {
         world.next_connection_id += 1;
         let (started, wall) = (world.clock.elapsed, world.clock.wall());
         let state = StreamState::new(request, started, wall, connection);
-        Request {
-            state: Rc::new(RefCell::new(state)),
-            worker: self.worker,
-            vm: 0,
-            context: 0,
-        }
+        Request { state: Rc::new(RefCell::new(state)), worker: self.worker, vm: 0, context: 0 }
     }
 }
 
@@ -87,13 +80,9 @@ fn create(slot: &mut Slot, handle: &mut Request) {
     let root = slot.root;
     let context = slot.vm.new_context();
     (handle.vm, handle.context) = (slot.vm.id, context);
-    slot.vm
-        .guest_mut()
-        .streams
-        .insert(context, (root, Rc::clone(&handle.state)));
+    slot.vm.guest_mut().streams.insert(context, (root, Rc::clone(&handle.state)));
     let create = slot.vm.callbacks.context_create.clone();
-    slot.vm
-        .call(context, "proxy_on_context_create", create, (context, root));
+    slot.vm.call(context, "proxy_on_context_create", create, (context, root));
 }
 
 /// What a header callback's answer means: the map stays in reach while the stream is paused.
@@ -123,15 +112,8 @@ impl Envoy {
     /// # Panics
     /// When there is no such worker.
     pub fn worker(&mut self, worker: usize) -> Worker<'_> {
-        assert!(
-            worker < self.workers(),
-            "this Envoy has {} workers",
-            self.workers()
-        );
-        Worker {
-            envoy: self,
-            worker,
-        }
+        assert!(worker < self.workers(), "this Envoy has {} workers", self.workers());
+        Worker { envoy: self, worker }
     }
 
     /// A part of the request's body; the guest may change it.
@@ -153,9 +135,7 @@ impl Envoy {
         let callback = vm.callbacks.request_body.clone();
         let params = (request.context, size, u32::from(end_of_stream));
         let called = vm.call(request.context, "proxy_on_request_body", callback, params);
-        settle_action(&request.state, called, |reach, live| {
-            reach.request_body = live
-        });
+        settle_action(&request.state, called, |reach, live| reach.request_body = live);
         request.action()
     }
 
@@ -172,15 +152,8 @@ impl Envoy {
         };
         let callback = vm.callbacks.request_trailers.clone();
         let params = (request.context, count);
-        let called = vm.call(
-            request.context,
-            "proxy_on_request_trailers",
-            callback,
-            params,
-        );
-        settle_action(&request.state, called, |reach, live| {
-            reach.request_trailers = live
-        });
+        let called = vm.call(request.context, "proxy_on_request_trailers", callback, params);
+        settle_action(&request.state, called, |reach, live| reach.request_trailers = live);
         request.action()
     }
 
@@ -218,10 +191,7 @@ impl Envoy {
                 let mut state = request.state.borrow_mut();
                 state.reach.request_headers = false;
                 state.reach.response_headers = true;
-                (
-                    state.response_headers.len() as u32,
-                    state.response_trailers.len() as u32,
-                )
+                (state.response_headers.len() as u32, state.response_trailers.len() as u32)
             };
             let context = request.context;
             if headers > 0 {
@@ -240,12 +210,7 @@ impl Envoy {
             if trailers > 0 {
                 request.state.borrow_mut().reach.response_trailers = true;
                 let callback = vm.callbacks.response_trailers.clone();
-                vm.call(
-                    context,
-                    "proxy_on_response_trailers",
-                    callback,
-                    (context, trailers),
-                );
+                vm.call(context, "proxy_on_response_trailers", callback, (context, trailers));
                 request.state.borrow_mut().reach.response_trailers = false;
             }
             let state = request.state.borrow();
@@ -327,10 +292,7 @@ impl Envoy {
             return;
         }
         let context = request.context;
-        request.state.borrow_mut().reach = Reach {
-            log: true,
-            ..Reach::default()
-        };
+        request.state.borrow_mut().reach = Reach { log: true, ..Reach::default() };
         if let Some(vm) = self.vm_of(request) {
             let log = vm.callbacks.log.clone();
             vm.call(context, "proxy_on_log", log, (context,));
@@ -354,10 +316,7 @@ impl Envoy {
     fn access_log(&mut self, request: &Request) {
         let Slot { vm, logger, .. } = &mut self.slots[request.worker + 1];
         let Some(logger) = *logger else { return };
-        let reach = Reach {
-            log: true,
-            ..Reach::default()
-        };
+        let reach = Reach { log: true, ..Reach::default() };
         let before = std::mem::replace(&mut request.state.borrow_mut().reach, reach);
         set_logged(vm, logger, Some(Rc::clone(&request.state)));
         let log = vm.callbacks.log.clone();
@@ -393,14 +352,6 @@ fn of_reply(reply: &LocalReply, grpc: bool) -> Response {
         }
         (reply.status, reply.body.clone())
     };
-    reply
-        .headers
-        .iter()
-        .for_each(|(name, value)| headers.add(name, value));
-    Response {
-        status: Some(status),
-        headers,
-        body,
-        trailers: Headers::new(),
-    }
+    reply.headers.iter().for_each(|(name, value)| headers.add(name, value));
+    Response { status: Some(status), headers, body, trailers: Headers::new() }
 }

@@ -57,11 +57,7 @@ pub struct SharedDataHandle {
 impl SharedDataHandle {
     /// The value and its compare-and-swap number.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Option<(Vec<u8>, u32)> {
-        self.world
-            .borrow()
-            .shared
-            .get(&self.vm_id, key.as_ref())
-            .cloned()
+        self.world.borrow().shared.get(&self.vm_id, key.as_ref()).cloned()
     }
 
     /// Sets a value whatever is there; the new compare-and-swap number.
@@ -80,18 +76,14 @@ impl SharedDataHandle {
         cas: u32,
     ) -> Result<u32, Status> {
         let value = value.as_ref().to_vec();
-        self.world
-            .borrow_mut()
-            .shared
-            .set(&self.vm_id, key.as_ref(), value, cas)
+        self.world.borrow_mut().shared.set(&self.vm_id, key.as_ref(), value, cas)
     }
 
     /// All keys in order. A guest has no such call.
     pub fn keys(&self) -> Vec<Vec<u8>> {
         let world = self.world.borrow();
         let data = world.shared.by_vm_id.get(&self.vm_id);
-        data.map(|d| d.keys().cloned().collect())
-            .unwrap_or_default()
+        data.map(|d| d.keys().cloned().collect()).unwrap_or_default()
     }
 
     /// Forgets everything, as Envoy does when the last VM with this vm_id goes away.
@@ -121,16 +113,9 @@ impl Queues {
         context: u32,
     ) -> u32 {
         // The canary lives on the main thread: its queue's callbacks go to whatever VM is there later.
-        let thread = if thread == Thread::Canary {
-            Thread::Main
-        } else {
-            thread
-        };
+        let thread = if thread == Thread::Canary { Thread::Main } else { thread };
         let next = self.tokens.len() as u32 + 1;
-        let token = *self
-            .tokens
-            .entry((vm_id.to_owned(), name.to_vec()))
-            .or_insert(next);
+        let token = *self.tokens.entry((vm_id.to_owned(), name.to_vec())).or_insert(next);
         let queue = self.queues.entry(token).or_insert_with(|| Queue {
             items: VecDeque::new(),
             thread,
@@ -147,11 +132,7 @@ impl Queues {
     pub(crate) fn enqueue(&mut self, token: u32, item: Vec<u8>) -> Result<Event, Status> {
         let queue = self.queues.get_mut(&token).ok_or(Status::NotFound)?;
         queue.items.push_back(item);
-        Ok(Event::QueueReady {
-            thread: queue.thread,
-            context: queue.context,
-            token,
-        })
+        Ok(Event::QueueReady { thread: queue.thread, context: queue.context, token })
     }
 
     pub(crate) fn dequeue(&mut self, token: u32) -> Result<Vec<u8>, Status> {
@@ -171,11 +152,7 @@ impl QueuesHandle {
     /// The names of all registered queues, in order.
     pub fn names(&self) -> Vec<Vec<u8>> {
         let world = self.world.borrow();
-        let names = world
-            .queues
-            .tokens
-            .keys()
-            .filter(|(vm_id, _)| *vm_id == self.vm_id);
+        let names = world.queues.tokens.keys().filter(|(vm_id, _)| *vm_id == self.vm_id);
         names.map(|(_, name)| name.clone()).collect()
     }
 
@@ -204,10 +181,7 @@ impl QueuesHandle {
     /// [`Status::NotFound`] when nobody registered the queue.
     pub fn enqueue(&self, name: impl AsRef<[u8]>, item: impl AsRef<[u8]>) -> Result<(), Status> {
         let mut world = self.world.borrow_mut();
-        let token = world
-            .queues
-            .resolve(&self.vm_id, name.as_ref())
-            .ok_or(Status::NotFound)?;
+        let token = world.queues.resolve(&self.vm_id, name.as_ref()).ok_or(Status::NotFound)?;
         let event = world.queues.enqueue(token, item.as_ref().to_vec())?;
         world.events.push_back(event);
         Ok(())

@@ -92,11 +92,7 @@ impl RequestBuilder {
 
 impl From<Headers> for RequestBuilder {
     fn from(headers: Headers) -> Self {
-        Self {
-            headers,
-            properties: BTreeMap::new(),
-            end_of_stream: true,
-        }
+        Self { headers, properties: BTreeMap::new(), end_of_stream: true }
     }
 }
 
@@ -243,28 +239,18 @@ impl Request {
 
     /// Sets a filter-state value, as a filter before this one could.
     pub fn set_filter_state(&self, name: impl AsRef<[u8]>, value: impl Into<Vec<u8>>) {
-        self.state
-            .borrow_mut()
-            .filter_state
-            .insert(name.as_ref().to_vec(), value.into());
+        self.state.borrow_mut().filter_state.insert(name.as_ref().to_vec(), value.into());
     }
 
     /// The names of all filter-state values, in order.
     pub fn filter_state_names(&self) -> Vec<String> {
         let state = self.state.borrow();
-        state
-            .filter_state
-            .keys()
-            .map(|k| String::from_utf8_lossy(k).into_owned())
-            .collect()
+        state.filter_state.keys().map(|k| String::from_utf8_lossy(k).into_owned()).collect()
     }
 
     /// Sets a property from now on, over everything that Envoy would answer.
     pub fn set_property(&self, path: &[&str], value: impl Into<Value>) {
-        self.state
-            .borrow_mut()
-            .properties
-            .insert(join(path), value.into());
+        self.state.borrow_mut().properties.insert(join(path), value.into());
     }
 
     /// How often the route's cache was cleared: by each write to the request's headers, and by

@@ -57,11 +57,7 @@ pub struct Trap {
 
 impl fmt::Display for Trap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "trap in {} on {}: {}",
-            self.callback, self.thread, self.message
-        )
+        write!(f, "trap in {} on {}: {}", self.callback, self.thread, self.message)
     }
 }
 
@@ -121,11 +117,7 @@ impl Guest {
     /// The context that a host call acts for.
     pub(crate) fn context(&self) -> u32 {
         let exists = |id| self.streams.contains_key(&id) || self.roots.iter().any(|r| r.id == id);
-        if self.effective != 0 && exists(self.effective) {
-            self.effective
-        } else {
-            self.current
-        }
+        if self.effective != 0 && exists(self.effective) { self.effective } else { self.current }
     }
 
     /// The request of that context, if it has one.
@@ -140,9 +132,7 @@ impl Guest {
     /// The root of that context.
     pub(crate) fn root_id(&self) -> u32 {
         let context = self.context();
-        self.streams
-            .get(&context)
-            .map_or(context, |(root, _)| *root)
+        self.streams.get(&context).map_or(context, |(root, _)| *root)
     }
 
     pub(crate) fn root_mut(&mut self) -> Option<&mut Root> {
@@ -208,8 +198,7 @@ fn typed<P: WasmParams, R: WasmResults>(
         return Ok(None);
     }
     let func = instance.get_typed_func(store, name);
-    func.map(Some)
-        .map_err(|source| Error::ExportType { name, source })
+    func.map(Some).map_err(|source| Error::ExportType { name, source })
 }
 
 /// A running or a dead VM.
@@ -238,9 +227,7 @@ impl Vm {
             thread,
             memory: None,
             allocate: None,
-            limits: StoreLimitsBuilder::new()
-                .memory_size(setup.memory_limit)
-                .build(),
+            limits: StoreLimitsBuilder::new().memory_size(setup.memory_limit).build(),
             roots: Vec::new(),
             streams: HashMap::new(),
             next_context: 1,
@@ -267,14 +254,7 @@ impl Vm {
         store.data_mut().allocate = allocate;
         let callbacks = Callbacks::find(&instance, &mut store)?;
         let fuel = module.counts_fuel().then(|| setup.fuel.unwrap_or(u64::MAX));
-        let mut vm = Self {
-            store,
-            callbacks,
-            id,
-            thread,
-            dead: false,
-            fuel,
-        };
+        let mut vm = Self { store, callbacks, id, thread, dead: false, fuel };
         // A reactor has the one, a command the other; Envoy prefers the reactor's.
         let (name, start) = match vm.callbacks.initialize.clone() {
             Some(initialize) => ("_initialize", Some(initialize)),
@@ -314,11 +294,7 @@ impl Vm {
             if started == Some(0) {
                 return Err(Error::StartRefused);
             }
-            let configuration = self
-                .guest()
-                .roots
-                .last()
-                .map(|r| Rc::clone(&r.configuration));
+            let configuration = self.guest().roots.last().map(|r| Rc::clone(&r.configuration));
             self.guest_mut().incoming.configuration = configuration;
         }
         let configure = self.callbacks.configure.clone();
@@ -347,9 +323,7 @@ impl Vm {
     }
 
     pub(crate) fn memory_pages(&self) -> u64 {
-        self.guest()
-            .memory
-            .map_or(0, |memory| memory.size(&self.store))
+        self.guest().memory.map_or(0, |memory| memory.size(&self.store))
     }
 
     /// Calls the guest for a context, unless the VM is dead.
@@ -412,9 +386,5 @@ impl Drop for Vm {
 }
 
 fn trap(store: &Store<Guest>, callback: &'static str, error: &wasmtime::Error) -> Trap {
-    Trap {
-        thread: store.data().thread,
-        callback,
-        message: format!("{error:?}"),
-    }
+    Trap { thread: store.data().thread, callback, message: format!("{error:?}") }
 }

@@ -33,11 +33,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(start_nanos: u64, step_nanos: u64, seed: u64) -> Self {
         Self {
-            clock: Clock {
-                elapsed: 0,
-                wall_offset: i128::from(start_nanos),
-                step: step_nanos,
-            },
+            clock: Clock { elapsed: 0, wall_offset: i128::from(start_nanos), step: step_nanos },
             random: Random(seed),
             shared: SharedData::default(),
             queues: Queues::default(),
@@ -57,12 +53,7 @@ impl World {
             self.logs.pop_front();
         }
         let at = self.clock.elapsed;
-        self.logs.push_back(LogLine {
-            thread,
-            level,
-            message,
-            at_nanos: at,
-        });
+        self.logs.push_back(LogLine { thread, level, message, at_nanos: at });
     }
 }
 
@@ -84,15 +75,8 @@ pub struct LogLine {
 
 /// What is on its way to a VM.
 pub(crate) enum Event {
-    QueueReady {
-        thread: Thread,
-        context: u32,
-        token: u32,
-    },
-    Upstream {
-        key: CallKey,
-        what: UpstreamEvent,
-    },
+    QueueReady { thread: Thread, context: u32, token: u32 },
+    Upstream { key: CallKey, what: UpstreamEvent },
 }
 
 /// The virtual clock. It stands still unless it is advanced, or stepped at each reading.

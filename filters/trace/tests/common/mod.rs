@@ -1,10 +1,6 @@
 //! A request that goes through [`propagate`] and what comes out, applied as Envoy applies it.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test binary uses its own part of this module"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this module")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use pintle_trace::{Config, Context, Edit, Edits, Policy, is_field_value, propagate};
@@ -55,13 +51,7 @@ pub const FORWARDING: &str = r#"{}"#;
 pub fn send_bytes(config: &Config, policy: &Policy, headers: &[(&[u8], &[u8])]) -> Sent {
     let mut edits = Edits::new();
     let mut rng = StdRng::seed_from_u64(1);
-    let context = propagate(
-        config,
-        policy,
-        headers.iter().copied(),
-        &mut rng,
-        &mut edits,
-    );
+    let context = propagate(config, policy, headers.iter().copied(), &mut rng, &mut edits);
     let mut out: Vec<(String, Vec<u8>)> = headers
         .iter()
         .map(|(n, v)| (String::from_utf8_lossy(n).to_ascii_lowercase(), v.to_vec()))
@@ -76,17 +66,10 @@ pub fn send_bytes(config: &Config, policy: &Policy, headers: &[(&[u8], &[u8])]) 
             }
         }
     }
-    Sent {
-        context,
-        headers: out,
-        edits: edits.len(),
-    }
+    Sent { context, headers: out, edits: edits.len() }
 }
 
 pub fn send(json: &str, headers: &[(&str, &str)]) -> Sent {
-    let headers: Vec<_> = headers
-        .iter()
-        .map(|(n, v)| (n.as_bytes(), v.as_bytes()))
-        .collect();
+    let headers: Vec<_> = headers.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes())).collect();
     send_bytes(&config(json), &policy("{}"), &headers)
 }

@@ -49,10 +49,8 @@ pub(super) async fn check(address: &str, socket: &str) -> Vec<Finding> {
         findings.extend(sync_cluster(&clusters, socket));
     }
     if let Ok(listeners) = envoy.get::<Value>("/listeners?format=json").await {
-        let count = listeners
-            .get("listener_statuses")
-            .and_then(Value::as_array)
-            .map_or(0, Vec::len);
+        let count =
+            listeners.get("listener_statuses").and_then(Value::as_array).map_or(0, Vec::len);
         findings.push(if count > 0 {
             Finding::good("listeners", format!("{count} listening"))
         } else {
@@ -84,7 +82,14 @@ pub fn judge(dump: &Value, socket: &str) -> Vec<Finding> {
             "give the sync cluster's endpoint address {pipe: {path: ...}} the agent's --socket",
         ));
     }
-    findings
+    // What is static stands in a dump twice: in the bootstrap and in its own section.
+    let mut once: Vec<Finding> = Vec::new();
+    for finding in findings {
+        if !once.contains(&finding) {
+            once.push(finding);
+        }
+    }
+    once
 }
 
 fn visit<'a>(value: &'a Value, found: &mut impl FnMut(&'a Object)) {
@@ -111,8 +116,7 @@ fn text<'a>(object: &'a Object, key: &str) -> Option<&'a str> {
 
 fn at<'a>(object: &'a Object, path: &[&str]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
-    rest.iter()
-        .try_fold(object.get(*first)?, |value, key| value.get(*key))
+    rest.iter().try_fold(object.get(*first)?, |value, key| value.get(*key))
 }
 
 /// A protobuf duration such as `0.010s`.
@@ -121,9 +125,7 @@ fn seconds(value: Option<&Value>) -> Option<f64> {
 }
 
 fn node(all: &[&Object]) -> Option<Finding> {
-    let node = all
-        .iter()
-        .find_map(|object| object.get("node").and_then(Value::as_object))?;
+    let node = all.iter().find_map(|object| object.get("node").and_then(Value::as_object))?;
     let named = |key| text(node, key).is_some_and(|value| !value.is_empty());
     Some(if named("id") && named("cluster") {
         Finding::good("node", format!("id {}", text(node, "id").unwrap_or_default()))
@@ -231,17 +233,16 @@ fn headers(all: &[&Object]) -> Vec<Finding> {
     }
     let managers: Vec<&&Object> = all
         .iter()
-        .filter(|object| {
-            object.contains_key("stat_prefix") && object.contains_key("http_filters")
-        })
+        .filter(|object| object.contains_key("stat_prefix") && object.contains_key("http_filters"))
         .collect();
     for header in &sources {
         let what = format!("header {header}");
-        let open: Vec<&str> = managers
+        let open: BTreeSet<&str> = managers
             .iter()
             .filter(|manager| !strips(manager, header))
             .filter_map(|manager| text(manager, "stat_prefix"))
             .collect();
+        let open: Vec<&str> = open.into_iter().collect();
         findings.push(if open.is_empty() {
             Finding::good(&what, "a client's copy is removed before use")
         } else {
@@ -283,15 +284,12 @@ fn strips(manager: &Object, header: &str) -> bool {
     let internal = route.and_then(|route| route.get("internal_only_headers")?.as_array());
     let remote = manager.get("use_remote_address") == Some(&Value::Bool(true));
     found
-        || remote
-            && internal.is_some_and(|list| list.iter().any(|it| it.as_str() == Some(header)))
+        || remote && internal.is_some_and(|list| list.iter().any(|it| it.as_str() == Some(header)))
 }
 
 fn original_dst(all: &[&Object]) -> Vec<Finding> {
-    let by_header = all
-        .iter()
-        .filter_map(|object| object.get("original_dst_lb_config"))
-        .any(|config| {
+    let by_header =
+        all.iter().filter_map(|object| object.get("original_dst_lb_config")).any(|config| {
             config.get("use_http_header") == Some(&Value::Bool(true))
                 || config.get("http_header_name").is_some_and(|name| name != "")
         });

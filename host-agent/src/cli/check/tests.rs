@@ -150,11 +150,8 @@ async fn a_running_envoy_is_asked_for_all_of_it() {
     ])
     .await;
     let findings = envoy::check(&server.address().to_string(), SOCK).await;
-    let wrong: Vec<_> = findings
-        .iter()
-        .filter(|it| it.state != State::Good)
-        .map(|it| it.detail.as_str())
-        .collect();
+    let wrong: Vec<_> =
+        findings.iter().filter(|it| it.state != State::Good).map(|it| it.detail.as_str()).collect();
     assert_eq!(
         wrong,
         [

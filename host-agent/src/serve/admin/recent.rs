@@ -21,10 +21,7 @@ pub struct Recent {
 
 impl Default for Recent {
     fn default() -> Self {
-        Self {
-            last: Arc::default(),
-            coming: broadcast::channel(REMEMBERED).0,
-        }
+        Self { last: Arc::default(), coming: broadcast::channel(REMEMBERED).0 }
     }
 }
 

@@ -46,10 +46,7 @@ impl Drop for Made {
 }
 
 fn version(sequence: u64) -> Version {
-    Version {
-        epoch: 1_764_000_000_000,
-        sequence,
-    }
+    Version { epoch: 1_764_000_000_000, sequence }
 }
 
 fn sample(stale: bool) -> Snapshot {
@@ -68,11 +65,7 @@ fn sample(stale: bool) -> Snapshot {
             endpoints,
             policy: r#"{"select":{"strategy":"p2c"}}"#.to_owned(),
         };
-        let service = Service {
-            table,
-            frame: Vec::new(),
-            seen_at: SystemTime::now(),
-        };
+        let service = Service { table, frame: Vec::new(), seen_at: SystemTime::now() };
         (name.to_owned(), Arc::new(service))
     };
     let ago = |seconds| SystemTime::now() - Duration::from_secs(seconds);
@@ -137,11 +130,7 @@ fn traffic(fleet: &Fleet, round: u64) {
         version: version(42),
         services: vec![ServiceReport {
             service: "orders".to_owned(),
-            requests: vec![RequestCount {
-                method: 0,
-                code: 200,
-                count: round * 90,
-            }],
+            requests: vec![RequestCount { method: 0, code: 200, count: round * 90 }],
             latency: vec![0, 0, 0, round * 90],
             latency_sum_us: round * 90 * 8_000,
             in_flight: 4,
@@ -188,11 +177,7 @@ impl Made {
             traffic(&fleet, round);
             fleet.tick(When::now());
         }
-        let applied = Applied {
-            worker: 0xabcd,
-            workers: 1,
-            version: version(42),
-        };
+        let applied = Applied { worker: 0xabcd, workers: 1, version: version(42) };
         fleet.received("envoy-1", Up::Applied(applied), When::now());
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let nanos = u64::try_from(wall.as_nanos()).unwrap();
@@ -230,14 +215,7 @@ impl Made {
             },
         );
         tokio::spawn(admin.serve(listener));
-        Self {
-            address,
-            snapshots,
-            activities,
-            stop,
-            _sources: sources,
-            _reported: reported,
-        }
+        Self { address, snapshots, activities, stop, _sources: sources, _reported: reported }
     }
 
     async fn raw(&self, request: &str) -> String {
@@ -362,9 +340,7 @@ async fn only_hosts_that_dns_cannot_rebind_are_served() {
         ("", 403),
     ] {
         let answer = made
-            .raw(&format!(
-                "GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
-            ))
+            .raw(&format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"))
             .await;
         let status = answer.split(' ').nth(1).unwrap();
         assert_eq!(status, expect.to_string(), "{host}");

@@ -407,10 +407,7 @@ fn stamp(at: Now) -> Option<String> {
 /// Text from outside, without control characters and not too long.
 #[must_use]
 pub fn clean(text: &str) -> String {
-    text.chars()
-        .take(MAX_TEXT)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    text.chars().take(MAX_TEXT).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 impl ReadyJson {
@@ -471,10 +468,8 @@ impl ServiceJson {
         let unknown = ServiceView::default();
         let view = view.unwrap_or(&unknown);
         let requests: u64 = view.requests.values().sum();
-        let failed = view
-            .requests
-            .iter()
-            .filter(|((_, code), _)| *code == 0 || (500..600).contains(code));
+        let failed =
+            view.requests.iter().filter(|((_, code), _)| *code == 0 || (500..600).contains(code));
         let timed: u64 = view.latency.iter().sum();
         let none = EndpointView::default();
         Self {
@@ -525,11 +520,7 @@ impl EndpointJson {
             requests: view.requests,
             failures: view.failures,
             rate: round(view.rate),
-            share: if rate > 0.01 {
-                round(view.rate / rate)
-            } else {
-                0.0
-            },
+            share: if rate > 0.01 { round(view.rate / rate) } else { 0.0 },
             breaker: BreakerJson::of(view),
             opinion: opinion(endpoint),
             force: force(endpoint),
@@ -564,10 +555,7 @@ fn force(endpoint: &Endpoint) -> Option<ForceJson> {
         ForceAction::Close => "close",
         ForceAction::Clear => "clear",
     };
-    Some(ForceJson {
-        action: action.to_owned(),
-        until: time(fleet::wall(force.until)),
-    })
+    Some(ForceJson { action: action.to_owned(), until: time(fleet::wall(force.until)) })
 }
 
 impl BreakerJson {
@@ -617,9 +605,7 @@ impl BreakersJson {
                 (all || interesting).then_some(row)
             })
         });
-        Self {
-            breakers: rows.take(limit).collect(),
-        }
+        Self { breakers: rows.take(limit).collect() }
     }
 }
 

@@ -53,10 +53,7 @@ impl Assignment {
         // DefaultHasher::new has fixed keys.
         let mut hasher = DefaultHasher::new();
         hasher.write(&bytes);
-        Self {
-            fingerprint: hasher.finish(),
-            bytes,
-        }
+        Self { fingerprint: hasher.finish(), bytes }
     }
 }
 
@@ -95,10 +92,7 @@ pub fn assignment(table: &Table) -> pb::ClusterLoadAssignment {
 }
 
 fn scaled(endpoints: &[&Endpoint]) -> Vec<pb::LbEndpoint> {
-    let sum: u64 = endpoints
-        .iter()
-        .map(|endpoint| u64::from(endpoint.weight))
-        .sum();
+    let sum: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
     let divisor = sum.div_ceil(u64::from(u32::MAX)).max(1);
     // With a divisor every weight rounds down but those that become 1: halve once more for them.
     let divisor = if divisor > 1 { divisor + 1 } else { 1 };

@@ -4,6 +4,7 @@
 #![allow(
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     clippy::use_self,
     unused_qualifications,
     elided_lifetimes_in_paths,

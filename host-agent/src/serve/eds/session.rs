@@ -77,11 +77,8 @@ impl Session {
         if self.is_stale(&request.response_nonce) {
             return answer;
         }
-        let names: BTreeSet<String> = request
-            .resource_names
-            .into_iter()
-            .take(MAX_SUBSCRIBED)
-            .collect();
+        let names: BTreeSet<String> =
+            request.resource_names.into_iter().take(MAX_SUBSCRIBED).collect();
         // Asked for again means forgotten meanwhile.
         self.sent.retain(|name, _| names.contains(name));
         self.subscribed = names;
@@ -231,10 +228,7 @@ fn differs(service: &Arc<Service>, sent: Option<Sent>) -> Option<Assignment> {
 }
 
 fn any(assignment: Assignment) -> Any {
-    Any {
-        type_url: TYPE_URL.to_owned(),
-        value: assignment.bytes,
-    }
+    Any { type_url: TYPE_URL.to_owned(), value: assignment.bytes }
 }
 
 fn is_ours(type_url: &str) -> bool {

@@ -42,17 +42,11 @@ fn snapshot(sequence: u64, services: &[(&str, u64, u16)]) -> Snapshot {
     let services: BTreeMap<_, _> = services
         .iter()
         .map(|(name, version, count)| {
-            let endpoints = (1..=*count)
-                .map(|id| endpoint(id, 1, Health::Healthy, "z"))
-                .collect();
+            let endpoints = (1..=*count).map(|id| endpoint(id, 1, Health::Healthy, "z")).collect();
             ((*name).to_owned(), service(name, *version, endpoints))
         })
         .collect();
-    Snapshot {
-        version: version(sequence),
-        services,
-        ..Snapshot::default()
-    }
+    Snapshot { version: version(sequence), services, ..Snapshot::default() }
 }
 
 fn ask(names: &[&str], nonce: &str) -> DiscoveryRequest {
@@ -73,10 +67,7 @@ fn subscribe(names: &[&str]) -> DeltaDiscoveryRequest {
 }
 
 fn acknowledge(nonce: &str) -> DeltaDiscoveryRequest {
-    DeltaDiscoveryRequest {
-        response_nonce: nonce.to_owned(),
-        ..subscribe(&[])
-    }
+    DeltaDiscoveryRequest { response_nonce: nonce.to_owned(), ..subscribe(&[]) }
 }
 
 /// (name, number of hosts) of each resource.
@@ -125,10 +116,7 @@ fn a_refused_resource_is_not_repeated_until_it_changes() {
     let first = snapshot(1, &[("a", 1, 1)]);
     let response = session.respond(&first).unwrap();
     let nack = DiscoveryRequest {
-        error_detail: Some(RpcStatus {
-            code: 3,
-            message: "malformed".to_owned(),
-        }),
+        error_detail: Some(RpcStatus { code: 3, message: "malformed".to_owned() }),
         ..ask(&["a"], &response.nonce)
     };
     assert_eq!(session.request(nack), Answer::Nack("malformed".to_owned()));
@@ -210,11 +198,8 @@ fn a_reconnected_delta_client_is_sent_only_what_it_lacks() {
     session.delta_request(subscribe(&["a", "b"]));
     let response = session.respond_delta(&now).unwrap();
     let mut again = subscribe(&["a", "b"]);
-    again.initial_resource_versions = response
-        .resources
-        .into_iter()
-        .map(|resource| (resource.name, resource.version))
-        .collect();
+    again.initial_resource_versions =
+        response.resources.into_iter().map(|resource| (resource.name, resource.version)).collect();
     let mut session = Session::default();
     session.delta_request(again);
     assert!(session.respond_delta(&now).is_none());
@@ -260,10 +245,7 @@ fn health_weight_and_zone_are_said_in_envoys_terms() {
                 metadata: vec![("region".to_owned(), "eu".to_owned())],
                 ..endpoint(6, 3, Health::Healthy, "east")
             },
-            Endpoint {
-                id: "7".to_owned(),
-                ..endpoint(1, 9, Health::Healthy, "east")
-            },
+            Endpoint { id: "7".to_owned(), ..endpoint(1, 9, Health::Healthy, "east") },
         ],
         policy: String::new(),
     };
@@ -312,9 +294,7 @@ fn the_weights_of_a_locality_stay_below_envoys_limit() {
 
 #[test]
 fn the_bytes_are_those_of_envoys_own_messages() {
-    let table = service("a", 1, vec![endpoint(1, 7, Health::Healthy, "z")])
-        .table
-        .clone();
+    let table = service("a", 1, vec![endpoint(1, 7, Health::Healthy, "z")]).table.clone();
     // ClusterLoadAssignment{1: "a", 2: {1: {2: "z"}, 2: {1: {1: {1: {2: "10.0.0.1", 3: 8001}}},
     // 2: HEALTHY, 4: {1: 7}}}}, by the numbers in envoy/config/endpoint/v3.
     let address = b"\x12\x0810.0.0.1\x18\xc1\x3e";

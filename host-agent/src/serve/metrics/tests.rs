@@ -19,14 +19,10 @@ fn version(sequence: u64) -> Version {
 }
 
 fn snapshot(sequence: u64, endpoints: u16) -> Snapshot {
-    let mut endpoints: Vec<Endpoint> = (1..=endpoints)
-        .map(|i| Endpoint::new(format!("{i}"), ([10, 0, 0, 1], i).into()))
-        .collect();
+    let mut endpoints: Vec<Endpoint> =
+        (1..=endpoints).map(|i| Endpoint::new(format!("{i}"), ([10, 0, 0, 1], i).into())).collect();
     if let Some(first) = endpoints.first_mut() {
-        first.opinion = Some(Opinion {
-            expires_at: Now(u64::MAX),
-            reporters: 2,
-        });
+        first.opinion = Some(Opinion { expires_at: Now(u64::MAX), reporters: 2 });
     }
     let service = Service {
         table: Table {
@@ -77,12 +73,7 @@ fn made(max_endpoints: usize) -> Made {
     sources.etcd.last_seen = Some(SystemTime::now());
     let (sources, sources_rx) = watch::channel(sources);
     fleet.published(&rx.borrow(), When::now());
-    let hello = Hello {
-        proxy: "p".to_owned(),
-        worker: 1,
-        fence: 1,
-        have: Version::default(),
-    };
+    let hello = Hello { proxy: "p".to_owned(), worker: 1, fence: 1, have: Version::default() };
     fleet.connected(&hello, "", When::now());
     let report = Report {
         worker: 1,
@@ -90,16 +81,8 @@ fn made(max_endpoints: usize) -> Made {
         services: vec![ServiceReport {
             service: "orders".to_owned(),
             requests: vec![
-                RequestCount {
-                    method: 0,
-                    code: 200,
-                    count: 40,
-                },
-                RequestCount {
-                    method: 9,
-                    code: 0,
-                    count: 2,
-                },
+                RequestCount { method: 0, code: 200, count: 40 },
+                RequestCount { method: 9, code: 0, count: 2 },
             ],
             latency: vec![10, 0, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12],
             latency_sum_us: 1_500_000,
@@ -181,9 +164,8 @@ fn names_labels_and_values_are_those_of_the_semantics() {
 #[test]
 fn openmetrics_is_served_to_those_who_accept_it() {
     let made = made(100);
-    let (kind, text) = made
-        .metrics
-        .expose("application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
+    let (kind, text) =
+        made.metrics.expose("application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
     assert_eq!(kind, OPENMETRICS);
     assert!(text.contains("# TYPE http_requests counter\n"));
     assert!(text.contains("\nhttp_requests_total{"));
@@ -200,15 +182,10 @@ fn promtool_finds_nothing_to_say() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("promtool is missing: apt-get install prometheus");
-    promtool
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let said = promtool.wait_with_output().unwrap();
-    let words = String::from_utf8_lossy(&said.stderr).into_owned()
-        + &String::from_utf8_lossy(&said.stdout);
+    let words =
+        String::from_utf8_lossy(&said.stderr).into_owned() + &String::from_utf8_lossy(&said.stdout);
     assert!(said.status.success() && words.is_empty(), "{words}\n{text}");
 }
 
@@ -224,10 +201,7 @@ fn series_end_with_their_endpoint_and_service() {
     let (_, text) = made.metrics.expose("");
     assert!(!text.contains(r#"endpoint="2""#), "{text}");
     assert!(text.contains(r#"http_requests_total{service="orders""#));
-    publish(Snapshot {
-        version: version(9),
-        ..Snapshot::default()
-    });
+    publish(Snapshot { version: version(9), ..Snapshot::default() });
     let (_, text) = made.metrics.expose("");
     assert!(!text.contains("orders"), "{text}");
 }

@@ -20,9 +20,7 @@ async fn chromium(made: &Made, arguments: Vec<String>) -> Output {
         .args(arguments)
         .arg(url);
     tokio::task::spawn_blocking(move || {
-        let output = command
-            .output()
-            .expect("chromium is missing: apt-get install chromium");
+        let output = command.output().expect("chromium is missing: apt-get install chromium");
         drop(profile);
         output
     })

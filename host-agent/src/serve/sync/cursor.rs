@@ -64,13 +64,8 @@ impl Cursor {
                 sent.insert(name.clone(), Version::default());
             }
         }
-        let mut cursor = Self {
-            sent,
-            pending: BTreeSet::new(),
-            snapshot,
-            reached: have,
-            full: !resumes,
-        };
+        let mut cursor =
+            Self { sent, pending: BTreeSet::new(), snapshot, reached: have, full: !resumes };
         cursor.look();
         cursor
     }
@@ -118,11 +113,7 @@ impl Cursor {
     /// The version up to which everything has been handed out.
     #[must_use]
     pub fn reached(&self) -> Version {
-        if self.pending.is_empty() {
-            self.snapshot.version
-        } else {
-            self.reached
-        }
+        if self.pending.is_empty() { self.snapshot.version } else { self.reached }
     }
 
     /// The next frame, which then counts as sent.
@@ -136,10 +127,7 @@ impl Cursor {
             }
             None => {
                 self.sent.remove(&name);
-                let removed = Removed {
-                    service: name,
-                    version,
-                };
+                let removed = Removed { service: name, version };
                 Some(Down::Remove(removed).encode().into())
             }
         }

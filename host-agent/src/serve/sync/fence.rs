@@ -57,18 +57,8 @@ impl Fences {
             holder.superseded.cancel();
         }
         let superseded = CancellationToken::new();
-        held.insert(
-            name.to_owned(),
-            Holder {
-                fence,
-                superseded: superseded.clone(),
-            },
-        );
-        Ok(Hold {
-            fences: self.clone(),
-            name: name.to_owned(),
-            superseded,
-        })
+        held.insert(name.to_owned(), Holder { fence, superseded: superseded.clone() });
+        Ok(Hold { fences: self.clone(), name: name.to_owned(), superseded })
     }
 }
 
@@ -76,11 +66,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         // A superseded hold's place belongs to its successor.
         if !self.superseded.is_cancelled() {
-            let mut held = self
-                .fences
-                .held
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut held = self.fences.held.lock().unwrap_or_else(PoisonError::into_inner);
             held.remove(&self.name);
         }
     }

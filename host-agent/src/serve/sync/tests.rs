@@ -49,10 +49,7 @@ fn snapshot(sequence: u64, services: &[(&str, u64)], gone: &[(&str, u64)]) -> Sn
             .iter()
             .map(|(name, at)| ((*name).to_owned(), service(name, *at)))
             .collect(),
-        gone: gone
-            .iter()
-            .map(|(name, at)| ((*name).to_owned(), version(*at)))
-            .collect(),
+        gone: gone.iter().map(|(name, at)| ((*name).to_owned(), version(*at))).collect(),
         complete_since: version(2),
         ..Snapshot::default()
     }
@@ -69,9 +66,7 @@ fn show(frame: &[u8]) -> String {
 }
 
 fn drain(cursor: &mut Cursor) -> Vec<String> {
-    std::iter::from_fn(|| cursor.next_frame())
-        .map(|frame| show(&frame))
-        .collect()
+    std::iter::from_fn(|| cursor.next_frame()).map(|frame| show(&frame)).collect()
 }
 
 #[test]
@@ -224,14 +219,7 @@ impl Agent {
             fleet: Arc::clone(&fleet),
         };
         let server = tokio::spawn(proxies.serve(stop.clone()));
-        Self {
-            dir,
-            snapshots,
-            fleet,
-            stop,
-            server,
-            _reported: reported,
-        }
+        Self { dir, snapshots, fleet, stop, server, _reported: reported }
     }
 
     pub(crate) fn publish(&self, snapshot: Snapshot) {
@@ -268,10 +256,7 @@ impl Agent {
             .streaming(Request::new(ReceiverStream::new(rx)), path, FrameCodec)
             .await
             .unwrap();
-        Stream {
-            up,
-            down: response.into_inner(),
-        }
+        Stream { up, down: response.into_inner() }
     }
 }
 
@@ -348,12 +333,7 @@ impl Stream {
 }
 
 fn hello(fence: u64, have: Version) -> Hello {
-    Hello {
-        proxy: "envoy-1".to_owned(),
-        worker: fence,
-        fence,
-        have,
-    }
+    Hello { proxy: "envoy-1".to_owned(), worker: fence, fence, have }
 }
 
 async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
@@ -390,7 +370,8 @@ async fn a_reader_that_has_it_all_is_sent_the_end_alone() {
 
 #[tokio::test]
 async fn before_the_first_snapshot_there_are_only_heartbeats() {
-    let agent = Agent::start(Snapshot::default()).await;
+    let unconfirmed = Snapshot { version: version(0), stale: true, ..Snapshot::default() };
+    let agent = Agent::start(unconfirmed).await;
     let mut stream = agent.watch(hello(1, version(7))).await;
     let beat = timeout(SOON, stream.down.message()).await.unwrap();
     assert_eq!(show(&beat.unwrap().unwrap()), "beat@0");
@@ -424,10 +405,7 @@ async fn a_slow_reader_gets_the_newest_state_and_no_backlog() {
                 version: version(at),
                 endpoints: (1000u16..6000)
                     .map(|i| Endpoint::new(i.to_string(), ([10, 0, 0, 1], i).into()))
-                    .map(|endpoint| Endpoint {
-                        zone: "z".repeat(40),
-                        ..endpoint
-                    })
+                    .map(|endpoint| Endpoint { zone: "z".repeat(40), ..endpoint })
                     .collect(),
                 policy: String::new(),
             };
@@ -438,11 +416,7 @@ async fn a_slow_reader_gets_the_newest_state_and_no_backlog() {
             };
             (name.clone(), Arc::new(service))
         });
-        Snapshot {
-            version: version(at),
-            services: services.collect(),
-            ..Snapshot::default()
-        }
+        Snapshot { version: version(at), services: services.collect(), ..Snapshot::default() }
     };
     let agent = Agent::start(big(3)).await;
     let mut stream = agent.watch(hello(1, Version::default())).await;
@@ -497,13 +471,7 @@ async fn what_is_reported_is_counted_and_what_is_broken_is_dropped() {
             trips: 1,
         }))
         .await;
-    stream
-        .send(&Up::Applied(Applied {
-            worker: 4,
-            workers: 1,
-            version: version(3),
-        }))
-        .await;
+    stream.send(&Up::Applied(Applied { worker: 4, workers: 1, version: version(3) })).await;
     eventually("the last of them has arrived", || {
         let view = agent.fleet.view(When::now());
         view.proxies.first().is_some_and(|proxy| proxy.current)
@@ -513,10 +481,7 @@ async fn what_is_reported_is_counted_and_what_is_broken_is_dropped() {
     assert_eq!(view.services["a"].panics, 17);
     assert_eq!(view.services["a"].endpoints["1"].state, BreakerState::Open);
     let refused: BTreeSet<_> = view.refused.keys().copied().collect();
-    assert_eq!(
-        refused,
-        BTreeSet::from(["checksum", "truncated", "unexpected_hello"])
-    );
+    assert_eq!(refused, BTreeSet::from(["checksum", "truncated", "unexpected_hello"]));
     agent.publish(snapshot(4, &[("a", 4)], &[]));
     assert_eq!(stream.next().await, "+a@4", "the stream goes on");
 }
@@ -528,19 +493,14 @@ async fn a_stream_of_nothing_but_broken_frames_is_closed() {
     let up = stream.up.clone();
     tokio::spawn(async move { while up.send(Bytes::from_static(b"x")).await.is_ok() {} });
     assert_eq!(stream.end().await, tonic::Code::InvalidArgument);
-    eventually("it counts as disconnected", || {
-        !agent.fleet.view(When::now()).proxies[0].connected
-    })
-    .await;
+    eventually("it counts as disconnected", || !agent.fleet.view(When::now()).proxies[0].connected)
+        .await;
 }
 
 #[tokio::test]
 async fn a_stream_must_begin_with_a_good_hello() {
     let agent = Agent::start(snapshot(3, &[("a", 2)], &[])).await;
-    let nameless = Hello {
-        proxy: "a\u{1b}b".to_owned(),
-        ..hello(1, version(0))
-    };
+    let nameless = Hello { proxy: "a\u{1b}b".to_owned(), ..hello(1, version(0)) };
     for first in [
         Bytes::from_static(b"nonsense"),
         Up::Report(Report::default()).encode().into(),

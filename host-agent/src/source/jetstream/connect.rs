@@ -1,20 +1,24 @@
 //! A connection to NATS, verified and authenticated as configured.
 //!
-//! The client reconnects by itself for a moment; a connection that stays away longer is given up and
-//! made anew by the session's loop, which reads secrets and certificates again. So a rotated token or
-//! certificate needs no restart, and there is one place that waits and jitters.
+//! The client would reconnect by itself; a session does not wait for that but ends with its connection
+//! ([`Lost`]), and the loop around it makes another, which reads secrets and certificates again. So a
+//! rotated token or certificate needs no restart, and there is one place that waits and jitters.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, Context as JetStream};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, Event};
 use pintle_state::show;
+use tokio::sync::Notify;
 
 use crate::source::NatsConfig;
 use crate::source::settings::read_text;
 
-/// Connecting, and every request, may take this long.
-pub(crate) const REQUEST: Duration = Duration::from_secs(5);
+/// Every request may take this long.
+const REQUEST: Duration = Duration::from_secs(5);
+/// Connecting may take this long: short, since whoever waits for a black hole misses its end.
+const CONNECT: Duration = Duration::from_secs(2);
 /// The client gives a connection up after the third unanswered ping.
 const PING: Duration = Duration::from_secs(2);
 
@@ -60,34 +64,36 @@ pub enum NatsError {
 
 /// Maps any error of a request.
 pub(crate) fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> NatsError {
-    move |why| NatsError::Request {
-        what,
-        why: show(why.to_string().as_bytes()),
-    }
+    move |why| NatsError::Request { what, why: show(why.to_string().as_bytes()) }
 }
+
+/// Told when the connection ends.
+pub(crate) type Lost = Arc<Notify>;
 
 /// Connects to one of the servers. Secrets and certificates are read anew each time.
 ///
 /// # Errors
 /// What stands in the way.
-pub(crate) async fn connect(config: &NatsConfig, name: &str) -> Result<Client, NatsError> {
+pub(crate) async fn connect(
+    config: &NatsConfig,
+    name: &str,
+    lost: Lost,
+) -> Result<Client, NatsError> {
     // Several crates bring rustls; whoever is first names the provider for all.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut options = ConnectOptions::new()
         .name(name)
-        .connection_timeout(REQUEST)
+        .connection_timeout(CONNECT)
         .request_timeout(Some(REQUEST))
         .ping_interval(PING)
-        .max_reconnects(None)
-        .reconnect_delay_callback(|attempt| {
-            let mut backoff = crate::source::Backoff::default();
-            (0..attempt.min(6))
-                .map(|_| backoff.next())
-                .last()
-                .unwrap_or_default()
-        })
-        .event_callback(|event| async move {
-            tracing::debug!(event = %show(event.to_string().as_bytes()), "nats");
+        .event_callback(move |event| {
+            let lost = Arc::clone(&lost);
+            async move {
+                tracing::debug!(event = %show(event.to_string().as_bytes()), "nats");
+                if matches!(event, Event::Disconnected | Event::Closed) {
+                    lost.notify_one();
+                }
+            }
         });
     let read = |secret: &crate::source::SecretRef| secret.read().map_err(NatsError::Config);
     if let (Some(user), Some(password)) = (&config.user, &config.password) {
@@ -105,11 +111,7 @@ pub(crate) async fn connect(config: &NatsConfig, name: &str) -> Result<Client, N
             .credentials(&text)
             .map_err(|e| NatsError::Config(format!("{}: {e}", path.display())))?;
     }
-    if config
-        .servers
-        .iter()
-        .any(|server| server.starts_with("tls://"))
-    {
+    if config.servers.iter().any(|server| server.starts_with("tls://")) {
         options = options.require_tls(true);
         if let Some(ca) = &config.tls.ca {
             options = options.add_root_certificates(ca.clone());
@@ -119,7 +121,7 @@ pub(crate) async fn connect(config: &NatsConfig, name: &str) -> Result<Client, N
         }
     }
     let connecting = options.connect(config.servers.clone());
-    match tokio::time::timeout(REQUEST, connecting).await {
+    match tokio::time::timeout(CONNECT, connecting).await {
         Ok(Ok(client)) => Ok(client),
         Ok(Err(error)) => {
             // The kind alone says "io error"; what is below it says which.

@@ -54,11 +54,7 @@ pub(crate) async fn write(
     headers.insert(SEQUENCE, sequence.to_string());
     headers.insert(DELIVERIES, letter.deliveries.to_string());
     headers.insert(AGENT, agent);
-    let most = js
-        .client()
-        .server_info()
-        .max_payload
-        .saturating_sub(HEADERS);
+    let most = js.client().server_info().max_payload.saturating_sub(HEADERS);
     let mut payload = letter.payload.clone();
     if payload.len() > most {
         headers.insert(CUT, payload.len().to_string());
@@ -80,14 +76,5 @@ pub(crate) async fn write(
 /// What a header may hold: one line of ASCII.
 fn plain(text: &str) -> String {
     let ascii = show(text.as_bytes());
-    ascii
-        .chars()
-        .map(|c| {
-            if c.is_ascii_graphic() || c == ' ' {
-                c
-            } else {
-                '?'
-            }
-        })
-        .collect()
+    ascii.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }

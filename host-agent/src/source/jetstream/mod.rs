@@ -46,6 +46,8 @@ pub(crate) use self::connect::{connect, failed, jetstream};
 const BATCH: usize = 512;
 /// The server's sign of life on a pull; two missed are an error.
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Errors among the messages, one after the other, until the consumer is given up.
+const SILENT_MOST: u32 = 3;
 /// How long a pull waits at the server.
 const EXPIRES: Duration = Duration::from_secs(30);
 /// How often exhausted messages are looked for beside the advisories.
@@ -90,21 +92,11 @@ async fn sessions(
 ) {
     let mut backoff = super::Backoff::default();
     let mut reader = context.config.clone();
-    let mut place = Place {
-        identity: resume.identity,
-        highest: resume.highest,
-        anew: true,
-    };
+    let mut place = Place { identity: resume.identity, highest: resume.highest, anew: true };
     loop {
         let config = Arc::clone(&reader.borrow_and_update());
         let nats = config.nats.clone().unwrap_or_default();
-        let session = Session {
-            context,
-            config: &nats,
-            agent: &config.agent,
-            check,
-            connection,
-        };
+        let session = Session { context, config: &nats, agent: &config.agent, check, connection };
         let ended = tokio::select! {
             ended = session.run(&mut place, &mut backoff) => ended,
             changed = reader.changed() => match changed {
@@ -175,10 +167,7 @@ impl ServerClock {
             .await
             .map_err(failed("asking for the server's time"))?;
         let info = probe.cached_info();
-        let clock = Self {
-            nanos: info.created.unix_timestamp_nanos(),
-            at: at + at.elapsed() / 2,
-        };
+        let clock = Self { nanos: info.created.unix_timestamp_nanos(), at: at + at.elapsed() / 2 };
         // It ends by itself if this fails.
         let _ = stream.delete_consumer(&info.name).await;
         Ok(clock)
@@ -200,18 +189,16 @@ impl Session<'_> {
         place: &mut Place,
         backoff: &mut super::Backoff,
     ) -> Result<std::convert::Infallible, NatsError> {
-        let client = connect(self.config, &setup::durable(self.agent)).await?;
+        let lost = connect::Lost::default();
+        let name = setup::durable(self.agent);
+        let client = connect(self.config, &name, Arc::clone(&lost)).await?;
         let js = jetstream(client.clone());
         let events = setup::events(&js, self.config).await?;
         let letters = setup::dead_letters(&js, self.config).await?;
         let identity = events.cached_info().created.unix_timestamp_nanos();
         let identity = u64::try_from(identity).unwrap_or(0);
         if identity != place.identity {
-            *place = Place {
-                identity,
-                highest: 0,
-                anew: true,
-            };
+            *place = Place { identity, highest: 0, anew: true };
         }
         self.apply(Update::Stream { identity }).await?;
         let clock = ServerClock::ask(&events).await?;
@@ -260,11 +247,14 @@ impl Session<'_> {
                         }
                         self.take(&js, batch, place, clock).await?;
                         if let Some(error) = broken {
-                            self.survive(&client, &error, &mut silent)?;
+                            self.survive(&events, &error, &mut silent).await?;
                         }
                     }
-                    Some(Err(error)) => self.survive(&client, &error, &mut silent)?,
+                    Some(Err(error)) => self.survive(&events, &error, &mut silent).await?,
                 },
+                () = lost.notified() => {
+                    return Err(NatsError::Lost("the connection ended".into()));
+                }
                 Some(_) = exhausted.next() => {
                     // The stream of dead letters gets the advisory at the same time as we do.
                     sweep.set(sleep(Duration::from_millis(200)));
@@ -295,37 +285,30 @@ impl Session<'_> {
         });
     }
 
-    /// Errors among the messages: most of them end nothing.
-    fn survive(
+    /// Errors among the messages: most of them end nothing, as long as the server still answers.
+    async fn survive(
         &self,
-        client: &async_nats::Client,
+        events: &Stream,
         error: &pull::MessagesError,
         silent: &mut u32,
     ) -> Result<(), NatsError> {
         tracing::debug!(%error, "among the messages");
-        match error.kind() {
+        let lost = |how: &str| NatsError::Lost(format!("{how}: {error}"));
+        if matches!(
+            error.kind(),
             MessagesErrorKind::ConsumerDeleted
-            | MessagesErrorKind::PushBasedConsumer
-            | MessagesErrorKind::RequestLimitExceeded => Err(NatsError::Lost(error.to_string())),
-            _ => {
-                *silent = silent.saturating_add(1);
-                self.context.board.change(|sources| {
-                    sources.nats.connected = false;
-                    sources.nats.error = Some(show(error.to_string().as_bytes()));
-                });
-                let connected =
-                    client.connection_state() == async_nats::connection::State::Connected;
-                // Without a connection the client is trying already; it is given two heartbeats.
-                if *silent >= 2 {
-                    let how = if connected {
-                        "no sign of life"
-                    } else {
-                        "no connection"
-                    };
-                    return Err(NatsError::Lost(format!("{how}: {error}")));
-                }
-                Ok(())
-            }
+                | MessagesErrorKind::PushBasedConsumer
+                | MessagesErrorKind::RequestLimitExceeded
+        ) {
+            return Err(lost("the consumer cannot be used"));
+        }
+        *silent = silent.saturating_add(1);
+        if *silent >= SILENT_MOST {
+            return Err(lost("the consumer gives no sign of life"));
+        }
+        match tokio::time::timeout(HEARTBEAT, events.get_info()).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(lost("no sign of life")),
         }
     }
 
@@ -417,18 +400,11 @@ impl Session<'_> {
                 reason: letter.reason,
                 detail: letter.detail.clone(),
             };
-            self.context
-                .updates
-                .send(update)
-                .await
-                .map_err(|_| NatsError::Gone)?;
+            self.context.updates.send(update).await.map_err(|_| NatsError::Gone)?;
         }
         let (js, config, agent) = (js.clone(), self.config.clone(), self.agent.to_owned());
         let board = self.context.board.clone();
-        let laters: Vec<_> = poison
-            .iter()
-            .map(|(message, _)| self.later(message))
-            .collect();
+        let laters: Vec<_> = poison.iter().map(|(message, _)| self.later(message)).collect();
         // Bounded by max_ack_pending: what is not terminated is pending.
         tokio::spawn(async move {
             for ((message, letter), later) in poison.into_iter().zip(laters) {
@@ -498,10 +474,7 @@ impl Session<'_> {
                     *count = count.saturating_add(1);
                 });
             }
-            letters
-                .delete_message(told.sequence)
-                .await
-                .map_err(failed("ending an advisory"))?;
+            letters.delete_message(told.sequence).await.map_err(failed("ending an advisory"))?;
         }
         Ok(())
     }

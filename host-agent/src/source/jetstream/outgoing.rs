@@ -26,11 +26,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// The event for a transition.
 pub(crate) fn draft(agent: &str, reported: &Reported) -> Draft {
     let it = &reported.transition;
-    let proxy = if reported.proxy.is_empty() {
-        "-"
-    } else {
-        &reported.proxy
-    };
+    let proxy = if reported.proxy.is_empty() { "-" } else { &reported.proxy };
     let proxy: String = proxy.chars().take(128).collect();
     let said = format!(
         "{agent}\n{proxy}\n{}\n{}\n{}\n{}",
@@ -39,19 +35,13 @@ pub(crate) fn draft(agent: &str, reported: &Reported) -> Draft {
         it.to.as_str(),
         it.at.0
     );
-    let id = format!(
-        "breaker-{:016x}{:016x}",
-        xxh64(said.as_bytes(), 0),
-        xxh64(said.as_bytes(), 1)
-    );
+    let id =
+        format!("breaker-{:016x}{:016x}", xxh64(said.as_bytes(), 0), xxh64(said.as_bytes(), 1));
     let open = it.until.since(it.at).clamp(Duration::from_secs(1), LONGEST);
     Draft {
         id,
         source: agent.to_owned(),
-        target: Target {
-            service: it.service.clone(),
-            endpoint: Some(it.endpoint.clone()),
-        },
+        target: Target { service: it.service.clone(), endpoint: Some(it.endpoint.clone()) },
         action: Action::Transition {
             proxy,
             from: it.from,
@@ -59,9 +49,8 @@ pub(crate) fn draft(agent: &str, reported: &Reported) -> Draft {
             reason: it.reason.chars().take(128).collect(),
             trips: it.trips,
         },
-        ttl: (it.to == BreakerState::Open).then_some(Duration::from_millis(
-            u64::try_from(open.as_millis()).unwrap_or(u64::MAX),
-        )),
+        ttl: (it.to == BreakerState::Open)
+            .then_some(Duration::from_millis(u64::try_from(open.as_millis()).unwrap_or(u64::MAX))),
     }
 }
 

@@ -20,10 +20,7 @@ const WAITING: i64 = 64;
 
 /// Where a consumer's exhausted messages are told.
 pub(crate) fn advisory(config: &NatsConfig, consumer: &str) -> String {
-    format!(
-        "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{}.{consumer}",
-        config.stream
-    )
+    format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{}.{consumer}", config.stream)
 }
 
 /// The consumer's name.
@@ -78,10 +75,7 @@ async fn ensure(js: &JetStream, wanted: stream::Config, create: bool) -> Result<
                 return Err(NatsError::Absent(name));
             }
             tracing::info!(stream = %name, "creating");
-            return js
-                .create_stream(wanted)
-                .await
-                .map_err(failed("creating a stream"));
+            return js.create_stream(wanted).await.map_err(failed("creating a stream"));
         }
         Err(error) => return Err(failed("looking for a stream")(error)),
     };
@@ -89,11 +83,7 @@ async fn ensure(js: &JetStream, wanted: stream::Config, create: bool) -> Result<
     if differences.is_empty() {
         return Ok(found);
     }
-    Err(NatsError::Differs {
-        what: "stream",
-        name,
-        differences: differences.join(", "),
-    })
+    Err(NatsError::Differs { what: "stream", name, differences: differences.join(", ") })
 }
 
 fn is_absent(error: &GetStreamError) -> bool {
@@ -159,9 +149,7 @@ pub(crate) async fn consumer(
         durable_name: Some(name.clone()),
         name: Some(name.clone()),
         deliver_policy: if start.sequence > 1 {
-            DeliverPolicy::ByStartSequence {
-                start_sequence: start.sequence,
-            }
+            DeliverPolicy::ByStartSequence { start_sequence: start.sequence }
         } else {
             DeliverPolicy::All
         },
@@ -188,10 +176,7 @@ pub(crate) async fn consumer(
                 });
             }
             if start.anew {
-                stream
-                    .delete_consumer(&name)
-                    .await
-                    .map_err(failed("making the consumer anew"))?;
+                stream.delete_consumer(&name).await.map_err(failed("making the consumer anew"))?;
             } else {
                 return stream
                     .get_consumer(&name)
@@ -204,10 +189,7 @@ pub(crate) async fn consumer(
             _ => return Err(failed("looking for the consumer")(error)),
         },
     }
-    stream
-        .create_consumer(wanted)
-        .await
-        .map_err(failed("creating the consumer"))
+    stream.create_consumer(wanted).await.map_err(failed("creating the consumer"))
 }
 
 fn consumer_differences(is: &consumer::Config, wanted: &pull::Config) -> Vec<String> {

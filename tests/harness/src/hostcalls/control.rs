@@ -71,10 +71,7 @@ pub(super) fn send_local_response(
     let details = call.read_text(details, details_len)?;
     let body = call.read(body, body_len)?;
     let headers = call.read(headers, headers_len)?;
-    let headers: Headers = decode_pairs(&headers)
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
+    let headers: Headers = decode_pairs(&headers).unwrap_or_default().into_iter().collect();
     // A root context has no stream to answer: Envoy says Ok and does nothing.
     let Some(stream) = call.guest().stream() else {
         return Ok(());

@@ -62,10 +62,7 @@ fn change(call: &Call<'_>, map: u32, f: impl FnOnce(&mut Headers)) -> Done {
         0 => (stream.reach.request_headers, &mut stream.request_headers),
         1 => (stream.reach.request_trailers, &mut stream.request_trailers),
         2 => (stream.reach.response_headers, &mut stream.response_headers),
-        3 => (
-            stream.reach.response_trailers,
-            &mut stream.response_trailers,
-        ),
+        3 => (stream.reach.response_trailers, &mut stream.response_trailers),
         _ => return Err(Status::BadArgument.into()),
     };
     if !reach {
@@ -120,22 +117,14 @@ pub(super) fn remove_value(call: &mut Call<'_>, map: u32, key: u32, key_len: u32
 }
 
 pub(super) fn get_pairs(call: &mut Call<'_>, map: u32, to: u32, to_len: u32) -> Done {
-    let pairs = with_map(call, map, |h| {
-        if h.is_empty() {
-            None
-        } else {
-            Some(encode_pairs(h.iter()))
-        }
-    })?;
+    let pairs =
+        with_map(call, map, |h| if h.is_empty() { None } else { Some(encode_pairs(h.iter())) })?;
     call.give(&pairs.flatten().unwrap_or_default(), to, to_len)
 }
 
 pub(super) fn set_pairs(call: &mut Call<'_>, map: u32, at: u32, len: u32) -> Done {
     let bytes = call.read(at, len)?;
-    let pairs: Headers = decode_pairs(&bytes)
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
+    let pairs: Headers = decode_pairs(&bytes).unwrap_or_default().into_iter().collect();
     change(call, map, |h| *h = pairs)
 }
 
@@ -163,11 +152,7 @@ fn buffer(call: &Call<'_>, kind: u32) -> Result<Option<Vec<u8>>, Fail> {
     Ok(match kind {
         0 => body(true),
         1 => body(false),
-        4 => guest
-            .incoming
-            .http
-            .as_ref()
-            .map(|(_, body, _)| body.clone()),
+        4 => guest.incoming.http.as_ref().map(|(_, body, _)| body.clone()),
         5 => Some(guest.incoming.message.clone().unwrap_or_default()),
         6 => Some(guest.setup.vm_configuration.clone()),
         7 => guest.incoming.configuration.as_ref().map(|c| c.to_vec()),

@@ -72,10 +72,7 @@ impl<'a> Call<'a> {
         if let Some(memory) = self.guest().memory {
             return Ok(memory);
         }
-        let export = self
-            .caller
-            .get_export("memory")
-            .and_then(wasmtime::Extern::into_memory);
+        let export = self.caller.get_export("memory").and_then(wasmtime::Extern::into_memory);
         export.ok_or(Status::InvalidMemoryAccess)
     }
 
@@ -83,9 +80,7 @@ impl<'a> Call<'a> {
         let memory = self.memory()?;
         let (at, len) = (at as usize, len as usize);
         let data = memory.data(&self.caller);
-        at.checked_add(len)
-            .and_then(|end| data.get(at..end))
-            .ok_or(Status::InvalidMemoryAccess)
+        at.checked_add(len).and_then(|end| data.get(at..end)).ok_or(Status::InvalidMemoryAccess)
     }
 
     fn read(&mut self, at: u32, len: u32) -> Result<Vec<u8>, Status> {
@@ -93,8 +88,7 @@ impl<'a> Call<'a> {
     }
 
     fn read_text(&mut self, at: u32, len: u32) -> Result<String, Status> {
-        self.slice(at, len)
-            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        self.slice(at, len).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     }
 
     fn write(&mut self, at: u32, bytes: &[u8]) -> Result<(), Status> {
@@ -122,11 +116,7 @@ impl<'a> Call<'a> {
             return Ok(0);
         }
         let len = u32::try_from(bytes.len()).map_err(|_| Status::InvalidMemoryAccess)?;
-        let allocate = self
-            .guest()
-            .allocate
-            .clone()
-            .ok_or(Status::InvalidMemoryAccess)?;
+        let allocate = self.guest().allocate.clone().ok_or(Status::InvalidMemoryAccess)?;
         let at = allocate.call(&mut self.caller, len)?;
         if at == 0 {
             return Err(Status::InvalidMemoryAccess.into());

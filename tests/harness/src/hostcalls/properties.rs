@@ -180,10 +180,7 @@ mod tests {
     #[test]
     fn the_arguments_of_the_foreign_function_are_protobuf() {
         let bytes = b"\x0a\x03abc\x12\x02de\x18\x00";
-        assert_eq!(
-            parse_arguments(bytes),
-            Some((b"abc".to_vec(), b"de".to_vec()))
-        );
+        assert_eq!(parse_arguments(bytes), Some((b"abc".to_vec(), b"de".to_vec())));
         for cut in [1, 2, 4, 6, 8, 10] {
             assert_eq!(parse_arguments(&bytes[..cut]), None, "cut at {cut}");
         }

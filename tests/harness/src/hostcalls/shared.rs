@@ -37,10 +37,7 @@ pub(super) fn register_queue(call: &mut Call<'_>, name: u32, name_len: u32, to: 
     let name = call.read(name, name_len)?;
     let guest = call.guest();
     let (root, thread) = (guest.root_id(), guest.thread);
-    let token = call
-        .world()
-        .queues
-        .register(&guest.setup.vm_id, &name, thread, root);
+    let token = call.world().queues.register(&guest.setup.vm_id, &name, thread, root);
     Ok(call.write_u32(to, token)?)
 }
 
@@ -57,11 +54,7 @@ pub(super) fn resolve_queue(
     if vm_id.is_empty() {
         vm_id.clone_from(&call.guest().setup.vm_id);
     }
-    let token = call
-        .world()
-        .queues
-        .resolve(&vm_id, &name)
-        .ok_or(Status::NotFound)?;
+    let token = call.world().queues.resolve(&vm_id, &name).ok_or(Status::NotFound)?;
     Ok(call.write_u32(to, token)?)
 }
 

@@ -13,22 +13,14 @@ use crate::upstream::{Call as Record, CallKey, Kind};
 
 fn pairs(call: &mut Call<'_>, at: u32, len: u32) -> Result<Headers, Status> {
     let bytes = call.read(at, len)?;
-    Ok(decode_pairs(&bytes)
-        .unwrap_or_default()
-        .into_iter()
-        .collect())
+    Ok(decode_pairs(&bytes).unwrap_or_default().into_iter().collect())
 }
 
 fn record(call: &Call<'_>, kind: Kind, cluster: String, millis: u32) -> Record {
     let guest = call.guest();
     let timeout = (millis > 0).then(|| Duration::from_millis(u64::from(millis)));
     let now = guest.world.borrow().clock.elapsed;
-    let key = CallKey {
-        vm: guest.vm,
-        root: guest.root_id(),
-        http: kind == Kind::Http,
-        token: 0,
-    };
+    let key = CallKey { vm: guest.vm, root: guest.root_id(), http: kind == Kind::Http, token: 0 };
     Record {
         key,
         kind,
@@ -97,9 +89,7 @@ pub(super) fn http_call(
     let trailers = pairs(call, trailers, trailers_len)?;
     // Envoy writes the token first, to see that it can.
     call.write_u32(to, 0)?;
-    let complete = [":path", ":method", ":authority"]
-        .iter()
-        .all(|n| headers.get(n).is_some());
+    let complete = [":path", ":method", ":authority"].iter().all(|n| headers.get(n).is_some());
     if !complete || i32::try_from(millis).is_err() {
         return Err(Status::BadArgument.into());
     }
@@ -159,12 +149,7 @@ pub(super) fn grpc_stream(
 
 fn key(call: &Call<'_>, token: u32) -> CallKey {
     let guest = call.guest();
-    CallKey {
-        vm: guest.vm,
-        root: guest.root_id(),
-        http: false,
-        token,
-    }
+    CallKey { vm: guest.vm, root: guest.root_id(), http: false, token }
 }
 
 pub(super) fn grpc_send(call: &mut Call<'_>, token: u32, at: u32, len: u32, end: u32) -> Done {
@@ -173,19 +158,10 @@ pub(super) fn grpc_send(call: &mut Call<'_>, token: u32, at: u32, len: u32, end:
         return Err(Status::BadArgument.into());
     }
     let key = key(call, token);
-    let record = call
-        .world()
-        .upstreams
-        .open
-        .get(&key)
-        .cloned()
-        .ok_or(Status::NotFound)?;
+    let record = call.world().upstreams.open.get(&key).cloned().ok_or(Status::NotFound)?;
     let mut record = record.borrow_mut();
     if record.half_closed {
-        let what = format!(
-            "{} sent on a stream that it had closed",
-            call.guest().callback
-        );
+        let what = format!("{} sent on a stream that it had closed", call.guest().callback);
         call.world().violations.push(what);
         return Ok(());
     }
@@ -207,13 +183,7 @@ pub(super) fn grpc_close(call: &mut Call<'_>, token: u32) -> Done {
     if token % 2 == 1 {
         return Ok(call.world().upstreams.cancel(key)?);
     }
-    let record = call
-        .world()
-        .upstreams
-        .open
-        .get(&key)
-        .cloned()
-        .ok_or(Status::NotFound)?;
+    let record = call.world().upstreams.open.get(&key).cloned().ok_or(Status::NotFound)?;
     record.borrow_mut().half_closed = true;
     Ok(())
 }

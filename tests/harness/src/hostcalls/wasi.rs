@@ -94,9 +94,7 @@ fn fd_write(call: &mut Call<'_>, fd: u32, iovs: u32, count: u32, written: u32) -
         let at = i.checked_mul(8).and_then(|o| iovs.checked_add(o));
         let iov = call.read(at.ok_or(Status::InvalidMemoryAccess)?, 8)?;
         let word = |at: usize| -> u32 {
-            iov.get(at..at + 4)
-                .and_then(|b| b.try_into().ok())
-                .map_or(0, u32::from_le_bytes)
+            iov.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
         };
         text.extend_from_slice(call.slice(word(0), word(4))?);
     }

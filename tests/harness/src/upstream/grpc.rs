@@ -67,9 +67,7 @@ impl ServerStream {
         }
         call.responded = true;
         let mut headers = Headers::from([(":status", "200"), ("content-type", "application/grpc")]);
-        metadata
-            .iter()
-            .for_each(|(name, value)| headers.add(name, value));
+        metadata.iter().for_each(|(name, value)| headers.add(name, value));
         let event = event(call, UpstreamEvent::InitialMetadata(headers));
         self.world.borrow_mut().events.push_back(event);
     }
@@ -96,24 +94,15 @@ impl ServerStream {
         if !message.is_empty() {
             trailers.add("grpc-message", message);
         }
-        let message = if message.is_empty() {
-            String::new()
-        } else {
-            format!("{message}{{via_upstream}}")
-        };
+        let message =
+            if message.is_empty() { String::new() } else { format!("{message}{{via_upstream}}") };
         let mut world = self.world.borrow_mut();
         if !call.responded {
-            world
-                .events
-                .push_back(event(call, UpstreamEvent::InitialMetadata(Headers::new())));
+            world.events.push_back(event(call, UpstreamEvent::InitialMetadata(Headers::new())));
         }
         (call.responded, call.server_done) = (true, true);
-        world
-            .events
-            .push_back(event(call, UpstreamEvent::TrailingMetadata(trailers)));
-        world
-            .events
-            .push_back(event(call, UpstreamEvent::Close { status, message }));
+        world.events.push_back(event(call, UpstreamEvent::TrailingMetadata(trailers)));
+        world.events.push_back(event(call, UpstreamEvent::Close { status, message }));
     }
 
     /// Breaks the connection: status 13 when the stream was answered, else 14.

@@ -55,14 +55,8 @@ impl HttpCall {
             return self.reset();
         }
         let mut headers = Headers::from([(":status", status.to_string())]);
-        extra
-            .iter()
-            .for_each(|(name, value)| headers.add(name, value));
-        self.end(UpstreamEvent::HttpResponse {
-            headers,
-            body,
-            trailers: Headers::new(),
-        });
+        extra.iter().for_each(|(name, value)| headers.add(name, value));
+        self.end(UpstreamEvent::HttpResponse { headers, body, trailers: Headers::new() });
     }
 
     /// Breaks the call: the guest's callback has no headers.

@@ -47,15 +47,8 @@ pub(crate) enum UpstreamEvent {
     InitialMetadata(Headers),
     Message(Vec<u8>),
     TrailingMetadata(Headers),
-    Close {
-        status: u32,
-        message: String,
-    },
-    HttpResponse {
-        headers: Headers,
-        body: Vec<u8>,
-        trailers: Headers,
-    },
+    Close { status: u32, message: String },
+    HttpResponse { headers: Headers, body: Vec<u8>, trailers: Headers },
     HttpFailure,
 }
 
@@ -104,28 +97,19 @@ pub(crate) struct Upstreams {
 
 impl Upstreams {
     pub(crate) fn add(&mut self, name: &str) {
-        self.clusters
-            .entry(name.to_owned())
-            .or_insert_with(|| ClusterState {
-                up: true,
-                max_requests: 1024,
-                waiting: VecDeque::new(),
-                opened: 0,
-            });
+        self.clusters.entry(name.to_owned()).or_insert_with(|| ClusterState {
+            up: true,
+            max_requests: 1024,
+            waiting: VecDeque::new(),
+            opened: 0,
+        });
     }
 
     /// Begins a call; the events that follow at once when the server is down.
     pub(crate) fn open(&mut self, call: Call) -> Result<Vec<Event>, Status> {
-        let active = self
-            .open
-            .values()
-            .filter(|c| c.borrow().cluster == call.cluster)
-            .count();
-        let missing = if call.kind == Kind::Http {
-            Status::BadArgument
-        } else {
-            Status::ParseFailure
-        };
+        let active = self.open.values().filter(|c| c.borrow().cluster == call.cluster).count();
+        let missing =
+            if call.kind == Kind::Http { Status::BadArgument } else { Status::ParseFailure };
         let cluster = self.clusters.get_mut(&call.cluster).ok_or(missing)?;
         if active >= cluster.max_requests {
             return Err(Status::InternalFailure);
@@ -205,13 +189,9 @@ fn unreachable(call: &mut Call) -> Vec<Event> {
     call.server_done = true;
     match call.kind {
         Kind::Http => vec![local_http(call, 503, REASON)],
-        Kind::Unary => vec![event(
-            call,
-            UpstreamEvent::Close {
-                status: 14,
-                message: REASON.into(),
-            },
-        )],
+        Kind::Unary => {
+            vec![event(call, UpstreamEvent::Close { status: 14, message: REASON.into() })]
+        }
         Kind::Stream => early_failure(call, REASON),
     }
 }
@@ -227,13 +207,7 @@ fn early_failure(call: &Call, reason: &str) -> Vec<Event> {
     vec![
         event(call, UpstreamEvent::InitialMetadata(Headers::new())),
         event(call, UpstreamEvent::TrailingMetadata(trailers)),
-        event(
-            call,
-            UpstreamEvent::Close {
-                status: 14,
-                message: reason.into(),
-            },
-        ),
+        event(call, UpstreamEvent::Close { status: 14, message: reason.into() }),
     ]
 }
 
@@ -244,21 +218,11 @@ fn local_http(call: &Call, code: u32, body: &str) -> Event {
         ("content-type", "text/plain".into()),
     ]);
     let (body, trailers) = (body.as_bytes().to_vec(), Headers::new());
-    event(
-        call,
-        UpstreamEvent::HttpResponse {
-            headers,
-            body,
-            trailers,
-        },
-    )
+    event(call, UpstreamEvent::HttpResponse { headers, body, trailers })
 }
 
 fn event(call: &Call, what: UpstreamEvent) -> Event {
-    Event::Upstream {
-        key: call.key,
-        what,
-    }
+    Event::Upstream { key: call.key, what }
 }
 
 /// A cluster, from its servers' side.
@@ -272,18 +236,13 @@ impl Cluster {
     /// The server goes: what is open breaks, and what is opened from now on fails a moment later.
     pub fn down(&self) {
         let mut world = self.world.borrow_mut();
-        let World {
-            upstreams, events, ..
-        } = &mut *world;
+        let World { upstreams, events, .. } = &mut *world;
         if let Some(cluster) = upstreams.clusters.get_mut(&self.name) {
             cluster.up = false;
             cluster.waiting.clear();
         }
-        let mut open: Vec<_> = upstreams
-            .open
-            .values()
-            .filter(|c| c.borrow().cluster == self.name)
-            .collect();
+        let mut open: Vec<_> =
+            upstreams.open.values().filter(|c| c.borrow().cluster == self.name).collect();
         open.sort_by_key(|c| c.borrow().key);
         for call in open {
             let call = &mut *call.borrow_mut();
@@ -295,13 +254,7 @@ impl Cluster {
 
     /// The server is back.
     pub fn up(&self) {
-        if let Some(cluster) = self
-            .world
-            .borrow_mut()
-            .upstreams
-            .clusters
-            .get_mut(&self.name)
-        {
+        if let Some(cluster) = self.world.borrow_mut().upstreams.clusters.get_mut(&self.name) {
             cluster.up = true;
         }
     }
@@ -309,61 +262,36 @@ impl Cluster {
     /// The cluster's circuit breaker: with so many calls open, a further one fails at once with
     /// InternalFailure. Envoy's default is 1024.
     pub fn max_requests(&self, max: usize) {
-        if let Some(cluster) = self
-            .world
-            .borrow_mut()
-            .upstreams
-            .clusters
-            .get_mut(&self.name)
-        {
+        if let Some(cluster) = self.world.borrow_mut().upstreams.clusters.get_mut(&self.name) {
             cluster.max_requests = max;
         }
     }
 
     /// How many calls and streams were ever opened, those that failed included.
     pub fn opened(&self) -> u64 {
-        self.world
-            .borrow()
-            .upstreams
-            .clusters
-            .get(&self.name)
-            .map_or(0, |c| c.opened)
+        self.world.borrow().upstreams.clusters.get(&self.name).map_or(0, |c| c.opened)
     }
 
     /// How many calls and streams are open now.
     pub fn active(&self) -> usize {
         let world = self.world.borrow();
-        world
-            .upstreams
-            .open
-            .values()
-            .filter(|c| c.borrow().cluster == self.name)
-            .count()
+        world.upstreams.open.values().filter(|c| c.borrow().cluster == self.name).count()
     }
 
     /// The next stream that a VM opened and nobody accepted. One that the guest has given up meanwhile (the
     /// canary's, say) is given too; see [`ServerStream::is_open`].
     pub fn accept(&self) -> Option<ServerStream> {
-        self.take(Kind::Stream).map(|call| ServerStream {
-            world: Rc::clone(&self.world),
-            call,
-        })
+        self.take(Kind::Stream).map(|call| ServerStream { world: Rc::clone(&self.world), call })
     }
 
     /// The next unary gRPC call that nobody took.
     pub fn next_call(&self) -> Option<UnaryCall> {
-        self.take(Kind::Unary).map(|call| UnaryCall {
-            world: Rc::clone(&self.world),
-            call,
-        })
+        self.take(Kind::Unary).map(|call| UnaryCall { world: Rc::clone(&self.world), call })
     }
 
     /// The next HTTP call that nobody took.
     pub fn next_http_call(&self) -> Option<HttpCall> {
-        self.take(Kind::Http).map(|call| HttpCall {
-            world: Rc::clone(&self.world),
-            call,
-        })
+        self.take(Kind::Http).map(|call| HttpCall { world: Rc::clone(&self.world), call })
     }
 
     fn take(&self, kind: Kind) -> Option<CallRef> {
@@ -381,23 +309,13 @@ fn broken(call: &mut Call) -> Vec<Event> {
     call.server_done = true;
     match call.kind {
         Kind::Http => vec![local_http(call, 503, BEFORE)],
-        Kind::Unary => vec![event(
-            call,
-            UpstreamEvent::Close {
-                status: 14,
-                message: BEFORE.into(),
-            },
-        )],
+        Kind::Unary => {
+            vec![event(call, UpstreamEvent::Close { status: 14, message: BEFORE.into() })]
+        }
         Kind::Stream if !call.responded => early_failure(call, BEFORE),
         Kind::Stream => vec![
             event(call, UpstreamEvent::TrailingMetadata(Headers::new())),
-            event(
-                call,
-                UpstreamEvent::Close {
-                    status: 13,
-                    message: AFTER.into(),
-                },
-            ),
+            event(call, UpstreamEvent::Close { status: 13, message: AFTER.into() }),
         ],
     }
 }

@@ -45,11 +45,7 @@ fn a_failed_call_did_nothing() {
 #[test]
 fn a_fault_can_wait_last_and_keep_to_a_thread() {
     let statuses = |fault: Fault| -> Vec<i64> {
-        let mut envoy = Envoy::builder(&module(GUEST))
-            .workers(2)
-            .inject(fault)
-            .build()
-            .unwrap();
+        let mut envoy = Envoy::builder(&module(GUEST)).workers(2).inject(fault).build().unwrap();
         let requests = [0, 1, 0, 1, 0, 1].map(|worker| {
             envoy.worker(worker).request(get());
             note(&envoy, "set")
@@ -58,14 +54,8 @@ fn a_fault_can_wait_last_and_keep_to_a_thread() {
     };
     let fault = Fault::new(HostCall::SetSharedData, Status::Empty);
     assert_eq!(statuses(fault.clone()), [7, 0, 0, 0, 0, 0]);
-    assert_eq!(
-        statuses(fault.clone().after(2).times(2)),
-        [0, 0, 7, 7, 0, 0]
-    );
-    assert_eq!(
-        statuses(fault.clone().on(Thread::Worker(1)).after(1)),
-        [0, 0, 0, 7, 0, 0]
-    );
+    assert_eq!(statuses(fault.clone().after(2).times(2)), [0, 0, 7, 7, 0, 0]);
+    assert_eq!(statuses(fault.clone().on(Thread::Worker(1)).after(1)), [0, 0, 0, 7, 0, 0]);
     assert_eq!(statuses(fault.always()), [7; 6]);
 }
 
@@ -76,17 +66,8 @@ fn faults_reach_the_start_and_can_be_cleared() {
             (i32.eqz (call $set_tick (i32.const 5))))"#,
     );
     let fault = Fault::new(HostCall::SetTickPeriod, Status::InternalFailure);
-    assert!(
-        Envoy::builder(&guest)
-            .inject(fault.clone())
-            .build()
-            .is_err(),
-        "by the canary"
-    );
-    let mut envoy = Envoy::builder(&guest)
-        .inject(fault.after(10))
-        .build()
-        .unwrap();
+    assert!(Envoy::builder(&guest).inject(fault.clone()).build().is_err(), "by the canary");
+    let mut envoy = Envoy::builder(&guest).inject(fault.after(10)).build().unwrap();
     assert_eq!(envoy.clear_faults(), 1);
     assert_eq!(envoy.calls().get(HostCall::SetTickPeriod), 3);
 }
@@ -128,17 +109,9 @@ fn a_bad_pointer_is_an_invalid_memory_access() {
     let mut envoy = Envoy::builder(&module(WILD)).build().unwrap();
     assert!(envoy.worker(0).request(get()).continues());
     for name in ["in", "wrap", "out", "time", "pairs", "metric"] {
-        assert_eq!(
-            note(&envoy, name),
-            i64::from(Status::InvalidMemoryAccess.code()),
-            "{name}"
-        );
+        assert_eq!(note(&envoy, name), i64::from(Status::InvalidMemoryAccess.code()), "{name}");
     }
-    assert_eq!(
-        note(&envoy, "edge"),
-        0,
-        "no bytes at the very end are no bad pointer"
-    );
+    assert_eq!(note(&envoy, "edge"), 0, "no bytes at the very end are no bad pointer");
     assert!(envoy.traps().is_empty());
 }
 

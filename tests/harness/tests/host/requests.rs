@@ -24,10 +24,7 @@ const ECHO: &str = r#"
 #[test]
 fn pairs_carry_duplicates_order_and_any_bytes() {
     let mut envoy = Envoy::builder(&module(ECHO)).build().unwrap();
-    let sent = get()
-        .header("X-A", [0xff, 0x80])
-        .header("empty", "")
-        .header("x-a", "second");
+    let sent = get().header("X-A", [0xff, 0x80]).header("empty", "").header("x-a", "second");
     let request = envoy.worker(0).request(&sent);
     let expected = Headers::from([
         (":method", b"GET".to_vec()),
@@ -41,14 +38,7 @@ fn pairs_carry_duplicates_order_and_any_bytes() {
     assert_eq!(*request.headers(), expected);
     assert_eq!(request.route_cache_clears(), 1);
     envoy.finish(request, Outcome::ok("10.0.0.1:80"));
-    assert_eq!(
-        (
-            note(&envoy, "get"),
-            note(&envoy, "set"),
-            note(&envoy, "log")
-        ),
-        (0, 0, 0)
-    );
+    assert_eq!((note(&envoy, "get"), note(&envoy, "set"), note(&envoy, "log")), (0, 0, 0));
     assert_eq!(note(&envoy, "late"), 2, "nothing can be written in on_log");
 }
 
@@ -128,36 +118,18 @@ fn properties_are_typed_bytes() {
         .build()
         .unwrap();
     assert_eq!(note(&envoy, "root set"), 1, "no request, no filter state");
-    assert_eq!(
-        (note(&envoy, "root node"), note(&envoy, "root path")),
-        (0, 1)
-    );
+    assert_eq!((note(&envoy, "root node"), note(&envoy, "root path")), (0, 1));
     // Path, then status, size and number in on_log.
     let rows: [(&str, i64, i64, i64); 12] = [
         ("response\0code", 0, 8, 503),
         ("response\0flags", 0, 8, 32),
         ("response\0grpc_status", 0, 8, 14),
         ("upstream\0request_attempt_count", 0, 8, 3),
-        (
-            "upstream\0address",
-            0,
-            9,
-            i64::from(i32::from_le_bytes(*b"10.0")),
-        ),
+        ("upstream\0address", 0, 9, i64::from(i32::from_le_bytes(*b"10.0"))),
         ("request\0duration", 0, 8, 7_000_000),
-        (
-            "xds\0cluster_name",
-            0,
-            7,
-            i64::from(i32::from_le_bytes(*b"clus")),
-        ),
+        ("xds\0cluster_name", 0, 7, i64::from(i32::from_le_bytes(*b"clus"))),
         ("mark", 0, 4, i64::from(i32::from_le_bytes(*b"1234"))),
-        (
-            "filter_state\0wasm.mark",
-            0,
-            4,
-            i64::from(i32::from_le_bytes(*b"1234")),
-        ),
+        ("filter_state\0wasm.mark", 0, 4, i64::from(i32::from_le_bytes(*b"1234"))),
         ("a\0b", 1, 0, 0),
         ("wasm\0mark", 1, 0, 0),
         ("response\0backend_latency", 1, 0, 0),
@@ -167,22 +139,12 @@ fn properties_are_typed_bytes() {
         envoy.metrics().set_gauge("number", 0);
         envoy.advance(Duration::from_millis(7));
         envoy.finish(request.clone(), Outcome::refused("10.0.0.1:").attempts(3));
-        let noted = (
-            note(&envoy, "status"),
-            note(&envoy, "size"),
-            note(&envoy, "number"),
-        );
+        let noted = (note(&envoy, "status"), note(&envoy, "size"), note(&envoy, "number"));
         assert_eq!(noted, (status, size, number), "{path:?}");
         assert_eq!(request.filter_state_names(), ["wasm.a\0b", "wasm.mark"]);
     }
-    envoy
-        .worker(0)
-        .request(get().header("p", "upstream\0request_attempt_count"));
-    assert_eq!(
-        (note(&envoy, "size"), note(&envoy, "number")),
-        (8, 0),
-        "0 before the router"
-    );
+    envoy.worker(0).request(get().header("p", "upstream\0request_attempt_count"));
+    assert_eq!((note(&envoy, "size"), note(&envoy, "number")), (8, 0), "0 before the router");
     envoy.worker(0).request(get().header("p", "response\0code"));
     assert_eq!(note(&envoy, "status"), 1, "no code before a response");
 }
@@ -214,34 +176,19 @@ fn filter_state_takes_registered_names_and_valid_values() {
         (arguments(ADDRESS, "localhost:80"), Status::BadArgument),
         (arguments("envoy.string", "anything"), Status::Ok),
         (
-            arguments(
-                "envoy.load_balancing_policies.override_host.filter_state",
-                "127.0.0.1:80",
-            ),
+            arguments("envoy.load_balancing_policies.override_host.filter_state", "127.0.0.1:80"),
             Status::NotFound,
         ),
         (vec![0x0a, 9, 1], Status::BadArgument),
     ];
     for (bytes, expected) in rows {
         let request = envoy.worker(0).request(get().header("args", &bytes));
-        assert_eq!(
-            note(&envoy, "status"),
-            i64::from(expected.code()),
-            "{bytes:?}"
-        );
-        assert_eq!(
-            request.filter_state_names().len(),
-            usize::from(expected == Status::Ok)
-        );
+        assert_eq!(note(&envoy, "status"), i64::from(expected.code()), "{bytes:?}");
+        assert_eq!(request.filter_state_names().len(), usize::from(expected == Status::Ok));
     }
     assert_eq!(note(&envoy, "unknown"), 1);
-    let request = envoy
-        .worker(0)
-        .request(get().header("args", arguments(ADDRESS, "[::1]:80")));
-    assert_eq!(
-        request.filter_state(ADDRESS).as_deref(),
-        Some(&b"[::1]:80"[..])
-    );
+    let request = envoy.worker(0).request(get().header("args", arguments(ADDRESS, "[::1]:80")));
+    assert_eq!(request.filter_state(ADDRESS).as_deref(), Some(&b"[::1]:80"[..]));
 }
 
 /// Answers twice, which only the first time does anything.
@@ -257,25 +204,14 @@ const REPLY: &str = r#"
 fn a_local_reply_stops_the_request_and_is_the_response() {
     let mut envoy = Envoy::builder(&module(REPLY)).build().unwrap();
     let request = envoy.worker(0).request(get());
-    assert_eq!(
-        request.action(),
-        Action::Pause,
-        "whatever the callback returned"
-    );
+    assert_eq!(request.action(), Action::Pause, "whatever the callback returned");
     let reply = request.local_reply().unwrap();
     assert_eq!((reply.status, reply.details.as_str()), (503, "no_endpoint"));
     let response = envoy.finish(request, Outcome::ok("not asked"));
-    assert_eq!(
-        (response.status, response.body.as_slice()),
-        (Some(503), &b"sorry"[..])
-    );
+    assert_eq!((response.status, response.body.as_slice()), (Some(503), &b"sorry"[..]));
     assert_eq!(response.headers.text("x").as_deref(), Some("y"));
     assert_eq!(note(&envoy, "again"), 0);
-    assert_eq!(
-        envoy.violations().len(),
-        1,
-        "a second reply crashes a real Envoy"
-    );
+    assert_eq!(envoy.violations().len(), 1, "a second reply crashes a real Envoy");
 }
 
 #[test]
@@ -286,28 +222,18 @@ fn a_local_reply_after_the_response_is_on_record() {
     );
     let mut envoy = Envoy::builder(&guest).build().unwrap();
     let request = envoy.worker(0).request(get());
-    assert_eq!(
-        envoy
-            .finish(request.clone(), Outcome::ok("10.0.0.1:80"))
-            .status,
-        Some(200)
-    );
+    assert_eq!(envoy.finish(request.clone(), Outcome::ok("10.0.0.1:80")).status, Some(200));
     assert_eq!((request.local_reply(), envoy.violations().len()), (None, 1));
 }
 
 #[test]
 fn a_grpc_client_gets_a_local_reply_as_a_status() {
     let mut envoy = Envoy::builder(&module(REPLY)).build().unwrap();
-    let request = envoy
-        .worker(0)
-        .request(RequestBuilder::grpc("svc", "/a.B/C"));
+    let request = envoy.worker(0).request(RequestBuilder::grpc("svc", "/a.B/C"));
     let response = envoy.finish(request, Outcome::default());
     assert_eq!(response.status, Some(200));
     assert_eq!(response.headers.text("grpc-status").as_deref(), Some("14"));
-    assert_eq!(
-        response.headers.text("grpc-message").as_deref(),
-        Some("sorry")
-    );
+    assert_eq!(response.headers.text("grpc-message").as_deref(), Some("sorry"));
 }
 
 /// Waits in the request's headers; the tick lets context 2 go on.
@@ -361,10 +287,7 @@ fn order(envoy: &mut Envoy) -> Vec<String> {
 
 #[test]
 fn callbacks_come_in_envoys_order() {
-    let mut envoy = Envoy::builder(&module(ORDER))
-        .access_logger("")
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&module(ORDER)).access_logger("").build().unwrap();
     envoy.clear_logs();
     let request = envoy.worker(0).request(get());
     envoy.log_attempt(&request, Outcome::status(503, "10.0.0.1:80"));
@@ -387,11 +310,7 @@ fn callbacks_come_in_envoys_order() {
     let request = envoy.worker(0).request(get());
     envoy.finish(request, Outcome::client_gone("10.0.0.1:80"));
     let expected = ["create", "request", "log", "access log", "done", "delete"];
-    assert_eq!(
-        order(&mut envoy),
-        expected,
-        "no response, no response callbacks"
-    );
+    assert_eq!(order(&mut envoy), expected, "no response, no response callbacks");
 
     envoy.worker(0).reject(Outcome::headers_too_large());
     let expected = ["create", "log", "access log", "done", "delete"];
@@ -410,11 +329,7 @@ fn an_update_of_the_configuration_keeps_the_vm() {
         ["done", "delete", "done", "delete"],
         "old roots, main and worker"
     );
-    assert_eq!(
-        envoy.stats().created,
-        created + 1,
-        "a canary and nothing else"
-    );
+    assert_eq!(envoy.stats().created, created + 1, "a canary and nothing else");
     let request = envoy.worker(0).request(get());
     assert!(request.continues());
 }

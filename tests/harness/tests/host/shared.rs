@@ -22,11 +22,7 @@ const CAS: &str = r#"
 
 #[test]
 fn a_write_that_lost_the_race_is_a_cas_mismatch() {
-    let mut envoy = Envoy::builder(&module(CAS))
-        .workers(2)
-        .vm_id("a")
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&module(CAS)).workers(2).vm_id("a").build().unwrap();
     envoy.shared_data().set("k", "0");
     let slow = envoy.worker(0).request(get());
     let fast = envoy.worker(1).request(get());
@@ -43,11 +39,7 @@ fn a_stale_number_creates_an_absent_key() {
     let shared = envoy.shared_data();
     shared.set("k", "");
     let request = envoy.worker(0).request(get());
-    assert_eq!(
-        (note(&envoy, "get"), note(&envoy, "size")),
-        (0, 0),
-        "an empty value is found"
-    );
+    assert_eq!((note(&envoy, "get"), note(&envoy, "size")), (0, 0), "an empty value is found");
     shared.wipe();
     envoy.finish(request, Default::default());
     assert_eq!(note(&envoy, "set"), 0);
@@ -81,11 +73,7 @@ const QUEUE: &str = r#"
 
 #[test]
 fn a_queue_wakes_the_last_that_registered_it() {
-    let mut envoy = Envoy::builder(&module(QUEUE))
-        .workers(3)
-        .vm_id("a")
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&module(QUEUE)).workers(3).vm_id("a").build().unwrap();
     assert_eq!(envoy.queues().consumer("q"), Some(Thread::Worker(2)));
     envoy.worker(0).request(get());
     envoy.worker(1).request(get());
@@ -151,22 +139,10 @@ fn metrics_have_the_manners_of_envoy() {
     for (name, expected) in rows {
         assert_eq!(note(&envoy, name), expected, "{name}");
     }
-    assert_eq!(
-        envoy.metrics().counter("c"),
-        Some(55),
-        "recording adds to a counter"
-    );
-    assert_eq!(
-        envoy.metrics().gauge("g"),
-        Some(u64::MAX - 2),
-        "a gauge wraps below zero"
-    );
+    assert_eq!(envoy.metrics().counter("c"), Some(55), "recording adds to a counter");
+    assert_eq!(envoy.metrics().gauge("g"), Some(u64::MAX - 2), "a gauge wraps below zero");
     envoy.worker(1).request(get());
-    assert_eq!(
-        envoy.metrics().counter("c"),
-        Some(110),
-        "the other worker's is the same by name"
-    );
+    assert_eq!(envoy.metrics().counter("c"), Some(110), "the other worker's is the same by name");
     assert_eq!(envoy.metrics().histogram("h").unwrap().samples, [7, 7]);
 }
 
@@ -199,11 +175,7 @@ fn every_vm_ticks_but_the_canary() {
     assert_eq!(note(&envoy, "ticks"), 9);
     envoy.advance(Duration::from_secs(60));
     assert_eq!(note(&envoy, "ticks"), 15, "slower, then off");
-    assert_eq!(
-        note(&envoy, "second"),
-        1002,
-        "the clock stands at the tick's own time"
-    );
+    assert_eq!(note(&envoy, "second"), 1002, "the clock stands at the tick's own time");
     assert_eq!(envoy.now(), Duration::from_millis(1_060_300));
 }
 
@@ -215,11 +187,7 @@ fn the_wall_clock_can_step_without_time_passing() {
     assert_eq!(envoy.now() + Duration::from_secs(3600), before);
     assert_eq!(envoy.elapsed(), Duration::ZERO);
     envoy.advance(Duration::from_millis(100));
-    assert_eq!(
-        note(&envoy, "ticks"),
-        2,
-        "ticks follow the time that passes"
-    );
+    assert_eq!(note(&envoy, "ticks"), 2, "ticks follow the time that passes");
 }
 
 #[test]

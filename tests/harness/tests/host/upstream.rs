@@ -44,26 +44,13 @@ const STREAM: &str = r#"
 
 #[test]
 fn a_stream_carries_messages_both_ways() {
-    let mut envoy = Envoy::builder(&module(STREAM))
-        .workers(1)
-        .cluster("agent")
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&module(STREAM)).workers(1).cluster("agent").build().unwrap();
     let agent = envoy.cluster("agent");
-    assert!(
-        agent.accept().is_none(),
-        "the canary and a configured VM open nothing by themselves"
-    );
+    assert!(agent.accept().is_none(), "the canary and a configured VM open nothing by themselves");
     tick(&mut envoy);
     let (main, worker) = (agent.accept().unwrap(), agent.accept().unwrap());
-    assert_eq!(
-        (main.thread(), worker.thread()),
-        (Thread::Main, Thread::Worker(0))
-    );
-    assert_eq!(
-        (worker.service(), worker.method()),
-        ("a.Sync".into(), "Watch".into())
-    );
+    assert_eq!((main.thread(), worker.thread()), (Thread::Main, Thread::Worker(0)));
+    assert_eq!((worker.service(), worker.method()), ("a.Sync".into(), "Watch".into()));
     assert_eq!(worker.metadata(), Headers::from([("k", "v")]));
     assert_eq!(worker.recv().as_deref(), Some(&b"hello"[..]));
     assert!(worker.send("one") && worker.send("two"));
@@ -72,11 +59,7 @@ fn a_stream_carries_messages_both_ways() {
     assert_eq!(worker.recv().as_deref(), Some(&b"one"[..]));
     assert_eq!(worker.recv().as_deref(), Some(&b"two"[..]));
     envoy.worker(0).request(get());
-    assert_eq!(
-        note(&envoy, "from request"),
-        0,
-        "a request's context may use the root's stream"
-    );
+    assert_eq!(note(&envoy, "from request"), 0, "a request's context may use the root's stream");
     assert_eq!(worker.recv().as_deref(), Some(&b"report"[..]));
     main.close(7, "nope");
     envoy.settle();
@@ -87,20 +70,13 @@ fn a_stream_carries_messages_both_ways() {
 
 #[test]
 fn a_server_that_is_down_lets_a_stream_open_and_fail() {
-    let mut envoy = Envoy::builder(&module(STREAM))
-        .workers(0)
-        .cluster_down("agent")
-        .build()
-        .unwrap();
+    let mut envoy =
+        Envoy::builder(&module(STREAM)).workers(0).cluster_down("agent").build().unwrap();
     let agent = envoy.cluster("agent");
     tick(&mut envoy);
     assert_eq!(note(&envoy, "open"), 0);
     assert_eq!(
-        (
-            note(&envoy, "initial"),
-            note(&envoy, "trailing"),
-            note(&envoy, "close")
-        ),
+        (note(&envoy, "initial"), note(&envoy, "trailing"), note(&envoy, "close")),
         (0, 4, 14)
     );
     assert!(agent.accept().is_none());
@@ -111,11 +87,7 @@ fn a_server_that_is_down_lets_a_stream_open_and_fail() {
     envoy.settle();
     agent.down();
     envoy.settle();
-    assert_eq!(
-        (note(&envoy, "trailing"), note(&envoy, "close")),
-        (0, 13),
-        "died after an answer"
-    );
+    assert_eq!((note(&envoy, "trailing"), note(&envoy, "close")), (0, 13), "died after an answer");
     assert_eq!(agent.opened(), 2);
     assert_eq!(agent.active(), 0);
     assert!(!stream.send("late"));
@@ -149,11 +121,7 @@ fn the_stream_of_a_dead_vm_stays_open_until_the_vm_is_replaced() {
 
 #[test]
 fn a_configuration_update_ends_the_old_roots_streams() {
-    let mut envoy = Envoy::builder(&module(STREAM))
-        .workers(0)
-        .cluster("agent")
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&module(STREAM)).workers(0).cluster("agent").build().unwrap();
     tick(&mut envoy);
     let old = envoy.cluster("agent").accept().unwrap();
     envoy.reconfigure("new").unwrap();
@@ -167,19 +135,10 @@ fn a_stream_opened_in_the_close_callback_is_on_record() {
         (func (export "proxy_on_configure") (param i32 i32) (result i32) (call $open) (i32.const 1))
         (func (export "proxy_on_grpc_close") (param i32 i32 i32) (call $open))"#,
     );
-    let mut envoy = Envoy::builder(&guest)
-        .workers(0)
-        .cluster_down("agent")
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&guest).workers(0).cluster_down("agent").build().unwrap();
     let delivered = envoy.settle();
     assert_eq!(delivered, 100_000, "a hot loop, cut");
-    assert!(
-        envoy
-            .violations()
-            .iter()
-            .any(|v| v.contains("proxy_on_grpc_close opened"))
-    );
+    assert!(envoy.violations().iter().any(|v| v.contains("proxy_on_grpc_close opened")));
     assert!(envoy.violations().iter().any(|v| v.contains("event storm")));
 }
 
@@ -189,17 +148,10 @@ fn what_the_canary_opened_is_cancelled() {
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32)
             (i32.eqz (call $grpc_stream «agent» «s» «m» «» (i32.const 0))))"#,
     );
-    let envoy = Envoy::builder(&guest)
-        .workers(0)
-        .cluster("agent")
-        .build()
-        .unwrap();
+    let envoy = Envoy::builder(&guest).workers(0).cluster("agent").build().unwrap();
     let agent = envoy.cluster("agent");
     let (canary, main) = (agent.accept().unwrap(), agent.accept().unwrap());
-    assert_eq!(
-        (canary.thread(), canary.cancelled()),
-        (Thread::Canary, true)
-    );
+    assert_eq!((canary.thread(), canary.cancelled()), (Thread::Canary, true));
     assert_eq!((main.thread(), main.cancelled()), (Thread::Main, false));
 }
 
@@ -215,26 +167,16 @@ const UNARY: &str = r#"
 
 #[test]
 fn a_unary_call_is_answered_fails_or_times_out() {
-    let mut envoy = Envoy::builder(&module(UNARY))
-        .cluster("otlp")
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&module(UNARY)).cluster("otlp").build().unwrap();
     let otlp = envoy.cluster("otlp");
     envoy.worker(0).request(get());
     let call = otlp.next_call().unwrap();
-    assert_eq!(
-        (call.method(), call.message()),
-        ("Export".into(), b"spans".to_vec())
-    );
+    assert_eq!((call.method(), call.message()), ("Export".into(), b"spans".to_vec()));
     assert_eq!(call.timeout(), Some(Duration::from_millis(100)));
     call.reply("thanks");
     envoy.settle();
     assert_eq!(note(&envoy, "received"), 6);
-    assert_eq!(
-        envoy.metrics().gauge("close"),
-        None,
-        "an answer needs no close"
-    );
+    assert_eq!(envoy.metrics().gauge("close"), None, "an answer needs no close");
     assert_eq!(note(&envoy, "token") % 2, 1);
 
     envoy.worker(0).request(get());
@@ -252,10 +194,7 @@ fn a_unary_call_is_answered_fails_or_times_out() {
     envoy.worker(0).request(get());
     assert_eq!(note(&envoy, "call"), 0);
     envoy.worker(0).request(get());
-    assert_eq!(
-        note(&envoy, "call"),
-        i64::from(Status::InternalFailure.code())
-    );
+    assert_eq!(note(&envoy, "call"), i64::from(Status::InternalFailure.code()));
     assert_eq!(otlp.active(), 1);
 }
 
@@ -280,11 +219,8 @@ const HTTP: &str = r#"
 #[test]
 fn an_http_call_is_answered_broken_or_replied_to_by_envoy() {
     let digits = |envoy: &Envoy| (note(envoy, "digits") as u32 & 0xff_ffff).to_le_bytes();
-    let mut envoy = Envoy::builder(&module(HTTP))
-        .cluster("web")
-        .cluster_down("gone")
-        .build()
-        .unwrap();
+    let mut envoy =
+        Envoy::builder(&module(HTTP)).cluster("web").cluster_down("gone").build().unwrap();
     let web = envoy.cluster("web");
     envoy.worker(0).request(get().header("to", "nowhere"));
     assert_eq!(note(&envoy, "call"), 2, "no such cluster");
@@ -301,11 +237,7 @@ fn an_http_call_is_answered_broken_or_replied_to_by_envoy() {
     envoy.worker(0).request(get().header("to", "web"));
     web.next_http_call().unwrap().reset();
     envoy.settle();
-    assert_eq!(
-        (note(&envoy, "headers"), note(&envoy, "status")),
-        (0, 2),
-        "no headers to read"
-    );
+    assert_eq!((note(&envoy, "headers"), note(&envoy, "status")), (0, 2), "no headers to read");
 
     envoy.worker(0).request(get().header("to", "web"));
     envoy.advance(Duration::from_millis(50));

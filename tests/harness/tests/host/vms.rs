@@ -85,18 +85,11 @@ const TYPES: &[(&str, &str)] = &[
 #[test]
 fn every_import_links_with_the_type_of_the_specification() {
     let names: Vec<_> = HostCall::ALL.iter().map(|c| c.name()).collect();
-    assert_eq!(
-        names,
-        TYPES.iter().map(|(name, _)| *name).collect::<Vec<_>>()
-    );
+    assert_eq!(names, TYPES.iter().map(|(name, _)| *name).collect::<Vec<_>>());
     let mut imports = String::new();
     for (call, (name, params)) in HostCall::ALL.iter().zip(TYPES) {
         let params = params.replace('i', "i32 ").replace('I', "i64 ");
-        let result = if *name == "proc_exit" {
-            ""
-        } else {
-            "(result i32)"
-        };
+        let result = if *name == "proc_exit" { "" } else { "(result i32)" };
         let module = call.module();
         imports += &format!(r#"(import "{module}" "{name}" (func (param {params}) {result}))"#);
     }
@@ -119,10 +112,7 @@ fn a_module_is_shared_by_all_tests_of_a_process() {
 fn a_module_without_the_marks_of_the_abi_is_refused() {
     let rows = [
         (r#"(module)"#, "memory"),
-        (
-            r#"(module (memory (export "memory") 1))"#,
-            "proxy_on_memory_allocate",
-        ),
+        (r#"(module (memory (export "memory") 1))"#, "proxy_on_memory_allocate"),
         (
             r#"(module (memory (export "memory") 1)
                 (func (export "malloc") (param i32) (result i32) (i32.const 0)))"#,
@@ -131,10 +121,7 @@ fn a_module_without_the_marks_of_the_abi_is_refused() {
     ];
     for (text, missing) in rows {
         let error = Module::new(&wat::parse_str(text).unwrap()).err().unwrap();
-        assert!(
-            matches!(error, Error::MissingExport(name) if name == missing),
-            "{error}"
-        );
+        assert!(matches!(error, Error::MissingExport(name) if name == missing), "{error}");
     }
     assert!(matches!(Module::new(b"not wasm"), Err(Error::Compile(_))));
 }
@@ -143,19 +130,8 @@ fn a_module_without_the_marks_of_the_abi_is_refused() {
 fn imports_and_exports_are_sorted_lists() {
     let module = module("");
     assert!(module.imports().is_sorted() && module.exports().is_sorted());
-    assert!(
-        module
-            .imports()
-            .contains(&"wasi_snapshot_preview1::fd_write".to_owned())
-    );
-    assert_eq!(
-        module.exports(),
-        [
-            "memory",
-            "proxy_abi_version_0_2_1",
-            "proxy_on_memory_allocate"
-        ]
-    );
+    assert!(module.imports().contains(&"wasi_snapshot_preview1::fd_write".to_owned()));
+    assert_eq!(module.exports(), ["memory", "proxy_abi_version_0_2_1", "proxy_on_memory_allocate"]);
 }
 
 #[test]
@@ -165,21 +141,13 @@ fn a_filter_that_refuses_its_configuration_keeps_envoy_from_starting() {
             format!(r#"(func (export "{callback}") (param i32 i32) (result i32) (i32.const 0))"#);
         Envoy::builder(&module(&text)).build().err().unwrap()
     };
-    assert!(matches!(
-        refuse("proxy_on_configure"),
-        Error::ConfigureRefused
-    ));
+    assert!(matches!(refuse("proxy_on_configure"), Error::ConfigureRefused));
     assert!(matches!(refuse("proxy_on_vm_start"), Error::StartRefused));
     let trap = module(
         r#"(func (export "proxy_on_configure") (param i32 i32) (result i32) (unreachable))"#,
     );
-    let Err(Error::Trapped(trap)) = Envoy::builder(&trap).build() else {
-        panic!("it started")
-    };
-    assert_eq!(
-        (trap.callback, trap.thread),
-        ("proxy_on_configure", Thread::Canary)
-    );
+    let Err(Error::Trapped(trap)) = Envoy::builder(&trap).build() else { panic!("it started") };
+    assert_eq!((trap.callback, trap.thread), ("proxy_on_configure", Thread::Canary));
 }
 
 #[test]
@@ -204,28 +172,15 @@ fn each_thread_is_configured_and_the_canary_first() {
         .plugin_configuration("plugin")
         .build()
         .unwrap();
-    let lines: Vec<_> = envoy
-        .logs()
-        .into_iter()
-        .map(|l| (l.thread, l.message))
-        .collect();
-    let threads = [
-        Thread::Canary,
-        Thread::Main,
-        Thread::Worker(0),
-        Thread::Worker(1),
-    ];
+    let lines: Vec<_> = envoy.logs().into_iter().map(|l| (l.thread, l.message)).collect();
+    let threads = [Thread::Canary, Thread::Main, Thread::Worker(0), Thread::Worker(1)];
     let expected: Vec<_> = threads
         .into_iter()
         .flat_map(|t| [(t, "vm".to_owned()), (t, "plugin".to_owned())])
         .collect();
     assert_eq!(lines, expected);
     envoy.worker(0).request(get());
-    assert_eq!(
-        (note(&envoy, "early"), note(&envoy, "later")),
-        (1, 1),
-        "out of reach"
-    );
+    assert_eq!((note(&envoy, "early"), note(&envoy, "later")), (1, 1), "out of reach");
 }
 
 /// Traps on a request with `x-trap`, and in the tick if a gauge says so; counts its requests.
@@ -242,11 +197,7 @@ const TRAP: &str = r#"
 
 fn trap(envoy: &mut Envoy, worker: usize) {
     let request = envoy.worker(worker).request(get().header("x-trap", ""));
-    assert_eq!(
-        request.local_reply().unwrap().status,
-        503,
-        "the request itself fails"
-    );
+    assert_eq!(request.local_reply().unwrap().status, 503, "the request itself fails");
     let response = envoy.finish(request, Outcome::default());
     assert_eq!(response.status, Some(503));
 }
@@ -257,22 +208,12 @@ fn a_trap_kills_one_workers_vm_and_what_is_in_it() {
     let waiting = envoy.worker(0).request(get());
     trap(&mut envoy, 0);
     assert!(!envoy.is_alive(Thread::Worker(0)) && envoy.is_alive(Thread::Worker(1)));
-    assert_eq!(
-        envoy.finish(waiting, Outcome::ok("10.0.0.1:80")).status,
-        Some(503)
-    );
-    assert_eq!(
-        envoy.metrics().gauge("logged"),
-        None,
-        "no callback reaches a dead VM"
-    );
+    assert_eq!(envoy.finish(waiting, Outcome::ok("10.0.0.1:80")).status, Some(503));
+    assert_eq!(envoy.metrics().gauge("logged"), None, "no callback reaches a dead VM");
     envoy.advance(Duration::from_millis(100));
     assert_eq!(note(&envoy, "ticks"), 2, "main and the other worker");
     let trap = &envoy.traps()[0];
-    assert_eq!(
-        (trap.thread, trap.callback),
-        (Thread::Worker(0), "proxy_on_request_headers")
-    );
+    assert_eq!((trap.thread, trap.callback), (Thread::Worker(0), "proxy_on_request_headers"));
     assert!(trap.message.contains("unreachable"), "{}", trap.message);
     assert_eq!(envoy.logged(LogLevel::Critical, "unreachable"), 1);
 }
@@ -286,10 +227,7 @@ fn a_trap_in_the_response_headers_is_a_503() {
     let mut envoy = Envoy::builder(&guest).build().unwrap();
     let request = envoy.worker(0).request(get());
     assert!(request.continues());
-    assert_eq!(
-        envoy.finish(request, Outcome::ok("10.0.0.1:80")).status,
-        Some(503)
-    );
+    assert_eq!(envoy.finish(request, Outcome::ok("10.0.0.1:80")).status, Some(503));
     assert_eq!(envoy.traps().len(), 1);
 }
 
@@ -306,59 +244,33 @@ fn a_dead_vm_is_treated_as_the_policy_says() {
         (reload, 1000, Some(200), true),
     ];
     for (policy, millis, status, sees) in rows {
-        let mut envoy = Envoy::builder(&module(TRAP))
-            .failure_policy(policy)
-            .build()
-            .unwrap();
+        let mut envoy = Envoy::builder(&module(TRAP)).failure_policy(policy).build().unwrap();
         trap(&mut envoy, 0);
         envoy.advance(Duration::from_millis(millis));
         let request = envoy.worker(0).request(get());
         let response = envoy.finish(request, Outcome::ok("10.0.0.1:80"));
         assert_eq!(response.status, status, "{policy:?} after {millis} ms");
-        assert_eq!(
-            envoy.metrics().gauge("seen").is_some(),
-            sees,
-            "{policy:?} after {millis} ms"
-        );
+        assert_eq!(envoy.metrics().gauge("seen").is_some(), sees, "{policy:?} after {millis} ms");
     }
 }
 
 #[test]
 fn the_backoff_counts_from_the_last_load() {
     let policy = FailurePolicy::Reload(Duration::from_secs(1));
-    let mut envoy = Envoy::builder(&module(TRAP))
-        .failure_policy(policy)
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&module(TRAP)).failure_policy(policy).build().unwrap();
     envoy.advance(Duration::from_secs(5));
     trap(&mut envoy, 0);
-    assert!(
-        envoy.worker(0).request(get()).continues(),
-        "loaded long ago: repaired at once"
-    );
+    assert!(envoy.worker(0).request(get()).continues(), "loaded long ago: repaired at once");
     trap(&mut envoy, 0);
-    assert!(
-        !envoy.worker(0).request(get()).continues(),
-        "loaded just now: not yet"
-    );
+    assert!(!envoy.worker(0).request(get()).continues(), "loaded just now: not yet");
     let stats = envoy.stats();
-    assert_eq!(
-        (
-            stats.reload_success,
-            stats.reload_backoff,
-            stats.reload_failure
-        ),
-        (1, 1, 0)
-    );
+    assert_eq!((stats.reload_success, stats.reload_backoff, stats.reload_failure), (1, 1, 0));
 }
 
 #[test]
 fn the_main_threads_vm_never_comes_back() {
     let policy = FailurePolicy::Reload(Duration::from_secs(1));
-    let mut envoy = Envoy::builder(&module(TRAP))
-        .failure_policy(policy)
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&module(TRAP)).failure_policy(policy).build().unwrap();
     envoy.kill_vm(Thread::Main);
     envoy.advance(Duration::from_secs(60));
     assert!(envoy.worker(0).request(get()).continues());
@@ -368,17 +280,11 @@ fn the_main_threads_vm_never_comes_back() {
 #[test]
 fn the_access_logger_runs_in_a_vm_made_anew() {
     let policy = FailurePolicy::Reload(Duration::from_secs(1));
-    let builder = Envoy::builder(&module(TRAP))
-        .failure_policy(policy)
-        .access_logger("");
+    let builder = Envoy::builder(&module(TRAP)).failure_policy(policy).access_logger("");
     let mut envoy = builder.build().unwrap();
     envoy.advance(Duration::from_secs(5));
     trap(&mut envoy, 0);
-    assert_eq!(
-        note(&envoy, "logged"),
-        1,
-        "by the logger: the filter's own is dead"
-    );
+    assert_eq!(note(&envoy, "logged"), 1, "by the logger: the filter's own is dead");
     assert_eq!(envoy.stats().reload_success, 1);
 }
 
@@ -390,22 +296,13 @@ fn an_endless_loop_runs_out_of_fuel() {
     );
     let wasm = wat::parse_str(text).unwrap();
     assert!(matches!(
-        Envoy::builder(&Module::new(&wasm).unwrap())
-            .fuel_per_callback(1)
-            .build(),
+        Envoy::builder(&Module::new(&wasm).unwrap()).fuel_per_callback(1).build(),
         Err(Error::NoFuel)
     ));
     let module = Module::with_fuel(&wasm).unwrap();
-    let mut envoy = Envoy::builder(&module)
-        .fuel_per_callback(100_000)
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&module).fuel_per_callback(100_000).build().unwrap();
     assert!(!envoy.worker(0).request(get()).continues());
-    assert!(
-        envoy.traps()[0].message.contains("fuel"),
-        "{}",
-        envoy.traps()[0].message
-    );
+    assert!(envoy.traps()[0].message.contains("fuel"), "{}", envoy.traps()[0].message);
 }
 
 #[test]
@@ -414,21 +311,12 @@ fn memory_grows_to_its_limit_and_never_shrinks() {
         r#"(func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
             (call $note «grown» (memory.grow (i32.const 2))) (i32.const 0))"#,
     );
-    let mut envoy = Envoy::builder(&guest)
-        .memory_limit(4 * 65_536)
-        .build()
-        .unwrap();
+    let mut envoy = Envoy::builder(&guest).memory_limit(4 * 65_536).build().unwrap();
     assert_eq!(envoy.memory_pages(Thread::Worker(0)), 1);
     envoy.worker(0).request(get());
-    assert_eq!(
-        (note(&envoy, "grown"), envoy.memory_pages(Thread::Worker(0))),
-        (1, 3)
-    );
+    assert_eq!((note(&envoy, "grown"), envoy.memory_pages(Thread::Worker(0))), (1, 3));
     envoy.worker(0).request(get());
-    assert_eq!(
-        (note(&envoy, "grown"), envoy.memory_pages(Thread::Worker(0))),
-        (-1, 3)
-    );
+    assert_eq!((note(&envoy, "grown"), envoy.memory_pages(Thread::Worker(0))), (-1, 3));
     assert_eq!(envoy.memory_pages(Thread::Main), 1);
     assert_eq!(envoy.open_contexts(Thread::Worker(0)), 2);
 }
@@ -449,19 +337,8 @@ fn what_a_guest_prints_is_logged() {
     let mut envoy = Envoy::builder(&guest).build().unwrap();
     envoy.worker(0).request(get());
     let lines = envoy.logs();
-    assert_eq!(
-        (lines.len(), lines[0].message.as_str()),
-        (1, "Hi"),
-        "debug is below the level"
-    );
-    assert_eq!(
-        (lines[0].level, lines[0].thread),
-        (LogLevel::Error, Thread::Worker(0))
-    );
-    let noted = (
-        note(&envoy, "stderr"),
-        note(&envoy, "file"),
-        note(&envoy, "wild"),
-    );
+    assert_eq!((lines.len(), lines[0].message.as_str()), (1, "Hi"), "debug is below the level");
+    assert_eq!((lines[0].level, lines[0].thread), (LogLevel::Error, Thread::Worker(0)));
+    let noted = (note(&envoy, "stderr"), note(&envoy, "file"), note(&envoy, "wild"));
     assert_eq!(noted, (0, 8, 21));
 }

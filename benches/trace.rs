@@ -1,0 +1,261 @@
+//! What does trace propagation cost on a real Envoy, against Envoy's own OpenTelemetry tracer?
+//!
+//! CPU per request: user and system time of the Envoy process over the requests it served, because on a
+//! shared machine latency says who else was running and CPU says what was done. Every variant is an
+//! Envoy of its own, all of them up at once, all before the same upstream and collector; they are
+//! loaded one after the other, forwards and then backwards, and compared round by round, so that what
+//! disturbs one round disturbs both sides of a ratio. The figure is the median over the rounds.
+//!
+//! Like is compared with like: at each sampling ratio both export to the same collector over the same
+//! kind of cluster, and a side that lost spans on the way is refused, since not sending is cheap.
+//!
+//! `--check` exits with 1 where a figure is out of bounds; `--rounds N` and `--seconds S` change the
+//! length; the last line is JSON.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use pintle_artifact::PINTLE_PATH;
+use pintle_tests::{Behaviour, Collector, Envoy, EnvoyConfig, Error, Load, Result, Upstream};
+use prost::Message as _;
+use serde_json::{Value, json};
+
+/// Enough of both workers' time that the clock's 10 ms steps do not show in a median.
+const ROUNDS: usize = 9;
+const SECONDS: f64 = 1.2;
+/// As many requests at once as keep two workers busy without a queue in front of them.
+const CONNECTIONS: usize = 8;
+/// Spans that may be missing at the end: those that wait in a buffer of the native tracer's.
+const MISSING: f64 = 0.02;
+
+/// What propagates and reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tracer {
+    /// Nothing.
+    Plain,
+    /// The module without an exporter.
+    Propagation,
+    /// The module, sampling this share.
+    Module(f64),
+    /// Envoy's own, sampling this share.
+    Native(f64),
+}
+
+const VARIANTS: [(&str, Tracer); 8] = [
+    ("plain", Tracer::Plain),
+    ("propagation", Tracer::Propagation),
+    ("native_0", Tracer::Native(0.0)),
+    ("module_0", Tracer::Module(0.0)),
+    ("native_1", Tracer::Native(0.01)),
+    ("module_1", Tracer::Module(0.01)),
+    ("native_100", Tracer::Native(1.0)),
+    ("module_100", Tracer::Module(1.0)),
+];
+
+/// A figure, over another one, and the most that may be.
+const BOUNDS: [(&str, &str, f64); 3] = [
+    ("propagation", "native_1", 1.0),
+    ("module_1", "native_1", 1.0),
+    ("module_100", "native_100", 0.80),
+];
+
+struct Subject {
+    name: &'static str,
+    tracer: Tracer,
+    envoy: Envoy,
+    collector: Collector,
+    /// Microseconds of CPU per request, by round.
+    cpu: Vec<f64>,
+    requests: usize,
+    spans: usize,
+}
+
+struct Options {
+    check: bool,
+    rounds: usize,
+    seconds: f64,
+}
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = match (runtime, options()) {
+        (Ok(runtime), Some(options)) => runtime.block_on(run(&options)),
+        _ => {
+            eprintln!("usage: trace [--check] [--rounds N] [--seconds S]");
+            return ExitCode::from(64);
+        }
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("trace: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn options() -> Option<Options> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --benches` runs this, too, only to see that it still does.
+    let bench = args.iter().any(|arg| arg == "--bench");
+    let (rounds, seconds) = if bench { (ROUNDS, SECONDS) } else { (1, 0.2) };
+    let mut options = Options { check: false, rounds, seconds };
+    let mut words = args.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--bench" => {}
+            "--check" => options.check = true,
+            "--rounds" => options.rounds = words.next()?.parse().ok().filter(|n| *n > 0)?,
+            "--seconds" => options.seconds = words.next()?.parse().ok().filter(|s| *s > 0.0)?,
+            _ => return None,
+        }
+    }
+    Some(options)
+}
+
+/// Whether every bound held, or nobody asked.
+async fn run(options: &Options) -> Result<bool> {
+    let upstream = Upstream::start("upstream").await?;
+    upstream.set(Behaviour { body_bytes: Some(128), ..Behaviour::default() });
+    let mut subjects = Vec::new();
+    for (name, tracer) in VARIANTS {
+        let collector = Collector::start().await?;
+        let envoy = Envoy::start(config(tracer, &upstream, &collector)?).await?;
+        let (cpu, requests, spans) = (Vec::new(), 0, 0);
+        subjects.push(Subject { name, tracer, envoy, collector, cpu, requests, spans });
+    }
+    // The first requests open connections and have V8 optimise the module.
+    for subject in &mut subjects {
+        round(subject, &upstream, options.seconds).await?;
+        subject.cpu.clear();
+    }
+    for number in 0..options.rounds {
+        let backwards = number % 2 == 1;
+        for at in 0..subjects.len() {
+            let at = if backwards { subjects.len() - 1 - at } else { at };
+            round(&mut subjects[at], &upstream, options.seconds).await?;
+        }
+        let line: Vec<String> = subjects
+            .iter()
+            .map(|s| format!("{} {:.1}", s.name, s.cpu.last().copied().unwrap_or_default()))
+            .collect();
+        println!("round {}: us/request: {}", number + 1, line.join(", "));
+    }
+    report(&mut subjects, options).await
+}
+
+fn config(tracer: Tracer, upstream: &Upstream, collector: &Collector) -> Result<EnvoyConfig> {
+    let config = EnvoyConfig::shipped()?.clusters_from("tracing.yaml")?;
+    let config = config.static_hosts("orders", &[upstream.addr()]);
+    let config = config.static_hosts("otlp", &[collector.addr()]);
+    // As everywhere in the fixtures: another build can be measured against this one.
+    let path = std::env::var_os("PINTLE_WASM").unwrap_or_else(|| PINTLE_PATH.into());
+    let module =
+        |trace: Value| config.clone().wasm(path).plugin(|plugin| *plugin = json!({"trace": trace}));
+    let export = json!({"cluster": "otlp", "service_name": "bench"});
+    Ok(match tracer {
+        Tracer::Plain => config.without_filter(),
+        Tracer::Propagation => module(json!({})),
+        Tracer::Module(ratio) => module(json!({"ratio": ratio, "export": export})),
+        Tracer::Native(ratio) => {
+            let mut config = config.clone().without_filter();
+            config.http_connection_manager()["tracing"] = json!({
+                "random_sampling": {"value": ratio * 100.0},
+                "provider": {"name": "envoy.tracers.opentelemetry", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
+                    "service_name": "bench",
+                    "grpc_service": {"envoy_grpc": {"cluster_name": "otlp"}, "timeout": "5s"}}}});
+            config
+        }
+    })
+}
+
+/// Loads one Envoy and books what it used.
+async fn round(subject: &mut Subject, upstream: &Upstream, seconds: f64) -> Result<()> {
+    let (before, _) = subject.envoy.usage();
+    let load = Load::to(subject.envoy.addr()).host("orders").closed().connections(CONNECTIONS);
+    let report = load.run_for_secs(seconds).await;
+    // The last batch is part of the price.
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let (after, _) = subject.envoy.usage();
+    if report.failed() > 0 {
+        return Err(Error::new(format!("{}: {}", subject.name, report.summary())));
+    }
+    let used = after.saturating_sub(before).as_secs_f64();
+    subject.cpu.push(used * 1e6 / report.total() as f64);
+    subject.requests += report.total();
+    subject.spans += count(&subject.collector);
+    upstream.forget();
+    Ok(())
+}
+
+fn count(collector: &Collector) -> usize {
+    let spans = |message: &[u8]| {
+        let request = ExportTraceServiceRequest::decode(message).ok()?;
+        let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+        Some(scopes.map(|scope| scope.spans.len()).sum::<usize>())
+    };
+    collector.drain().iter().filter_map(|call| spans(&call.message)).sum()
+}
+
+async fn report(subjects: &mut [Subject], options: &Options) -> Result<bool> {
+    // What still waits for its interval: the native tracer's is 5 s.
+    tokio::time::sleep(Duration::from_millis(5_500)).await;
+    let mut lost = Vec::new();
+    for subject in &mut *subjects {
+        subject.spans += count(&subject.collector);
+        let share = subject.spans as f64 / subject.requests as f64;
+        let (Tracer::Module(wanted) | Tracer::Native(wanted)) = subject.tracer else { continue };
+        if wanted == 1.0 && share < 1.0 - MISSING {
+            lost.push(format!("{}: {share:.3} of the spans came", subject.name));
+        }
+    }
+    let find = |name: &str| subjects.iter().find(|s| s.name == name);
+    let ratio = |a: &str, b: &str| match (find(a), find(b)) {
+        (Some(a), Some(b)) => median(a.cpu.iter().zip(&b.cpu).map(|(a, b)| a / b).collect()),
+        _ => f64::NAN,
+    };
+    let mut table = serde_json::Map::new();
+    println!("\n{:<12} {:>10} {:>9} {:>9} {:>9}", "", "us/request", "x plain", "requests", "spans");
+    for s in &*subjects {
+        let (cpu, plain) = (median(s.cpu.clone()), ratio(s.name, "plain"));
+        println!("{:<12} {cpu:>10.1} {plain:>9.3} {:>9} {:>9}", s.name, s.requests, s.spans);
+        let row = json!({"cpu_us": rounded(cpu), "x_plain": rounded(plain),
+            "requests": s.requests, "spans": s.spans});
+        table.insert(s.name.to_string(), row);
+    }
+    let mut ok = lost.is_empty();
+    let mut checks = Vec::new();
+    for (ours, theirs, most) in BOUNDS {
+        let value = ratio(ours, theirs);
+        let held = value <= most;
+        ok &= held;
+        let word = if held { "ok" } else { "MISSED" };
+        println!("{ours} / {theirs}: {value:.3}, at most {most:.2}: {word}");
+        checks.push(json!({"figure": format!("{ours}/{theirs}"), "value": rounded(value),
+            "at_most": most, "ok": held}));
+    }
+    for line in &lost {
+        println!("LOST {line}");
+    }
+    let json = json!({"bench": "trace", "rounds": options.rounds, "seconds": options.seconds,
+        "variants": table, "checks": checks, "lost": lost, "ok": ok});
+    println!("{json}");
+    Ok(ok || !options.check)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match (values.get(middle), values.len() % 2) {
+        (Some(upper), 0) => (upper + values.get(middle - 1).unwrap_or(upper)) / 2.0,
+        (Some(value), _) => *value,
+        (None, _) => f64::NAN,
+    }
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1_000.0).round() / 1_000.0
+}

@@ -1,0 +1,115 @@
+//! What stands beside the tables, for people: refusals, removals held, overlays.
+//!
+//! Every list is bounded and copied with the snapshot; the counters, which are not bounded by anything,
+//! live in the agent. Text from outside passes [`show`] before it is kept, so that no reader of it, a
+//! log, a terminal or a page, has to think of control characters.
+
+use super::{MAX_LISTED, State, Work};
+use crate::entry::Reject;
+use crate::snapshot::{Held, Overlay, Rejected};
+use crate::update::{Moment, Notice};
+
+impl State {
+    pub(super) fn reject(
+        &mut self,
+        source: &'static str,
+        key: &[u8],
+        reject: &Reject,
+        now: Moment,
+        work: &mut Work,
+    ) {
+        self.refuse(source, key, reject.reason(), reject.to_string(), now, work);
+    }
+
+    pub(super) fn refuse(
+        &mut self,
+        source: &'static str,
+        key: &[u8],
+        reason: &'static str,
+        detail: String,
+        now: Moment,
+        work: &mut Work,
+    ) {
+        let key = show(key);
+        let detail = show(detail.as_bytes());
+        work.changes.refused.push((source, reason));
+        work.changes.meta = true;
+        let text = format!("refused {key}: {detail}");
+        let kind = if source == "event" { "event" } else { "registry" };
+        work.push(Notice { kind, service: None, endpoint: None, text, alarm: true });
+        self.rejections = self.rejections.saturating_add(1);
+        let rejected = Rejected { source, key: key.clone(), reason, detail, at: now.wall };
+        self.rejected.insert((source, key), (self.rejections, rejected));
+        if self.rejected.len() > MAX_LISTED {
+            let oldest = self.rejected.iter().min_by_key(|(_, (number, _))| *number);
+            if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+                self.rejected.remove(&key);
+            }
+        }
+    }
+
+    /// What was refused before is good or gone now.
+    pub(super) fn accept(&mut self, source: &'static str, key: &[u8], work: &mut Work) {
+        if !self.rejected.is_empty() && self.rejected.remove(&(source, show(key))).is_some() {
+            work.changes.meta = true;
+        }
+    }
+
+    pub(super) fn list_held(&self, now: Moment) -> Vec<Held> {
+        let mut list = Vec::new();
+        for name in &self.lines {
+            let Some(model) = self.services.get(name) else {
+                continue;
+            };
+            let room = MAX_LISTED.saturating_mul(10).saturating_sub(list.len());
+            for (endpoint, since, last, left) in model.line(now, &self.settings.protection, room) {
+                list.push(Held {
+                    service: name.clone(),
+                    endpoint,
+                    since,
+                    reason: if last {
+                        "the last endpoint of the service".to_owned()
+                    } else {
+                        "too many removals at once".to_owned()
+                    },
+                    until: Some(now.wall_after(left)),
+                });
+            }
+        }
+        list
+    }
+
+    pub(super) fn list_rejected(&self) -> Vec<Rejected> {
+        let mut list: Vec<_> = self.rejected.values().collect();
+        list.sort_unstable_by_key(|(number, _)| *number);
+        list.into_iter().map(|(_, rejected)| rejected.clone()).collect()
+    }
+
+    pub(super) fn list_overlays(&self) -> Vec<Overlay> {
+        let in_force = self.overlays.iter().filter_map(|(service, key, slot)| {
+            let (kind, action) = slot.effect.as_ref()?.describe();
+            Some(Overlay {
+                kind,
+                service: service.to_owned(),
+                endpoint: key.endpoint().map(ToOwned::to_owned),
+                action,
+                source: show(slot.source.as_bytes()),
+                until: slot.until_wall,
+            })
+        });
+        in_force.take(MAX_LISTED).collect()
+    }
+}
+
+/// Bytes from outside, made safe to show: one line, no control characters, at most 256 characters.
+#[must_use]
+pub fn show(bytes: &[u8]) -> String {
+    let head = bytes.get(..1024).unwrap_or(bytes);
+    let text = String::from_utf8_lossy(head);
+    let safe = text.chars().map(|c| {
+        // Marks that reorder or hide text are as bad in a terminal as control characters.
+        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        if c.is_control() || hidden { '\u{fffd}' } else { c }
+    });
+    safe.take(256).collect()
+}

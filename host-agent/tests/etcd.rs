@@ -1,0 +1,459 @@
+//! The registry on a real etcd: what the agent sees of it when all is well, and when nothing is.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test, helpers included"
+)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use etcd_client::{Client, Permission, PermissionType, Txn, TxnOp};
+use pintle_agent::source::{EtcdConfig, SecretRef, SourcesConfig, Tls};
+use pintle_tests::{
+    Authority, Etcd, EtcdCluster, NetworkFault as Fault, Port, Process, Proxy, Server as _, Spec,
+};
+use support::{Agent, key, secs, value, with_etcd};
+
+async fn put_many(url: &str, service: &str, numbers: std::ops::Range<usize>, pad: usize) {
+    let mut client = Client::connect([url], None).await.unwrap();
+    let numbers: Vec<_> = numbers.collect();
+    for chunk in numbers.chunks(100) {
+        let puts = chunk.iter().map(|n| {
+            let id = format!("i{n:05}");
+            let mut text = value(service, &id, 80);
+            text.insert_str(text.len() - 1, &format!(",\"pad\":\"{}\"", "x".repeat(pad)));
+            TxnOp::put(key(service, &id), text, None)
+        });
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_and_policies_come_change_and_go() {
+    let etcd = Etcd::start().await.unwrap();
+    etcd.put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
+    let agent = Agent::start(with_etcd(vec![etcd.url()]));
+    agent.until(secs(5), "first", |a| a.ids("orders") == ["a"]).await;
+    assert!(!agent.snapshot().stale);
+
+    let mut worst = Duration::ZERO;
+    for n in 0..20u16 {
+        let began = Instant::now();
+        etcd.put(&key("orders", "b"), &value("orders", "b", 100 + n)).await.unwrap();
+        let seen = |a: &Agent| {
+            let snapshot = a.snapshot();
+            snapshot.services["orders"].table.endpoints.iter().any(|e| e.port == 100 + n)
+        };
+        agent.until(secs(5), "a change", seen).await;
+        worst = worst.max(began.elapsed());
+        // Apart from each other, so that the pace of a service is not what is measured.
+        tokio::time::sleep(Duration::from_millis(120)).await;
+    }
+    assert!(worst < secs(1), "{worst:?}");
+
+    etcd.put("/pintle/policies/orders", r#"{"strategy":"random"}"#).await.unwrap();
+    let policy = |a: &Agent| a.snapshot().services["orders"].table.policy.clone();
+    agent.until(secs(5), "the policy", |a| policy(a) == r#"{"strategy":"random"}"#).await;
+    etcd.delete("/pintle/policies/orders").await.unwrap();
+    agent.until(secs(5), "no policy", |a| policy(a).is_empty()).await;
+    etcd.deregister("orders", "a").await.unwrap();
+    agent.until(secs(5), "one gone", |a| a.ids("orders") == ["b"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_rewritten_publishes_nothing_and_broken_values_cost_only_themselves() {
+    let etcd = Etcd::start().await.unwrap();
+    etcd.put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
+    let agent = Agent::start(with_etcd(vec![etcd.url()]));
+    agent.until(secs(5), "first", |a| a.ids("orders") == ["a"]).await;
+    let version = agent.snapshot().version;
+    let beat = value("orders", "a", 1)
+        .replace("\"last_heartbeat\":\"2026-01-01", "\"last_heartbeat\":\"2026-02-02");
+    let written = etcd.put(&key("orders", "a"), &beat).await.unwrap();
+    let reached = u64::try_from(written.revision).unwrap();
+    agent.until(secs(5), "the beat seen", |a| a.sources().etcd.position >= reached).await;
+    assert_eq!(agent.snapshot().version, version);
+
+    for (id, text) in [
+        ("1", "{".to_owned()),
+        ("2", value("orders", "other", 1)),
+        ("3", value("orders", "3", 0)),
+        ("4", value("orders", "4", 1).replace("10.0.0.1", "169.254.169.254")),
+        ("5", "x".repeat(100_000)),
+    ] {
+        etcd.put(&key("orders", id), &text).await.unwrap();
+    }
+    etcd.put(&key("orders", "b"), &value("orders", "b", 1)).await.unwrap();
+    agent.until(secs(5), "the good one", |a| a.ids("orders") == ["a", "b"]).await;
+    agent.until(secs(5), "the list", |a| a.snapshot().rejected.len() == 5).await;
+    let reasons: Vec<_> = agent.snapshot().rejected.iter().map(|r| r.reason).collect();
+    assert_eq!(reasons, ["json", "identity", "port", "address_metadata", "value_too_long"]);
+    assert_eq!(agent.sources().refused.values().sum::<u64>(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_instances_are_listed_in_pages_and_survive_compaction_while_away() {
+    let etcd = Etcd::start().await.unwrap();
+    for service in 0..10 {
+        put_many(&etcd.url(), &format!("s{service}"), 0..1000, 400).await;
+    }
+    let proxy = Proxy::to(etcd.addr()).await.unwrap();
+    let began = Instant::now();
+    let agent = Agent::start(with_etcd(vec![format!("http://{}", proxy.addr())]));
+    agent.until(secs(20), "all listed", |a| a.count() == 10_000).await;
+    let took = began.elapsed();
+    println!("10,000 instances listed in {took:?}");
+    assert!(took < secs(10), "{took:?}");
+    let before = agent.snapshot().version;
+
+    proxy.set(Fault::Refuse);
+    agent.until(secs(10), "the loss", |a| !a.sources().etcd.connected).await;
+    assert_eq!(agent.count(), 10_000);
+    etcd.deregister("s0", "i00000").await.unwrap();
+    put_many(&etcd.url(), "s1", 1000..1001, 0).await;
+    let last = etcd.put(&key("s2", "i00000"), &value("s2", "i00000", 99)).await.unwrap();
+    etcd.compact(last.revision).await.unwrap();
+    proxy.set(Fault::None);
+    let came = |a: &Agent| {
+        let snapshot = a.snapshot();
+        snapshot.services["s0"].table.endpoints.len() == 999
+            && snapshot.services["s1"].table.endpoints.len() == 1001
+            && snapshot.services["s2"].table.endpoints[0].port == 99
+    };
+    let fresh = agent.until(secs(10), "what happened meanwhile", came).await;
+    println!("caught up after compaction in {fresh:?}");
+    assert_eq!(agent.count(), 10_000);
+    assert_eq!(agent.snapshot().version.sequence - before.sequence, 3, "only what changed is told");
+    assert_eq!(agent.sources().removals_held, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_restored_to_a_lower_revision_is_listed_again_and_met_with_protection() {
+    let mut etcd = Etcd::start().await.unwrap();
+    for n in 0..40 {
+        etcd.put("/other", &n.to_string()).await.unwrap();
+    }
+    put_many(&etcd.url(), "orders", 0..10, 0).await;
+    let agent = Agent::start(with_etcd(vec![etcd.url()]));
+    agent.until(secs(5), "listed", |a| a.ids("orders").len() == 10).await;
+    let high = agent.snapshot().version;
+
+    etcd.restart_empty().await.unwrap();
+    put_many(&etcd.url(), "orders", 5..11, 0).await;
+    let took =
+        agent.until(secs(8), "the new one", |a| a.ids("orders").contains(&"i00010".into())).await;
+    println!("right after a restore in {took:?}");
+    let ids: BTreeSet<_> = agent.ids("orders").into_iter().collect();
+    assert!((5..11).all(|n| ids.contains(&format!("i{n:05}"))));
+    assert!(ids.len() >= 10, "removals are held: {ids:?}");
+    assert!(agent.snapshot().version > high);
+    etcd.put(&key("orders", "later"), &value("orders", "later", 1)).await.unwrap();
+    agent.until(secs(5), "the watch goes on", |a| a.ids("orders").contains(&"later".into())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_swallows_everything_is_noticed_within_ten_seconds() {
+    let etcd = Etcd::start().await.unwrap();
+    etcd.put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
+    let proxy = Proxy::to(etcd.addr()).await.unwrap();
+    let agent = Agent::start(with_etcd(vec![format!("http://{}", proxy.addr())]));
+    agent.until(secs(5), "first", |a| a.ids("orders") == ["a"]).await;
+    proxy.set(Fault::Blackhole);
+    etcd.put(&key("orders", "b"), &value("orders", "b", 1)).await.unwrap();
+    let noticed = agent.until(secs(10), "the silence", |a| !a.sources().etcd.connected).await;
+    println!("silence noticed after {noticed:?}");
+    assert_eq!(agent.ids("orders"), ["a"]);
+    proxy.set(Fault::None);
+    let fresh = agent.until(secs(6), "what was missed", |a| a.ids("orders") == ["a", "b"]).await;
+    println!("fresh after {fresh:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_three_members_one_may_die_and_with_two_dead_what_is_known_stays() {
+    let mut cluster = EtcdCluster::start(3).await.unwrap();
+    cluster.members[0].put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
+    let agent = Agent::start(with_etcd(cluster.urls()));
+    agent.until(secs(10), "first", |a| a.ids("orders") == ["a"]).await;
+
+    let leader = cluster.leader().await.unwrap();
+    cluster.members[leader].process().kill9();
+    let alive = (leader + 1) % 3;
+    let deadline = Instant::now() + secs(15);
+    while cluster.members[alive].put(&key("orders", "b"), &value("orders", "b", 1)).await.is_err() {
+        assert!(Instant::now() < deadline, "no new leader");
+    }
+    let took = agent.until(secs(8), "news from the rest", |a| a.ids("orders") == ["a", "b"]).await;
+    println!("fresh {took:?} after a write to the new leader");
+
+    let other = (leader + 2) % 3;
+    cluster.members[other].process().kill9();
+    agent.until(secs(15), "no quorum noticed", |a| !a.sources().etcd.connected).await;
+    tokio::time::sleep(secs(5)).await;
+    assert_eq!(agent.ids("orders"), ["a", "b"]);
+    assert!(agent.snapshot().held.is_empty());
+
+    cluster.members[other].restart().await.unwrap();
+    cluster.members[alive].put(&key("orders", "c"), &value("orders", "c", 1)).await.unwrap();
+    let took = agent.until(secs(8), "after quorum", |a| a.ids("orders") == ["a", "b", "c"]).await;
+    println!("fresh {took:?} after quorum");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_expire_together_are_held_with_an_alarm_and_released_by_a_person() {
+    let etcd = Etcd::start().await.unwrap();
+    let lease = etcd.grant(2).await.unwrap();
+    for n in 0..20 {
+        let id = format!("i{n:02}");
+        etcd.put_leased(&key("orders", &id), &value("orders", &id, 1), &lease).await.unwrap();
+    }
+    let agent = Agent::start(with_etcd(vec![etcd.url()]));
+    agent.until(secs(5), "listed", |a| a.ids("orders").len() == 20).await;
+    let mut activities = agent.running.activities.subscribe();
+    agent.until(secs(10), "held", |a| a.snapshot().held.len() == 17).await;
+    assert_eq!(agent.ids("orders").len(), 17, "15 % of 20 went");
+    let alarm = async { while activities.recv().await.unwrap().kind != "removal" {} };
+    tokio::time::timeout(secs(5), alarm).await.unwrap();
+    assert_eq!(agent.sources().removals_held, 17);
+    assert_eq!(agent.running.updates.release("orders").await.unwrap(), 17);
+    agent.until(secs(2), "released", |a| a.ids("orders").is_empty()).await;
+    assert!(agent.snapshot().held.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_etcd_starts_from_disk_at_once_and_a_spoiled_disk_is_ignored() {
+    let etcd = Etcd::start().await.unwrap();
+    put_many(&etcd.url(), "orders", 0..100, 0).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = with_etcd(vec![etcd.url()]);
+    config.state.dir = Some(dir.path().join("state"));
+    let agent = Agent::start(config.clone());
+    agent.until(secs(5), "listed", |a| a.ids("orders").len() == 100).await;
+    let before = agent.snapshot().version;
+    agent.stop().await;
+    drop(etcd);
+
+    let began = Instant::now();
+    let agent = Agent::start(config.clone());
+    assert_eq!(agent.ids("orders").len(), 100);
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    assert!(agent.snapshot().stale);
+    assert!(agent.snapshot().version > before);
+    agent.stop().await;
+
+    let path = dir.path().join("state/state");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    std::fs::write(&path, bytes).unwrap();
+    let agent = Agent::start(config);
+    assert_eq!(agent.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn churn_under_constant_reconciliation_ends_in_what_etcd_holds() {
+    let etcd = Etcd::start().await.unwrap();
+    let mut config = with_etcd(vec![etcd.url()]);
+    config.state.protect = false;
+    if let Some(etcd) = &mut config.etcd {
+        etcd.reconcile = secs(1);
+        etcd.page = 7;
+    }
+    let agent = Agent::start(config);
+    agent.until(secs(5), "connected", |a| a.sources().etcd.connected).await;
+    let mut published = 0u64;
+    let mut snapshots = agent.running.snapshots.clone();
+    let mut client = Client::connect([etcd.url()], None).await.unwrap();
+    let began = Instant::now();
+    let mut round = 0u16;
+    let mut last = None;
+    while began.elapsed() < secs(4) {
+        round = round.wrapping_add(1).max(1);
+        let id = format!("i{}", round % 97);
+        if round.is_multiple_of(5) {
+            client.delete(key("orders", &id), None).await.unwrap();
+        } else {
+            client.put(key("orders", &id), value("orders", &id, round), None).await.unwrap();
+        }
+        if snapshots.has_changed().unwrap() {
+            let version =
+                snapshots.borrow_and_update().services.get("orders").map(|s| s.table.version);
+            published += u64::from(version != last);
+            last = version;
+        }
+    }
+    println!("{round} changes, {published} snapshots in {:?}", began.elapsed());
+    assert!(published <= 45, "ten a second at most: {published}");
+    let mut expect: Vec<_> = etcd
+        .list("/services/orders/")
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|(key, value)| {
+            let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+            let id = key.rsplit('/').next().unwrap().to_owned();
+            (id, value["port"].as_u64().unwrap())
+        })
+        .collect();
+    expect.sort();
+    let same = |a: &Agent| {
+        let snapshot = a.snapshot();
+        let table = &snapshot.services["orders"].table;
+        let is: Vec<_> =
+            table.endpoints.iter().map(|e| (e.id.clone(), u64::from(e.port))).collect();
+        is == expect
+    };
+    agent.until(secs(3), "the model's state", same).await;
+    let version = agent.snapshot().version;
+    tokio::time::sleep(secs(3)).await;
+    assert!(same(&agent));
+    assert_eq!(agent.snapshot().version, version, "listing the same again is no change");
+    assert_eq!(agent.sources().etcd.connects, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_configuration_is_taken_over_without_a_restart() {
+    let (first, second) = (Etcd::start().await.unwrap(), Etcd::start().await.unwrap());
+    first.put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
+    second.put(&key("orders", "a"), &value("orders", "a", 2)).await.unwrap();
+    let agent = Agent::start(with_etcd(vec![first.url()]));
+    let port = |a: &Agent| {
+        let snapshot = a.snapshot();
+        snapshot.services.get("orders").map(|s| s.table.endpoints[0].port)
+    };
+    agent.until(secs(5), "the first", |a| port(a) == Some(1)).await;
+    let mut bad = with_etcd(vec![second.url()]);
+    bad.agent = String::new();
+    assert!(agent.running.reload(bad).is_err());
+    agent.running.reload(with_etcd(vec![second.url()])).unwrap();
+    agent.until(secs(5), "the second, another cluster", |a| port(a) == Some(2)).await;
+}
+
+/// An etcd with TLS; only etcd-client can speak to it.
+async fn start_tls(authority: &Authority) -> (Process, String, Port) {
+    let dir = tempfile::TempDir::new().unwrap();
+    let (client, peer) = (Port::take().unwrap(), Port::take().unwrap());
+    let identity = authority.issue(&["127.0.0.1", "localhost"]).unwrap();
+    let url = format!("https://{}", client.addr());
+    let peer_url = format!("http://{}", peer.addr());
+    let path = |p: &std::path::Path| p.display().to_string();
+    let args: Vec<String> = [
+        "--name",
+        "m0",
+        "--data-dir",
+        &path(&dir.path().join("data")),
+        "--listen-client-urls",
+        &url,
+        "--advertise-client-urls",
+        &url,
+        "--listen-peer-urls",
+        &peer_url,
+        "--initial-advertise-peer-urls",
+        &peer_url,
+        "--initial-cluster",
+        &format!("m0={peer_url}"),
+        "--cert-file",
+        &path(&identity.certificate),
+        "--key-file",
+        &path(&identity.key),
+        "--trusted-ca-file",
+        &path(&authority.certificate()),
+        "--client-cert-auth",
+    ]
+    .iter()
+    .map(ToString::to_string)
+    .collect();
+    let spec = Spec {
+        name: "etcd".into(),
+        program: pintle_tests::tools::etcd().unwrap(),
+        args,
+        envs: Vec::new(),
+    };
+    let process = Process::spawn(spec, dir).unwrap();
+    (process, url, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_verified_both_ways_users_are_authenticated_and_a_reader_cannot_write() {
+    let authority = Authority::new().unwrap();
+    let (mut server, url, _port) = start_tls(&authority).await;
+    let ours = authority.issue(&["agent"]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("password");
+    std::fs::write(&password, "right\n").unwrap();
+    let etcd = EtcdConfig {
+        endpoints: vec![url.clone()],
+        tls: Tls {
+            ca: Some(authority.certificate()),
+            cert: Some(ours.certificate.clone()),
+            key: Some(ours.key.clone()),
+            server_name: None,
+        },
+        ..EtcdConfig::default()
+    };
+    let deadline = Instant::now() + secs(20);
+    let mut root = loop {
+        if let Ok(mut client) = pintle_agent::source::etcd::connect(&etcd, 0).await
+            && client.put(key("orders", "a"), value("orders", "a", 1), None).await.is_ok()
+        {
+            break client;
+        }
+        assert!(Instant::now() < deadline, "{}", server.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    root.role_add("reader").await.unwrap();
+    for prefix in ["/services/", "/pintle/policies/"] {
+        let permission = Permission::new(PermissionType::Read, prefix).with_prefix();
+        root.role_grant_permission("reader", permission).await.unwrap();
+    }
+    root.user_add("agent", "right", None).await.unwrap();
+    root.user_grant_role("agent", "reader").await.unwrap();
+    root.role_add("root").await.unwrap();
+    root.user_add("root", "secret", None).await.unwrap();
+    root.user_grant_role("root", "root").await.unwrap();
+    root.auth_enable().await.unwrap();
+
+    let with = |etcd: EtcdConfig| SourcesConfig { etcd: Some(etcd), ..support::config() };
+    let good = EtcdConfig {
+        user: Some("agent".into()),
+        password: Some(SecretRef::File(password.clone())),
+        ..etcd.clone()
+    };
+    let agent = Agent::start(with(good.clone()));
+    agent.until(secs(10), "listed by a reader", |a| a.ids("orders") == ["a"]).await;
+    let mut reader = pintle_agent::source::etcd::connect(&good, 0).await.unwrap();
+    assert!(reader.put(key("orders", "x"), "x", None).await.is_err(), "the role only reads");
+
+    // Simple tokens die with the server: the next session has to authenticate again.
+    server.restart().unwrap();
+    agent
+        .until(secs(15), "again after a restart", |a| {
+            a.sources().etcd.connects >= 2 && a.sources().etcd.connected
+        })
+        .await;
+
+    let stranger = Authority::new().unwrap();
+    let mut wrong_ca = good.clone();
+    wrong_ca.tls.ca = Some(stranger.certificate());
+    let mut no_cert = good.clone();
+    no_cert.tls.cert = None;
+    no_cert.tls.key = None;
+    let wrong_password = dir.path().join("wrong");
+    std::fs::write(&wrong_password, "hunter2").unwrap();
+    let mut wrong_user = good.clone();
+    wrong_user.password = Some(SecretRef::File(wrong_password));
+    for (what, config) in
+        [("authority", wrong_ca), ("certificate", no_cert), ("password", wrong_user)]
+    {
+        let refused = Agent::start(with(config));
+        refused.until(secs(10), what, |a| a.sources().etcd.error.is_some()).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(refused.count(), 0, "{what}");
+        let said = format!("{:?}", refused.sources());
+        assert!(!said.contains("hunter2") && !said.contains("right"), "{said}");
+    }
+}

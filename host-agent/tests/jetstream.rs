@@ -1,0 +1,517 @@
+//! Events on a real nats-server: applied, acknowledged, buried, and survived.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test, helpers included"
+)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::{self, Context as JetStream};
+use pintle_agent::events::{Action, Draft, Events, Target, new_id};
+use pintle_agent::link::Reported;
+use pintle_agent::source::jetstream::NatsError;
+use pintle_agent::source::{NatsConfig, SecretRef, SourcesConfig, Tls};
+use pintle_snapshot::{BreakerState, Health, Now, Transition};
+use pintle_tests::{Authority, Nats, NetworkFault as Fault, Proxy, Server as _};
+use support::{Agent, secs, with_nats};
+
+fn draft(service: &str, endpoint: &str, action: Action, ttl: u64) -> Draft {
+    Draft {
+        id: new_id(),
+        source: "a person".into(),
+        target: Target {
+            service: service.into(),
+            endpoint: (!endpoint.is_empty()).then(|| endpoint.into()),
+        },
+        action,
+        ttl: Some(secs(ttl)),
+    }
+}
+
+/// An agent with a file of services beside its events: no etcd is needed for these tests.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoints: Vec<String> = (0..10)
+            .map(|n| format!("{{\"id\":\"e{n}\",\"address\":\"10.0.0.1\",\"port\":{}}}", 80 + n))
+            .collect();
+        let text =
+            format!("{{\"services\":{{\"orders\":{{\"endpoints\":[{}]}}}}}}", endpoints.join(","));
+        std::fs::write(dir.path().join("services.json"), text).unwrap();
+        Self { dir }
+    }
+
+    fn config(&self, url: &str) -> SourcesConfig {
+        let mut config = with_nats(url.to_owned());
+        config.file = Some(pintle_agent::source::FileConfig {
+            path: self.dir.path().join("services.json"),
+            ..Default::default()
+        });
+        config.state.dir = Some(self.dir.path().join("state"));
+        config
+    }
+}
+
+fn health(agent: &Agent, id: &str) -> Option<Health> {
+    let snapshot = agent.snapshot();
+    let table = &snapshot.services.get("orders")?.table;
+    table.endpoints.iter().find(|e| e.id == id).map(|e| e.health)
+}
+
+async fn js(nats: &Nats) -> JetStream {
+    jetstream::new(async_nats::connect(nats.url()).await.unwrap())
+}
+
+async fn ready(agent: &Agent) {
+    agent
+        .until(secs(15), "connected with a file", |a| a.sources().nats.connected && a.count() == 10)
+        .await;
+}
+
+fn nats_config(config: &SourcesConfig) -> NatsConfig {
+    config.nats.clone().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_take_effect_at_once_and_end_with_their_ttl() {
+    let nats = Nats::start().await.unwrap();
+    let place = Place::new();
+    let config = place.config(&nats.url());
+    let agent = Agent::start(config.clone());
+    ready(&agent).await;
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+
+    let drain = draft("orders", "e1", Action::Drain, 3);
+    let began = Instant::now();
+    events.publish(&drain).await.unwrap();
+    agent.until(secs(2), "drained", |a| health(a, "e1") == Some(Health::Draining)).await;
+    println!("drained after {:?}", began.elapsed());
+    assert!(events.publish(&drain).await.unwrap().duplicate, "the same id is the same event");
+
+    events.publish(&draft("orders", "e2", Action::Eject, 60)).await.unwrap();
+    agent.until(secs(2), "ejected", |a| health(a, "e2") == Some(Health::Unhealthy)).await;
+    events.publish(&draft("orders", "e2", Action::Restore, 60)).await.unwrap();
+    agent.until(secs(2), "restored", |a| health(a, "e2") == Some(Health::Healthy)).await;
+    events.publish(&draft("orders", "", Action::Trace(Some(0.5)), 60)).await.unwrap();
+    let policy = |a: &Agent| a.snapshot().services["orders"].table.policy.clone();
+    agent.until(secs(2), "sampled", |a| policy(a) == r#"{"trace":{"ratio":0.5}}"#).await;
+    let ended = agent.until(secs(6), "ended", |a| health(a, "e1") == Some(Health::Healthy)).await;
+    println!("the drain ended {ended:?} after the rest");
+    assert_eq!(events.list(1, 10).await.unwrap().len(), 4);
+    assert_eq!(agent.sources().events_applied, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_published_while_the_agent_was_away_is_applied_and_what_was_applied_is_kept() {
+    let nats = Nats::start().await.unwrap();
+    let place = Place::new();
+    let config = place.config(&nats.url());
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    let agent = Agent::start(config.clone());
+    ready(&agent).await;
+    events.publish(&draft("orders", "e1", Action::Drain, 600)).await.unwrap();
+    agent.until(secs(2), "drained", |a| health(a, "e1") == Some(Health::Draining)).await;
+    agent.stop().await;
+    events.publish(&draft("orders", "e2", Action::Drain, 600)).await.unwrap();
+
+    let agent = Agent::start(config.clone());
+    assert_eq!(health(&agent, "e1"), Some(Health::Draining), "from disk");
+    agent.until(secs(5), "the missed one", |a| health(a, "e2") == Some(Health::Draining)).await;
+    agent.stop().await;
+
+    // Without its disk, the stream tells it all again.
+    std::fs::remove_dir_all(place.dir.path().join("state")).unwrap();
+    let agent = Agent::start(config);
+    agent
+        .until(secs(5), "both", |a| {
+            ["e1", "e2"].iter().all(|id| health(a, id) == Some(Health::Draining))
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn poison_is_buried_once_with_its_reason_and_holds_nobody_up() {
+    let nats = Nats::start().await.unwrap();
+    let place = Place::new();
+    let config = place.config(&nats.url());
+    let agent = Agent::start(config.clone());
+    let mut other = place.config(&nats.url());
+    other.agent = "other".into();
+    other.state.dir = None;
+    let other = Agent::start(other);
+    ready(&agent).await;
+    ready(&other).await;
+    let js = js(&nats).await;
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    for n in 0..300 {
+        if n % 10 == 0 {
+            js.publish("events.endpoint.orders/e1", format!("poison {n}").into())
+                .await
+                .unwrap()
+                .await
+                .unwrap();
+        }
+        let action = if n % 2 == 0 { Action::Drain } else { Action::Undrain };
+        events.publish(&draft("orders", "e3", action, 60)).await.unwrap();
+    }
+    js.publish("events.nonsense", vec![b'x'; 200_000].into()).await.unwrap().await.unwrap();
+    let began = Instant::now();
+    events.publish(&draft("orders", "e4", Action::Drain, 60)).await.unwrap();
+    agent.until(secs(1), "the next good one", |a| health(a, "e4") == Some(Health::Draining)).await;
+    println!("the next good event after {:?}", began.elapsed());
+    for agent in [&agent, &other] {
+        agent.until(secs(10), "all buried", |a| a.sources().events_dead_lettered == 31).await;
+        assert_eq!(agent.sources().events_applied, 301);
+    }
+    let letters = events.dead_letters(1, 1000).await.unwrap();
+    assert_eq!(letters.len(), 31, "one per origin, whoever found it");
+    assert_eq!(letters[0].reason, "json");
+    assert_eq!(letters[0].payload, b"poison 0");
+    assert_eq!((letters[0].sequence, letters[0].deliveries), (1, 1));
+    assert_eq!(letters[30].reason, "value_too_long");
+    assert_eq!(letters[30].payload.len(), 200_000);
+    let info =
+        js.get_stream("PINTLE_EVENTS").await.unwrap().consumer_info("pintle-test").await.unwrap();
+    assert_eq!(info.num_ack_pending, 0);
+    assert_eq!(info.num_redelivered, 0, "one delivery each");
+
+    // Replayed, it is poison again: buried under its new sequence, and the old letter is gone.
+    let replayed = events.replay(letters[0].number).await.unwrap();
+    let again = async || {
+        let letters = events.dead_letters(1, 1000).await.unwrap();
+        letters.len() == 31 && letters.iter().any(|l| l.sequence == replayed.sequence)
+    };
+    pintle_tests::assert_eventually!(secs(5), again().await);
+    assert!(events.dead_letter(letters[0].number).await.unwrap().is_none());
+    assert_eq!(events.purge(None).await.unwrap(), 31);
+    assert!(events.dead_letters(1, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_out_of_deliveries_becomes_a_dead_letter() {
+    let nats = Nats::start().await.unwrap();
+    let place = Place::new();
+    let mut config = place.config(&nats.url());
+    if let Some(nats) = &mut config.nats {
+        nats.backoff = vec![Duration::from_millis(100)];
+        nats.max_deliver = 2;
+    }
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    let agent = Agent::start(config.clone());
+    ready(&agent).await;
+    agent.stop().await;
+    // Somebody pulls with the agent's consumer and never answers, as an agent that hangs would.
+    let published = events.publish(&draft("orders", "e1", Action::Drain, 60)).await.unwrap();
+    let js = js(&nats).await;
+    let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
+    let consumer: jetstream::consumer::PullConsumer =
+        stream.get_consumer("pintle-test").await.unwrap();
+    use futures::StreamExt as _;
+    for _ in 0..4 {
+        let mut batch = consumer.fetch().max_messages(1).messages().await.unwrap();
+        while let Ok(Some(_)) = tokio::time::timeout(secs(1), batch.next()).await {}
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let agent = Agent::start(config);
+    agent.until(secs(10), "buried", |a| a.sources().events_dead_lettered == 1).await;
+    let letters = events.dead_letters(1, 10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].reason, "max_deliveries");
+    assert_eq!(letters[0].sequence, published.sequence);
+    assert!(letters[0].deliveries >= 2);
+    assert!(letters[0].payload.starts_with(b"{"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_or_consumer_that_differs_is_refused_by_name_and_left_alone() {
+    let nats = Nats::start().await.unwrap();
+    let js = js(&nats).await;
+    js.create_stream(jetstream::stream::Config {
+        name: "PINTLE_EVENTS".into(),
+        subjects: vec!["events.>".into()],
+        max_age: secs(3600),
+        ..Default::default()
+    })
+    .await
+    .unwrap();
+    let place = Place::new();
+    let config = place.config(&nats.url());
+    let agent = Agent::start(config.clone());
+    agent
+        .until(secs(10), "refused", |a| {
+            a.sources().nats.error.is_some_and(|e| e.contains("max_age is 3600s, wanted 86400s"))
+        })
+        .await;
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    let refused = events.publish(&draft("orders", "e1", Action::Drain, 60)).await;
+    assert!(matches!(refused, Err(NatsError::Differs { what: "stream", .. })), "{refused:?}");
+    let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
+    assert_eq!(stream.cached_info().config.max_age, secs(3600));
+
+    js.delete_stream("PINTLE_EVENTS").await.unwrap();
+    ready(&agent).await;
+    agent.stop().await;
+    let mut other = config;
+    if let Some(nats) = &mut other.nats {
+        nats.max_deliver = 7;
+    }
+    let agent = Agent::start(other.clone());
+    agent
+        .until(secs(10), "refused", |a| {
+            a.sources().nats.error.is_some_and(|e| e.contains("max_deliver is 20, wanted 7"))
+        })
+        .await;
+
+    let mut absent = other;
+    if let Some(nats) = &mut absent.nats {
+        nats.stream = "ELSEWHERE".into();
+        nats.create = false;
+    }
+    let agent = Agent::start(absent);
+    agent
+        .until(secs(10), "absent", |a| {
+            a.sources().nats.error.is_some_and(|e| e.contains("ELSEWHERE does not exist"))
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_made_anew_and_a_consumer_deleted_are_survived() {
+    let mut nats = Nats::start().await.unwrap();
+    let place = Place::new();
+    let config = place.config(&nats.url());
+    let agent = Agent::start(config.clone());
+    ready(&agent).await;
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    for id in ["e1", "e2", "e3"] {
+        events.publish(&draft("orders", id, Action::Drain, 600)).await.unwrap();
+    }
+    agent.until(secs(3), "drained", |a| health(a, "e3") == Some(Health::Draining)).await;
+
+    let js = js(&nats).await;
+    let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
+    stream.delete_consumer("pintle-test").await.unwrap();
+    events.publish(&draft("orders", "e4", Action::Drain, 600)).await.unwrap();
+    let took = agent
+        .until(secs(15), "another consumer", |a| health(a, "e4") == Some(Health::Draining))
+        .await;
+    println!("after its consumer was deleted: {took:?}");
+
+    nats.restart_empty().await.unwrap();
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    // Sequence 1 again: older than what was seen by number, newer by the stream's identity.
+    events.publish(&draft("orders", "e1", Action::Undrain, 600)).await.unwrap();
+    let took =
+        agent.until(secs(15), "the new stream", |a| health(a, "e1") == Some(Health::Healthy)).await;
+    println!("after the stream was made anew: {took:?}");
+    assert_eq!(health(&agent, "e2"), Some(Health::Draining), "until its ttl");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_gone_or_silent_is_noticed_and_resumed_and_transitions_wait_for_it() {
+    let mut nats = Nats::start().await.unwrap();
+    let proxy = Proxy::to(nats.addr()).await.unwrap();
+    let place = Place::new();
+    let mut config = place.config(&format!("nats://{}", proxy.addr()));
+    if let Some(nats) = &mut config.nats {
+        nats.buffer = 10;
+    }
+    let agent = Agent::start(config.clone());
+    let mut far = place.config(&nats.url());
+    far.agent = "far".into();
+    far.state.dir = None;
+    let far = Agent::start(far);
+    ready(&agent).await;
+    ready(&far).await;
+    let report = |n: u64| Reported {
+        proxy: "envoy-1".into(),
+        transition: Transition {
+            service: "orders".into(),
+            endpoint: format!("e{}", n % 10),
+            from: BreakerState::Closed,
+            to: BreakerState::Open,
+            reason: "5 consecutive failures".into(),
+            observed: true,
+            at: Now(1_000_000_000_000 + n),
+            until: Now(1_000_000_000_000 + n + 30_000_000_000),
+            trips: 1,
+        },
+    };
+    agent.running.outgoing.send(report(7)).await.unwrap();
+    let opinions = |a: &Agent| {
+        let snapshot = a.snapshot();
+        let table = &snapshot.services["orders"].table;
+        table.endpoints.iter().filter(|e| e.opinion.is_some()).count()
+    };
+    far.until(secs(3), "an opinion", |a| opinions(a) == 1).await;
+    assert_eq!(opinions(&agent), 0, "its own is no opinion");
+
+    proxy.set(Fault::Blackhole);
+    let noticed = agent.until(secs(10), "the silence", |a| !a.sources().nats.connected).await;
+    println!("silence noticed after {noticed:?}");
+    for n in 0..25 {
+        agent.running.outgoing.send(report(100 + n)).await.unwrap();
+    }
+    agent.until(secs(3), "the oldest dropped", |a| a.sources().outgoing_dropped >= 14).await;
+    let events = Events::connect(&{
+        let mut direct = nats_config(&config);
+        direct.servers = vec![nats.url()];
+        direct
+    })
+    .await
+    .unwrap();
+    events.publish(&draft("orders", "e1", Action::Drain, 600)).await.unwrap();
+    proxy.set(Fault::None);
+    let took =
+        agent.until(secs(10), "resumed", |a| health(a, "e1") == Some(Health::Draining)).await;
+    println!("resumed {took:?} after the black hole");
+    far.until(secs(10), "what had waited", |a| opinions(a) == 10).await;
+
+    nats.kill9();
+    agent.until(secs(10), "the loss", |a| !a.sources().nats.connected).await;
+    tokio::time::sleep(secs(2)).await;
+    nats.restart().await.unwrap();
+    let began = Instant::now();
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    events.publish(&draft("orders", "e2", Action::Drain, 600)).await.unwrap();
+    agent.until(secs(10), "resumed", |a| health(a, "e2") == Some(Health::Draining)).await;
+    println!("resumed {:?} after the restart", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_events_is_applied_fast_and_ends_where_the_last_one_says() {
+    let nats = Nats::start().await.unwrap();
+    let place = Place::new();
+    let config = place.config(&nats.url());
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    events.publish(&draft("orders", "e0", Action::Weight(1), 600)).await.unwrap();
+    let js = js(&nats).await;
+    const COUNT: u32 = 20_000;
+    let mut acks = Vec::new();
+    for n in 0..COUNT {
+        let draft = draft("orders", &format!("e{}", n % 10), Action::Weight(n), 600);
+        acks.push(js.publish(draft.subject("events"), draft.encode(Now(0)).into()).await.unwrap());
+        if acks.len() == 1000 {
+            for ack in acks.drain(..) {
+                ack.await.unwrap();
+            }
+        }
+    }
+    let agent = Agent::start(config);
+    agent.until(secs(15), "the first", |a| a.sources().events_applied > 0).await;
+    let began = Instant::now();
+    agent.until(secs(30), "all", |a| a.sources().events_applied >= u64::from(COUNT)).await;
+    let rate = f64::from(COUNT) / began.elapsed().as_secs_f64();
+    println!("{rate:.0} events/s");
+    let weights = |a: &Agent| {
+        let snapshot = a.snapshot();
+        let endpoints = snapshot.services.get("orders").map(|s| s.table.endpoints.clone());
+        endpoints.unwrap_or_default().iter().map(|e| e.weight).collect::<Vec<_>>()
+    };
+    let expect: Vec<_> = (COUNT - 10..COUNT).collect();
+    agent.until(secs(5), "the last words", |a| weights(a) == expect).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_users_tokens_and_nkeys_open_the_door_and_nothing_else_does() {
+    let place = Place::new();
+    let dir = place.dir.path().to_owned();
+    let secret = |name: &str, text: &str| {
+        std::fs::write(dir.join(name), format!("{text}\n")).unwrap();
+        Some(SecretRef::File(dir.join(name)))
+    };
+    let check = async |what: &str, nats: &Nats, good: NatsConfig, bad: NatsConfig| {
+        let mut config = place.config(&nats.url());
+        config.state.dir = None;
+        config.nats = Some(good);
+        let agent = Agent::start(config.clone());
+        ready(&agent).await;
+        config.nats = Some(bad);
+        let agent = Agent::start(config);
+        agent.until(secs(10), what, |a| a.sources().nats.error.is_some()).await;
+        assert!(!agent.sources().nats.connected, "{what}");
+        assert!(!format!("{:?}", agent.sources()).contains("hunter2"), "{what}");
+        agent
+    };
+    let base = |nats: &Nats| nats_config(&place.config(&nats.url()));
+
+    let nats = Nats::start_with(&["--user", "u", "--pass", "right"]).await.unwrap();
+    let user = |password| NatsConfig { user: Some("u".into()), password, ..base(&nats) };
+    let refused =
+        check("user", &nats, user(secret("good", "right")), user(secret("bad", "hunter2"))).await;
+    secret("bad", "right");
+    refused.until(secs(5), "the rotated password", |a| a.sources().nats.connected).await;
+
+    let nats = Nats::start_with(&["--auth", "right"]).await.unwrap();
+    let token = |token| NatsConfig { token, ..base(&nats) };
+    check("token", &nats, token(secret("good", "right")), token(secret("bad", "hunter2"))).await;
+
+    let authority = Authority::new().unwrap();
+    let server = authority.issue(&["127.0.0.1"]).unwrap();
+    let ours = authority.issue(&["agent"]).unwrap();
+    let path = |p: &std::path::Path| p.display().to_string();
+    let nats = Nats::start_with(&[
+        "--tlsverify",
+        "--tlscert",
+        &path(&server.certificate),
+        "--tlskey",
+        &path(&server.key),
+        "--tlscacert",
+        &path(&authority.certificate()),
+    ])
+    .await
+    .unwrap();
+    let url = nats.url().replace("nats://", "tls://");
+    let tls = |ca, with_cert: bool| NatsConfig {
+        servers: vec![url.clone()],
+        tls: Tls {
+            ca: Some(ca),
+            cert: with_cert.then(|| ours.certificate.clone()),
+            key: with_cert.then(|| ours.key.clone()),
+            server_name: None,
+        },
+        ..base(&nats)
+    };
+    let stranger = Authority::new().unwrap();
+    check(
+        "authority",
+        &nats,
+        tls(authority.certificate(), true),
+        tls(stranger.certificate(), true),
+    )
+    .await;
+    check(
+        "certificate",
+        &nats,
+        tls(authority.certificate(), true),
+        tls(authority.certificate(), false),
+    )
+    .await;
+
+    let pair = nkeys::KeyPair::new_user();
+    let conf = dir.join("nats.conf");
+    std::fs::write(
+        &conf,
+        format!("authorization {{ users: [ {{ nkey: {} }} ] }}\n", pair.public_key()),
+    )
+    .unwrap();
+    let nats = Nats::start_with(&["-c", &path(&conf)]).await.unwrap();
+    let nkey = |nkey| NatsConfig { nkey, ..base(&nats) };
+    let other = nkeys::KeyPair::new_user();
+    check(
+        "nkey",
+        &nats,
+        nkey(secret("seed", &pair.seed().unwrap())),
+        nkey(secret("other", &other.seed().unwrap())),
+    )
+    .await;
+}

@@ -1,0 +1,182 @@
+//! Headers that are meant to hurt, up to 96 KiB of them.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use pintle_tests::{EnvoyConfig, http as client};
+use serde_json::{Value, json};
+
+use crate::support::{PARENT, Rig, exporting, request};
+
+const FORMATS: [&str; 7] =
+    ["tracecontext", "b3", "b3multi", "jaeger", "datadog", "xray", "baggage"];
+
+/// Everything that parses is on.
+fn all() -> Value {
+    exporting(json!({"extract": FORMATS, "inject": FORMATS, "tracestate_member": "pintle",
+        "baggage_allow": ["tenant"], "spans": "per_attempt"}))
+}
+
+fn values() -> Vec<Vec<u8>> {
+    let members = (0..1_000).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",");
+    let mut values: Vec<Vec<u8>> = vec![
+        b"\xff\xfe\x80".to_vec(),
+        Vec::new(),
+        b" ".to_vec(),
+        vec![b'a'; 8 * 1024],
+        vec![b','; 8 * 1024],
+        vec![b'='; 8 * 1024],
+        vec![b'-'; 8 * 1024],
+        members.into_bytes(),
+        b"00".to_vec(),
+        b"00-".to_vec(),
+        b"----".to_vec(),
+        b",,,;;;===".to_vec(),
+        b"%%%:::".to_vec(),
+        b"1-2-3-4-5-6".to_vec(),
+        b"-1".to_vec(),
+        b"18446744073709551616".to_vec(),
+        b"Root=1-;Parent=;Sampled=;=;;=".to_vec(),
+        b"_dd.p.tid=".to_vec(),
+        "\u{202e}\u{1f980}".as_bytes().to_vec(),
+    ];
+    // A valid value, cut and broken at every place.
+    for at in 0..PARENT.len() {
+        values.push(PARENT.as_bytes()[..at].to_vec());
+        let mut broken = PARENT.as_bytes().to_vec();
+        broken[at] = b"\xe9-0g,"[at % 5];
+        values.push(broken);
+    }
+    values
+}
+
+const NAMES: [&str; 17] = [
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-flags",
+    "uber-trace-id",
+    "x-datadog-trace-id",
+    "x-datadog-tags",
+    "x-amzn-trace-id",
+    "cookie",
+    "user-agent",
+    "x-forwarded-for",
+    "x-request-id",
+    "x-pintle-endpoints",
+    "content-type",
+];
+
+#[tokio::test]
+async fn no_header_is_a_trap_and_none_that_is_invalid_is_written() {
+    let rig = Rig::start(all()).await;
+    for name in NAMES {
+        for (at, value) in values().iter().enumerate() {
+            let mut request = request(&[]);
+            let copies = if at % 3 == 0 { 2 } else { 1 };
+            for _ in 0..copies {
+                let value = HeaderValue::from_bytes(value).unwrap();
+                request.headers_mut().append(HeaderName::from_static(name), value);
+            }
+            let reply = match at % 2 {
+                0 => client::send(rig.envoy.addr(), request).await,
+                _ => client::send_h2(rig.envoy.addr(), request).await,
+            };
+            let text = String::from_utf8_lossy(value);
+            assert_eq!(reply.unwrap().status, 200, "{name}: {text}");
+            let seen = rig.upstream.seen().pop().unwrap().headers;
+            for written in ["traceparent", "tracestate", "baggage", "b3", "uber-trace-id"] {
+                let written = seen.get_all(written).iter();
+                // What is as it came was not written by us.
+                for value in written.filter(|written| written.as_bytes() != value.trim_ascii()) {
+                    let visible = value.as_bytes().iter().all(|c| (b' '..=b'~').contains(c));
+                    assert!(visible && !value.is_empty(), "{name}: {text} became {value:?}");
+                }
+            }
+            assert_eq!(seen.get_all("traceparent").iter().count(), 1, "{name}: {text}");
+            rig.collector.drain();
+        }
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn odd_methods_and_paths_are_spans_or_envoys_refusal_and_never_a_trap() {
+    let rig = Rig::start(all()).await;
+    let long = format!("/{}", "a".repeat(16 * 1024));
+    for head in [
+        format!("GET {long} HTTP/1.1\r\nHost: a\r\n"),
+        "BREW /\u{ff}\u{fe}?\u{80} HTTP/1.1\r\nHost: a\r\n".to_string(),
+        "GET / HTTP/1.1\r\nHost: [::1\r\n".to_string(),
+        "GET / HTTP/1.1\r\nHost: a:99999999\r\n".to_string(),
+        "GET / HTTP/1.1\r\nHost: user:secret@a\r\n".to_string(),
+        "GET http://a:80:90/ HTTP/1.1\r\nHost: \r\n".to_string(),
+        "OPTIONS * HTTP/1.1\r\nHost: a\r\n".to_string(),
+        "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n".to_string(),
+        "GET / HTTP/1.0\r\n".to_string(),
+        "GET / HTTP/1.1\r\nHost: a\r\ntraceparent: \0\r\n".to_string(),
+        format!("GET / HTTP/1.1\r\nHost: a\r\ntraceparent: {PARENT}\r\n  {PARENT}\r\n"),
+    ] {
+        let bytes = format!("{head}Connection: close\r\n\r\n");
+        let answer = client::raw(rig.envoy.addr(), bytes.as_bytes(), Duration::from_secs(5)).await;
+        let answer = answer.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 "), "{head:?}: {}", String::from_utf8_lossy(&answer));
+        assert!(!answer.windows(16).any(|w| w == b"wasm_fail_stream"), "{head:?}");
+    }
+    rig.end().await;
+}
+
+/// Lets 96 KiB of headers in.
+fn large(mut config: EnvoyConfig) -> EnvoyConfig {
+    let manager = config.http_connection_manager();
+    manager["max_request_headers_kb"] = json!(128);
+    manager["common_http_protocol_options"] = json!({"max_headers_count": 1_000});
+    config
+}
+
+/// 90 headers of about 1,090 bytes: what a list can hold, and the most work for it.
+fn heavy(name: &'static str) -> Vec<(&'static str, String)> {
+    let members = |line: usize| {
+        let members: Vec<String> = (0..90).map(|n| format!("k{line}x{n:02}=vvvvvv")).collect();
+        members.join(",")
+    };
+    (0..80).map(|line| (name, members(line))).collect()
+}
+
+#[tokio::test]
+async fn ninety_six_kibibytes_of_headers_cost_less_than_a_millisecond_and_no_memory() {
+    const ROUND: u32 = 150;
+    let rig = Rig::with(all(), large).await;
+    let plain = Rig::with(json!({}), |config| large(config).without_filter()).await;
+    for name in ["tracestate", "baggage", "x-datadog-tags", "x-other"] {
+        let mut headers = vec![("traceparent", PARENT.to_string())];
+        headers.extend(heavy(name));
+        let size: usize = headers.iter().map(|(n, v)| n.len() + v.len() + 4).sum();
+        assert!((94 * 1024..124 * 1024).contains(&size), "{size}");
+        let pairs: Vec<(&str, &str)> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
+        let mut cost = Vec::new();
+        let mut grown = 0;
+        for which in [&plain, &rig] {
+            for _ in 0..50 {
+                which.send(&pairs).await;
+            }
+            let (cpu, resident) = which.envoy.usage();
+            for _ in 0..ROUND {
+                which.send(&pairs).await;
+            }
+            let after = which.envoy.usage();
+            cost.push((after.0 - cpu) / ROUND);
+            grown = after.1.saturating_sub(resident);
+        }
+        let own = cost[1].saturating_sub(cost[0]);
+        println!("{name}: {size} bytes, {own:?} of CPU per request, {} KiB grown", grown / 1024);
+        assert!(own < Duration::from_millis(1), "{name}: {cost:?}");
+        assert!(grown < 8 * 1024 * 1024, "{name}: {grown} bytes in {ROUND} requests");
+        rig.collector.drain();
+    }
+    plain.envoy.stats().await.unwrap();
+    rig.end().await;
+}
