@@ -56,6 +56,21 @@ fn every_worker_says_which_version_it_applied() {
 }
 
 #[test]
+fn the_agent_hears_when_there_are_fewer_workers() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(3));
+    run.tick();
+    let workers = |run: &Run| {
+        let only = |up| if let Up::Applied(applied) = up { Some(applied.workers) } else { None };
+        run.received().into_iter().filter_map(only).last()
+    };
+    assert_eq!(workers(&run), Some(3), "two workers and the main thread");
+    run.envoy.kill_vm(Thread::Worker(1));
+    run.live(Duration::from_secs(3));
+    assert_eq!(workers(&run), Some(2), "without a new version");
+}
+
+#[test]
 fn a_removed_service_is_left_to_envoy() {
     let mut run = Run::start(ALL);
     run.table("orders", endpoints(3));

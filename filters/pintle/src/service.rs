@@ -15,6 +15,12 @@ use pintle_snapshot::{
 /// Combinations of method and code that are counted apart, at most; ten methods by the codes in use.
 const MAX_REQUEST_COUNTS: usize = 512;
 
+/// The fleet, in the balancer's books a worker like any other; no worker has this number.
+const FLEET: u32 = u32::MAX;
+/// The failure score, in thousandths, of an endpoint that the fleet advises against. With the default
+/// penalty it costs about six times as much: few requests go there, and one that fails decides.
+const ADVISED_MILLI: u32 = 100;
+
 /// An endpoint's own numbers, beside its load (balancer) and its breaker (mirror).
 #[derive(Debug, Default)]
 struct Seen {
@@ -122,19 +128,32 @@ impl Service {
 
     /// The endpoints whose breakers need the shared record now: orders and opinions that came with the
     /// table, counts to be brought in, probes that may have expired.
+    ///
+    /// Every mirror is told what the table says, also when that is nothing: an opinion that was taken
+    /// back must not count for as long as it would have.
     pub(crate) fn due(&mut self, now: Now) -> Vec<usize> {
         let policy = &self.policy.breaker;
         let all = self.mirrors.iter_mut().zip(&self.seen).enumerate();
         all.filter_map(|(index, (mirror, seen))| {
-            let told = seen.opinion.is_some() || seen.force.is_some();
-            let need = if told {
-                mirror.overlay(seen.opinion, seen.force, policy, now)
-            } else {
-                mirror.tick(now)
-            };
+            let need = mirror.overlay(seen.opinion, seen.force, policy, now);
             (need == Need::Sync).then_some(index)
         })
         .collect()
+    }
+
+    /// Raises the cost of the endpoints that the fleet advises against; to be called with every tick,
+    /// because the score decays. What is advised against everywhere costs no more than elsewhere.
+    pub(crate) fn advise(&mut self, now: Now) {
+        let policy = &self.policy.breaker;
+        let advised = self.mirrors.iter().enumerate().filter(|(_, m)| m.is_advised(policy, now));
+        let entry = |(index, _)| {
+            let key = self.balancer.key_of(index)?;
+            Some(LoadEntry { key, failures_milli: ADVISED_MILLI, ..LoadEntry::default() })
+        };
+        let entries: Vec<LoadEntry> = advised.filter_map(entry).collect();
+        if !entries.is_empty() {
+            self.balancer.set_remote_load(FLEET, &entries, now, now);
+        }
     }
 
     /// Gives the balancer the breakers' verdicts; to be called after any breaker changed, and once a

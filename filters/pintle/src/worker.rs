@@ -174,6 +174,11 @@ impl Worker {
             }
         }
         let before = std::mem::replace(&mut self.others, live);
+        if before.len() != self.others.len() {
+            // The agent waits for as many workers as were said last: said before all had come, or
+            // while one was gone, it would take a part of them for all.
+            self.told_version = Version::default();
+        }
         for number in before.difference(&self.others.clone()) {
             self.unhear(*number, &[]);
         }
@@ -191,6 +196,7 @@ impl Worker {
         if let Some((number, cas)) = mine.or(vacant) {
             self.write_place(number, cas, now);
         }
+        self.tell_applied();
     }
 
     fn write_place(&mut self, number: u32, cas: Option<host::Cas>, now: Now) {
@@ -488,6 +494,7 @@ impl Worker {
         }
         if let Some(service) = self.services.get_mut(name) {
             service.judge(None, now);
+            service.advise(now);
         }
     }
 

@@ -1,0 +1,274 @@
+//! Two Envoys with an agent each on one etcd and one NATS.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use pintle_artifact::PINTLE_PATH;
+use pintle_tests::{
+    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Fault, Instance, Load, Nats, Server as _, Upstream,
+    assert_eventually,
+};
+use serde_json::{Value, json};
+
+use crate::support::{PATIENCE, breakers, current, get, quantile, upstream};
+
+struct Side {
+    agent: Agent,
+    envoy: Envoy,
+}
+
+struct Fleet {
+    etcd: Etcd,
+    nats: Nats,
+    a: Side,
+    b: Side,
+}
+
+async fn side(etcd: &Etcd, nats: &Nats, name: &str, services: &[String], breaker: &Value) -> Side {
+    let agent = Agent::with(etcd, nats).arg("--agent-id").arg(format!("agent-{name}"));
+    let agent = agent.start().await.expect("the agent");
+    let mut config = EnvoyConfig::shipped()
+        .expect("the shipped configuration")
+        .agent_socket(agent.socket())
+        .wasm(PINTLE_PATH)
+        .node(&format!("envoy-{name}"))
+        .plugin(|plugin| {
+            plugin["select"]["strategy"] = json!("round_robin");
+            plugin["breaker"] = breaker.clone();
+        });
+    for service in services.iter().filter(|service| *service != "orders") {
+        config = config.service(service);
+    }
+    let envoy = Envoy::start(config).await.expect("Envoy");
+    Side { agent, envoy }
+}
+
+impl Fleet {
+    /// Every service has the same endpoints.
+    async fn start(services: &[String], endpoints: &[&Upstream], breaker: Value) -> Self {
+        let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
+        for service in services {
+            for endpoint in endpoints {
+                etcd.register(&Instance::of(service, endpoint)).await.expect("a registration");
+            }
+        }
+        let (a, b) = tokio::join!(
+            side(&etcd, &nats, "a", services, &breaker),
+            side(&etcd, &nats, "b", services, &breaker)
+        );
+        let last = services.last().expect("a service");
+        for side in [&a, &b] {
+            let hosts = async || side.envoy.hosts(last).await.map_or(0, |hosts| hosts.len());
+            assert_eventually!(PATIENCE, hosts().await == endpoints.len());
+            assert_eventually!(PATIENCE, current(&side.agent).await);
+        }
+        Self { etcd, nats, a, b }
+    }
+
+    async fn policy(&self, service: &str, breaker: Value) {
+        let policy = json!({"breaker": breaker}).to_string();
+        self.etcd.put(&format!("/pintle/policies/{service}"), &policy).await.expect("a policy");
+    }
+
+    async fn settled(&self) {
+        for side in [&self.a, &self.b] {
+            assert_eventually!(PATIENCE, current(&side.agent).await);
+        }
+    }
+
+    /// The line about the breaker going to this state in a side's Envoy, as its time of day in ms.
+    fn logged(side: &mut Side, endpoint: &str, to: &str) -> Option<f64> {
+        let log = side.envoy.log();
+        let ours =
+            |line: &&str| line.contains(&format!("breaker of {endpoint}:")) && line.contains(to);
+        log.lines().find(ours).and_then(time_of_day)
+    }
+}
+
+/// `[2026-11-23 15:42:55.374]...` in ms since midnight.
+fn time_of_day(line: &str) -> Option<f64> {
+    let time = line.get(12..24)?;
+    let mut parts = time.split(':');
+    let mut next = || parts.next()?.parse::<f64>().ok();
+    Some(((next()? * 60.0 + next()?) * 60.0 + next()?) * 1e3)
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("svc-{number}")).collect()
+}
+
+/// Sends to one side until this upstream has failed so often.
+async fn fail(side: &Side, service: &str, bad: &Upstream, times: usize) {
+    bad.forget();
+    for _ in 0..100 {
+        get(&side.envoy, service).await;
+        if bad.requests() >= times {
+            return;
+        }
+    }
+    panic!("{service}: {} requests only at {}", bad.requests(), bad.name());
+}
+
+/// How many of so many requests through a side arrive at this upstream.
+async fn arrive(side: &Side, service: &str, at: &Upstream, of: usize) -> usize {
+    at.forget();
+    for _ in 0..of {
+        get(&side.envoy, service).await;
+    }
+    at.requests()
+}
+
+async fn has_opinion(side: &Side, service: &str) -> bool {
+    let label = format!("service=\"{service}\"");
+    side.agent.metric("pintle_fleet_opinions", &[&label]).await == Some(1.0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trip_takes_effect_in_the_other_envoy_within_a_tenth_of_a_second() {
+    const ROUNDS: usize = 24;
+    let [bad, good, third] =
+        [upstream("bad").await, upstream("good").await, upstream("third").await];
+    bad.set(Behaviour::failing(Fault::Status(500)));
+    let services = names(ROUNDS);
+    let mut fleet =
+        Fleet::start(&services, &[&bad, &good, &third], json!({"fleet": "enforce"})).await;
+    let mut took = Vec::new();
+    for service in &services {
+        fail(&fleet.a, service, &bad, 5).await;
+        let endpoint = format!("{service}/bad");
+        assert_eventually!(PATIENCE, Fleet::logged(&mut fleet.b, &endpoint, "-> open").is_some());
+        let there = Fleet::logged(&mut fleet.b, &endpoint, "-> open").expect("B's line");
+        let here = Fleet::logged(&mut fleet.a, &endpoint, "-> open").expect("A's line");
+        took.push(there - here);
+    }
+    // What is logged is in force: nothing of B's reaches it, in any service.
+    let mut reached = 0;
+    for service in &services {
+        reached += arrive(&fleet.b, service, &bad, 6).await;
+    }
+    let (p50, p99) = (quantile(&took, 0.5), quantile(&took, 0.99));
+    println!("from the trip in A to the open breaker in B, ms: {took:.0?}");
+    println!("p50 {p50:.0} ms, p99 {p99:.0} ms, most {:.0} ms", quantile(&took, 1.0));
+    assert_eq!(reached, 0);
+    assert!(p99 < 100.0, "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn advice_needs_one_failure_off_needs_all_and_enforcing_none_until_it_expires() {
+    let [bad, good, third] =
+        [upstream("bad").await, upstream("good").await, upstream("third").await];
+    let services = ["advised", "costly", "deaf", "forced"].map(String::from);
+    let fleet = Fleet::start(&services, &[&bad, &good, &third], json!({})).await;
+    fleet.policy("deaf", json!({"fleet": "off"})).await;
+    fleet.policy("forced", json!({"fleet": "enforce", "fleet_ttl": "3s"})).await;
+    fleet.settled().await;
+    let mut tap = fleet.nats.tap("events.breaker.>").await.expect("a tap");
+
+    bad.set(Behaviour::failing(Fault::Status(500)));
+    let before = Instant::now();
+    for service in &services {
+        fail(&fleet.a, service, &bad, 5).await;
+        assert_eventually!(PATIENCE, has_opinion(&fleet.b, service).await);
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    // Enforced: nothing, until it has expired here, though A holds it open for half a minute.
+    let forced = breakers(&fleet.b.agent).await;
+    assert_eq!(forced.get("forced/bad").map(String::as_str), Some("open"), "{forced:?}");
+    // Advised: one failure decides. Off: it takes five, as if nobody had said anything.
+    assert_eq!(arrive(&fleet.b, "advised", &bad, 60).await, 1);
+    assert_eq!(arrive(&fleet.b, "deaf", &bad, 60).await, 5);
+    bad.set(Behaviour::default());
+    let costly = json!({"select": {"strategy": "p2c"}}).to_string();
+    fleet.etcd.put("/pintle/policies/costly", &costly).await.expect("a policy");
+    fleet.settled().await;
+    let share = arrive(&fleet.b, "costly", &bad, 300).await;
+    println!("advised against: {share} of 300 requests, of 100 without advice");
+    assert!(share < 60, "advice raises the cost: {share}");
+    assert_eventually!(PATIENCE, arrive(&fleet.b, "forced", &bad, 30).await >= 8);
+    println!("enforced with a ttl of 3 s: back after {:.1} s", before.elapsed().as_secs_f64());
+    assert!(before.elapsed() >= Duration::from_secs(3));
+
+    replays_change_nothing(&fleet, &mut tap).await;
+}
+
+/// Every transition once more under its own id, and an agent that starts anew.
+async fn replays_change_nothing(fleet: &Fleet, tap: &mut pintle_tests::Tap) {
+    let trips = async || fleet.b.agent.metric("circuit_breaker_trips_total", &[]).await;
+    let told = trips().await;
+    let client = async_nats::connect(fleet.nats.url()).await.expect("NATS");
+    let stream = async_nats::jetstream::new(client);
+    // All of them first: the tap hears the replays, too.
+    let mut messages = Vec::new();
+    while let Ok(message) = tap.next(Duration::from_millis(300)).await {
+        messages.push(message);
+    }
+    let mut replayed = 0;
+    for message in messages {
+        let event: Value = serde_json::from_slice(&message.payload).expect("JSON");
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Nats-Msg-Id", event["id"].as_str().expect("an id"));
+        for _ in 0..10 {
+            let sent = stream
+                .publish_with_headers(
+                    message.subject.clone(),
+                    headers.clone(),
+                    message.payload.clone().into(),
+                )
+                .await
+                .expect("sent")
+                .await
+                .expect("stored or known");
+            assert!(sent.duplicate, "{}", event["id"]);
+            replayed += 1;
+        }
+    }
+    assert!(replayed >= 40, "{replayed}");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    println!("{replayed} replays; trips in B before {told:?}, after {:?}", trips().await);
+    assert_eq!(trips().await, told);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lies_takes_no_service_down() {
+    let all = [
+        upstream("one").await,
+        upstream("two").await,
+        upstream("three").await,
+        upstream("four").await,
+    ];
+    let refs: Vec<&Upstream> = all.iter().collect();
+    let services = ["orders".to_owned()];
+    let fleet = Fleet::start(&services, &refs, json!({"fleet": "enforce"})).await;
+    let load = Load::to(fleet.b.envoy.addr()).host("orders").rate(200.0).connections(8).start();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for round in 0..10 {
+        for one in &all {
+            let subject = format!("orders/{}", one.name());
+            let event = json!({
+                "id": format!("lie-{round}-{}", one.name()), "type": "breaker", "source": "agent-liar",
+                "subject": subject, "version": "1", "timestamp": "2026-01-01T00:00:00Z", "metadata": null,
+                "data": {"action": "transition", "proxy": format!("liar-{round}"), "from": "closed",
+                    "to": "open", "reason": "a lie", "trips": 32, "ttl": "10m"},
+            });
+            let on = format!("events.breaker.{subject}");
+            fleet.nats.publish(&on, event.to_string().as_bytes()).await.expect("published");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eventually!(PATIENCE, {
+        let rows = breakers(&fleet.b.agent).await;
+        rows.values().filter(|state| *state == "open").count() >= 2
+    });
+    let now = Instant::now();
+    all.iter().for_each(Upstream::forget);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let lied = load.since(now);
+    let served: BTreeMap<String, usize> = lied.by_upstream();
+    let report = load.stop().await;
+    println!("while four of four were said to be open: {served:?}; {}", report.summary());
+    assert_eq!(report.failed(), 0, "{}", report.summary());
+    assert_eq!(served.len(), 2, "half are taken and not more: {served:?}");
+    let panic = fleet.b.agent.metric("pintle_panic_requests_total", &[]).await;
+    assert_eq!(panic, Some(0.0), "and it is no panic");
+}

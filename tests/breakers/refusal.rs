@@ -1,0 +1,75 @@
+//! Nothing is eligible and panic is off: the answer comes from here, at once, and the way back is short.
+
+use std::time::{Duration, Instant};
+
+use pintle_tests::{Behaviour, Fault, Load, Outcome, assert_eventually, http};
+use serde_json::json;
+
+use crate::support::{PATIENCE, SETTLED, World, call, millis, refused, since, strict, upstream};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_answer_is_quick_and_says_why_and_when() {
+    let world = World::start(&["orders"], strict, |config| config).await;
+    let all = [upstream("one").await, upstream("two").await, upstream("three").await];
+    all.iter().for_each(|one| one.set(Behaviour::failing(Fault::Status(503))));
+    world.serve("orders", &[&all[0], &all[1], &all[2]]).await;
+    assert_eventually!(PATIENCE, refused(&world.get("orders").await));
+    assert_eventually!(PATIENCE, world.trips("orders").await == 3.0);
+    tokio::time::sleep(SETTLED).await;
+
+    let reply = world.get("orders").await;
+    assert_eq!((reply.status, reply.header("x-pintle-reason")), (503, Some("no-endpoint")));
+    let wait: u64 = reply.header("retry-after").and_then(|s| s.parse().ok()).expect("retry-after");
+    assert!((1..=30).contains(&wait), "{wait} s");
+    let reply = http::send_h2(world.envoy.addr(), call("orders")).await.expect("an answer");
+    assert_eq!((reply.status, reply.header("grpc-status")), (200, Some("14")));
+    assert_eq!(reply.header("x-pintle-reason"), Some("no-endpoint"));
+
+    let load = Load::to(world.envoy.addr()).host("orders").rate(500.0).connections(4);
+    let report = load.run_for_secs(3.0).await;
+    println!("{}", report.summary());
+    assert!(report.total() >= 1_000, "{}", report.summary());
+    let all_503 = report.outcomes().keys().all(|outcome| *outcome == Outcome::Status(503));
+    assert!(all_503, "{}", report.summary());
+    let p99 = millis(report.quantile(0.99));
+    println!("local answers: p50 {:.2} ms, p99 {p99:.2} ms", millis(report.quantile(0.5)));
+    assert!(p99 < 5.0, "{p99} ms");
+    world.no_traps().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_over_within_a_second_of_the_first_endpoints_return() {
+    let short = |plugin: &mut serde_json::Value| {
+        strict(plugin);
+        plugin["breaker"]["open"] = json!("500ms");
+        plugin["breaker"]["open_max"] = json!("500ms");
+        plugin["breaker"]["jitter_percent"] = json!(20);
+    };
+    let world = World::start(&["orders"], short, |config| config).await;
+    let mut all = [upstream("one").await, upstream("two").await, upstream("three").await];
+    world.serve("orders", &[&all[0], &all[1], &all[2]]).await;
+    let load = Load::to(world.envoy.addr()).host("orders").rate(200.0).connections(8).start();
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        for one in &mut all {
+            one.close().await;
+        }
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let back = Instant::now();
+        all[0].open().await.expect("listens again");
+        assert_eventually!(PATIENCE, load.since(back).first_from("one").is_some());
+        let first = load.since(back).first_from("one").expect("an answer");
+        took.push(since(first, back));
+        for one in &mut all[1..] {
+            one.open().await.expect("listens again");
+        }
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let now = Instant::now();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let well = load.since(now);
+        assert_eq!(well.failed(), 0, "{}", well.summary());
+    }
+    load.stop().await;
+    println!("from the return to the first answer, ms: {took:.0?}");
+    assert!(took.iter().all(|ms| *ms <= 1_000.0), "{took:?}");
+}
