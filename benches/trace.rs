@@ -34,6 +34,8 @@ const MISSING: f64 = 0.02;
 enum Tracer {
     /// Nothing.
     Plain,
+    /// The module with every part off: the price of calling into Wasm at all.
+    Idle,
     /// The module without an exporter.
     Propagation,
     /// The module, sampling this share.
@@ -42,8 +44,9 @@ enum Tracer {
     Native(f64),
 }
 
-const VARIANTS: [(&str, Tracer); 8] = [
+const VARIANTS: [(&str, Tracer); 9] = [
     ("plain", Tracer::Plain),
+    ("idle", Tracer::Idle),
     ("propagation", Tracer::Propagation),
     ("native_0", Tracer::Native(0.0)),
     ("module_0", Tracer::Module(0.0)),
@@ -152,13 +155,13 @@ fn config(tracer: Tracer, upstream: &Upstream, collector: &Collector) -> Result<
     let config = config.static_hosts("otlp", &[collector.addr()]);
     // As everywhere in the fixtures: another build can be measured against this one.
     let path = std::env::var_os("PINTLE_WASM").unwrap_or_else(|| PINTLE_PATH.into());
-    let module =
-        |trace: Value| config.clone().wasm(path).plugin(|plugin| *plugin = json!({"trace": trace}));
+    let module = |plugin: Value| config.clone().wasm(path).plugin(|all| *all = plugin);
     let export = json!({"cluster": "otlp", "service_name": "bench"});
     Ok(match tracer {
         Tracer::Plain => config.without_filter(),
-        Tracer::Propagation => module(json!({})),
-        Tracer::Module(ratio) => module(json!({"ratio": ratio, "export": export})),
+        Tracer::Idle => module(json!({})),
+        Tracer::Propagation => module(json!({"trace": {}})),
+        Tracer::Module(ratio) => module(json!({"trace": {"ratio": ratio, "export": export}})),
         Tracer::Native(ratio) => {
             let mut config = config.clone().without_filter();
             config.http_connection_manager()["tracing"] = json!({

@@ -745,7 +745,7 @@ fn latency(attempts: u32) -> Option<Duration> {
 }
 
 /// Says once, at configuration, what the module will do.
-pub(crate) fn announce(config: &pintle_policy::Config) {
+pub(crate) fn announce(config: &Config) {
     let part = |on: bool, name: &'static str| if on { name } else { "" };
     host::log(
         Level::Info,
