@@ -62,7 +62,7 @@ fn the_agent_hears_when_there_are_fewer_workers() {
     run.tick();
     let workers = |run: &Run| {
         let only = |up| if let Up::Applied(applied) = up { Some(applied.workers) } else { None };
-        run.received().into_iter().filter_map(only).last()
+        run.received().into_iter().filter_map(only).next_back()
     };
     assert_eq!(workers(&run), Some(3), "two workers and the main thread");
     run.envoy.kill_vm(Thread::Worker(1));

@@ -482,7 +482,7 @@ fn a_ring_survives_an_update_that_does_not_touch_it() {
 #[test]
 fn a_newcomer_is_tried_at_once_and_its_first_answer_takes_the_seeds_place() {
     let table = |count: u8| -> Vec<Endpoint> {
-        let at = |n: u8| std::net::SocketAddr::from(([10, 0, 0, n + 1], 80));
+        let at = |n: u8| SocketAddr::from(([10, 0, 0, n + 1], 80));
         (0..count).map(|n| Endpoint::new(format!("e-{n:02}"), at(n))).collect()
     };
     let policy = Policy::default();

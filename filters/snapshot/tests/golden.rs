@@ -4,6 +4,8 @@
 //! raise the schema number, or take the change back. `BLESS=1 cargo test -p pintle-snapshot` writes
 //! the files anew.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests may fail like tests")]
+
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! Any bytes decode to a value or to a typed error, and every value reads back as itself.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
+
 use std::net::{IpAddr, SocketAddr};
 
 use pintle_snapshot::{
