@@ -1,3 +1,14 @@
 //! The host agent: what is registered and ordered, turned into what the filters read.
 
+pub mod cli;
+pub mod config;
+mod disk;
+pub mod events;
+pub mod fleet;
 pub mod link;
+pub mod logs;
+pub mod publish;
+pub mod registry;
+pub mod run;
+pub mod serve;
+pub mod source;

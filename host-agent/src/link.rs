@@ -1,5 +1,6 @@
 //! What the agent's parts hand each other: sources and state on one side, servers on the other.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -78,6 +79,10 @@ pub struct Sources {
     pub removals_held: u64,
     /// Transitions that could not be published and were dropped, since the start.
     pub outgoing_dropped: u64,
+    /// What was refused, since the start: by source (`registry`, `policy`, `event`, `file`) and reason.
+    pub refused: BTreeMap<(&'static str, &'static str), u64>,
+    /// Why the last good state cannot be written to disk, while it cannot.
+    pub disk_error: Option<String>,
 }
 
 /// The sources' states as they change.

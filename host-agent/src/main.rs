@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary `pintle`; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    pintle_agent::cli::main()
+}

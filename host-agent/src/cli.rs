@@ -1,0 +1,516 @@
+//! The command line: `pintle run` is the agent, everything else asks or orders something.
+//!
+//! Commands that read ask a running agent's admin address; commands that order something publish an
+//! event, so that they reach every agent; `register` speaks to etcd alone. `check` speaks to all of
+//! them and to Envoy.
+//!
+//! Exit codes: 0 done; 1 the answer is no (something is wrong, not found, or refused); 64 usage or
+//! configuration (as sysexits has it); 69 what is needed can't be reached.
+
+mod check;
+mod client;
+mod orders;
+mod reads;
+mod table;
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+pub use check::{Finding, State, judge};
+
+use crate::config::{ADMIN, ConfigError, Flags, LogFormat};
+use crate::run::{self, Origin, RunError};
+
+/// Exit codes, after sysexits.h.
+const EX_NO: u8 = 1;
+const EX_USAGE: u8 = 64;
+const EX_UNAVAILABLE: u8 = 69;
+
+/// Why a command ended without doing what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The answer is no.
+    #[error("{0}")]
+    No(String),
+    /// The command or the configuration is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// What is needed can't be reached.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Standard output is gone.
+    #[error("output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl CliError {
+    const fn code(&self) -> u8 {
+        match self {
+            Self::No(_) | Self::Output(_) => EX_NO,
+            Self::Usage(_) => EX_USAGE,
+            Self::Unavailable(_) => EX_UNAVAILABLE,
+        }
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+/// Endpoint selection, circuit breaking and trace propagation for Envoy: the agent and its tools.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pintle",
+    version,
+    propagate_version = true,
+    after_help = "Exit codes: 0 done; 1 the answer is no; 64 usage or configuration; \
+                  69 something can't be reached.\n\n\
+                  Begin with:\n  \
+                  pintle run --etcd http://127.0.0.1:2379 --nats nats://127.0.0.1:4222\n  \
+                  pintle check --envoy 127.0.0.1:9901\n  \
+                  pintle services --watch"
+)]
+struct Cli {
+    /// How results are written.
+    #[arg(long, global = true, value_enum, default_value = "table", env = "PINTLE_OUTPUT")]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the agent.
+    #[command(after_help = "Examples:\n  \
+        pintle run --config /etc/pintle/agent.yaml\n  \
+        pintle run --file services.yaml --allow 127.0.0.0/8 --socket /tmp/pintle/agent.sock\n\n\
+        A flag wins over the environment, the environment over the file. SIGTERM ends in order, \
+        SIGHUP reads configuration and certificates again.")]
+    Run(Box<RunArgs>),
+    /// Finds out what is wrong, and what to do about it.
+    #[command(after_help = "Example:\n  pintle check --config agent.yaml --envoy 127.0.0.1:9901")]
+    Check(CheckArgs),
+    /// Shows services and their endpoints.
+    #[command(after_help = "Examples:\n  pintle services\n  pintle services orders --watch\n  \
+        pintle services --rejected --output json")]
+    Services(ServicesArgs),
+    /// Shows the breakers that are not closed, and why.
+    Breakers(BreakersArgs),
+    /// Orders a breaker by hand, in the whole fleet.
+    #[command(subcommand)]
+    Breaker(BreakerCommand),
+    /// Shows what happened, and with --follow what happens.
+    Events(EventsArgs),
+    /// Publishes an event.
+    #[command(after_help = "Examples:\n  \
+        pintle publish endpoint orders/orders-1 '{\"action\":\"weight\",\"weight\":5,\"ttl\":\"10m\"}'\n  \
+        pintle publish service orders '{\"policy\":{\"select\":{\"strategy\":\"random\"}},\"ttl\":\"1h\"}'\n  \
+        pintle publish trace orders '{\"ratio\":1,\"ttl\":\"5m\"}'")]
+    Publish(PublishArgs),
+    /// Lets nothing new go to an endpoint, for a while.
+    #[command(after_help = "Example:\n  pintle drain orders/orders-1 --ttl 60s")]
+    Drain(OrderArgs),
+    /// Ends a drain.
+    Undrain(EndArgs),
+    /// Messages that could not be used.
+    #[command(subcommand)]
+    Dlq(DlqCommand),
+    /// Confirms the removals held back of a service.
+    Release(ReleaseArgs),
+    /// Keeps instances registered until SIGTERM, then drains and deletes them.
+    #[command(after_help = "Examples:\n  \
+        pintle register --etcd http://127.0.0.1:2379 --service orders --id orders-1 \\\n    \
+        --address 10.0.7.4 --port 8001 --metadata zone=eu-1a --check-http /healthz\n  \
+        pintle register --config register.yaml")]
+    Register(Box<RegisterArgs>),
+    /// Writes the completions of a shell.
+    #[command(after_help = "Example:\n  pintle completions bash > /etc/bash_completion.d/pintle")]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where the configuration is.
+#[derive(Clone, Debug, Default, Args)]
+struct ConfigArgs {
+    /// Configuration, YAML or JSON.
+    #[arg(long, value_name = "FILE", env = "PINTLE_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// A member of the etcd cluster; repeatable. [env: PINTLE_ETCD=, comma-separated]
+    #[arg(long, value_name = "URL")]
+    etcd: Vec<String>,
+    /// A NATS server; repeatable. [env: PINTLE_NATS=, comma-separated]
+    #[arg(long, value_name = "URL")]
+    nats: Vec<String>,
+    /// A file of services, JSON or YAML, watched. [env: PINTLE_FILE=]
+    #[arg(long, value_name = "PATH")]
+    file: Option<String>,
+    /// The proxies' socket. [env: PINTLE_SOCKET=] [default: /run/pintle/agent.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<String>,
+    /// The admin address, loopback. [env: PINTLE_ADMIN=] [default: 127.0.0.1:19100]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+    /// Where the last good state is kept. [env: PINTLE_STATE_DIR=]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<String>,
+    /// The prefix of services in etcd. [env: PINTLE_PREFIX=] [default: /services/]
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<String>,
+    /// A range in which loopback and private endpoint addresses are good; repeatable.
+    /// [env: PINTLE_ALLOW=, comma-separated] [default: the private networks]
+    #[arg(long, value_name = "CIDR")]
+    allow: Vec<String>,
+    /// This agent's name in the fleet. [env: PINTLE_AGENT_ID=] [default: the host's name]
+    #[arg(long, value_name = "ID")]
+    agent_id: Option<String>,
+    /// How log lines are written. [env: PINTLE_LOG_FORMAT=] [default: text]
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+    /// error, warn, info, debug, trace or directives. [env: PINTLE_LOG_LEVEL=] [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+/// Where the agent answers.
+#[derive(Clone, Debug, Args)]
+struct AdminArgs {
+    /// The agent's admin address.
+    #[arg(long, value_name = "ADDR", env = "PINTLE_ADMIN", default_value = ADMIN)]
+    admin: String,
+}
+
+/// Where NATS is.
+#[derive(Clone, Debug, Default, Args)]
+struct NatsArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// A NATS server; repeatable. [env: PINTLE_NATS=, comma-separated]
+    /// [default: nats://127.0.0.1:4222]
+    #[arg(long, value_name = "URL")]
+    nats: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Envoy's admin address.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
+    envoy: String,
+    /// Leaves Envoy out.
+    #[arg(long)]
+    no_envoy: bool,
+    /// The agent's admin address. [default: that of the configuration]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+    /// A member of the etcd cluster; repeatable.
+    #[arg(long, value_name = "URL")]
+    etcd: Vec<String>,
+    /// A NATS server; repeatable.
+    #[arg(long, value_name = "URL")]
+    nats: Vec<String>,
+    /// The proxies' socket.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ServicesArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// This service alone.
+    service: Option<String>,
+    /// Shows it again every second.
+    #[arg(long)]
+    watch: bool,
+    /// Shows refused entries instead, and why they were refused.
+    #[arg(long, conflicts_with_all = ["service", "held"])]
+    rejected: bool,
+    /// Shows held removals instead, since when and why.
+    #[arg(long, conflicts_with = "service")]
+    held: bool,
+}
+
+#[derive(Debug, Args)]
+struct BreakersArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Shows it again every second.
+    #[arg(long)]
+    watch: bool,
+    /// Closed ones too.
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum BreakerCommand {
+    /// Holds an endpoint's breaker open.
+    #[command(after_help = "Example:\n  pintle breaker force-open orders/orders-1 --ttl 10m")]
+    ForceOpen(OrderArgs),
+    /// Holds an endpoint's breaker closed.
+    ForceClose(OrderArgs),
+    /// Forgets what an endpoint's breaker has counted, and what was ordered.
+    Clear(EndArgs),
+}
+
+#[derive(Debug, Args)]
+struct EventsArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Goes on as they come.
+    #[arg(long)]
+    follow: bool,
+}
+
+#[derive(Debug, Args)]
+struct PublishArgs {
+    #[command(flatten)]
+    nats: NatsArgs,
+    /// `endpoint`, `service`, `trace` or `breaker`.
+    kind: String,
+    /// SERVICE, or SERVICE/ID.
+    subject: String,
+    /// What to do, JSON.
+    data: String,
+    /// The event's id; the same id twice is one event. [default: a random one]
+    #[arg(long)]
+    id: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct OrderArgs {
+    #[command(flatten)]
+    nats: NatsArgs,
+    /// SERVICE/ID.
+    endpoint: String,
+    /// For how long, 1s to 24h.
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+}
+
+#[derive(Debug, Args)]
+struct EndArgs {
+    #[command(flatten)]
+    nats: NatsArgs,
+    /// SERVICE/ID.
+    endpoint: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum DlqCommand {
+    /// Lists the dead letters, oldest first.
+    List {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Shows one with its bytes.
+    Show {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// Its number in the list.
+        number: u64,
+    },
+    /// Publishes the original again, and takes the letter away.
+    Replay {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// Its number in the list.
+        number: u64,
+    },
+    /// Takes letters away for good.
+    Purge {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// Its number in the list.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        number: Option<u64>,
+        /// All of them.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ReleaseArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// The service.
+    service: String,
+}
+
+#[derive(Debug, Args)]
+struct RegisterArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// A member of the etcd cluster; repeatable. [env: PINTLE_ETCD=, comma-separated]
+    #[arg(long, value_name = "URL")]
+    etcd: Vec<String>,
+    /// The prefix of services in etcd. [env: PINTLE_PREFIX=] [default: /services/]
+    #[arg(long, value_name = "PREFIX")]
+    prefix: Option<String>,
+    /// The service; with --id, --address and --port one instance without a file.
+    #[arg(long, requires_all = ["id", "address", "port"])]
+    service: Option<String>,
+    /// The instance's id.
+    #[arg(long)]
+    id: Option<String>,
+    /// The instance's address.
+    #[arg(long)]
+    address: Option<IpAddr>,
+    /// The instance's port.
+    #[arg(long)]
+    port: Option<u16>,
+    /// KEY=VALUE; repeatable. weight, zone, region, version and protocol have a meaning.
+    #[arg(long, value_name = "KEY=VALUE")]
+    metadata: Vec<String>,
+    /// A tag; repeatable.
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Healthy while GET of this path answers with 2xx.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["check_grpc", "check_tcp"])]
+    check_http: Option<String>,
+    /// Healthy while grpc.health.v1 says so of this service (empty: the server).
+    #[arg(long, value_name = "SERVICE", conflicts_with = "check_tcp")]
+    check_grpc: Option<String>,
+    /// Healthy while a connection can be made.
+    #[arg(long)]
+    check_tcp: bool,
+    /// How often it is checked.
+    #[arg(long, default_value = "5s", value_name = "DURATION")]
+    check_interval: String,
+    /// The lease.
+    #[arg(long, value_name = "DURATION")]
+    lease: Option<String>,
+    /// How long it stays draining before it is deleted.
+    #[arg(long, value_name = "DURATION")]
+    drain: Option<String>,
+}
+
+impl RunArgs {
+    fn origin(&self) -> Origin {
+        let mut flags = Flags::new();
+        let mut lists = [("etcd", &self.etcd), ("nats", &self.nats), ("allow", &self.allow)];
+        for (flag, values) in lists.iter_mut().filter(|(_, values)| !values.is_empty()) {
+            flags.insert(flag, values.clone());
+        }
+        let format = self.log_format.map(|format| match format {
+            LogFormat::Text => "text".to_owned(),
+            LogFormat::Json => "json".to_owned(),
+        });
+        for (flag, value) in [
+            ("file", &self.file),
+            ("socket", &self.socket),
+            ("admin", &self.admin),
+            ("state-dir", &self.state_dir),
+            ("prefix", &self.prefix),
+            ("agent-id", &self.agent_id),
+            ("log-format", &format),
+            ("log-level", &self.log_level),
+        ] {
+            if let Some(value) = value {
+                flags.insert(flag, vec![value.clone()]);
+            }
+        }
+        Origin {
+            file: self.config.config.clone(),
+            flags,
+        }
+    }
+}
+
+/// What `main` does: reads the command line, does it, and says how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(EX_USAGE),
+            };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "pintle: {error}");
+            return ExitCode::from(EX_UNAVAILABLE);
+        }
+    };
+    let done = runtime.block_on(dispatch(cli));
+    // What was cut off by a deadline must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough.
+        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "pintle: {error}");
+            ExitCode::from(error.code())
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<(), CliError> {
+    let json = cli.output == Output::Json;
+    match cli.command {
+        Command::Run(args) => run::run(args.origin()).await.map_err(|error| match error {
+            RunError::Server(_) | RunError::Signals(_) => CliError::No(error.to_string()),
+            RunError::Config(_) | RunError::Logs(_) | RunError::Admin(_) | RunError::Tls(_) => {
+                CliError::Usage(error.to_string())
+            }
+            RunError::Socket(_) | RunError::Tcp(..) => CliError::Unavailable(error.to_string()),
+        }),
+        Command::Check(args) => check::check(&args, json).await,
+        Command::Services(args) => reads::services(&args, json).await,
+        Command::Breakers(args) => reads::breakers(&args, json).await,
+        Command::Events(args) => reads::events(&args, json).await,
+        Command::Release(args) => reads::release(&args, json).await,
+        Command::Breaker(command) => orders::breaker(command, json).await,
+        Command::Publish(args) => orders::publish(args, json).await,
+        Command::Drain(args) => orders::drain(args, json).await,
+        Command::Undrain(args) => orders::undrain(args, json).await,
+        Command::Dlq(command) => orders::dlq(command, json).await,
+        Command::Register(args) => orders::register(*args).await,
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "pintle", &mut out);
+            std::io::stdout().write_all(&out)?;
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,322 @@
+//! Commands that ask a running agent.
+
+use std::io::{IsTerminal, Write, stdout};
+use std::time::{Duration, SystemTime};
+
+use http::Method;
+use http_body_util::BodyExt;
+use serde::Serialize;
+use tokio::time::sleep;
+
+use super::client::Client;
+use super::table::Table;
+use super::{AdminArgs, BreakersArgs, CliError, EventsArgs, ReleaseArgs, ServicesArgs};
+use crate::serve::admin::view::{
+    ActivitiesJson, ActivityJson, BreakerJson, BreakersJson, EndpointJson, HeldJson, RejectedJson,
+    ReleasedJson, ServiceJson, ServicesJson,
+};
+
+const EVERY: Duration = Duration::from_secs(1);
+
+fn agent(args: &AdminArgs) -> Client {
+    Client::new(&args.admin, "the agent's admin address")
+}
+
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(std::io::Error::other)?;
+    writeln!(stdout(), "{text}")?;
+    Ok(())
+}
+
+/// Writes what `make` makes, once or every second. A terminal is written over; into a pipe only what
+/// changed is written.
+async fn show<F>(watch: bool, mut make: impl FnMut() -> F) -> Result<(), CliError>
+where
+    F: Future<Output = Result<String, CliError>>,
+{
+    let terminal = stdout().is_terminal();
+    let mut last = String::new();
+    loop {
+        let text = match make().await {
+            Ok(text) => text,
+            // A watch outlives the agent's restart.
+            Err(CliError::Unavailable(why)) if watch && !last.is_empty() => format!("{why}\n"),
+            Err(error) => return Err(error),
+        };
+        if text != last {
+            let mut out = stdout().lock();
+            if watch && terminal {
+                out.write_all(b"\x1b[2J\x1b[H")?;
+            }
+            out.write_all(text.as_bytes())?;
+            out.flush()?;
+            last = text;
+        }
+        if !watch {
+            return Ok(());
+        }
+        sleep(EVERY).await;
+    }
+}
+
+fn json_line(value: &impl Serialize, watch: bool) -> Result<String, CliError> {
+    let text = if watch {
+        serde_json::to_string(value)
+    } else {
+        serde_json::to_string_pretty(value)
+    };
+    Ok(text.map_err(std::io::Error::other)? + "\n")
+}
+
+/// All services, page by page.
+async fn all_services(agent: &Client) -> Result<ServicesJson, CliError> {
+    let mut all: ServicesJson = agent.get("/v1/services?limit=1000").await?;
+    while let Some(after) = all.next.take() {
+        let path = format!("/v1/services?limit=1000&after={after}");
+        let more: ServicesJson = agent.get(&path).await?;
+        all.services.extend(more.services);
+        all.next = more.next;
+    }
+    Ok(all)
+}
+
+pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliError> {
+    let agent = agent(&args.admin);
+    show(args.watch, || async {
+        if args.rejected {
+            let rejected: RejectedJson = agent.get("/v1/rejected").await?;
+            if json {
+                return json_line(&rejected, args.watch);
+            }
+            let mut table = Table::new(&["at", "source", "key", "reason", "detail"]);
+            for row in rejected.rejected {
+                table.row([row.at, row.source, row.key, row.reason, row.detail]);
+            }
+            return Ok(table.render("Nothing was refused."));
+        }
+        if args.held {
+            let held: HeldJson = agent.get("/v1/held").await?;
+            if json {
+                return json_line(&held, args.watch);
+            }
+            let mut table = Table::new(&["service", "endpoint", "since", "why", "goes at"]);
+            for row in held.held {
+                let until = row.until.unwrap_or_default();
+                table.row([row.service, row.endpoint, row.since, row.reason, until]);
+            }
+            return Ok(table.render("No removal is held."));
+        }
+        if let Some(name) = &args.service {
+            if !pintle_snapshot::is_name(name) {
+                return Err(CliError::Usage(format!("{name:?} is no service's name")));
+            }
+            let service: ServiceJson = agent.get(&format!("/v1/services/{name}")).await?;
+            if json {
+                return json_line(&service, args.watch);
+            }
+            return Ok(endpoints(&[service]));
+        }
+        let all = all_services(&agent).await?;
+        if json {
+            return json_line(&all, args.watch);
+        }
+        let stale = if all.stale {
+            "STALE: from disk, not confirmed by the registry\n"
+        } else {
+            ""
+        };
+        Ok(format!("{stale}{}", endpoints(&all.services)))
+    })
+    .await
+}
+
+fn endpoints(services: &[ServiceJson]) -> String {
+    let mut table = Table::new(&[
+        "service", "endpoint", "address", "zone", "weight", "health", "breaker", "in flight",
+        "latency", "share", "requests",
+    ]);
+    for service in services {
+        if service.endpoints.is_empty() {
+            table.row([service.service.clone(), "(none)".to_owned()]);
+        }
+        for endpoint in &service.endpoints {
+            table.row(endpoint_row(&service.service, endpoint));
+        }
+    }
+    table.render("No service is registered.")
+}
+
+fn endpoint_row(service: &str, endpoint: &EndpointJson) -> [String; 11] {
+    [
+        service.to_owned(),
+        endpoint.id.clone(),
+        endpoint.address.clone(),
+        endpoint.zone.clone(),
+        endpoint.weight.to_string(),
+        endpoint.health.clone(),
+        endpoint.breaker.state.clone(),
+        endpoint.in_flight.to_string(),
+        endpoint
+            .latency_ms
+            .map(|ms| format!("{ms:.1} ms"))
+            .unwrap_or_default(),
+        format!("{:.0} %", endpoint.share * 100.0),
+        endpoint.requests.to_string(),
+    ]
+}
+
+pub(super) async fn breakers(args: &BreakersArgs, json: bool) -> Result<(), CliError> {
+    let agent = agent(&args.admin);
+    let path = if args.all {
+        "/v1/breakers?all=true"
+    } else {
+        "/v1/breakers"
+    };
+    show(args.watch, || async {
+        let breakers: BreakersJson = agent.get(path).await?;
+        if json {
+            return json_line(&breakers, args.watch);
+        }
+        let mut table = Table::new(&[
+            "service", "endpoint", "address", "state", "for", "on", "why", "probe", "fleet",
+            "ordered",
+        ]);
+        for row in breakers.breakers {
+            let fleet = row
+                .opinion
+                .as_ref()
+                .map(|it| format!("{} hold it open", it.reporters));
+            let ordered = row.force.as_ref().map(|it| it.action.clone());
+            for [state, since, on, why, probe] in on_rows(&row.breaker) {
+                table.row([
+                    row.service.clone(),
+                    row.endpoint.clone(),
+                    row.address.clone(),
+                    state,
+                    since,
+                    on,
+                    why,
+                    probe,
+                    fleet.clone().unwrap_or_default(),
+                    ordered.clone().unwrap_or_default(),
+                ]);
+            }
+        }
+        Ok(table.render("All breakers are closed."))
+    })
+    .await
+}
+
+/// State, for how long, where, why, when the next probe is due.
+fn on_rows(breaker: &BreakerJson) -> Vec<[String; 5]> {
+    if breaker.on.is_empty() {
+        let nothing = String::new;
+        return vec![[breaker.state.clone(), nothing(), nothing(), nothing(), nothing()]];
+    }
+    let rows = breaker.on.iter().map(|on| {
+        [
+            on.state.clone(),
+            ago(&on.since),
+            on.proxy.clone(),
+            on.reason.clone(),
+            on.until.as_deref().map(ahead).unwrap_or_default(),
+        ]
+    });
+    rows.collect()
+}
+
+fn parse(at: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(at).ok()
+}
+
+fn seconds(duration: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
+}
+
+fn ago(at: &str) -> String {
+    let passed = parse(at).and_then(|at| SystemTime::now().duration_since(at).ok());
+    passed.map(seconds).unwrap_or_default()
+}
+
+fn ahead(at: &str) -> String {
+    match parse(at).map(|at| at.duration_since(SystemTime::now())) {
+        Some(Ok(left)) => format!("in {}", seconds(left)),
+        Some(Err(_)) => "due".to_owned(),
+        None => String::new(),
+    }
+}
+
+fn activity_line(activity: &ActivityJson) -> String {
+    let about = match (&activity.service, &activity.endpoint) {
+        (Some(service), Some(endpoint)) => format!("{service}/{endpoint}: "),
+        (Some(service), None) => format!("{service}: "),
+        _ => String::new(),
+    };
+    let line = format!("{}  {:<8}  {about}{}", activity.at, activity.kind, activity.text);
+    line.replace(char::is_control, "\u{fffd}")
+}
+
+pub(super) async fn events(args: &EventsArgs, json: bool) -> Result<(), CliError> {
+    let agent = agent(&args.admin);
+    if !args.follow {
+        let past: ActivitiesJson = agent.get("/v1/events?follow=false").await?;
+        if json {
+            return print_json(&past);
+        }
+        for activity in &past.events {
+            writeln!(stdout(), "{}", activity_line(activity))?;
+        }
+        return Ok(());
+    }
+    let response = agent.open(Method::GET, "/v1/events").await?;
+    if !response.status().is_success() {
+        return Err(CliError::Unavailable(format!(
+            "the agent answers {}",
+            response.status()
+        )));
+    }
+    let mut body = response.into_body();
+    let mut pending = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| CliError::Unavailable(error.to_string()))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        pending.extend_from_slice(&data);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let Some(data) = line.strip_prefix(b"data: ") else {
+                continue;
+            };
+            // A count of missed ones is no activity.
+            if let Ok(activity) = serde_json::from_slice::<ActivityJson>(data) {
+                let mut out = stdout().lock();
+                if json {
+                    out.write_all(data)?;
+                } else {
+                    writeln!(out, "{}", activity_line(&activity))?;
+                }
+                out.flush()?;
+            }
+        }
+    }
+    Err(CliError::Unavailable("the agent has ended the stream".to_owned()))
+}
+
+pub(super) async fn release(args: &ReleaseArgs, json: bool) -> Result<(), CliError> {
+    if !pintle_snapshot::is_name(&args.service) {
+        let error = format!("{:?} is no service's name", args.service);
+        return Err(CliError::Usage(error));
+    }
+    let path = format!("/v1/release/{}", args.service);
+    let released: ReleasedJson = agent(&args.admin).json(Method::POST, &path).await?;
+    if json {
+        print_json(&released)?;
+    } else {
+        writeln!(stdout(), "{} removals of {} released", released.released, released.service)?;
+    }
+    if released.released == 0 {
+        return Err(CliError::No("nothing was held".to_owned()));
+    }
+    Ok(())
+}

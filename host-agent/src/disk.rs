@@ -1,0 +1,156 @@
+//! The last good state on disk: written whole, or not at all.
+//!
+//! One line says form, checksum and length, then comes the JSON of [`Saved`]. A new file is written
+//! beside the old one, flushed, and renamed over it, so that whoever reads finds one or the other; the
+//! checksum finds what a disk did later. A file that is not whole is ignored: starting empty is worse
+//! than starting stale, and both are better than starting wrong. A disk that is full costs an alarm
+//! and leaves the old file alone.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use pintle_state::Saved;
+use xxhash_rust::xxh64::xxh64;
+
+const MAGIC: &str = "pintle-state-1";
+/// 100,000 values of 64 KiB are more than this; what an agent can serve is far less.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// Why the file was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// It could not be read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It is not whole.
+    #[error("{0}")]
+    Corrupt(&'static str),
+}
+
+/// Where the state is kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    path: PathBuf,
+}
+
+impl Disk {
+    /// Keeps the state in `dir`, which is made (0700) when it is absent.
+    #[must_use]
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self {
+            path: dir.join("state"),
+        }
+    }
+
+    /// Reads what was kept; `None` when nothing was.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not whole.
+    pub(crate) fn load(&self) -> Result<Option<Saved>, LoadError> {
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+        let corrupt = LoadError::Corrupt;
+        let line = bytes.iter().position(|b| *b == b'\n');
+        let (head, body) = bytes
+            .split_at_checked(line.ok_or(corrupt("no header"))?)
+            .ok_or(corrupt("no header"))?;
+        let body = body.get(1..).ok_or(corrupt("no body"))?;
+        let head = std::str::from_utf8(head).map_err(|_| corrupt("not a header"))?;
+        let mut words = head.split(' ');
+        if words.next() != Some(MAGIC) {
+            return Err(corrupt("another form"));
+        }
+        if words.next() != Some(format!("{:016x}", xxh64(body, 0)).as_str()) {
+            return Err(corrupt("wrong checksum"));
+        }
+        if words.next() != Some(body.len().to_string().as_str()) {
+            return Err(corrupt("wrong length"));
+        }
+        serde_json::from_slice(body)
+            .map(Some)
+            .map_err(|_| corrupt("not a state"))
+    }
+
+    /// Writes it, whole or not at all.
+    ///
+    /// # Errors
+    /// The old file is still there, untouched.
+    pub(crate) fn store(&self, saved: &Saved) -> io::Result<()> {
+        let body = serde_json::to_vec(saved)?;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let beside = self.path.with_extension("new");
+        let written = (|| {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&beside)?;
+            let head = format!("{MAGIC} {:016x} {}\n", xxh64(&body, 0), body.len());
+            file.write_all(head.as_bytes())?;
+            file.write_all(&body)?;
+            file.sync_all()?;
+            fs::rename(&beside, &self.path)?;
+            File::open(dir)?.sync_all()
+        })();
+        if written.is_err() {
+            // Half a file would only take room on a disk that may be full.
+            let _ = fs::remove_file(&beside);
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Saved {
+        Saved {
+            form: 1,
+            epoch: 7,
+            ..Saved::default()
+        }
+    }
+
+    #[test]
+    fn what_was_stored_is_loaded_and_every_damage_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(dir.path());
+        assert!(disk.load().unwrap().is_none());
+        disk.store(&sample()).unwrap();
+        assert_eq!(disk.load().unwrap(), Some(sample()));
+        let good = fs::read(&disk.path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&disk.path, &bad).unwrap();
+            assert!(disk.load().is_err(), "bit flipped at {at}");
+            fs::write(&disk.path, &good[..at]).unwrap();
+            assert!(disk.load().is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(dir.path());
+        disk.store(&sample()).unwrap();
+        // A directory in the new file's place fails the write for root, too.
+        fs::create_dir(dir.path().join("state.new")).unwrap();
+        let newer = Saved {
+            epoch: 8,
+            ..sample()
+        };
+        assert!(disk.store(&newer).is_err());
+        assert_eq!(disk.load().unwrap(), Some(sample()));
+    }
+}

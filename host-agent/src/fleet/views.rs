@@ -1,0 +1,120 @@
+//! What the ledger shows: plain values for the metrics, the admin API and the page.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use pintle_snapshot::{BreakerState, Version};
+
+/// The sums of one moment.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// By name; only services of the current snapshot.
+    pub services: BTreeMap<String, ServiceView>,
+    /// By node id.
+    pub proxies: Vec<ProxyView>,
+    /// The module's own counters.
+    pub counters: BTreeMap<String, u64>,
+    /// Frames and parts of frames that were refused, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Counts per bucket of [`super::PROPAGATION_BUCKETS`], a last one for the rest.
+    pub propagation: Vec<u64>,
+    /// Sum of the propagation times, in seconds.
+    pub propagation_sum: f64,
+}
+
+/// One service over all proxies.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceView {
+    /// By index into [`pintle_snapshot::METHODS`] and status.
+    pub requests: BTreeMap<(u8, u16), u64>,
+    /// Per bucket, not cumulative over buckets.
+    pub latency: Vec<u64>,
+    /// Sum of the latencies, in microseconds.
+    pub latency_sum_us: u64,
+    /// In flight now.
+    pub in_flight: u64,
+    /// Requests spread over all endpoints in panic.
+    pub panics: u64,
+    /// Requests answered locally.
+    pub no_endpoint: u64,
+    /// Attempts a second, lately.
+    pub rate: f64,
+    /// By id; only endpoints of the current snapshot that anything is known of.
+    pub endpoints: BTreeMap<String, EndpointView>,
+}
+
+/// One endpoint over all proxies.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointView {
+    /// Attempts sent there.
+    pub requests: u64,
+    /// Attempts that failed.
+    pub failures: u64,
+    /// Times its breaker opened, over all proxies.
+    pub trips: u64,
+    /// In flight now.
+    pub in_flight: u64,
+    /// Estimated latency, mean over the workers that know one; zero when none does.
+    pub latency_us: u64,
+    /// Attempts a second, lately.
+    pub rate: f64,
+    /// The most severe state over the proxies.
+    pub state: BreakerState,
+    /// The proxies on which it is not closed.
+    pub breakers: Vec<BreakerView>,
+}
+
+/// One endpoint's breaker on one proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BreakerView {
+    /// Node id.
+    pub proxy: String,
+    /// Its state there.
+    pub state: BreakerState,
+    /// Since when.
+    pub since: SystemTime,
+    /// When the first probe is due, while open.
+    pub until: Option<SystemTime>,
+    /// Why.
+    pub reason: String,
+    /// Whether that proxy's own traffic is the cause.
+    pub observed: bool,
+    /// How many times in a row it has opened there.
+    pub trips: u32,
+}
+
+/// One Envoy.
+#[derive(Clone, Debug)]
+pub struct ProxyView {
+    /// Node id.
+    pub proxy: String,
+    /// Whether it holds a stream.
+    pub connected: bool,
+    /// Since when it is connected, or not.
+    pub since: SystemTime,
+    /// Who it is to the kernel, such as `uid 0, pid 71`.
+    pub peer: String,
+    /// The worker that leads.
+    pub leader: u64,
+    /// The leader's term.
+    pub fence: u64,
+    /// How many workers it says it has; 0 before any has said so.
+    pub expected: u32,
+    /// The version that every one of its workers holds.
+    pub version: Version,
+    /// Whether all its workers hold the agent's newest version.
+    pub current: bool,
+    /// The workers that spoke lately.
+    pub workers: Vec<WorkerView>,
+}
+
+/// One worker VM.
+#[derive(Clone, Debug)]
+pub struct WorkerView {
+    /// Its random id.
+    pub worker: u64,
+    /// The newest version it holds.
+    pub version: Version,
+    /// Seconds since it last spoke.
+    pub silent: f64,
+}

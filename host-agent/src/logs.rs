@@ -1,0 +1,252 @@
+//! Log lines: structured, as text or JSON, and safe to look at.
+//!
+//! Two things stand between an event and the terminal. A token bucket per call site lets a burst
+//! through and then a few a second, and says every ten seconds how many it left out: a flood of bad
+//! frames must not become a flood of lines. Breaker transitions have a much larger bucket, because
+//! each of them is promised a line. And the writer escapes control characters, whoever put them in a
+//! node id or a registry key; secrets never reach a field (their type does not print).
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::callsite::Identifier;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::config::{LogConfig, LogFormat};
+
+/// How often what was left out is said.
+pub const REPORT_EVERY: Duration = Duration::from_secs(10);
+const BURST: f64 = 50.0;
+const EVERY_SECOND: f64 = 5.0;
+/// A service of 1,000 endpoints may trip at once.
+const TRANSITION_BURST: f64 = 2_000.0;
+const TRANSITIONS_EVERY_SECOND: f64 = 200.0;
+
+/// What can be changed while the agent runs.
+#[derive(Clone)]
+pub struct Logs {
+    level: reload::Handle<EnvFilter, Registry>,
+    limit: Limit,
+}
+
+impl std::fmt::Debug for Logs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Logs").finish_non_exhaustive()
+    }
+}
+
+/// A level or directives as a filter.
+///
+/// # Errors
+/// What is wrong and what is accepted.
+pub fn directives(level: &str) -> Result<EnvFilter, String> {
+    EnvFilter::builder().parse(level).map_err(|error| {
+        format!("error, warn, info, debug, trace, or directives like info,pintle_agent=debug: {error}")
+    })
+}
+
+/// Begins to log to standard error.
+///
+/// # Errors
+/// The level is not one, or logging has begun already.
+pub fn start(config: &LogConfig) -> Result<Logs, String> {
+    let (filter, level) = reload::Layer::new(directives(&config.level)?);
+    let limit = Limit::default();
+    let lines = tracing_subscriber::fmt::layer().with_writer(Escaped(io::stderr));
+    let lines = match config.format {
+        LogFormat::Text => lines.with_ansi(false).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines.with_filter(limit.clone()))
+        .try_init()
+        .map_err(|error| error.to_string())?;
+    Ok(Logs { level, limit })
+}
+
+impl Logs {
+    /// Changes the level; the format stays.
+    ///
+    /// # Errors
+    /// The level is not one.
+    pub fn reload(&self, config: &LogConfig) -> Result<(), String> {
+        let filter = directives(&config.level)?;
+        self.level.reload(filter).map_err(|error| error.to_string())
+    }
+
+    /// Says what was left out since the last time.
+    pub fn report(&self) {
+        for (message, left_out) in self.limit.take() {
+            tracing::warn!(left_out, message, "repeated lines are left out");
+        }
+    }
+}
+
+/// The token buckets, by call site. There are as many as there are log statements in the program.
+#[derive(Clone, Debug, Default)]
+struct Limit(Arc<Mutex<HashMap<Identifier, Bucket>>>);
+
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+    left_out: u64,
+    name: &'static str,
+}
+
+impl Limit {
+    fn admits(&self, metadata: &'static Metadata<'static>, now: Instant) -> bool {
+        let (burst, rate) = if metadata.target() == "pintle::transition" {
+            (TRANSITION_BURST, TRANSITIONS_EVERY_SECOND)
+        } else {
+            (BURST, EVERY_SECOND)
+        };
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = buckets
+            .entry(metadata.callsite())
+            .or_insert_with(|| Bucket {
+                tokens: burst,
+                at: now,
+                left_out: 0,
+                name: metadata.name(),
+            });
+        let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
+        bucket.at = now;
+        bucket.tokens = (bucket.tokens + passed * rate).min(burst);
+        if bucket.tokens < 1.0 {
+            bucket.left_out += 1;
+            return false;
+        }
+        bucket.tokens -= 1.0;
+        true
+    }
+
+    fn take(&self) -> Vec<(&'static str, u64)> {
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        buckets
+            .values_mut()
+            .filter(|bucket| bucket.left_out > 0)
+            .map(|bucket| (bucket.name, std::mem::take(&mut bucket.left_out)))
+            .collect()
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Filter<S> for Limit {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        self.admits(event.metadata(), Instant::now())
+    }
+}
+
+/// A writer behind which no control character is left but the end of the line.
+struct Escaped<M>(M);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Escaped<M> {
+    type Writer = Escaped<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Escaped(self.0.make_writer())
+    }
+}
+
+impl<W: Write> Write for Escaped<W> {
+    /// One event comes in one call, with one line feed, the last byte.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let (body, end) = match text.strip_suffix('\n') {
+            Some(body) => (body, "\n"),
+            None => (&*text, ""),
+        };
+        if body.contains(char::is_control) {
+            let mut safe = String::with_capacity(body.len() + 16);
+            for c in body.chars() {
+                if c.is_control() {
+                    safe.extend(c.escape_unicode());
+                } else {
+                    safe.push(c);
+                }
+            }
+            self.0.write_all(safe.as_bytes())?;
+        } else {
+            self.0.write_all(body.as_bytes())?;
+        }
+        self.0.write_all(end.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn log(json: bool, work: impl FnOnce()) -> String {
+        let buffer = Buffer::default();
+        let out = buffer.clone();
+        let lines = tracing_subscriber::fmt::layer().with_writer(Escaped(move || out.clone()));
+        let lines = if json {
+            lines.json().boxed()
+        } else {
+            lines.with_ansi(false).boxed()
+        };
+        let subscriber = tracing_subscriber::registry().with(lines.with_filter(Limit::default()));
+        tracing::subscriber::with_default(subscriber, work);
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn no_control_character_reaches_the_terminal() {
+        for json in [false, true] {
+            let text = log(json, || {
+                tracing::warn!(key = "a\u{1b}[31m\r\nfake\u{9b}2J\u{7f}\0", "bad\u{1b}");
+            });
+            assert_eq!(text.lines().count(), 1, "{text:?}");
+            let body = text.strip_suffix('\n').unwrap();
+            assert!(!body.contains(char::is_control), "{text:?}");
+            assert!(body.contains("fake"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_flood_from_one_place_is_cut_and_other_places_are_not() {
+        let text = log(false, || {
+            for _ in 0..1_000 {
+                tracing::warn!("flood");
+            }
+            tracing::warn!("other");
+        });
+        let floods = text.lines().filter(|line| line.contains("flood")).count();
+        assert!((50..=60).contains(&floods), "{floods}");
+        assert!(text.contains("other"));
+    }
+}

@@ -1,0 +1,414 @@
+//! The task that owns the [`State`]: updates in, snapshots out, at a pace that readers can follow.
+//!
+//! There is one writer and it owns the state by value. Applying an update is cheap and happens at once
+//! for each; building tables is not, and is paced: a change that comes alone goes out at once, and
+//! while changes keep coming a service is published at most ten times a second and anything at all at
+//! most a hundred times. Readers see a `watch` of whole values, so a slow one skips what is superseded
+//! and can neither stall this task nor make it queue.
+//!
+//! When its channel is full, senders wait: etcd's and NATS's own flow control is the buffer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pintle_state::{Changes, Moment, Notice, Snapshot, State, Update};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::disk::Disk;
+use crate::link::{Activities, Activity, Sources};
+
+/// A service is published at most this often: ten times a second.
+const SERVICE_PACE: Duration = Duration::from_millis(100);
+/// Anything is published at most this often. A snapshot is a copy of the map of services, so under
+/// churn over many services this bounds the copying; alone, a change still goes out at once.
+const PACE: Duration = Duration::from_millis(10);
+/// The disk is written at most this often; what is lost in between is asked for again.
+const DISK_PACE: Duration = Duration::from_secs(2);
+/// Orders that wait. Small, so that a flood is felt by its sender and not by everybody's latency.
+const ORDERS: usize = 64;
+/// Orders applied before tables are built.
+const BATCH: usize = 256;
+
+/// The state's task is gone: the agent is shutting down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the agent is shutting down")]
+pub struct Gone;
+
+struct Order {
+    update: Update,
+    done: Option<oneshot::Sender<Changes>>,
+}
+
+/// Where updates go.
+#[derive(Clone, Debug)]
+pub struct Updates(mpsc::Sender<Order>);
+
+impl std::fmt::Debug for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Order").finish_non_exhaustive()
+    }
+}
+
+impl Updates {
+    /// Hands an update over; waits while the task is behind.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn send(&self, update: Update) -> Result<(), Gone> {
+        self.0
+            .send(Order { update, done: None })
+            .await
+            .map_err(|_| Gone)
+    }
+
+    /// Hands an update over and waits until it is applied.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn apply(&self, update: Update) -> Result<Changes, Gone> {
+        let (done, changes) = oneshot::channel();
+        let order = Order {
+            update,
+            done: Some(done),
+        };
+        self.0.send(order).await.map_err(|_| Gone)?;
+        changes.await.map_err(|_| Gone)
+    }
+
+    /// Confirms the removals held of a service (`pintle release`); how many endpoints went.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn release(&self, service: &str) -> Result<usize, Gone> {
+        let update = Update::Release {
+            service: service.to_owned(),
+        };
+        self.apply(update).await.map(|changes| changes.released)
+    }
+}
+
+/// Reads both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Starts now.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            start: Instant::now(),
+        }
+    }
+
+    /// Both clocks, now.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        Moment {
+            wall: SystemTime::now(),
+            mono: self.start.elapsed(),
+        }
+    }
+
+    fn instant(&self, mono: Duration) -> Instant {
+        // Far enough to be never, near enough for the timer's arithmetic.
+        self.start + mono.min(Duration::from_secs(30 * 365 * 86_400))
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The sources' states, written by several tasks.
+#[derive(Clone, Debug)]
+pub(crate) struct Board(Arc<watch::Sender<Sources>>);
+
+impl Board {
+    pub(crate) fn new() -> (Self, watch::Receiver<Sources>) {
+        let (sender, receiver) = watch::channel(Sources::default());
+        (Self(Arc::new(sender)), receiver)
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Sources)) {
+        self.0.send_modify(change);
+    }
+}
+
+/// Starts the task.
+pub(crate) fn start(
+    state: State,
+    clock: Clock,
+    disk: Option<Disk>,
+    board: Board,
+    activities: Activities,
+    shutdown: CancellationToken,
+) -> (
+    Updates,
+    watch::Receiver<Arc<Snapshot>>,
+    tokio::task::JoinHandle<()>,
+) {
+    let (orders, inbox) = mpsc::channel(ORDERS);
+    let (snapshots, reader) = watch::channel(state.snapshot());
+    let publisher = Publisher {
+        state,
+        clock,
+        board,
+        activities,
+        snapshots,
+        pending: BTreeMap::new(),
+        last: HashMap::new(),
+        last_any: None,
+        lists: Some(Instant::now()),
+        saver: disk.map(Saver::new),
+    };
+    let task = tokio::spawn(publisher.run(inbox, shutdown));
+    (Updates(orders), reader, task)
+}
+
+struct Publisher {
+    state: State,
+    clock: Clock,
+    board: Board,
+    activities: Activities,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    /// Services to publish, and not before when.
+    pending: BTreeMap<String, Instant>,
+    /// When services were published, within the pace.
+    last: HashMap<String, Instant>,
+    last_any: Option<Instant>,
+    /// When the lists beside the tables are due.
+    lists: Option<Instant>,
+    saver: Option<Saver>,
+}
+
+impl Publisher {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Order>, shutdown: CancellationToken) {
+        self.save_soon();
+        loop {
+            let wake = self.wake();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                order = inbox.recv() => {
+                    let Some(order) = order else { break };
+                    self.apply(order);
+                    for _ in 1..BATCH {
+                        let Ok(order) = inbox.try_recv() else { break };
+                        self.apply(order);
+                    }
+                }
+                () = tokio::time::sleep_until(wake) => self.tick(),
+            }
+            self.flush();
+            self.save_if_due().await;
+        }
+        self.save_now().await;
+    }
+
+    /// When something is to be done without an order: at the latest in a minute.
+    fn wake(&mut self) -> Instant {
+        let paced = self.last_any.map(|at| at + PACE);
+        let pending = self.pending.values().copied().chain(self.lists).min();
+        let pending = pending.map(|at| paced.map_or(at, |paced| at.max(paced)));
+        let state = self.state.next_deadline().map(|at| self.clock.instant(at));
+        let disk = self.saver.as_ref().and_then(|saver| saver.due);
+        let far = Instant::now() + Duration::from_secs(60);
+        [pending, state, disk]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(far)
+    }
+
+    fn tick(&mut self) {
+        let now = self.clock.now();
+        let changes = self.state.apply(Update::Tick, now);
+        self.note(&changes);
+    }
+
+    fn apply(&mut self, order: Order) {
+        let now = self.clock.now();
+        let confirms = matches!(order.update, Update::Progress { .. } | Update::Changes(_));
+        let changes = self.state.apply(order.update, now);
+        self.note(&changes);
+        if confirms && changes.services.is_empty() {
+            // Readers that ask see how fresh the state is; nobody is woken for it.
+            let snapshot = self.state.confirm();
+            self.snapshots.send_if_modified(|current| {
+                *current = snapshot;
+                false
+            });
+        }
+        if let Some(done) = order.done {
+            // Whoever asked may have gone.
+            let _ = done.send(changes);
+        }
+    }
+
+    fn note(&mut self, changes: &Changes) {
+        let at = Instant::now();
+        for name in &changes.services {
+            if !self.pending.contains_key(name) {
+                let due = self.last.get(name).map_or(at, |last| *last + SERVICE_PACE);
+                self.pending.insert(name.clone(), due.max(at));
+            }
+        }
+        if changes.meta && self.lists.is_none() {
+            self.lists = Some(
+                self.last_any
+                    .map_or(at, |last| (last + SERVICE_PACE).max(at)),
+            );
+        }
+        if changes.meta || !changes.services.is_empty() {
+            self.save_soon();
+        }
+        if changes.held > 0 || !changes.refused.is_empty() {
+            self.board.change(|sources| {
+                sources.removals_held = sources.removals_held.saturating_add(changes.held);
+                for refused in &changes.refused {
+                    let count = sources.refused.entry(*refused).or_default();
+                    *count = count.saturating_add(1);
+                }
+            });
+        }
+        for notice in &changes.notices {
+            self.tell(notice);
+        }
+    }
+
+    fn tell(&self, notice: &Notice) {
+        let (service, endpoint) = (notice.service.as_deref(), notice.endpoint.as_deref());
+        if notice.alarm {
+            tracing::warn!(kind = notice.kind, service, endpoint, "{}", notice.text);
+        } else {
+            tracing::debug!(kind = notice.kind, service, endpoint, "{}", notice.text);
+        }
+        // Nobody may be listening.
+        let _ = self.activities.send(Activity {
+            at: SystemTime::now(),
+            kind: notice.kind,
+            service: notice.service.clone(),
+            endpoint: notice.endpoint.clone(),
+            text: notice.text.clone(),
+        });
+    }
+
+    fn flush(&mut self) {
+        let at = Instant::now();
+        if self.last_any.is_some_and(|last| at < last + PACE) {
+            return;
+        }
+        let due: Vec<String> = self
+            .pending
+            .iter()
+            .filter(|(_, not_before)| **not_before <= at)
+            .map(|(name, _)| name.clone())
+            .collect();
+        let lists = self.lists.is_some_and(|not_before| not_before <= at);
+        if due.is_empty() && !lists {
+            return;
+        }
+        if lists {
+            self.lists = None;
+        }
+        let now = self.clock.now();
+        let names = due.iter().map(String::as_str);
+        let published = self.state.publish(names, lists, now);
+        self.last.retain(|_, last| at < *last + SERVICE_PACE);
+        for name in due {
+            self.pending.remove(&name);
+            self.last.insert(name, at);
+        }
+        if published {
+            self.last_any = Some(at);
+            self.snapshots.send_replace(self.state.snapshot());
+        }
+    }
+
+    // === disk ===
+
+    fn save_soon(&mut self) {
+        if let Some(saver) = &mut self.saver {
+            let next = saver
+                .last
+                .map_or_else(Instant::now, |last| last + saver.pace);
+            saver.due.get_or_insert(next);
+        }
+    }
+
+    async fn save_if_due(&mut self) {
+        let due = self.saver.as_ref().and_then(|saver| saver.due);
+        if due.is_none_or(|due| Instant::now() < due) {
+            return;
+        }
+        let Some(saver) = &mut self.saver else { return };
+        if saver
+            .writing
+            .as_ref()
+            .is_some_and(|task| !task.is_finished())
+        {
+            saver.due = Some(Instant::now() + DISK_PACE);
+            return;
+        }
+        self.begin_save().await;
+    }
+
+    async fn begin_save(&mut self) {
+        let Some(saver) = &mut self.saver else { return };
+        if let Some(task) = saver.writing.take() {
+            // It logged its own failure.
+            let _ = task.await;
+        }
+        let began = Instant::now();
+        let saved = self.state.save(self.clock.now());
+        saver.due = None;
+        saver.last = Some(began);
+        // Copying the state keeps this task from its work, so it takes a twentieth of the time at most.
+        saver.pace = DISK_PACE.max(began.elapsed().saturating_mul(20));
+        let (disk, board) = (saver.disk.clone(), self.board.clone());
+        saver.writing = Some(tokio::task::spawn_blocking(move || {
+            let error = disk.store(&saved).err().map(|e| e.to_string());
+            if let Some(error) = &error {
+                tracing::warn!(%error, "the last good state cannot be written; serving from memory");
+            }
+            board.change(|sources| sources.disk_error = error);
+        }));
+    }
+
+    async fn save_now(&mut self) {
+        self.begin_save().await;
+        if let Some(task) = self.saver.as_mut().and_then(|saver| saver.writing.take()) {
+            let _ = task.await;
+        }
+    }
+}
+
+struct Saver {
+    disk: Disk,
+    due: Option<Instant>,
+    last: Option<Instant>,
+    pace: Duration,
+    writing: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Saver {
+    const fn new(disk: Disk) -> Self {
+        Self {
+            disk,
+            due: None,
+            last: None,
+            pace: DISK_PACE,
+            writing: None,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

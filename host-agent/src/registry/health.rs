@@ -1,0 +1,200 @@
+//! Health checks: HTTP, gRPC, TCP, with thresholds.
+//!
+//! One failed probe is noise and one good one may be luck, so health changes after so many in a row.
+//! The very first probe decides alone, since there is nothing to doubt yet.
+
+use std::time::Duration;
+
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tonic::transport::Endpoint;
+
+use super::config::{Check, Instance};
+
+/// What a check has found so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    healthy: Option<bool>,
+    /// Probes in a row that said otherwise.
+    against: u32,
+}
+
+impl Verdict {
+    /// Takes a probe's result; the health that follows.
+    pub(crate) const fn take(&mut self, good: bool, check: &Check) -> bool {
+        let Some(healthy) = self.healthy else {
+            self.healthy = Some(good);
+            return good;
+        };
+        if good == healthy {
+            self.against = 0;
+            return healthy;
+        }
+        self.against = self.against.saturating_add(1);
+        let needed = if healthy {
+            check.unhealthy_after
+        } else {
+            check.healthy_after
+        };
+        if self.against >= needed {
+            self.against = 0;
+            self.healthy = Some(good);
+            return good;
+        }
+        healthy
+    }
+}
+
+/// Checks an instance until nobody listens any more.
+pub(crate) async fn watch_over(instance: Instance, health: watch::Sender<bool>) {
+    let Some(check) = &instance.check else {
+        health.send_replace(true);
+        health.closed().await;
+        return;
+    };
+    let mut verdict = Verdict::default();
+    let mut ticks = interval(check.interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = health.closed() => return,
+        }
+        let result = probe(&instance, check).await;
+        let healthy = verdict.take(result.is_ok(), check);
+        let changed = health.send_if_modified(|current| {
+            let changed = *current != healthy;
+            *current = healthy;
+            changed
+        });
+        if changed {
+            let (name, id) = (&instance.name, &instance.id);
+            let why = result.err().unwrap_or_default();
+            tracing::info!(service = %name, instance = %id, healthy, %why, "health changed");
+        }
+    }
+}
+
+/// Asks once.
+pub(crate) async fn probe(instance: &Instance, check: &Check) -> Result<(), String> {
+    let asked = async {
+        if let Some(path) = &check.http {
+            http(instance, path).await
+        } else if let Some(service) = &check.grpc {
+            grpc(instance, service, check.timeout).await
+        } else {
+            tcp(instance).await.map(drop)
+        }
+    };
+    match timeout(check.timeout, asked).await {
+        Ok(answer) => answer,
+        Err(_) => Err("no answer in time".into()),
+    }
+}
+
+async fn tcp(instance: &Instance) -> Result<TcpStream, String> {
+    TcpStream::connect((instance.address, instance.port))
+        .await
+        .map_err(|e| e.to_string())
+}
+
+async fn http(instance: &Instance, path: &str) -> Result<(), String> {
+    let stream = TokioIo::new(tcp(instance).await?);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream)
+        .await
+        .map_err(|e| e.to_string())?;
+    let connection = tokio::spawn(connection);
+    let at = std::net::SocketAddr::from((instance.address, instance.port));
+    let request = http::Request::get(path)
+        .header(http::header::HOST, at.to_string())
+        .header(http::header::USER_AGENT, "pintle-health")
+        .body(Empty::<bytes::Bytes>::new())
+        .map_err(|e| e.to_string())?;
+    let answer = sender
+        .send_request(request)
+        .await
+        .map_err(|e| e.to_string());
+    connection.abort();
+    let status = answer?.status();
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(format!("status {status}"))
+    }
+}
+
+/// `grpc.health.v1.HealthCheckRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `grpc.health.v1.HealthCheckResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `SERVING` in `grpc.health.v1.HealthCheckResponse.ServingStatus`.
+const SERVING: i32 = 1;
+
+async fn grpc(instance: &Instance, service: &str, wait: Duration) -> Result<(), String> {
+    let at = std::net::SocketAddr::from((instance.address, instance.port));
+    let channel = Endpoint::from_shared(format!("http://{at}"))
+        .map_err(|e| e.to_string())?
+        .connect_timeout(wait)
+        .connect()
+        .await
+        .map_err(|e| e.to_string())?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.map_err(|e| e.to_string())?;
+    let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    let answer = client
+        .unary(tonic::Request::new(request), path, codec)
+        .await
+        .map_err(|status| status.to_string())?;
+    match answer.into_inner().status {
+        SERVING => Ok(()),
+        other => Err(format!("serving status {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_changes_after_so_many_in_a_row_and_the_first_decides_alone() {
+        let check: Check = serde_json::from_value(serde_json::json!({
+            "tcp": true, "unhealthy_after": 3, "healthy_after": 2
+        }))
+        .unwrap();
+        let mut verdict = Verdict::default();
+        let table = [
+            (true, true),
+            (false, true),
+            (false, true),
+            (true, true),
+            (false, true),
+            (false, true),
+            (false, false),
+            (true, false),
+            (false, false),
+            (true, false),
+            (true, true),
+        ];
+        for (row, (good, expect)) in table.into_iter().enumerate() {
+            assert_eq!(verdict.take(good, &check), expect, "row {row}");
+        }
+        assert!(!Verdict::default().take(false, &check));
+    }
+}

@@ -1,0 +1,299 @@
+//! Keeping instances registered: `pintle register`, and the `register` section of `pintle run`.
+//!
+//! All instances of a process hang on one lease, which is kept alive three times in its life. The
+//! values are written once, when something in them changes (`health`), and when they turn out to be
+//! gone; never per beat, because a write per beat and instance is a storm for everybody who watches.
+//! A session is one connection to one member. When it ends, the next one asks whether the lease still
+//! lives before it makes another, and puts only what is not there, so that a lost connection costs the
+//! registry nothing. At shutdown the instances say `draining`, are given time for what is under way,
+//! and are deleted; if etcd cannot be reached then, the lease's end says the same later.
+
+mod config;
+mod health;
+
+use std::convert::Infallible;
+use std::time::{Duration, SystemTime};
+
+use etcd_client::{Client, GetOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions};
+use pintle_state::{now_of, show};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+pub use self::config::{Check, Instance, RegisterConfig};
+use crate::source::etcd::{EtcdError, connect, within};
+use crate::source::{Backoff, Invalid};
+
+/// Draining and deleting are tried again for this long beyond the drain time itself.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Keeps the instances registered until shutdown, then drains and deletes them.
+///
+/// Nothing that happens to etcd ends it: it is tried again with full jitter, at most 2 s.
+///
+/// # Errors
+/// A field is out of range.
+pub async fn register(config: RegisterConfig, shutdown: CancellationToken) -> Result<(), Invalid> {
+    config.check()?;
+    let mut registrar = Registrar::new(config);
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = registrar.keep() => {}
+    }
+    registrar.leave().await;
+    Ok(())
+}
+
+struct Seat {
+    instance: Instance,
+    health: watch::Receiver<bool>,
+    /// What was last put, to know what to expect.
+    put: Option<String>,
+}
+
+struct Registrar {
+    config: RegisterConfig,
+    seats: Vec<Seat>,
+    /// Wakes when any health changes.
+    changed: watch::Receiver<u64>,
+    registered_at: String,
+    lease: Option<i64>,
+    member: usize,
+    draining: bool,
+}
+
+fn time() -> String {
+    let now = i128::from(now_of(SystemTime::now()).0);
+    // In range until the year 2554.
+    jiff::Timestamp::from_nanosecond(now)
+        .unwrap_or_default()
+        .to_string()
+}
+
+impl Registrar {
+    fn new(config: RegisterConfig) -> Self {
+        let (wake, changed) = watch::channel(0u64);
+        let wake = std::sync::Arc::new(wake);
+        let seats = config.instances.iter().map(|instance| {
+            let (sender, health) = watch::channel(false);
+            tokio::spawn(health::watch_over(instance.clone(), sender));
+            let (mut heard, wake) = (health.clone(), std::sync::Arc::clone(&wake));
+            tokio::spawn(async move {
+                while heard.changed().await.is_ok() {
+                    wake.send_modify(|count| *count = count.wrapping_add(1));
+                }
+            });
+            Seat {
+                instance: instance.clone(),
+                health,
+                put: None,
+            }
+        });
+        Self {
+            seats: seats.collect(),
+            config,
+            changed,
+            registered_at: time(),
+            lease: None,
+            member: 0,
+            draining: false,
+        }
+    }
+
+    fn key(&self, instance: &Instance) -> String {
+        format!(
+            "{}{}/{}",
+            self.config.etcd.services, instance.name, instance.id
+        )
+    }
+
+    fn health(&self, seat: &Seat) -> &'static str {
+        if self.draining {
+            "draining"
+        } else if *seat.health.borrow() {
+            "healthy"
+        } else {
+            "unhealthy"
+        }
+    }
+
+    fn value(&self, seat: &Seat) -> String {
+        let instance = &seat.instance;
+        json!({
+            "id": instance.id,
+            "name": instance.name,
+            "address": instance.address.to_canonical().to_string(),
+            "port": instance.port,
+            "metadata": instance.metadata,
+            "health": self.health(seat),
+            "tags": instance.tags,
+            "registered_at": self.registered_at,
+            "last_heartbeat": time(),
+        })
+        .to_string()
+    }
+
+    /// Sessions, for ever.
+    async fn keep(&mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let Err(error) = self.session(&mut backoff).await;
+            let text = show(error.to_string().as_bytes());
+            tracing::warn!(error = %text, "registration is not kept alive; trying again");
+            self.member = self.member.wrapping_add(1);
+            sleep(backoff.next()).await;
+        }
+    }
+
+    async fn session(&mut self, backoff: &mut Backoff) -> Result<Infallible, EtcdError> {
+        let mut client = connect(&self.config.etcd, self.member).await?;
+        let mut alive = self.ensure_lease(&mut client).await?;
+        self.put_what_differs(&mut client).await?;
+        backoff.reset();
+        let beat = self.config.lease / 3;
+        let mut due = Instant::now() + beat;
+        loop {
+            let changed = tokio::select! {
+                () = tokio::time::sleep_until(due) => false,
+                changed = self.changed.changed() => changed.is_ok(),
+            };
+            if changed {
+                self.put_what_differs(&mut client).await?;
+                continue;
+            }
+            due = Instant::now() + beat;
+            if !self.beat(&mut alive).await? {
+                tracing::warn!("the lease is gone; registering again");
+                self.lease = None;
+                alive = self.ensure_lease(&mut client).await?;
+            }
+            self.find_what_is_gone(&mut client).await?;
+            self.put_what_differs(&mut client).await?;
+        }
+    }
+
+    /// The lease that there is, if it still lives, or another.
+    async fn ensure_lease(
+        &mut self,
+        client: &mut Client,
+    ) -> Result<(LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
+        if let Some(lease) = self.lease {
+            match within("keeping the lease", client.lease_keep_alive(lease)).await {
+                Ok(alive) => {
+                    self.find_what_is_gone(client).await?;
+                    return Ok(alive);
+                }
+                // What the client says when the server answered with no time to live.
+                Err(EtcdError::Client(etcd_client::Error::LeaseKeepAliveError(_))) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let ttl = i64::try_from(self.config.lease.as_secs()).unwrap_or(i64::MAX);
+        let granted = within("granting a lease", client.lease_grant(ttl, None)).await?;
+        self.lease = Some(granted.id());
+        for seat in &mut self.seats {
+            seat.put = None;
+        }
+        within("keeping the lease", client.lease_keep_alive(granted.id())).await
+    }
+
+    /// One beat; whether the lease lives.
+    async fn beat(
+        &self,
+        (keeper, answers): &mut (LeaseKeeper, LeaseKeepAliveStream),
+    ) -> Result<bool, EtcdError> {
+        within("keeping the lease", keeper.keep_alive()).await?;
+        let answer = within("keeping the lease", answers.message()).await?;
+        answer
+            .map(|answer| answer.ttl() > 0)
+            .ok_or_else(|| EtcdError::Cancelled("the lease's stream ended".into()))
+    }
+
+    /// Forgets what somebody has deleted, or put under another lease.
+    async fn find_what_is_gone(&mut self, client: &mut Client) -> Result<(), EtcdError> {
+        for at in 0..self.seats.len() {
+            let Some(seat) = self.seats.get(at) else {
+                break;
+            };
+            let key = self.key(&seat.instance);
+            let options = GetOptions::new().with_keys_only();
+            let found = within("looking", client.get(key, Some(options))).await?;
+            let ours = found
+                .kvs()
+                .first()
+                .is_some_and(|kv| Some(kv.lease()) == self.lease);
+            if !ours && let Some(seat) = self.seats.get_mut(at) {
+                seat.put = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts every instance whose health is not the one that was put.
+    async fn put_what_differs(&mut self, client: &mut Client) -> Result<(), EtcdError> {
+        for at in 0..self.seats.len() {
+            let Some(seat) = self.seats.get(at) else {
+                break;
+            };
+            let health = self.health(seat).to_owned();
+            if seat.put.as_ref() == Some(&health) {
+                continue;
+            }
+            let (key, value) = (self.key(&seat.instance), self.value(seat));
+            let options = PutOptions::new().with_lease(self.lease.unwrap_or(0));
+            within("registering", client.put(key.clone(), value, Some(options))).await?;
+            tracing::info!(%key, %health, "registered");
+            if let Some(seat) = self.seats.get_mut(at) {
+                seat.put = Some(health);
+            }
+        }
+        Ok(())
+    }
+
+    /// Draining, waiting, deleting.
+    async fn leave(&mut self) {
+        self.draining = true;
+        let most = self.config.drain.saturating_add(LAST_WORDS);
+        let until = Instant::now() + self.config.drain;
+        let leaving = async {
+            let mut backoff = Backoff::default();
+            while let Err(error) = self.try_leave(until).await {
+                let text = show(error.to_string().as_bytes());
+                tracing::warn!(error = %text, "leaving the registry failed; trying again");
+                self.member = self.member.wrapping_add(1);
+                sleep(backoff.next()).await;
+            }
+        };
+        if timeout(most, leaving).await.is_err() {
+            tracing::warn!("not deleted in time; the lease will end the registration");
+        }
+    }
+
+    async fn try_leave(&mut self, until: Instant) -> Result<(), EtcdError> {
+        let Some(lease) = self.lease else {
+            return Ok(());
+        };
+        let mut client = connect(&self.config.etcd, self.member).await?;
+        if Instant::now() < until {
+            let mut alive = self.ensure_lease(&mut client).await?;
+            self.put_what_differs(&mut client).await?;
+            let beat = self.config.lease / 3;
+            while Instant::now() < until {
+                tokio::time::sleep_until(until.min(Instant::now() + beat)).await;
+                self.beat(&mut alive).await?;
+            }
+        }
+        for seat in &self.seats {
+            within("deleting", client.delete(self.key(&seat.instance), None)).await?;
+        }
+        within(
+            "ending the lease",
+            client.lease_revoke(self.lease.unwrap_or(lease)),
+        )
+        .await?;
+        self.lease = None;
+        tracing::info!("left the registry");
+        Ok(())
+    }
+}

@@ -1,0 +1,321 @@
+//! `pintle run`: everything started in order, signals heard, everything ended within a deadline.
+//!
+//! ```text
+//!   start:  logs ─▶ sources and state (last good from disk) ─▶ bind socket, TCP, admin ─▶ serve
+//!   HUP:    configuration and certificates are read again; what can't change is named
+//!   TERM:   registered instances drain and go ─▶ streams end ─▶ state is written ─▶ exit 0
+//! ```
+//! A configuration that can't be used ends the start with exit 64 and, on SIGHUP, changes nothing. A
+//! second signal ends the process at once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, ConfigError, Flags};
+use crate::fleet::{Fleet, When};
+use crate::link::Snapshots;
+use crate::logs::{self, Logs};
+use crate::publish::Updates;
+use crate::registry;
+use crate::serve::admin::{self, Admin, Parts, Recent, Release, Releasing};
+use crate::serve::eds::Eds;
+use crate::serve::metrics::Metrics;
+use crate::serve::socket::Socket;
+use crate::serve::sync::Sync;
+use crate::serve::transport::{Proxies, TlsFiles};
+use crate::source::{self, Running};
+
+/// Where the configuration comes from, kept for SIGHUP.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The file.
+    pub file: Option<PathBuf>,
+    /// Flags.
+    pub flags: Flags,
+}
+
+/// Why the agent could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Logging could not begin.
+    #[error("log: {0}")]
+    Logs(String),
+    /// The socket could not be made.
+    #[error("socket: {0}")]
+    Socket(#[from] crate::serve::socket::BindError),
+    /// The TCP listener could not be made.
+    #[error("tcp.listen {0}: {1}")]
+    Tcp(std::net::SocketAddr, std::io::Error),
+    /// Its certificates can't be used.
+    #[error("tcp: {0}")]
+    Tls(#[from] crate::serve::transport::TlsError),
+    /// The admin address could not be made.
+    #[error(transparent)]
+    Admin(#[from] admin::AdminError),
+    /// Signals can't be heard.
+    #[error("signals: {0}")]
+    Signals(std::io::Error),
+    /// The proxies' server ended.
+    #[error("the proxies' server ended: {0}")]
+    Server(String),
+}
+
+impl Origin {
+    /// Reads it all again.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let env = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Config::load(self.file.as_deref(), env, &self.flags)
+    }
+}
+
+impl Release for Updates {
+    fn release(&self, service: String) -> Releasing {
+        let updates = self.clone();
+        Box::pin(async move {
+            let released = Self::release(&updates, &service).await;
+            released
+                .map(|count| u64::try_from(count).unwrap_or(u64::MAX))
+                .map_err(|error| error.to_string())
+        })
+    }
+}
+
+/// Runs until a signal.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(origin: Origin) -> Result<(), RunError> {
+    let config = origin.load()?;
+    let logs = logs::start(&config.log).map_err(RunError::Logs)?;
+    let stop = CancellationToken::new();
+    let sources_stop = CancellationToken::new();
+    let running = source::start(config.sources.clone(), check_policy, sources_stop.clone())
+        .map_err(ConfigError::from)?;
+    let fleet = Arc::new(Fleet::new(
+        running.activities.clone(),
+        running.outgoing.clone(),
+    ));
+    let recent = Recent::default();
+    let mut tasks = vec![
+        tokio::spawn(recent.clone().listen(running.activities.subscribe())),
+        tokio::spawn(follow(
+            running.snapshots.clone(),
+            Arc::clone(&fleet),
+            logs.clone(),
+        )),
+    ];
+    let (mut server, certificates) = proxies(&config, &running, &fleet, &stop).await?;
+    let listener = admin::bind(&config.admin).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        agent = config.sources.agent,
+        socket = %config.socket.path.display(),
+        admin = %listener.local_addr().unwrap_or(config.admin.listen),
+        "the agent serves"
+    );
+    let admin = Admin::new(
+        config.admin.clone(),
+        Parts {
+            snapshots: running.snapshots.clone(),
+            sources: running.sources.clone(),
+            fleet: Arc::clone(&fleet),
+            metrics: Metrics::new(
+                running.snapshots.clone(),
+                running.sources.clone(),
+                Arc::clone(&fleet),
+                config.max_endpoint_series,
+            ),
+            recent,
+            release: Box::new(running.updates.clone()),
+            stop: stop.clone(),
+        },
+    );
+    tasks.push(tokio::spawn(admin.serve(listener)));
+    let register_stop = CancellationToken::new();
+    let registered = config.register.clone().map(|register| {
+        let stop = register_stop.clone();
+        tokio::spawn(registry::register(register, stop))
+    });
+    let ended = hear(&origin, &config, &logs, &running, &certificates, &mut server).await;
+    tracing::info!(deadline = ?config.deadline, "the agent stops");
+    let orderly = async {
+        register_stop.cancel();
+        if let Some(registered) = registered {
+            let _ = registered.await;
+        }
+        stop.cancel();
+        if !server.is_finished() {
+            let _ = server.await;
+        }
+        sources_stop.cancel();
+        running.join().await;
+    };
+    let second = async {
+        let mut again = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = again.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::io::Result::Ok(())
+    };
+    tokio::select! {
+        done = timeout(config.deadline, orderly) => if done.is_err() {
+            tracing::warn!("the deadline is over; what is left is cut off");
+        },
+        _ = second => tracing::warn!("a second signal; what is left is cut off"),
+    }
+    for task in tasks {
+        task.abort();
+    }
+    ended
+}
+
+type Server = JoinHandle<Result<(), tonic::transport::Error>>;
+type Certificates = Option<(TlsFiles, watch::Sender<Arc<rustls::ServerConfig>>)>;
+
+async fn proxies(
+    config: &Config,
+    running: &Running,
+    fleet: &Arc<Fleet>,
+    stop: &CancellationToken,
+) -> Result<(Server, Certificates), RunError> {
+    let mut tcp = None;
+    let mut certificates = None;
+    if let Some((listen, files)) = &config.tcp {
+        let listener = TcpListener::bind(listen)
+            .await
+            .map_err(|error| RunError::Tcp(*listen, error))?;
+        let (tx, rx) = watch::channel(files.load()?);
+        tcp = Some((listener, rx));
+        certificates = Some((files.clone(), tx));
+    }
+    let proxies = Proxies {
+        socket: Socket::bind(config.socket.clone())?,
+        tcp,
+        sync: Sync::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone()),
+        eds: Eds::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone()),
+        fleet: Arc::clone(fleet),
+    };
+    Ok((tokio::spawn(proxies.serve(stop.clone())), certificates))
+}
+
+/// Waits for the signal to stop, and reloads on every SIGHUP until then.
+async fn hear(
+    origin: &Origin,
+    config: &Config,
+    logs: &Logs,
+    running: &Running,
+    certificates: &Certificates,
+    server: &mut Server,
+) -> Result<(), RunError> {
+    let listen = |kind| signal(kind).map_err(RunError::Signals);
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => match origin.load() {
+                Ok(fresh) => reload(config, &fresh, logs, running, certificates),
+                Err(error) => {
+                    tracing::error!(%error, "the new configuration is refused, the old one stays");
+                }
+            },
+            ended = &mut *server => {
+                let why = match ended {
+                    Ok(Ok(())) => "without a reason".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(error) => error.to_string(),
+                };
+                return Err(RunError::Server(why));
+            }
+        }
+    }
+}
+
+fn reload(
+    old: &Config,
+    fresh: &Config,
+    logs: &Logs,
+    running: &Running,
+    certificates: &Certificates,
+) {
+    if let Err(error) = logs.reload(&fresh.log) {
+        tracing::error!(error, "the log level stays");
+    }
+    if let Some((files, tx)) = certificates {
+        match files.load() {
+            Ok(config) => {
+                tx.send_replace(config);
+            }
+            Err(error) => tracing::error!(%error, "the old certificates stay"),
+        }
+    }
+    if let Err(error) = running.reload(fresh.sources.clone()) {
+        tracing::error!(%error, "the sources go on as they were");
+    }
+    let fixed = [
+        ("agent", old.sources.agent != fresh.sources.agent),
+        ("state", old.sources.state != fresh.sources.state),
+        ("socket", old.socket != fresh.socket),
+        ("tcp", old.tcp != fresh.tcp),
+        ("admin", old.admin != fresh.admin),
+        ("register", old.register != fresh.register),
+        ("log.format", old.log.format != fresh.log.format),
+        ("metrics", old.max_endpoint_series != fresh.max_endpoint_series),
+    ];
+    for (section, _) in fixed.iter().filter(|(_, changed)| *changed) {
+        tracing::warn!(section, "changed; takes effect with the next start");
+    }
+    tracing::info!("configuration and certificates were read again");
+}
+
+/// Tells the ledger of every snapshot, and of time.
+async fn follow(mut snapshots: Snapshots, fleet: Arc<Fleet>, logs: Logs) {
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut report = interval(logs::REPORT_EVERY);
+    report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let first = Arc::clone(&snapshots.borrow_and_update());
+    fleet.published(&first, When::now());
+    loop {
+        tokio::select! {
+            changed = snapshots.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                fleet.published(&snapshot, When::now());
+            }
+            _ = second.tick() => fleet.tick(When::now()),
+            _ = report.tick() => logs.report(),
+        }
+    }
+}
+
+/// Whether a policy is one that the module reads.
+fn check_policy(policy: &serde_json::Value) -> Result<(), String> {
+    if policy.is_object() {
+        Ok(())
+    } else {
+        Err("a policy is a JSON object".to_owned())
+    }
+}

@@ -1,0 +1,212 @@
+//! Endpoint discovery for Envoy itself: the hosts of its clusters, by the name of the service.
+//!
+//! The cluster's EDS resource name is the service's name. `StreamEndpoints`, `DeltaEndpoints` and
+//! both streams of the aggregated service are answered, for endpoints alone; a request for another
+//! type over ADS stays without an answer, and Envoy goes on after its `initial_fetch_timeout`.
+//!
+//! [`session`] knows what is owed; here is the loop around it. Before the first snapshot nothing is
+//! sent: an empty assignment would be obeyed at once and empty the cluster.
+
+mod assignment;
+pub mod proto;
+mod session;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+pub use assignment::{Assignment, TYPE_URL, assignment};
+pub use session::{Answer, MAX_SUBSCRIBED, Session};
+
+use crate::fleet::Fleet;
+use crate::link::Snapshots;
+use crate::serve::transport::Peer;
+use proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use proto::envoy::service::endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryService;
+
+/// Envoy answers at once; one that pauses its answers (while clusters warm) gets the newest state
+/// after this long all the same.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// The discovery services.
+#[derive(Clone, Debug)]
+pub struct Eds {
+    snapshots: Snapshots,
+    fleet: Arc<Fleet>,
+    stop: CancellationToken,
+}
+
+/// The two protocols differ in their messages and in nothing else.
+trait Protocol: Send + 'static {
+    type Request: Send + 'static;
+    type Response: Send + 'static;
+    fn take(session: &mut Session, request: Self::Request) -> Answer;
+    fn respond(session: &mut Session, snapshot: &pintle_state::Snapshot) -> Option<Self::Response>;
+}
+
+struct StateOfTheWorld;
+
+impl Protocol for StateOfTheWorld {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+
+    fn take(session: &mut Session, request: DiscoveryRequest) -> Answer {
+        session.request(request)
+    }
+
+    fn respond(session: &mut Session, now: &pintle_state::Snapshot) -> Option<DiscoveryResponse> {
+        session.respond(now)
+    }
+}
+
+struct Delta;
+
+impl Protocol for Delta {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+
+    fn take(session: &mut Session, request: DeltaDiscoveryRequest) -> Answer {
+        session.delta_request(request)
+    }
+
+    fn respond(
+        session: &mut Session,
+        now: &pintle_state::Snapshot,
+    ) -> Option<DeltaDiscoveryResponse> {
+        session.respond_delta(now)
+    }
+}
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Eds {
+    /// Serves `snapshots`; `stop` ends all streams.
+    #[must_use]
+    pub fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
+        Self {
+            snapshots,
+            fleet,
+            stop,
+        }
+    }
+
+    fn serve<P: Protocol>(
+        &self,
+        request: Request<Streaming<P::Request>>,
+    ) -> Response<Responses<P::Response>> {
+        let peer = request
+            .extensions()
+            .get::<Peer>()
+            .cloned()
+            .unwrap_or(Peer::Unknown);
+        let (tx, rx) = mpsc::channel(1);
+        let eds = self.clone();
+        tokio::spawn(async move {
+            if let Err(status) = eds.run::<P>(&peer, request.into_inner(), &tx).await {
+                tracing::debug!(%peer, code = ?status.code(), "discovery stream ends");
+                let _ = tx.try_send(Err(status));
+            }
+        });
+        Response::new(Box::pin(ReceiverStream::new(rx)))
+    }
+
+    async fn run<P: Protocol>(
+        &self,
+        peer: &Peer,
+        mut incoming: Streaming<P::Request>,
+        tx: &mpsc::Sender<Result<P::Response, Status>>,
+    ) -> Result<(), Status> {
+        let mut snapshots = self.snapshots.clone();
+        let mut session = Session::default();
+        let mut deadline = Instant::now();
+        loop {
+            let now = Arc::clone(&snapshots.borrow_and_update());
+            if let Some(response) = P::respond(&mut session, &now) {
+                deadline = Instant::now() + ANSWER_WITHIN;
+                tokio::select! {
+                    sent = tx.send(Ok(response)) => {
+                        sent.map_err(|_| Status::cancelled("the proxy left"))?;
+                    }
+                    () = self.stop.cancelled() => return Err(stopping()),
+                }
+            }
+            tokio::select! {
+                request = incoming.message() => match request? {
+                    Some(request) => self.take::<P>(peer, &mut session, request),
+                    None => return Ok(()),
+                },
+                changed = snapshots.changed() => changed.map_err(|_| stopping())?,
+                () = sleep_until(deadline), if session.is_waiting() => session.stop_waiting(),
+                () = self.stop.cancelled() => return Err(stopping()),
+            }
+        }
+    }
+
+    fn take<P: Protocol>(&self, peer: &Peer, session: &mut Session, request: P::Request) {
+        match P::take(session, request) {
+            Answer::None | Answer::Ack => {}
+            Answer::Nack(error) => {
+                self.fleet.refused("eds_nack");
+                tracing::warn!(%peer, error, "Envoy refused endpoints");
+            }
+            Answer::Foreign => self.fleet.refused("eds_type"),
+        }
+    }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the agent stops")
+}
+
+#[tonic::async_trait]
+impl EndpointDiscoveryService for Eds {
+    type StreamEndpointsStream = Responses<DiscoveryResponse>;
+    type DeltaEndpointsStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_endpoints(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamEndpointsStream>, Status> {
+        Ok(self.serve::<StateOfTheWorld>(request))
+    }
+
+    async fn delta_endpoints(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaEndpointsStream>, Status> {
+        Ok(self.serve::<Delta>(request))
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Eds {
+    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Ok(self.serve::<StateOfTheWorld>(request))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        Ok(self.serve::<Delta>(request))
+    }
+}
+
+#[cfg(test)]
+mod tests;

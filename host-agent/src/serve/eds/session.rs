@@ -1,0 +1,242 @@
+//! What one discovery stream is owed, as a state machine without I/O: requests and snapshots in,
+//! responses out.
+//!
+//! At most one response is on its way; the next waits for the ACK or NACK of the last and then says
+//! what is newest, so a slow Envoy has no backlog. A NACKed resource is not repeated until it
+//! changes, because Envoy keeps what it had and would refuse the same bytes again.
+//!
+//! | service | state of the world | delta |
+//! |---|---|---|
+//! | known | its assignment when it changed | likewise |
+//! | known, no endpoints | an empty assignment | likewise |
+//! | never known | nothing: Envoy waits until `initial_fetch_timeout`, then serves | `removed_resources`, and Envoy waits no longer |
+//! | gone after it was sent | an empty assignment | likewise |
+//!
+//! A service that is gone is sent as empty in delta too: Envoy keeps the hosts of an EDS resource
+//! that is merely removed, and addresses that left the registry may be somebody else's tomorrow.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use pintle_snapshot::Version;
+use pintle_state::{Service, Snapshot};
+use prost_types::Any;
+
+use super::assignment::{Assignment, TYPE_URL};
+use super::proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+    Status,
+};
+
+/// Services one stream may ask for.
+pub const MAX_SUBSCRIBED: usize = 10_000;
+
+/// What Envoy said of a response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing: a first request, a change of subscription, or an answer to something older.
+    None,
+    /// It took it.
+    Ack,
+    /// It refused it; why.
+    Nack(String),
+    /// The request is for another type.
+    Foreign,
+}
+
+/// One stream of either kind.
+#[derive(Debug, Default)]
+pub struct Session {
+    subscribed: BTreeSet<String>,
+    sent: BTreeMap<String, Sent>,
+    awaited: Option<u64>,
+    last: u64,
+}
+
+/// What Envoy holds of a service, as far as was sent.
+#[derive(Clone, Copy, Debug)]
+enum Sent {
+    /// The table's version when it was last compared, and the bytes' fingerprint.
+    Assignment(Version, u64),
+    /// An empty one, because the service is gone.
+    Emptied,
+    /// That there is none (delta).
+    Absent,
+}
+
+/// Changed resources by name, and names that are not there.
+type Changes = (Vec<(String, Assignment)>, Vec<String>);
+
+impl Session {
+    /// A state-of-the-world request.
+    pub fn request(&mut self, request: DiscoveryRequest) -> Answer {
+        if !is_ours(&request.type_url) {
+            return Answer::Foreign;
+        }
+        let answer = self.answer(&request.response_nonce, request.error_detail);
+        if self.is_stale(&request.response_nonce) {
+            return answer;
+        }
+        let names: BTreeSet<String> = request
+            .resource_names
+            .into_iter()
+            .take(MAX_SUBSCRIBED)
+            .collect();
+        // Asked for again means forgotten meanwhile.
+        self.sent.retain(|name, _| names.contains(name));
+        self.subscribed = names;
+        answer
+    }
+
+    /// A delta request.
+    pub fn delta_request(&mut self, request: DeltaDiscoveryRequest) -> Answer {
+        if !is_ours(&request.type_url) {
+            return Answer::Foreign;
+        }
+        let answer = self.answer(&request.response_nonce, request.error_detail);
+        for name in request.resource_names_unsubscribe {
+            self.subscribed.remove(&name);
+            self.sent.remove(&name);
+        }
+        for name in request.resource_names_subscribe {
+            if self.subscribed.len() < MAX_SUBSCRIBED {
+                self.sent.remove(&name);
+                self.subscribed.insert(name);
+            }
+        }
+        for (name, version) in request.initial_resource_versions {
+            if let Ok(fingerprint) = u64::from_str_radix(&version, 16)
+                && self.subscribed.contains(&name)
+            {
+                let sent = Sent::Assignment(Version::default(), fingerprint);
+                self.sent.insert(name, sent);
+            }
+        }
+        answer
+    }
+
+    fn is_stale(&self, nonce: &str) -> bool {
+        !nonce.is_empty() && nonce.parse() != Ok(self.last)
+    }
+
+    fn answer(&mut self, nonce: &str, error: Option<Status>) -> Answer {
+        match nonce.parse::<u64>() {
+            Ok(nonce) if self.awaited == Some(nonce) => {
+                self.awaited = None;
+                error.map_or(Answer::Ack, |error| Answer::Nack(error.message))
+            }
+            _ => Answer::None,
+        }
+    }
+
+    /// Whether a response is on its way.
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        self.awaited.is_some()
+    }
+
+    /// No answer came; what was sent counts as taken.
+    pub const fn stop_waiting(&mut self) {
+        self.awaited = None;
+    }
+
+    fn nonce(&mut self) -> String {
+        self.last += 1;
+        self.awaited = Some(self.last);
+        self.last.to_string()
+    }
+
+    /// The response that is due, if one is.
+    pub fn respond(&mut self, snapshot: &Snapshot) -> Option<DiscoveryResponse> {
+        let (changed, _) = self.changes(snapshot, false)?;
+        if changed.is_empty() {
+            return None;
+        }
+        Some(DiscoveryResponse {
+            version_info: snapshot.version.to_string(),
+            resources: changed.into_iter().map(|(_, a)| any(a)).collect(),
+            type_url: TYPE_URL.to_owned(),
+            nonce: self.nonce(),
+        })
+    }
+
+    /// The delta response that is due, if one is.
+    pub fn respond_delta(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
+        let (changed, removed_resources) = self.changes(snapshot, true)?;
+        if changed.is_empty() && removed_resources.is_empty() {
+            return None;
+        }
+        Some(DeltaDiscoveryResponse {
+            system_version_info: snapshot.version.to_string(),
+            resources: changed
+                .into_iter()
+                .map(|(name, assignment)| Resource {
+                    version: format!("{:016x}", assignment.fingerprint),
+                    resource: Some(any(assignment)),
+                    name,
+                })
+                .collect(),
+            type_url: TYPE_URL.to_owned(),
+            nonce: self.nonce(),
+            removed_resources,
+        })
+    }
+
+    fn changes(&mut self, snapshot: &Snapshot, delta: bool) -> Option<Changes> {
+        if self.is_waiting() || !crate::serve::sync::is_loaded(snapshot) {
+            return None;
+        }
+        let mut changed = Vec::new();
+        let mut removed = Vec::new();
+        for name in &self.subscribed {
+            let sent = self.sent.get(name).copied();
+            match (snapshot.services.get(name), sent) {
+                (Some(service), sent) => {
+                    if let Some(assignment) = differs(service, sent) {
+                        changed.push((name.clone(), assignment.clone()));
+                        self.sent.insert(
+                            name.clone(),
+                            Sent::Assignment(service.table.version, assignment.fingerprint),
+                        );
+                    }
+                }
+                (None, Some(Sent::Assignment(..))) => {
+                    changed.push((name.clone(), Assignment::empty(name)));
+                    self.sent.insert(name.clone(), Sent::Emptied);
+                }
+                (None, None) if delta => {
+                    removed.push(name.clone());
+                    self.sent.insert(name.clone(), Sent::Absent);
+                }
+                (None, _) => {}
+            }
+        }
+        Some((changed, removed))
+    }
+}
+
+/// The assignment, when it is not what was sent. Opinions and policies change a table's version and
+/// not its assignment, so an equal version decides alone, and a different one by the bytes.
+fn differs(service: &Arc<Service>, sent: Option<Sent>) -> Option<Assignment> {
+    if let Some(Sent::Assignment(version, _)) = sent
+        && version == service.table.version
+    {
+        return None;
+    }
+    let assignment = Assignment::of(&service.table);
+    match sent {
+        Some(Sent::Assignment(_, fingerprint)) if fingerprint == assignment.fingerprint => None,
+        _ => Some(assignment),
+    }
+}
+
+fn any(assignment: Assignment) -> Any {
+    Any {
+        type_url: TYPE_URL.to_owned(),
+        value: assignment.bytes,
+    }
+}
+
+fn is_ours(type_url: &str) -> bool {
+    type_url.is_empty() || type_url == TYPE_URL
+}

@@ -1,0 +1,339 @@
+//! `pintle.v1.Sync/Watch`: tables down to the filters, reports up from them.
+//!
+//! ```text
+//!  up:    Hello{proxy, worker, fence, have}   Applied, Transition, Report ...
+//!  down:  Table/Remove* (what changed since `have`, or all)  InitialEnd  then changes; Heartbeat 1/s
+//! ```
+//! One stream per Envoy, held by its leader ([`fence`]). Each stream is one task with a writer and a
+//! reader that do not wait for each other. The writer holds a [`cursor`] and no queue: it takes a
+//! place in the transport first and chooses the frame then, so a slow reader gets the newest
+//! state. The reader pays a token per frame and per 4 KiB, so a flood is slowed by flow control at
+//! its sender; nothing is lost by waiting, because reports are cumulative. Frames that do not
+//! decode are counted by reason and dropped, and a stream of nothing else is closed.
+
+mod codec;
+mod cursor;
+mod fence;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use pintle_snapshot::{Down, Hello, MAX_FRAME, Message, Up, Version};
+use pintle_state::Snapshot;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::{Request, Response, Status, Streaming};
+
+pub use codec::FrameCodec;
+pub use cursor::Cursor;
+pub use fence::{Fenced, Fences};
+
+use crate::fleet::{Fleet, When};
+use crate::link::Snapshots;
+use crate::serve::transport::Peer;
+
+/// How often a stream with nothing to say says so. The filters take three missed ones for silence.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A stream that has not said who it is by then holds a place for nothing.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
+/// Frames handed to the transport ahead of the network. More would be backlog.
+const AHEAD: usize = 2;
+/// Tokens a second: one a frame and one more per 4 KiB. Ten workers that report 1,000 services
+/// each second need about 500.
+const FLOW: u32 = 4_000;
+/// Tokens saved up at most.
+const BURST: u32 = 20_000;
+/// Undecodable frames on one stream before it is closed: a peer of another schema, not an accident.
+const MAX_BAD: u32 = 100;
+/// Bytes of a node id.
+const MAX_PROXY: usize = 512;
+
+/// The service, to be added to a tonic server.
+#[derive(Clone, Debug)]
+pub struct Sync {
+    snapshots: Snapshots,
+    fleet: Arc<Fleet>,
+    fences: Fences,
+    stop: CancellationToken,
+}
+
+impl Sync {
+    /// Serves `snapshots` and hands what comes up to `fleet`; `stop` ends all streams.
+    #[must_use]
+    pub fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
+        Self {
+            snapshots,
+            fleet,
+            fences: Fences::default(),
+            stop,
+        }
+    }
+
+    async fn session(
+        self,
+        peer: Peer,
+        mut incoming: Streaming<Bytes>,
+        tx: mpsc::Sender<Result<Bytes, Status>>,
+    ) {
+        if let Err(status) = self.watch(&peer, &mut incoming, &tx).await {
+            tracing::debug!(%peer, code = ?status.code(), message = status.message(), "stream ends");
+            // Room for the last word is not worth waiting for when the reader does not read.
+            let _ = timeout(Duration::from_millis(100), tx.send(Err(status))).await;
+        }
+    }
+
+    async fn watch(
+        &self,
+        peer: &Peer,
+        incoming: &mut Streaming<Bytes>,
+        tx: &mpsc::Sender<Result<Bytes, Status>>,
+    ) -> Result<(), Status> {
+        let hello = self.hello(incoming).await?;
+        let name = format!("{}/{}", hello.proxy, peer.process());
+        let hold = self.fences.take(&name, hello.fence).map_err(|fenced| {
+            self.fleet.refused("fenced");
+            Status::failed_precondition(fenced.to_string())
+        })?;
+        if !self.fleet.connected(&hello, &peer.to_string(), When::now()) {
+            return Err(Status::resource_exhausted("too many proxies"));
+        }
+        tracing::info!(
+            proxy = hello.proxy, %peer, worker = hello.worker, fence = hello.fence,
+            have = %hello.have, "proxy connected"
+        );
+        let end = tokio::select! {
+            end = self.write(&hello, tx) => end,
+            end = self.read(&hello.proxy, incoming) => end,
+            () = hold.superseded.cancelled() => Err(Status::aborted("a newer leader has come")),
+            () = self.stop.cancelled() => Err(Status::unavailable("the agent stops")),
+        };
+        self.fleet.disconnected(&hello.proxy, When::now());
+        tracing::info!(
+            proxy = hello.proxy,
+            fence = hello.fence,
+            "proxy disconnected"
+        );
+        end
+    }
+
+    async fn hello(&self, incoming: &mut Streaming<Bytes>) -> Result<Hello, Status> {
+        let first = tokio::select! {
+            first = timeout(HELLO_WITHIN, incoming.message()) => first,
+            () = self.stop.cancelled() => return Err(Status::unavailable("the agent stops")),
+        };
+        let first = first
+            .map_err(|_| Status::deadline_exceeded("no hello"))??
+            .ok_or_else(|| Status::invalid_argument("no hello"))?;
+        match Up::decode(&first) {
+            Ok(Up::Hello(hello)) if is_node(&hello.proxy) => Ok(hello),
+            Ok(Up::Hello(_)) => {
+                self.fleet.refused("node_id");
+                Err(Status::invalid_argument(
+                    "a node id is 1 to 512 bytes without control characters",
+                ))
+            }
+            Ok(_) => {
+                self.fleet.refused("no_hello");
+                Err(Status::invalid_argument(
+                    "the first message must be a hello",
+                ))
+            }
+            Err(error) => {
+                self.fleet.refused(error.reason());
+                Err(Status::invalid_argument(error.to_string()))
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        hello: &Hello,
+        tx: &mpsc::Sender<Result<Bytes, Status>>,
+    ) -> Result<(), Status> {
+        let mut snapshots = self.snapshots.clone();
+        let mut beat = interval(HEARTBEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Before the first snapshot there is nothing true to say but that the agent lives.
+        let first = loop {
+            let now = Arc::clone(&snapshots.borrow_and_update());
+            if is_loaded(&now) {
+                break now;
+            }
+            tokio::select! {
+                changed = snapshots.changed() => changed.map_err(|_| gone())?,
+                _ = beat.tick() => heartbeat(tx, Version::default()),
+            }
+        };
+        if hello.have.epoch > first.version.epoch {
+            tracing::warn!(
+                proxy = hello.proxy, have = %hello.have, version = %first.version,
+                "the proxy holds a newer epoch than this agent's and will refuse its tables"
+            );
+        }
+        let mut cursor = Cursor::new(hello.have, first);
+        let mut greeted = false;
+        loop {
+            while !cursor.is_complete() {
+                let room = tokio::select! {
+                    room = tx.reserve() => room.map_err(|_| left())?,
+                    _ = beat.tick() => {
+                        heartbeat(tx, cursor.reached());
+                        continue;
+                    }
+                };
+                // Room may have been long in coming: what is sent now is chosen now.
+                if snapshots.has_changed().map_err(|_| gone())? {
+                    cursor.advance(Arc::clone(&snapshots.borrow_and_update()));
+                }
+                if let Some(frame) = cursor.next_frame() {
+                    room.send(Ok(frame));
+                }
+            }
+            if !greeted {
+                greeted = true;
+                let end = Down::InitialEnd(cursor.reached()).encode().into();
+                tx.send(Ok(end)).await.map_err(|_| left())?;
+            }
+            tokio::select! {
+                changed = snapshots.changed() => {
+                    changed.map_err(|_| gone())?;
+                    cursor.advance(Arc::clone(&snapshots.borrow_and_update()));
+                }
+                _ = beat.tick() => heartbeat(tx, cursor.reached()),
+                () = tx.closed() => return Err(left()),
+            }
+        }
+    }
+
+    async fn read(&self, proxy: &str, incoming: &mut Streaming<Bytes>) -> Result<(), Status> {
+        let mut flow = Flow::new(Instant::now());
+        let mut bad = 0u32;
+        while let Some(frame) = incoming.message().await? {
+            if let Some(until) = flow.pay(frame.len(), Instant::now()) {
+                sleep_until(until).await;
+            }
+            match Up::decode(&frame) {
+                Ok(up) => self.fleet.received(proxy, up, When::now()),
+                Err(error) => {
+                    self.fleet.refused(error.reason());
+                    tracing::warn!(proxy, %error, bytes = frame.len(), "frame refused");
+                    bad = bad.saturating_add(1);
+                    if bad >= MAX_BAD {
+                        return Err(Status::invalid_argument("too many frames refused"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the snapshot says anything yet.
+#[must_use]
+pub fn is_loaded(snapshot: &Snapshot) -> bool {
+    snapshot.version != Version::default()
+}
+
+fn is_node(id: &str) -> bool {
+    (1..=MAX_PROXY).contains(&id.len()) && !id.chars().any(char::is_control)
+}
+
+fn left() -> Status {
+    Status::cancelled("the proxy left")
+}
+
+fn gone() -> Status {
+    Status::unavailable("the agent stops")
+}
+
+/// Only when there is room: a reader with unread frames knows that the agent lives.
+fn heartbeat(tx: &mpsc::Sender<Result<Bytes, Status>>, version: Version) {
+    let _ = tx.try_send(Ok(Down::Heartbeat(version).encode().into()));
+}
+
+/// A token bucket that is paid after the fact: it may go into debt by one frame.
+#[derive(Debug)]
+struct Flow {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Flow {
+    fn new(now: Instant) -> Self {
+        Self {
+            tokens: f64::from(BURST),
+            at: now,
+        }
+    }
+
+    /// Until when to wait, if at all.
+    fn pay(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.at = now;
+        self.tokens = (self.tokens + passed * f64::from(FLOW)).min(f64::from(BURST));
+        self.tokens -= 1.0 + (bytes / 4096) as f64;
+        (self.tokens < 0.0).then(|| now + Duration::from_secs_f64(-self.tokens / f64::from(FLOW)))
+    }
+}
+
+// === the tonic service around it ===
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl NamedService for Sync {
+    const NAME: &'static str = "pintle.v1.Sync";
+}
+
+impl tonic::codegen::Service<http::Request<Body>> for Sync {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let watch = Watch(self.clone());
+        Box::pin(async move {
+            if request.uri().path() != "/pintle.v1.Sync/Watch" {
+                return Ok(Status::unimplemented("there is Watch alone").into_http());
+            }
+            let mut grpc = Grpc::new(FrameCodec).max_decoding_message_size(MAX_FRAME);
+            Ok(grpc.streaming(watch, request).await)
+        })
+    }
+}
+
+struct Watch(Sync);
+
+impl StreamingService<Bytes> for Watch {
+    type Response = Bytes;
+    type ResponseStream = ReceiverStream<Result<Bytes, Status>>;
+    type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        let peer = request
+            .extensions()
+            .get::<Peer>()
+            .cloned()
+            .unwrap_or(Peer::Unknown);
+        let (tx, rx) = mpsc::channel(AHEAD);
+        tokio::spawn(self.0.clone().session(peer, request.into_inner(), tx));
+        Box::pin(std::future::ready(Ok(Response::new(ReceiverStream::new(
+            rx,
+        )))))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

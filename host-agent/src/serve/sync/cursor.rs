@@ -1,0 +1,138 @@
+//! Where one reader stands, and what it must be sent next.
+//!
+//! Not a queue of messages: the reader's state per service against the newest snapshot. A reader that
+//! stalls therefore costs what a quick one does, and when it comes back it gets the newest table of
+//! each service once, whatever happened meanwhile.
+//!
+//! What is pending goes out in the order of its version, so at every moment everything up to the
+//! version sent last has been sent. A reader may give that version as its `have` after a
+//! disconnect, wherever in the sequence the stream broke.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pintle_snapshot::{Down, Message, Removed, Version};
+use pintle_state::{Service, Snapshot};
+
+/// The frame of a service, without a copy.
+struct Frame(Arc<Service>);
+
+impl AsRef<[u8]> for Frame {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.frame
+    }
+}
+
+/// The state of one reader.
+#[derive(Debug)]
+pub struct Cursor {
+    /// Per service that the reader holds: at which version.
+    sent: HashMap<String, Version>,
+    pending: BTreeSet<(Version, String)>,
+    snapshot: Arc<Snapshot>,
+    reached: Version,
+}
+
+impl Cursor {
+    /// For a reader that holds everything up to `have`; zero for nothing.
+    ///
+    /// It is believed when it is of this epoch and neither older than what the snapshot remembers of
+    /// removals nor newer than the snapshot. Otherwise everything is sent, remembered removals
+    /// included, so that a reader with tables of an earlier agent gives up what is gone.
+    #[must_use]
+    pub fn new(have: Version, snapshot: Arc<Snapshot>) -> Self {
+        let resumes = have.epoch == snapshot.version.epoch
+            && have >= snapshot.complete_since
+            && have <= snapshot.version;
+        let holds_something = have != Version::default();
+        let have = if resumes { have } else { Version::default() };
+        let mut sent = HashMap::new();
+        for (name, service) in &snapshot.services {
+            let version = service.table.version;
+            if version <= have {
+                sent.insert(name.clone(), version);
+            } else if holds_something {
+                // It may hold an older table of it, which must go if the service does meanwhile.
+                sent.insert(name.clone(), Version::default());
+            }
+        }
+        for (name, version) in &snapshot.gone {
+            if *version > have && holds_something {
+                sent.insert(name.clone(), Version::default());
+            }
+        }
+        let mut cursor = Self {
+            sent,
+            pending: BTreeSet::new(),
+            snapshot,
+            reached: have,
+        };
+        cursor.look();
+        cursor
+    }
+
+    /// A newer snapshot is there. An older one is ignored: a reader never goes back.
+    pub fn advance(&mut self, snapshot: Arc<Snapshot>) {
+        if snapshot.version >= self.snapshot.version {
+            self.snapshot = snapshot;
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        self.pending.clear();
+        for (name, service) in &self.snapshot.services {
+            let version = service.table.version;
+            if self.sent.get(name).is_none_or(|sent| *sent < version) {
+                self.pending.insert((version, name.clone()));
+            }
+        }
+        for name in self.sent.keys() {
+            if !self.snapshot.services.contains_key(name) {
+                self.pending.insert((self.gone(name), name.clone()));
+            }
+        }
+    }
+
+    fn gone(&self, name: &str) -> Version {
+        let gone = self.snapshot.gone.get(name).copied();
+        gone.unwrap_or(self.snapshot.version)
+    }
+
+    /// Whether the reader holds the snapshot.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// The version up to which everything has been handed out.
+    #[must_use]
+    pub fn reached(&self) -> Version {
+        if self.pending.is_empty() {
+            self.snapshot.version
+        } else {
+            self.reached
+        }
+    }
+
+    /// The next frame, which then counts as sent.
+    pub fn next_frame(&mut self) -> Option<Bytes> {
+        let (version, name) = self.pending.pop_first()?;
+        self.reached = self.reached.max(version);
+        match self.snapshot.services.get(&name) {
+            Some(service) => {
+                self.sent.insert(name, version);
+                Some(Bytes::from_owner(Frame(Arc::clone(service))))
+            }
+            None => {
+                self.sent.remove(&name);
+                let removed = Removed {
+                    service: name,
+                    version,
+                };
+                Some(Down::Remove(removed).encode().into())
+            }
+        }
+    }
+}

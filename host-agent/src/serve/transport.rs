@@ -1,0 +1,340 @@
+//! One gRPC server for the proxies, over the unix socket and, where asked for, TCP with mutual TLS.
+//!
+//! Both kinds of connection go through one accept loop each, so that a foreign uid or a client
+//! without a certificate never reaches the HTTP/2 server. Connections are bounded; HTTP/2 pings find
+//! a peer that is gone without a word. Certificates are read anew on every [`TlsFiles::load`], and a
+//! reload takes effect at the next connection.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+use super::eds::Eds;
+use super::eds::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use super::eds::proto::envoy::service::endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryServiceServer;
+use super::socket::{Credentials, Socket};
+use super::sync::Sync;
+use crate::fleet::Fleet;
+
+/// Connections at once. Each Envoy worker holds one for the stream and one for EDS.
+const MAX_CONNECTIONS: usize = 512;
+/// Envoy's own default for its connections; a dead peer is found within 15 s.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_WITHIN: Duration = Duration::from_secs(5);
+/// A handshake that takes longer holds a place for nothing.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Who is at the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A process on this machine.
+    Local(Credentials),
+    /// A client whose certificate an allowed authority signed.
+    Remote(SocketAddr),
+    /// No connection of this server's (tests).
+    Unknown,
+}
+
+impl Peer {
+    /// What tells one process from the next, as far as can be known.
+    #[must_use]
+    pub fn process(&self) -> String {
+        match self {
+            Self::Local(peer) => peer.pid.to_string(),
+            Self::Remote(address) => address.ip().to_string(),
+            Self::Unknown => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(peer) => write!(f, "uid {}, pid {}", peer.uid, peer.pid),
+            Self::Remote(address) => write!(f, "{address} by TLS"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+/// Where the certificates of the TCP listener are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The agent's chain, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+    /// Authorities whose clients may connect, PEM.
+    pub client_ca: PathBuf,
+}
+
+/// Why certificates could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file could not be read as PEM.
+    #[error("{path}: {source}")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What was wrong.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// The key does not fit, or there is nothing in a file.
+    #[error("certificate, key or client authority can't be used: {0}")]
+    Rustls(#[from] rustls::Error),
+    /// The authorities can't verify anything.
+    #[error("client authority can't be used: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+impl TlsFiles {
+    /// Reads the files. Clients must show a certificate; HTTP/2 alone is spoken.
+    ///
+    /// # Errors
+    /// [`TlsError`] with the file at fault.
+    pub fn load(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        let pem = |path: &PathBuf| {
+            let path = path.clone();
+            move |source| TlsError::Pem { path, source }
+        };
+        let certs = |path: &PathBuf| -> Result<Vec<CertificateDer<'static>>, TlsError> {
+            CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect)
+                .map_err(pem(path))
+        };
+        let mut roots = RootCertStore::empty();
+        for cert in certs(&self.client_ca)? {
+            roots.add(cert)?;
+        }
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(pem(&self.key))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(certs(&self.cert)?, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+/// A connection of either kind.
+#[derive(Debug)]
+pub struct Connection {
+    io: Io,
+    peer: Peer,
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+enum Io {
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+macro_rules! forward {
+    ($self:ident, $io:ident => $call:expr) => {
+        match &mut $self.get_mut().io {
+            Io::Unix(stream) => {
+                let $io = Pin::new(stream);
+                $call
+            }
+            Io::Tls(stream) => {
+                let $io = Pin::new(stream.as_mut());
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        forward!(self, io => io.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        forward!(self, io => io.poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, io => io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, io => io.poll_shutdown(cx))
+    }
+}
+
+/// The listeners and what they serve.
+#[derive(Debug)]
+pub struct Proxies {
+    /// The unix socket.
+    pub socket: Socket,
+    /// TCP with mutual TLS; the configuration changes on a reload.
+    pub tcp: Option<(TcpListener, watch::Receiver<Arc<ServerConfig>>)>,
+    /// The Watch stream.
+    pub sync: Sync,
+    /// Endpoint discovery.
+    pub eds: Eds,
+    /// Told of refused peers.
+    pub fleet: Arc<Fleet>,
+}
+
+impl Proxies {
+    /// Serves until `stop`, then lets open streams end by themselves.
+    ///
+    /// # Errors
+    /// What the HTTP/2 server says when it can't go on.
+    pub async fn serve(self, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+        let (tx, rx) = mpsc::channel::<io::Result<Connection>>(16);
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let accept = accept_unix(
+            self.socket,
+            tx.clone(),
+            Arc::clone(&places),
+            Arc::clone(&self.fleet),
+        );
+        let mut loops = vec![tokio::spawn(until(stop.clone(), accept))];
+        if let Some((listener, config)) = self.tcp {
+            let accept = accept_tls(listener, config, tx, places, self.fleet);
+            loops.push(tokio::spawn(until(stop.clone(), accept)));
+        }
+        let served = Server::builder()
+            .http2_keepalive_interval(Some(PING_EVERY))
+            .http2_keepalive_timeout(Some(PING_WITHIN))
+            .max_concurrent_streams(Some(256))
+            .initial_stream_window_size(Some(256 << 10))
+            .initial_connection_window_size(Some(1 << 20))
+            .add_service(self.sync)
+            .add_service(EndpointDiscoveryServiceServer::new(self.eds.clone()))
+            .add_service(AggregatedDiscoveryServiceServer::new(self.eds))
+            .serve_with_incoming_shutdown(ReceiverStream::new(rx), stop.cancelled())
+            .await;
+        for accept in loops {
+            let _ = accept.await;
+        }
+        served
+    }
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn accept_unix(
+    socket: Socket,
+    tx: mpsc::Sender<io::Result<Connection>>,
+    places: Arc<Semaphore>,
+    fleet: Arc<Fleet>,
+) {
+    let refused = |peer: Credentials| {
+        fleet.refused("peer");
+        tracing::warn!(uid = peer.uid, gid = peer.gid, "peer refused");
+    };
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match socket.accept(refused).await {
+            Ok((stream, peer)) => {
+                let connection = Connection {
+                    io: Io::Unix(stream),
+                    peer: Peer::Local(peer),
+                    _place: place,
+                };
+                if tx.send(Ok(connection)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tired(&error).await,
+        }
+    }
+}
+
+async fn accept_tls(
+    listener: TcpListener,
+    config: watch::Receiver<Arc<ServerConfig>>,
+    tx: mpsc::Sender<io::Result<Connection>>,
+    places: Arc<Semaphore>,
+    fleet: Arc<Fleet>,
+) {
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
+                let (tx, fleet) = (tx.clone(), Arc::clone(&fleet));
+                tokio::spawn(async move {
+                    let _ = stream.set_nodelay(true);
+                    match timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
+                        Ok(Ok(stream)) => {
+                            let connection = Connection {
+                                io: Io::Tls(Box::new(stream)),
+                                peer: Peer::Remote(address),
+                                _place: place,
+                            };
+                            let _ = tx.send(Ok(connection)).await;
+                        }
+                        Ok(Err(error)) => {
+                            fleet.refused("peer");
+                            tracing::warn!(%address, %error, "peer refused");
+                        }
+                        Err(_) => fleet.refused("peer"),
+                    }
+                });
+            }
+            Err(error) => tired(&error).await,
+        }
+    }
+}
+
+/// No descriptor left, most likely: going round at once would only burn the processor.
+async fn tired(error: &io::Error) {
+    tracing::warn!(%error, "can't accept");
+    sleep(Duration::from_millis(100)).await;
+}

@@ -1,0 +1,197 @@
+//! Services from a file: the registry of a machine without etcd.
+//!
+//! ```yaml
+//! services:
+//!   orders:
+//!     policy: {strategy: round_robin}       # optional, as under /pintle/policies/
+//!     endpoints:
+//!       - {id: orders-1, address: 10.0.0.1, port: 8080}
+//!       - {id: orders-2, address: 10.0.0.2, port: 8080, health: healthy,
+//!          metadata: {weight: "2", zone: a}, tags: [canary]}
+//! ```
+//! JSON is YAML, so one reader takes both. An endpoint is made into the very value that a registry
+//! would hold and goes through the same checks. The file is looked at twice a second and compared by
+//! content: simpler than watching, right on every file system, and a rename over it is just other
+//! content. A file that cannot be read or parsed changes nothing; the last good one counts.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use pintle_state::{FileService, Update, show};
+use serde_json::{Map, Value, json};
+use tokio::time::sleep;
+
+use super::Context;
+
+/// Bytes of the file, at most: 100,000 endpoints of a few hundred each.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Reads the file for ever.
+pub(crate) async fn run(context: Context) {
+    let work = async {
+        let mut last: Option<Result<String, String>> = None;
+        loop {
+            let config = context.config.borrow().file.clone().unwrap_or_default();
+            let text = read(&config.path).await;
+            if last.as_ref() != Some(&text) {
+                let parsed = text.clone().and_then(|text| parse(&text));
+                let error = parsed.as_ref().err().cloned();
+                context.board.change(|sources| {
+                    let file = &mut sources.file;
+                    file.endpoint = config.path.display().to_string();
+                    file.connected = error.is_none();
+                    file.error.clone_from(&error);
+                    if error.is_none() {
+                        file.last_seen = Some(SystemTime::now());
+                        file.position = file.position.saturating_add(1);
+                        file.connects = file.connects.saturating_add(1);
+                    }
+                });
+                let update = match parsed {
+                    Ok(services) => Update::File(services),
+                    Err(detail) => {
+                        tracing::warn!(path = %config.path.display(), error = %detail, "file not usable");
+                        Update::Refused {
+                            source: "file",
+                            key: config.path.display().to_string(),
+                            reason: "file",
+                            detail,
+                        }
+                    }
+                };
+                if context.updates.send(update).await.is_err() {
+                    return;
+                }
+                last = Some(text);
+            }
+            sleep(config.poll).await;
+        }
+    };
+    tokio::select! {
+        () = context.shutdown.cancelled() => {}
+        () = work => {}
+    }
+}
+
+async fn read(path: &Path) -> Result<String, String> {
+    let size = tokio::fs::metadata(path)
+        .await
+        .map_err(|e| e.to_string())?
+        .len();
+    if size > MAX_FILE {
+        return Err(format!("larger than {MAX_FILE} bytes"));
+    }
+    tokio::fs::read_to_string(path)
+        .await
+        .map_err(|e| e.to_string())
+}
+
+/// Reads the text of a file of services.
+///
+/// # Errors
+/// What is wrong with the whole; a single bad endpoint is not an error here.
+pub fn parse(text: &str) -> Result<Vec<FileService>, String> {
+    let whole: Value = serde_yaml_ng::from_str(text).map_err(|e| show(e.to_string().as_bytes()))?;
+    let top = object(&whole, "the file")?;
+    only(top, "the file", &["services"])?;
+    let services = match top.get("services") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(services) => object(services, "services")?,
+    };
+    services
+        .iter()
+        .map(|(name, service)| read_service(name, service))
+        .collect()
+}
+
+fn read_service(name: &str, service: &Value) -> Result<FileService, String> {
+    let fields = object(service, name)?;
+    only(fields, name, &["policy", "endpoints"])?;
+    let policy = match fields.get("policy") {
+        None | Some(Value::Null) => None,
+        Some(policy) => Some(policy.to_string().into_bytes()),
+    };
+    let list = match fields.get("endpoints") {
+        None | Some(Value::Null) => &Vec::new(),
+        Some(Value::Array(list)) => list,
+        Some(_) => return Err(format!("{name}: endpoints is not a list")),
+    };
+    let mut endpoints = Vec::with_capacity(list.len());
+    for endpoint in list {
+        let mut value = object(endpoint, "an endpoint")?.clone();
+        let id = value
+            .get("id")
+            .and_then(Value::as_str)
+            .ok_or_else(|| format!("{name}: an endpoint without an id"))?
+            .to_owned();
+        if endpoints.iter().any(|(other, _)| *other == id) {
+            return Err(format!(
+                "{name}: two endpoints with the id {}",
+                show(id.as_bytes())
+            ));
+        }
+        value.insert("name".into(), name.into());
+        value.entry("health").or_insert_with(|| json!("healthy"));
+        endpoints.push((id, Value::Object(value).to_string().into_bytes()));
+    }
+    Ok(FileService {
+        name: name.to_owned(),
+        policy,
+        endpoints,
+    })
+}
+
+fn object<'a>(value: &'a Value, what: &str) -> Result<&'a Map<String, Value>, String> {
+    value
+        .as_object()
+        .ok_or_else(|| format!("{} is not a map", show(what.as_bytes())))
+}
+
+fn only(fields: &Map<String, Value>, what: &str, known: &[&str]) -> Result<(), String> {
+    match fields.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(()),
+        Some(key) => Err(format!(
+            "{}: {} is not known; accepted: {}",
+            show(what.as_bytes()),
+            show(key.as_bytes()),
+            known.join(", ")
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yaml_and_json_say_the_same() {
+        let yaml = "services:\n  orders:\n    policy: {a: 1}\n    endpoints:\n      - {id: o-1, address: 10.0.0.1, port: 80}\n";
+        let json = r#"{"services":{"orders":{"policy":{"a":1},"endpoints":[{"id":"o-1","address":"10.0.0.1","port":80}]}}}"#;
+        let services = parse(yaml).unwrap();
+        assert_eq!(services, parse(json).unwrap());
+        assert_eq!(services[0].endpoints[0].0, "o-1");
+        assert_eq!(
+            services[0].policy.as_deref(),
+            Some(br#"{"a":1}"#.as_slice())
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_file_of_services_is_refused_whole() {
+        for text in [
+            "",
+            "[]",
+            "services: 3",
+            "services: {orders: 3}",
+            "services: {orders: {endpoints: 3}}",
+            "services: {orders: {endpoints: [{address: 10.0.0.1}]}}",
+            "services: {orders: {endpoints: [{id: a}, {id: a}]}}",
+            "services: {orders: {endpoint: []}}",
+            "service: {}",
+            "{",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        assert_eq!(parse("services: {}").unwrap(), Vec::new());
+    }
+}

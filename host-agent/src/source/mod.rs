@@ -1,0 +1,240 @@
+//! The sources, and the wiring of everything between them and the servers.
+//!
+//! ```text
+//!   etcd ──┐
+//!   file ──┼─▶ Updates ─▶ publish (owns State) ─▶ Snapshots ─▶ whoever serves
+//!   nats ──┘◀─ Outgoing ◀── whoever serves
+//! ```
+//! [`start`] is what `main` calls, once, within a tokio runtime:
+//!
+//! ```ignore
+//! let running = source::start(config, policy_check, shutdown.clone())?;
+//! serve(running.snapshots.clone(), running.outgoing.clone(), running.sources.clone(), ..);
+//! running.updates.release("orders").await?;     // `pintle release orders`
+//! running.reload(new_config)?;                  // SIGHUP: reconnects, reads secrets and certificates again
+//! shutdown.cancel();
+//! running.join().await;                         // state written to disk, transitions sent
+//! ```
+//! Sources never end before shutdown: whatever happens to what they talk to, they report it in
+//! [`Sources`](crate::link::Sources), wait with full jitter, at most 2 s, and connect again.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pintle_state::{PolicyCheck, Settings, State};
+use rand::RngExt as _;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::disk::Disk;
+use crate::link::{Activities, Outgoing, Snapshots, SourcesWatch};
+use crate::publish::{self, Board, Clock, Updates};
+
+mod config;
+pub mod etcd;
+pub mod file;
+pub mod jetstream;
+mod settings;
+
+pub use config::{EtcdConfig, FileConfig, NatsConfig, SourcesConfig, StateConfig};
+pub(crate) use settings::within;
+pub use settings::{Invalid, Secret, SecretRef, Tls, human, human_list};
+
+/// Lines that a reader of activities may be behind.
+const ACTIVITIES: usize = 1024;
+/// Reconnecting waits at most this long.
+const RECONNECT_CAP: Duration = Duration::from_secs(2);
+/// The first wait; doubles up to the cap.
+const RECONNECT_BASE: Duration = Duration::from_millis(100);
+
+/// Everything that [`start`] started.
+#[derive(Debug)]
+pub struct Running {
+    /// The newest snapshot. At start it is the last good one from disk, if there was one, marked stale.
+    pub snapshots: Snapshots,
+    /// Where updates go; `release` is there.
+    pub updates: Updates,
+    /// Where reported transitions go.
+    pub outgoing: Outgoing,
+    /// Lines for the status page; `subscribe` to read.
+    pub activities: Activities,
+    /// How the sources do.
+    pub sources: SourcesWatch,
+    config: watch::Sender<Arc<SourcesConfig>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Takes another configuration over: sources reconnect, secrets and certificates are read again.
+    /// `agent` and `state` are not changed by this, nor whether a source is there at all.
+    ///
+    /// # Errors
+    /// The first field that is out of range; then everything stays as it is.
+    pub fn reload(&self, config: SourcesConfig) -> Result<(), Invalid> {
+        config.check()?;
+        self.config.send_replace(Arc::new(config));
+        Ok(())
+    }
+
+    /// Waits until all tasks have ended, which they do after shutdown.
+    pub async fn join(self) {
+        for task in self.tasks {
+            // A task that panicked has said so already.
+            let _ = task.await;
+        }
+    }
+}
+
+/// Loads the last good state, and starts the state's task and the configured sources.
+///
+/// Ready when it returns: no source has been waited for. Must be called within a tokio runtime.
+///
+/// # Errors
+/// A field is out of range. Nothing else is an error here: a disk that cannot be read is an alarm, a
+/// server that cannot be reached is tried again.
+pub fn start(
+    config: SourcesConfig,
+    check_policy: PolicyCheck,
+    shutdown: CancellationToken,
+) -> Result<Running, Invalid> {
+    config.check()?;
+    let clock = Clock::new();
+    let disk = config.state.dir.as_deref().map(Disk::new);
+    let saved = disk.as_ref().and_then(|disk| match disk.load() {
+        Ok(saved) => saved,
+        Err(error) => {
+            tracing::warn!(%error, "the last good state on disk is not usable and is ignored");
+            None
+        }
+    });
+    let started = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let started = u64::try_from(started.as_millis()).unwrap_or(u64::MAX);
+    let before = saved.as_ref().map_or(0, |saved| saved.epoch);
+    let etcd = config.etcd.clone().unwrap_or_default();
+    let mut state = State::new(Settings {
+        agent: config.agent.clone(),
+        epoch: started.max(before.saturating_add(1)),
+        services: etcd.services,
+        policies: etcd.policies,
+        addresses: config.state.addresses()?,
+        protection: config.state.protection(),
+        registry: config.etcd.is_some(),
+        check_policy,
+    });
+    if let Some(saved) = saved {
+        state.restore(saved, clock.now());
+    }
+    let resume = state.stream();
+    let (activities, _) = broadcast::channel(ACTIVITIES);
+    let (board, sources) = Board::new();
+    board.change(|sources| {
+        sources.etcd.enabled = config.etcd.is_some();
+        sources.nats.enabled = config.nats.is_some();
+        sources.file.enabled = config.file.is_some();
+    });
+    let (updates, snapshots, task) = publish::start(
+        state,
+        clock,
+        disk,
+        board.clone(),
+        activities.clone(),
+        shutdown.clone(),
+    );
+    let mut tasks = vec![task];
+    let buffer = config.nats.as_ref().map_or(1, |nats| nats.buffer);
+    let (outgoing, reported) = mpsc::channel(usize::try_from(buffer).unwrap_or(1).max(1));
+    let has = (
+        config.etcd.is_some(),
+        config.nats.is_some(),
+        config.file.is_some(),
+    );
+    let (config, reader) = watch::channel(Arc::new(config));
+    let source = Context {
+        config: reader,
+        updates: updates.clone(),
+        board,
+        activities: activities.clone(),
+        shutdown,
+    };
+    if has.0 {
+        tasks.push(tokio::spawn(etcd::run(source.clone())));
+    }
+    if has.2 {
+        tasks.push(tokio::spawn(file::run(source.clone())));
+    }
+    if has.1 {
+        tasks.push(tokio::spawn(jetstream::run(
+            source,
+            resume,
+            check_policy,
+            reported,
+        )));
+    } else {
+        tasks.push(tokio::spawn(discard(source, reported)));
+    }
+    Ok(Running {
+        snapshots,
+        updates,
+        outgoing,
+        activities,
+        sources,
+        config,
+        tasks,
+    })
+}
+
+/// Without NATS there is no fleet to tell.
+async fn discard(context: Context, mut reported: mpsc::Receiver<crate::link::Reported>) {
+    tokio::select! {
+        () = context.shutdown.cancelled() => {}
+        () = async { while reported.recv().await.is_some() {} } => {}
+    }
+}
+
+/// What every source is given.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) config: watch::Receiver<Arc<SourcesConfig>>,
+    pub(crate) updates: Updates,
+    pub(crate) board: Board,
+    pub(crate) activities: Activities,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Context {
+    /// A line on the status page.
+    pub(crate) fn tell(&self, text: String) {
+        // Nobody may be listening.
+        let _ = self.activities.send(crate::link::Activity {
+            at: SystemTime::now(),
+            kind: "source",
+            service: None,
+            endpoint: None,
+            text,
+        });
+    }
+}
+
+/// Waits before the next attempt: anything from nothing to a bound that doubles up to 2 s, so that a
+/// fleet that lost its server together does not come back together.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    pub(crate) const fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let bound = RECONNECT_BASE
+            .saturating_mul(1 << self.failures.min(10))
+            .min(RECONNECT_CAP);
+        self.failures = self.failures.saturating_add(1);
+        bound.mul_f64(rand::rng().random_range(0.0..=1.0))
+    }
+}

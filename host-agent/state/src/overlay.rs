@@ -1,0 +1,332 @@
+//! What events have laid over the registry, and the order they came in.
+//!
+//! Delivery is at least once and in no order, and a stream may be replayed from its start or made
+//! anew. So every thing that an event can set is a *slot* (an endpoint's drain, its weight, one
+//! proxy's opinion of its breaker, ...), and a slot remembers the place in the stream of the event
+//! that set it last: what is not newer changes nothing. Ending is setting, too: an `undrain` leaves an
+//! empty slot that keeps an older `drain` out. What expires leaves its place behind likewise, until
+//! nothing older could still be in force. Then the result depends on which events were seen, and not
+//! on how often or in which order; the property test compares it with a model that saw them once.
+//!
+//! Slots are keyed by names, not by what is registered: an event for an endpoint that is not there
+//! waits for it until the ttl, and cannot bring back what the registry has deleted.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use pintle_snapshot::{BreakerState, Endpoint, Force, ForceAction, Health, Now, Opinion};
+use serde_json::{Value, json};
+
+use crate::event::{Action, Event, MAX_TTL};
+use crate::update::{Moment, Outcome, now_of};
+
+/// Slots in all: two for every endpoint that there may be.
+pub(crate) const MAX_SLOTS: usize = 200_000;
+/// A fleet's opinion is worth nothing after the longest time a breaker stays open (300 s and half of
+/// that as jitter, rounded up); keeping its place no longer than this bounds proxies x endpoints.
+const MAX_OPINION: Duration = Duration::from_secs(600);
+
+/// What can be set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    Drain(String),
+    Eject(String),
+    Weight(String),
+    Force(String),
+    Reporter {
+        endpoint: String,
+        agent: String,
+        proxy: String,
+    },
+    Policy,
+    Trace,
+}
+
+/// What it is set to.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Effect {
+    Drain,
+    Eject,
+    Weight(u32),
+    Force { action: ForceAction, stamp: u64 },
+    Open,
+    Policy(Value),
+    Trace(f64),
+}
+
+/// Which life of the stream, and where in it.
+pub(crate) type Place = (u64, u64);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    pub(crate) place: Place,
+    pub(crate) effect: Option<Effect>,
+    pub(crate) source: String,
+    /// While there is an effect: when it ends. Else: when the slot is forgotten.
+    pub(crate) until: Duration,
+    pub(crate) until_wall: SystemTime,
+    /// When the slot is forgotten, whatever it holds.
+    pub(crate) forget: Duration,
+    timer: u64,
+}
+
+impl Slot {
+    /// `until` on both clocks; `forget` not before it.
+    pub(crate) fn new(
+        place: Place,
+        effect: Option<Effect>,
+        source: String,
+        (until, until_wall): (Duration, SystemTime),
+        forget: Duration,
+    ) -> Self {
+        Self {
+            place,
+            until: if effect.is_some() { until } else { forget },
+            effect,
+            source,
+            until_wall,
+            forget,
+            timer: 0,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Overlays {
+    slots: BTreeMap<String, BTreeMap<Key, Slot>>,
+    timers: BTreeMap<(Duration, u64), (String, Key)>,
+    next_timer: u64,
+    count: usize,
+}
+
+impl Overlays {
+    /// Takes an event at `place`; whether it changed a table's service is in the outcome.
+    pub(crate) fn take(&mut self, event: Event, place: Place, now: Moment) -> Outcome {
+        let horizon = match event.action {
+            Action::Transition { .. } => MAX_OPINION,
+            _ => MAX_TTL,
+        };
+        let ttl = event.ttl.min(horizon);
+        let age = event.origin.age;
+        let left = ttl.saturating_sub(age);
+        let remembered = horizon.saturating_sub(age);
+        if remembered.is_zero() && !self.slots.contains_key(&event.target.service) {
+            return Outcome::Expired;
+        }
+        let stamp = event.origin.published.0;
+        let endpoint = event.target.endpoint.unwrap_or_default();
+        let sets: Vec<(Key, Option<Effect>)> = match event.action {
+            Action::Drain => vec![(Key::Drain(endpoint), Some(Effect::Drain))],
+            Action::Undrain => vec![(Key::Drain(endpoint), None)],
+            Action::Eject => vec![(Key::Eject(endpoint), Some(Effect::Eject))],
+            Action::Restore => vec![
+                (Key::Drain(endpoint.clone()), None),
+                (Key::Eject(endpoint.clone()), None),
+                (Key::Weight(endpoint), None),
+            ],
+            Action::Weight(weight) => {
+                vec![(Key::Weight(endpoint), Some(Effect::Weight(weight)))]
+            }
+            Action::Policy(patch) => {
+                let ends = patch.as_object().is_some_and(serde_json::Map::is_empty);
+                vec![(Key::Policy, (!ends).then_some(Effect::Policy(patch)))]
+            }
+            Action::Trace(ratio) => vec![(Key::Trace, ratio.map(Effect::Trace))],
+            Action::Transition { proxy, to, .. } => {
+                let key = Key::Reporter {
+                    endpoint,
+                    agent: event.source.clone(),
+                    proxy,
+                };
+                vec![(key, (to == BreakerState::Open).then_some(Effect::Open))]
+            }
+            Action::ForceOpen => force(endpoint, ForceAction::Open, stamp),
+            Action::ForceClose => force(endpoint, ForceAction::Close, stamp),
+            Action::Clear => force(endpoint, ForceAction::Clear, stamp),
+        };
+        let mut outcome = Outcome::Duplicate;
+        for (key, effect) in sets {
+            let effect = effect.filter(|_| !left.is_zero());
+            let slot = Slot::new(
+                place,
+                effect,
+                event.source.clone(),
+                (now.mono.saturating_add(left), now.wall_after(left)),
+                now.mono.saturating_add(remembered),
+            );
+            match self.set(&event.target.service, key, slot) {
+                Outcome::Duplicate => {}
+                Outcome::Applied if left.is_zero() => outcome = Outcome::Expired,
+                other => outcome = other,
+            }
+        }
+        outcome
+    }
+
+    pub(crate) fn set(&mut self, service: &str, key: Key, mut slot: Slot) -> Outcome {
+        let slots = match self.slots.get_mut(service) {
+            Some(slots) => slots,
+            None => self.slots.entry(service.to_owned()).or_default(),
+        };
+        match slots.get(&key) {
+            Some(old) if old.place >= slot.place => return Outcome::Duplicate,
+            Some(old) => {
+                self.timers.remove(&(old.until, old.timer));
+            }
+            None if self.count >= MAX_SLOTS => {
+                if slots.is_empty() {
+                    self.slots.remove(service);
+                }
+                return Outcome::Full;
+            }
+            None => self.count = self.count.saturating_add(1),
+        }
+        self.next_timer = self.next_timer.wrapping_add(1);
+        slot.timer = self.next_timer;
+        self.timers
+            .insert((slot.until, slot.timer), (service.to_owned(), key.clone()));
+        slots.insert(key, slot);
+        Outcome::Applied
+    }
+
+    /// Ends what is due; the services that changed.
+    pub(crate) fn expire(&mut self, now: Duration) -> Vec<String> {
+        let mut changed = Vec::new();
+        while let Some(due) = self.timers.first_entry()
+            && due.key().0 <= now
+        {
+            let (at, (service, key)) = (due.key().0, due.get().clone());
+            let timer = due.key().1;
+            due.remove();
+            let Some(slots) = self.slots.get_mut(&service) else {
+                continue;
+            };
+            if let Some(slot) = slots.get_mut(&key)
+                && slot.effect.is_some()
+                && slot.forget > at
+            {
+                slot.effect = None;
+                slot.until = slot.forget;
+                self.timers
+                    .insert((slot.until, timer), (service.clone(), key));
+                changed.push(service);
+                continue;
+            }
+            if slots.remove(&key).is_some_and(|slot| slot.effect.is_some()) {
+                changed.push(service.clone());
+            }
+            self.count = self.count.saturating_sub(1);
+            if slots.is_empty() {
+                self.slots.remove(&service);
+            }
+        }
+        changed.sort_unstable();
+        changed.dedup();
+        changed
+    }
+
+    /// When [`Overlays::expire`] has something to do.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        self.timers.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// All slots, by service.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Key, &Slot)> {
+        self.slots
+            .iter()
+            .flat_map(|(service, slots)| slots.iter().map(move |(k, s)| (service.as_str(), k, s)))
+    }
+
+    /// The policy patches in force for a service, first to last.
+    pub(crate) fn patches(&self, service: &str) -> Vec<Value> {
+        let effect = |key| self.slots.get(service)?.get(&key)?.effect.as_ref();
+        let mut patches = Vec::new();
+        if let Some(Effect::Policy(patch)) = effect(Key::Policy) {
+            patches.push(patch.clone());
+        }
+        if let Some(Effect::Trace(ratio)) = effect(Key::Trace) {
+            patches.push(json!({"trace": {"ratio": ratio}}));
+        }
+        patches
+    }
+
+    /// Lays what is in force over a service's endpoints, which are sorted by id.
+    pub(crate) fn lay_over(&self, service: &str, endpoints: &mut [Endpoint]) {
+        let Some(slots) = self.slots.get(service) else {
+            return;
+        };
+        for (key, slot) in slots {
+            let Some(effect) = &slot.effect else { continue };
+            let Some(id) = key.endpoint() else { continue };
+            let found = endpoints.binary_search_by(|e| e.id.as_str().cmp(id));
+            let Some(endpoint) = found.ok().and_then(|at| endpoints.get_mut(at)) else {
+                continue;
+            };
+            let until = now_of(slot.until_wall);
+            match effect {
+                // Keys are sorted with drains first, so an ejection has the last word.
+                Effect::Drain if endpoint.health == Health::Healthy => {
+                    endpoint.health = Health::Draining;
+                }
+                Effect::Drain => {}
+                Effect::Eject => endpoint.health = Health::Unhealthy,
+                Effect::Weight(weight) => endpoint.weight = *weight,
+                Effect::Force { action, stamp } => {
+                    endpoint.force = Some(Force {
+                        action: *action,
+                        until,
+                        stamp: *stamp,
+                    });
+                }
+                Effect::Open => add_reporter(endpoint, until),
+                Effect::Policy(_) | Effect::Trace(_) => {}
+            }
+        }
+    }
+}
+
+fn force(endpoint: String, action: ForceAction, stamp: u64) -> Vec<(Key, Option<Effect>)> {
+    vec![(Key::Force(endpoint), Some(Effect::Force { action, stamp }))]
+}
+
+fn add_reporter(endpoint: &mut Endpoint, until: Now) {
+    let opinion = endpoint.opinion.get_or_insert(Opinion {
+        expires_at: until,
+        reporters: 0,
+    });
+    opinion.reporters = opinion.reporters.saturating_add(1);
+    opinion.expires_at = opinion.expires_at.max(until);
+}
+
+impl Key {
+    pub(crate) fn endpoint(&self) -> Option<&str> {
+        match self {
+            Self::Drain(id) | Self::Eject(id) | Self::Weight(id) | Self::Force(id) => Some(id),
+            Self::Reporter { endpoint, .. } => Some(endpoint),
+            Self::Policy | Self::Trace => None,
+        }
+    }
+}
+
+impl Effect {
+    /// The kind of event behind it, and what it does, for people.
+    pub(crate) fn describe(&self) -> (&'static str, String) {
+        match self {
+            Self::Drain => ("endpoint", "drain".into()),
+            Self::Eject => ("endpoint", "eject".into()),
+            Self::Weight(weight) => ("endpoint", format!("weight {weight}")),
+            Self::Force { action, .. } => (
+                "breaker",
+                match action {
+                    ForceAction::Open => "force-open",
+                    ForceAction::Close => "force-close",
+                    ForceAction::Clear => "clear",
+                }
+                .into(),
+            ),
+            Self::Open => ("breaker", "open".into()),
+            Self::Policy(_) => ("service", "policy".into()),
+            Self::Trace(ratio) => ("trace", format!("ratio {ratio}")),
+        }
+    }
+}

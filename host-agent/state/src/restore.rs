@@ -1,0 +1,173 @@
+//! The state to and from what is kept on disk.
+
+use std::time::{Duration, SystemTime};
+
+use pintle_snapshot::ForceAction;
+
+use crate::event::MAX_TTL;
+use crate::overlay::{Effect, Key, Slot};
+use crate::saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService};
+use crate::service::{Entry, Origin};
+use crate::state::State;
+use crate::update::{Moment, now_of};
+
+/// The form that is written and read here.
+const FORM: u32 = 1;
+
+impl State {
+    /// What to keep.
+    #[must_use]
+    pub fn save(&self, now: Moment) -> Saved {
+        let (services, overlays, settings) = self.parts();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let services = services.iter().map(|(name, model)| SavedService {
+            name: name.clone(),
+            registry: entries(&model.registry),
+            file: entries(&model.file),
+            registry_policy: model.registry_policy.as_ref().map(|p| text(&p.raw)),
+            file_policy: model.file_policy.as_ref().map(|p| text(&p.raw)),
+        });
+        let overlays = overlays.iter().map(|(service, key, slot)| SavedOverlay {
+            service: service.to_owned(),
+            key: key.save(),
+            effect: slot.effect.as_ref().map(Effect::save),
+            generation: slot.place.0,
+            sequence: slot.place.1,
+            source: slot.source.clone(),
+            until_ms: now_of(slot.until_wall).as_millis(),
+            forget_ms: now_of(now.wall_after(slot.forget.saturating_sub(now.mono))).as_millis(),
+        });
+        Saved {
+            form: FORM,
+            epoch: settings.epoch,
+            services: services.collect(),
+            overlays: overlays.collect(),
+            stream: (self.stream().generation > 0).then(|| self.stream()),
+        }
+    }
+
+    /// Takes over what was kept and publishes it, still stale. For a state that has seen nothing yet.
+    pub fn restore(&mut self, saved: Saved, now: Moment) {
+        if saved.form != FORM {
+            return;
+        }
+        for service in saved.services {
+            let name = service.name;
+            for (origin, list, policy) in [
+                (Origin::Registry, service.registry, service.registry_policy),
+                (Origin::File, service.file, service.file_policy),
+            ] {
+                for (id, value) in list {
+                    self.restore_endpoint(origin, &name, &id, &value);
+                }
+                if let Some(policy) = policy {
+                    self.restore_policy(origin, &name, &policy);
+                }
+            }
+        }
+        let (overlays, stream) = self.restore_parts();
+        *stream = saved.stream.unwrap_or_default();
+        for overlay in saved.overlays {
+            let Some(forget) = left(overlay.forget_ms, now.wall) else {
+                continue;
+            };
+            let until = left(overlay.until_ms, now.wall);
+            let effect = overlay.effect.filter(|_| until.is_some());
+            let until = until.unwrap_or_default();
+            let slot = Slot::new(
+                (overlay.generation, overlay.sequence),
+                effect.map(SavedEffect::load),
+                overlay.source,
+                (now.mono.saturating_add(until), now.wall_after(until)),
+                now.mono.saturating_add(forget),
+            );
+            overlays.set(&overlay.service, overlay.key.load(), slot);
+        }
+        let names = self.names();
+        self.publish(names.iter().map(String::as_str), true, now);
+    }
+}
+
+fn entries(map: &std::collections::BTreeMap<String, Entry>) -> Vec<(String, String)> {
+    map.iter()
+        .map(|(id, entry)| (id.clone(), String::from_utf8_lossy(&entry.raw).into_owned()))
+        .collect()
+}
+
+/// What is left until `at_ms`; never more than the longest ttl, whatever the clocks did meanwhile.
+fn left(at_ms: u64, now: SystemTime) -> Option<Duration> {
+    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at_ms))?;
+    let left = at.duration_since(now).ok()?;
+    (!left.is_zero()).then_some(left.min(MAX_TTL))
+}
+
+impl Key {
+    fn save(&self) -> SavedKey {
+        match self.clone() {
+            Self::Drain(id) => SavedKey::Drain(id),
+            Self::Eject(id) => SavedKey::Eject(id),
+            Self::Weight(id) => SavedKey::Weight(id),
+            Self::Force(id) => SavedKey::Force(id),
+            Self::Reporter {
+                endpoint,
+                agent,
+                proxy,
+            } => SavedKey::Reporter(endpoint, agent, proxy),
+            Self::Policy => SavedKey::Policy,
+            Self::Trace => SavedKey::Trace,
+        }
+    }
+}
+
+impl SavedKey {
+    fn load(self) -> Key {
+        match self {
+            Self::Drain(id) => Key::Drain(id),
+            Self::Eject(id) => Key::Eject(id),
+            Self::Weight(id) => Key::Weight(id),
+            Self::Force(id) => Key::Force(id),
+            Self::Reporter(endpoint, agent, proxy) => Key::Reporter {
+                endpoint,
+                agent,
+                proxy,
+            },
+            Self::Policy => Key::Policy,
+            Self::Trace => Key::Trace,
+        }
+    }
+}
+
+impl Effect {
+    fn save(&self) -> SavedEffect {
+        match self {
+            Self::Drain => SavedEffect::Drain,
+            Self::Eject => SavedEffect::Eject,
+            Self::Weight(weight) => SavedEffect::Weight(*weight),
+            Self::Force { action, stamp } => match action {
+                ForceAction::Open => SavedEffect::ForceOpen(*stamp),
+                ForceAction::Close => SavedEffect::ForceClose(*stamp),
+                ForceAction::Clear => SavedEffect::Clear(*stamp),
+            },
+            Self::Open => SavedEffect::Open,
+            Self::Policy(patch) => SavedEffect::Policy(patch.clone()),
+            Self::Trace(ratio) => SavedEffect::Trace(*ratio),
+        }
+    }
+}
+
+impl SavedEffect {
+    fn load(self) -> Effect {
+        let force = |action, stamp| Effect::Force { action, stamp };
+        match self {
+            Self::Drain => Effect::Drain,
+            Self::Eject => Effect::Eject,
+            Self::Weight(weight) => Effect::Weight(weight),
+            Self::ForceOpen(stamp) => force(ForceAction::Open, stamp),
+            Self::ForceClose(stamp) => force(ForceAction::Close, stamp),
+            Self::Clear(stamp) => force(ForceAction::Clear, stamp),
+            Self::Open => Effect::Open,
+            Self::Policy(patch) => Effect::Policy(patch),
+            Self::Trace(ratio) => Effect::Trace(ratio),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What survives the process: enough to serve before any source has answered.
+//!
+//! What is kept is what the sources said, in their own bytes, not the tables made of it: the next
+//! start reads them through the same checks under its own configuration, and the registry's first
+//! listing is then *compared* with them, so that a registry which comes back empty is met by the
+//! removal protection and not by trust.
+
+use serde::{Deserialize, Serialize};
+
+/// The state's memory, for a file. Version 1 of the form.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The form; other numbers are not read.
+    pub form: u32,
+    /// The epoch that wrote it; the next one must be higher.
+    pub epoch: u64,
+    /// By service.
+    pub services: Vec<SavedService>,
+    /// Overlays and the places of ended ones.
+    pub overlays: Vec<SavedOverlay>,
+    /// The stream that events came from, if any did.
+    pub stream: Option<SavedStream>,
+}
+
+/// Where in which stream the events end that the overlays come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedStream {
+    /// Which life of the stream.
+    pub identity: u64,
+    /// How many lives have been seen.
+    pub generation: u64,
+    /// The highest sequence applied.
+    pub highest: u64,
+}
+
+/// One service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedService {
+    /// Its name.
+    pub name: String,
+    /// The registry's values by id.
+    pub registry: Vec<(String, String)>,
+    /// The file's values by id.
+    pub file: Vec<(String, String)>,
+    /// The registry's policy.
+    pub registry_policy: Option<String>,
+    /// The file's policy.
+    pub file_policy: Option<String>,
+}
+
+/// One slot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SavedOverlay {
+    /// The service.
+    pub service: String,
+    /// What is set.
+    pub key: SavedKey,
+    /// What it is set to; absent when it only keeps its place.
+    pub effect: Option<SavedEffect>,
+    /// Which life of the stream.
+    pub generation: u64,
+    /// Where in it.
+    pub sequence: u64,
+    /// Who published it.
+    pub source: String,
+    /// Milliseconds since the Unix epoch: when the effect ends.
+    pub until_ms: u64,
+    /// Milliseconds since the Unix epoch: when its place is forgotten.
+    pub forget_ms: u64,
+}
+
+/// What an overlay sets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are those of the events")]
+pub enum SavedKey {
+    Drain(String),
+    Eject(String),
+    Weight(String),
+    Force(String),
+    Reporter(String, String, String),
+    Policy,
+    Trace,
+}
+
+/// What an overlay sets it to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are those of the events")]
+pub enum SavedEffect {
+    Drain,
+    Eject,
+    Weight(u32),
+    ForceOpen(u64),
+    ForceClose(u64),
+    Clear(u64),
+    Open,
+    Policy(serde_json::Value),
+    Trace(f64),
+}

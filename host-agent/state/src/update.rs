@@ -1,0 +1,218 @@
+//! What goes into the state and what comes out beside the snapshot.
+
+use std::time::{Duration, SystemTime};
+
+use pintle_snapshot::{AddressPolicy, Now};
+use serde_json::Value;
+
+use crate::event::Event;
+
+/// Checks a policy (a merge patch) against its schema; the error says what is wrong, in words.
+pub type PolicyCheck = fn(&Value) -> Result<(), String>;
+
+/// Now, twice: a clock that may step, for what is shown and sent; and one that only runs, for
+/// everything that is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// By the wall clock.
+    pub wall: SystemTime,
+    /// Since some fixed moment of this process, by a monotonic clock.
+    pub mono: Duration,
+}
+
+impl Moment {
+    /// The wall clock `later` from now, if it does not step.
+    #[must_use]
+    pub fn wall_after(&self, later: Duration) -> SystemTime {
+        self.wall.checked_add(later).unwrap_or(self.wall)
+    }
+}
+
+/// A wall clock's reading as the filters count it.
+#[must_use]
+pub fn now_of(wall: SystemTime) -> Now {
+    let since = wall
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Now(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// How removals are held back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protection {
+    /// Only the operator's configuration turns it off.
+    pub enabled: bool,
+    /// Percent of a service's endpoints that may go within `window`; at least one always may.
+    pub percent: u8,
+    /// The window.
+    pub window: Duration,
+    /// A service's last endpoint goes no sooner than this after its removal.
+    pub grace: Duration,
+}
+
+impl Default for Protection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            percent: 15,
+            window: Duration::from_secs(60),
+            grace: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What the state needs to know from the start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This agent's id; breaker transitions from it are not the fleet's opinion.
+    pub agent: String,
+    /// The first half of every version: milliseconds since the Unix epoch at the agent's start.
+    pub epoch: u64,
+    /// The registry's prefix of services, such as `/services/`.
+    pub services: String,
+    /// The registry's prefix of policies, such as `/pintle/policies/`.
+    pub policies: String,
+    /// Which addresses endpoints may have.
+    pub addresses: AddressPolicy,
+    /// How removals are held back.
+    pub protection: Protection,
+    /// Whether a registry's listing is what ends staleness (else the file's is).
+    pub registry: bool,
+    /// The schema of policies.
+    pub check_policy: PolicyCheck,
+}
+
+/// A registry's key and value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The whole key.
+    pub key: Vec<u8>,
+    /// The value.
+    pub value: Vec<u8>,
+    /// The revision that wrote it.
+    pub revision: u64,
+}
+
+/// Everything that the registry held at one revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The revision; may be lower than what was seen before, after a restore.
+    pub revision: u64,
+    /// Both prefixes.
+    pub items: Vec<Item>,
+}
+
+/// One change that the registry told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The whole key.
+    pub key: Vec<u8>,
+    /// The new value; `None` when the key was deleted.
+    pub value: Option<Vec<u8>>,
+    /// The revision of the change.
+    pub revision: u64,
+}
+
+/// One service of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileService {
+    /// Its name.
+    pub name: String,
+    /// Its policy's JSON, if it has one.
+    pub policy: Option<Vec<u8>>,
+    /// Its endpoints: the id, and a value as the registry would hold it.
+    pub endpoints: Vec<(String, Vec<u8>)>,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Update {
+    /// The registry's whole content.
+    Listing(Listing),
+    /// What changed in the registry, in its order.
+    Changes(Vec<Change>),
+    /// The registry is alive and has nothing older than this revision to tell.
+    Progress {
+        /// The revision.
+        revision: u64,
+    },
+    /// The file's whole content.
+    File(Vec<FileService>),
+    /// Events, in any order.
+    Events(Vec<Event>),
+    /// Which stream events come from now. Another identity than before is another stream, whose
+    /// sequences start anew; events of the one before are ignored from then on.
+    Stream {
+        /// Tells one life of the stream from the next (when the server created it).
+        identity: u64,
+    },
+    /// A source refused something; kept for the list.
+    Refused {
+        /// `event` or `file`.
+        source: &'static str,
+        /// The subject or path.
+        key: String,
+        /// The stable word.
+        reason: &'static str,
+        /// In words.
+        detail: String,
+    },
+    /// A person confirms the removals held of a service.
+    Release {
+        /// The service.
+        service: String,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// In force, or has ended what was.
+    Applied,
+    /// Seen before, or a later one of the same kind has been.
+    Duplicate,
+    /// From a stream that is no more.
+    Stale,
+    /// This agent's own.
+    Own,
+    /// Older than its ttl: only its place in the order was kept.
+    Expired,
+    /// Too many overlays already.
+    Full,
+}
+
+/// Something worth a line in the log and on the status page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// `registry`, `event`, `breaker`, `removal` or `source`.
+    pub kind: &'static str,
+    /// The service it is about, if one.
+    pub service: Option<String>,
+    /// The endpoint it is about, if one.
+    pub endpoint: Option<String>,
+    /// What happened, in words.
+    pub text: String,
+    /// Whether somebody should look.
+    pub alarm: bool,
+}
+
+/// What an update did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Services whose table may have changed.
+    pub services: Vec<String>,
+    /// Whether what stands beside the tables changed: removals held, refusals, overlays, staleness.
+    pub meta: bool,
+    /// What to tell people; bounded.
+    pub notices: Vec<Notice>,
+    /// For [`Update::Events`]: one an event, in their order.
+    pub outcomes: Vec<Outcome>,
+    /// Removals held by this update.
+    pub held: u64,
+    /// Refusals by this update: source and reason.
+    pub refused: Vec<(&'static str, &'static str)>,
+    /// For [`Update::Release`]: how many endpoints went.
+    pub released: usize,
+}
