@@ -11,6 +11,7 @@
 //! ```text
 //! cargo xtask bench tail                        # ~12 minutes
 //! cargo xtask bench tail --seconds 5 --case hanging --case refused
+//! cargo xtask bench tail --policy pintle        # the others are left out
 //! cargo xtask bench tail --check                # exits 1 where Pintle falls short of the figures below
 //! ```
 //! The last line is JSON. p99 is that of all requests, failed ones included.
@@ -72,6 +73,7 @@ struct Options {
     check: bool,
     seconds: f64,
     cases: Vec<String>,
+    policies: Vec<String>,
 }
 
 fn well() -> Behaviour {
@@ -88,9 +90,7 @@ const CASES: [Case; 9] = [
     Case {
         name: "50%-503",
         bound: Bound::Errors(0.15),
-        ill: || {
-            Ill::Behaves(Behaviour { fail_ratio: 0.5, fault: Fault::Status(503), ..well() })
-        },
+        ill: || Ill::Behaves(Behaviour { fail_ratio: 0.5, fault: Fault::Status(503), ..well() }),
     },
     Case {
         name: "all-503",
@@ -205,7 +205,8 @@ impl Bench {
         let moment = Instant::now();
         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
         let all = running.stop().await;
-        let report = Report { samples: all.samples.into_iter().filter(|s| s.due >= moment).collect() };
+        let report =
+            Report { samples: all.samples.into_iter().filter(|s| s.due >= moment).collect() };
         let sent = match (case.ill)() {
             Ill::Behaves(_) => self.upstreams[0].requests_since(moment),
             // Nothing arrives at a closed port; who was sent there was refused.
@@ -255,7 +256,8 @@ impl Case {
 }
 
 fn options() -> std::result::Result<Option<Options>, String> {
-    let mut options = Options { check: false, seconds: 15.0, cases: Vec::new() };
+    let mut options =
+        Options { check: false, seconds: 15.0, cases: Vec::new(), policies: Vec::new() };
     let mut benching = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -265,6 +267,7 @@ fn options() -> std::result::Result<Option<Options>, String> {
             "--check" => options.check = true,
             "--seconds" => options.seconds = value()?.parse().map_err(|_| "--seconds: a number")?,
             "--case" => options.cases.push(value()?),
+            "--policy" => options.policies.push(value()?),
             _ => return Err(format!("unknown argument {arg}")),
         }
     }
@@ -274,22 +277,40 @@ fn options() -> std::result::Result<Option<Options>, String> {
             return Err(format!("--case is one of {}", known.join(", ")));
         }
     }
+    for name in &options.policies {
+        if !Policy::ALL.iter().any(|policy| policy.name() == name) {
+            let known: Vec<_> = Policy::ALL.iter().map(|policy| policy.name()).collect();
+            return Err(format!("--policy is one of {}", known.join(", ")));
+        }
+    }
     // `cargo test --benches` runs this without the flag: building is the test there.
     Ok(benching.then_some(options))
 }
 
 async fn measure(options: &Options) -> Result<(Value, Vec<String>)> {
     let mut bench = Bench::start().await?;
-    println!("{:<22} {:<22} {:>9} {:>9} {:>9} {:>9}", "case", "policy", "errors %", "p50 ms", "p99 ms", "share %");
+    println!(
+        "{:<22} {:<22} {:>9} {:>9} {:>9} {:>9}",
+        "case", "policy", "errors %", "p50 ms", "p99 ms", "share %"
+    );
     let (mut table, mut short) = (serde_json::Map::new(), Vec::new());
-    let chosen = |case: &&Case| options.cases.is_empty() || options.cases.iter().any(|n| n == case.name);
+    let chosen =
+        |case: &&Case| options.cases.is_empty() || options.cases.iter().any(|n| n == case.name);
     for case in CASES.iter().filter(chosen) {
         let mut cells = Vec::new();
-        for policy in Policy::ALL {
+        let asked = |policy: &Policy| {
+            options.policies.is_empty() || options.policies.iter().any(|n| n == policy.name())
+        };
+        for policy in Policy::ALL.into_iter().filter(asked) {
             let cell = bench.cell(case, policy, options.seconds).await?;
             println!(
                 "{:<22} {:<22} {:>9.3} {:>9.1} {:>9.1} {:>9.2}",
-                case.name, policy.name(), cell.errors, cell.p50, cell.p99, cell.share
+                case.name,
+                policy.name(),
+                cell.errors,
+                cell.p50,
+                cell.p99,
+                cell.share
             );
             cells.push((policy, cell));
         }
@@ -321,7 +342,10 @@ async fn main() -> ExitCode {
     match measure(&options).await {
         Ok((table, short)) => {
             let met = short.is_empty();
-            println!("{}", json!({"bench": "tail", "seconds": options.seconds, "met": met, "short": short, "cases": table}));
+            println!(
+                "{}",
+                json!({"bench": "tail", "seconds": options.seconds, "met": met, "short": short, "cases": table})
+            );
             ExitCode::from(u8::from(options.check && !met))
         }
         Err(error) => {

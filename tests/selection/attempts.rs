@@ -34,7 +34,11 @@ async fn each_attempt_goes_to_another_endpoint_best_first() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_never_lands_where_the_breaker_is_open_while_another_is_eligible() {
     let world = World::start(5).await;
-    let envoy = world.envoy(retrying(world.config(), 2)).await;
+    // In turns: p2c stays away from u00 after its first failures, and its breaker would never open.
+    let config = retrying(world.config(), 2).plugin(|plugin| {
+        plugin["select"]["strategy"] = json!("round_robin");
+    });
+    let envoy = world.envoy(config).await;
     world.upstreams[0].set(Behaviour::failing(Fault::Status(503)));
     let load = Load::to(envoy.addr()).host(ORDERS).rate(200.0).start();
     let opened = "wasmcustom.pintle_breaker_opened_total";
@@ -48,7 +52,11 @@ async fn a_retry_never_lands_where_the_breaker_is_open_while_another_is_eligible
     let moment = Instant::now();
     // Now the others fail at random, so that there are many retries.
     for upstream in &world.upstreams[1..] {
-        upstream.set(Behaviour { fail_ratio: 0.15, fault: Fault::Status(503), ..Behaviour::default() });
+        upstream.set(Behaviour {
+            fail_ratio: 0.15,
+            fault: Fault::Status(503),
+            ..Behaviour::default()
+        });
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     let report = load.stop().await;

@@ -31,7 +31,10 @@ async fn a_session_outlives_draining_by_cookie_and_by_header() {
         assert!(!spread(&envoy, 30, &[]).await.contains_key(&at), "{sticky}: and gets nobody new");
 
         world.register(&world.instance(number).health("unhealthy")).await;
-        assert!(!spread(&envoy, 20, &session).await.contains_key(&at), "{sticky}: unhealthy does not");
+        assert!(
+            !spread(&envoy, 20, &session).await.contains_key(&at),
+            "{sticky}: unhealthy does not"
+        );
         world.register(&world.instance(number)).await;
     }
 }
@@ -55,7 +58,10 @@ async fn a_subset_is_asked_for_by_header_and_by_the_routes_metadata() {
 
     let names = |seen: BTreeMap<String, usize>| seen.into_keys().collect::<Vec<_>>();
     assert_eq!(names(spread(&envoy, 30, &[("x-version", "v2")]).await), ["u00", "u01"]);
-    assert_eq!(names(spread(&envoy, 30, &[("x-version", "v1")]).await), ["u02", "u03", "u04", "u05"]);
+    assert_eq!(
+        names(spread(&envoy, 30, &[("x-version", "v1")]).await),
+        ["u02", "u03", "u04", "u05"]
+    );
     assert_eq!(spread(&envoy, 40, &[]).await.len(), 6);
     for _ in 0..20 {
         let reply = crate::support::ask_at(&envoy, "/beta/x", &[]).await;
@@ -84,7 +90,11 @@ async fn the_own_zone_first_and_in_proportion_elsewhere_when_it_is_short() {
     let local = |seen: &BTreeMap<String, usize>| {
         seen.iter().filter(|(name, _)| name.as_str() < "u04").map(|(_, n)| n).sum::<usize>()
     };
-    assert_eq!(local(&spread(&envoy, 100, &[]).await), 100, "all stay while the zone can take them");
+    assert_eq!(
+        local(&spread(&envoy, 100, &[]).await),
+        100,
+        "all stay while the zone can take them"
+    );
     for number in 0..2 {
         let mut instance = world.instance(number).metadata("zone", "a");
         instance.health = "unhealthy".into();
@@ -103,8 +113,10 @@ async fn a_newcomer_starts_slowly() {
     // Registered a moment ago, all of them: within a window of 10 s at the end, beyond one of 1 s.
     world.policy(json!({"select": {"strategy": "weighted_round_robin"}})).await;
     tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
-    world.policy(json!({"select": {"strategy": "weighted_round_robin",
-        "slow_start": {"window": "60s"}}})).await;
+    world
+        .policy(json!({"select": {"strategy": "weighted_round_robin",
+        "slow_start": {"window": "60s"}}}))
+        .await;
     world.upstreams.push(newcomer);
     // The old one is as new as the agent's table says; make it old.
     let mut old = world.instance(0).value();

@@ -25,7 +25,8 @@ async fn native(upstreams: &[(SocketAddr, u32)], policy: &str, fields: &Value) -
     for (host, (_, weight)) in list.as_array_mut().unwrap().iter_mut().zip(upstreams) {
         host["load_balancing_weight"] = json!(weight);
     }
-    let route = &mut config.http_connection_manager()["route_config"]["virtual_hosts"][0]["routes"][0];
+    let route =
+        &mut config.http_connection_manager()["route_config"]["virtual_hosts"][0]["routes"][0];
     route["route"]["hash_policy"] = json!([{"header": {"header_name": HEADER}}]);
     Envoy::start(config).await.unwrap()
 }
@@ -53,7 +54,8 @@ async fn compare(policy: &str, ours: Value, theirs: Value, weights: &[u32]) {
     let mut select = ours;
     select["strategy"] = json!(policy);
     select["hash_key"] = json!([{"header": HEADER}]);
-    let config = world.config().plugin(|plugin| plugin["services"] = json!({"orders": {"select": select}}));
+    let config =
+        world.config().plugin(|plugin| plugin["services"] = json!({"orders": {"select": select}}));
     let envoy = world.envoy(config).await;
     let mut left = hosts(&world.upstreams, weights);
 

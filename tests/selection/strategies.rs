@@ -25,7 +25,10 @@ fn within(seen: &BTreeMap<String, usize>, shares: [f64; 4], tolerance: f64, what
     let total: usize = seen.values().sum();
     for (number, share) in shares.iter().enumerate() {
         let got = seen.get(&format!("u{number:02}")).copied().unwrap_or(0) as f64 / total as f64;
-        assert!((got - share).abs() <= tolerance, "{what}: u{number:02} has {got:.3}, not {share:.3}: {seen:?}");
+        assert!(
+            (got - share).abs() <= tolerance,
+            "{what}: u{number:02} has {got:.3}, not {share:.3}: {seen:?}"
+        );
     }
 }
 
@@ -50,7 +53,9 @@ async fn every_strategy_spreads_as_it_should_changed_by_etcd_with_envoy_untouche
         within(&loaded(&envoy).await, shares, tolerance, strategy);
     }
     for strategy in ["ring_hash", "maglev"] {
-        world.policy(json!({"select": {"strategy": strategy, "hash_key": [{"header": "x-user"}]}})).await;
+        world
+            .policy(json!({"select": {"strategy": strategy, "hash_key": [{"header": "x-user"}]}}))
+            .await;
         assert_eq!(spread(&envoy, 40, &KEYED).await.len(), 1, "{strategy}");
         let mut users = std::collections::BTreeSet::new();
         for user in 0..40 {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use pintle_tests::http::{self, Reply};
-use pintle_tests::{Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Upstream, Written, tools};
+use pintle_tests::{
+    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Upstream, Written, tools,
+};
 use serde_json::{Value, json};
 
 /// The service of the shipped configuration.
@@ -132,7 +134,11 @@ pub fn who(reply: &Reply) -> String {
 }
 
 /// Who answers so many requests, counted.
-pub async fn spread(envoy: &Envoy, count: usize, headers: &[(&str, &str)]) -> BTreeMap<String, usize> {
+pub async fn spread(
+    envoy: &Envoy,
+    count: usize,
+    headers: &[(&str, &str)],
+) -> BTreeMap<String, usize> {
     let mut seen = BTreeMap::new();
     for _ in 0..count {
         let reply = ask(envoy, headers).await;

@@ -176,7 +176,10 @@ impl Agent {
     /// Waits until the registry was read up to this write and every worker of every connected Envoy
     /// holds what came of it; an error after 30 s, with what the agent knows of its proxies.
     pub async fn settled(&self, written: Written) -> Result<()> {
+        /// The agent publishes at most ten snapshots a second, so what it has read may be under way.
+        const PUBLISHED: Duration = Duration::from_millis(250);
         let began = Instant::now();
+        let mut since = None;
         loop {
             let sources = http::get(self.admin(), "/v1/sources").await?.json()?;
             let proxies = http::get(self.admin(), "/v1/proxies").await?.json()?;
@@ -184,7 +187,9 @@ impl Agent {
             let list = proxies["proxies"].as_array().or_else(|| proxies.as_array());
             let mut connected =
                 list.into_iter().flatten().filter(|p| p["connected"] == true).peekable();
-            if read && connected.peek().is_some() && connected.all(|p| p["current"] == true) {
+            if !read || connected.peek().is_none() || !connected.all(|p| p["current"] == true) {
+                since = None;
+            } else if since.get_or_insert_with(Instant::now).elapsed() > PUBLISHED {
                 return Ok(());
             }
             if began.elapsed() > READY {
