@@ -5,13 +5,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{Process, Server, Spec};
-use crate::{Error, Etcd, EtcdCluster, Nats, Port, Result, http, tools};
+use crate::{Error, Etcd, EtcdCluster, Nats, Port, Result, Written, http, tools};
 
 const READY: Duration = Duration::from_secs(30);
 /// For commands that ask something and end.
@@ -171,6 +171,32 @@ impl Agent {
     /// `/v1/services`.
     pub async fn services(&self) -> Result<Value> {
         http::get(self.admin(), "/v1/services").await?.json()
+    }
+
+    /// Waits until the registry was read up to this write and every worker of every connected Envoy
+    /// holds what came of it; an error after 30 s, with what the agent knows of its proxies.
+    pub async fn settled(&self, written: Written) -> Result<()> {
+        /// The agent publishes at most ten snapshots a second, so what it has read may be under way.
+        const PUBLISHED: Duration = Duration::from_millis(250);
+        let began = Instant::now();
+        let mut since = None;
+        loop {
+            let sources = http::get(self.admin(), "/v1/sources").await?.json()?;
+            let proxies = http::get(self.admin(), "/v1/proxies").await?.json()?;
+            let read = sources["etcd"]["position"].as_i64() >= Some(written.revision);
+            let list = proxies["proxies"].as_array().or_else(|| proxies.as_array());
+            let mut connected =
+                list.into_iter().flatten().filter(|p| p["connected"] == true).peekable();
+            if !read || connected.peek().is_none() || !connected.all(|p| p["current"] == true) {
+                since = None;
+            } else if since.get_or_insert_with(Instant::now).elapsed() > PUBLISHED {
+                return Ok(());
+            }
+            if began.elapsed() > READY {
+                return Err(Error::new(format!("not settled at {written:?}: {proxies} {sources}")));
+            }
+            crate::pause().await;
+        }
     }
 
     /// `/metrics`.

@@ -1,0 +1,24 @@
+//! Endpoint selection on a real Envoy, with the shipped configuration, the real agent and etcd.
+//!
+//! | file | claim |
+//! |---|---|
+//! | `native` | ring_hash and maglev name what Envoy's own policies name |
+//! | `strategies` | each strategy by configuration and by etcd, and how it spreads |
+//! | `keys` | what a request is hashed by |
+//! | `eligible` | sticky sessions, subsets, zones, slow start, panic |
+//! | `attempts` | retries walk the list; nothing of it reaches the wire |
+//! | `protocols` | HTTP/1.1, gRPC, TLS, and `ORIGINAL_DST` |
+//! | `fallback` | without the module, without tables, after a trap |
+//! | `scale` | a thousand services; what one worker learns, all know |
+//!
+//! Two workers everywhere: what is shared between workers is what most often breaks.
+
+mod attempts;
+mod eligible;
+mod fallback;
+mod keys;
+mod native;
+mod protocols;
+mod scale;
+mod strategies;
+mod support;
