@@ -220,8 +220,8 @@ async fn leases_that_expire_together_are_held_with_an_alarm_and_released_by_a_pe
     tokio::time::timeout(secs(5), alarm).await.unwrap();
     assert_eq!(agent.sources().removals_held, 17);
     assert_eq!(agent.running.updates.release("orders").await.unwrap(), 17);
-    agent.until(secs(2), "released", |a| a.ids("orders").is_empty()).await;
-    assert!(agent.snapshot().held.is_empty());
+    agent.until(secs(5), "released", |a| a.ids("orders").is_empty()).await;
+    agent.until(secs(5), "none held", |a| a.snapshot().held.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
