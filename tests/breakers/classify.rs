@@ -260,10 +260,11 @@ async fn no_connection_counts(world: &World) {
             })
             .await;
         println!("{service:15} opened after {sent}");
-        assert_eq!(sent, 5, "{service}");
+        // The answer leaves before the other worker has heard: the next request may be under way.
+        assert!((5..=6).contains(&sent), "{service}: {sent}");
     }
     let timeouts = world.envoy.stat("cluster.black-hole.upstream_cx_connect_timeout").await;
-    assert_eq!(timeouts, Some(5), "it was the connect timeout");
+    assert!(timeouts.is_some_and(|count| (5..=6).contains(&count)), "it was the connect timeout");
 }
 
 /// Two endpoints each, one of them bad; the client sees what the good one says.
