@@ -2,9 +2,12 @@
 //!
 //! ```text
 //!   plugin    what Envoy calls outside of requests
-//!     └ worker    tables, place among the workers, line to the agent      (ticks, queue, stream)
+//!     └ worker    one VM: its place, leadership              (ticks)
+//!         ├ stream, tables, breakers, notes, spans           (stream, queue, shared data, calls)
 //!         └ service   one service: balancer, breakers, counts
-//!   request   read, decide, apply                                         (headers, log)
+//!   request   read, decide, apply                            (headers)
+//!     ├ naming    whose request it is, what else the policy asks
+//!     └ end, span     how it ended, who is charged, what its span says   (log)
 //! ```
 //! Whatever has a branch worth testing is decided in `balance`, `breaker`, `trace`, `policy` and
 //! `sync`; what is here reads, asks them, and carries out. It is tested as a whole: in the harness

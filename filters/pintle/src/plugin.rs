@@ -8,7 +8,7 @@ use pintle_policy::Config;
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::ContextType;
 
-use crate::request::{Exchange, announce};
+use crate::request::Exchange;
 use crate::worker::{Shared, Worker};
 
 /// One plugin configuration in one VM.
@@ -81,4 +81,18 @@ impl Context for Plugin {
     fn on_grpc_call_response(&mut self, token: u32, status: u32, size: usize) {
         self.with(|worker| worker.on_call_answer(token, status, size));
     }
+}
+
+/// Says once, at configuration, what the module will do.
+fn announce(config: &Config) {
+    let part = |on: bool, name: &'static str| if on { name } else { "" };
+    host::log(
+        Level::Info,
+        &format!(
+            "pintle: configured:{}{}{}",
+            part(config.select.is_some(), " select"),
+            part(config.breaker, " breaker"),
+            part(config.trace.is_some(), " trace")
+        ),
+    );
 }

@@ -1,0 +1,128 @@
+//! How a request ended: read what tells, and charge every endpoint of the list with what it did.
+
+use super::*;
+
+/// How a request ended, as far as it had to be read.
+pub(super) struct Ended {
+    pub(super) code: Option<u16>,
+    pub(super) flags: u64,
+    pub(super) attempts: u32,
+    pub(super) outcome: Outcome,
+    /// Of the last attempt.
+    pub(super) latency: Option<Duration>,
+}
+
+impl Exchange {
+    pub(super) fn finish(&mut self, worker: &mut Worker) {
+        let recorded = self.trace.is_some_and(|trace| trace.is_recorded());
+        if self.sent.is_none() && !recorded {
+            return;
+        }
+        let now = host::now();
+        let ended = self.ended(worker, now);
+        if recorded {
+            self.record(worker, &ended, now);
+        }
+        if let Some(sent) = self.sent.take() {
+            self.settle(worker, &sent, &ended, now);
+        }
+    }
+
+    /// Reads how it went: the code and the flags, and beyond these only what they call for.
+    fn ended(&self, worker: &Worker, now: Now) -> Ended {
+        let code = host::property_u64(keys::CODE).ok().and_then(|code| u16::try_from(code).ok());
+        let code = code.filter(|code| *code > 0);
+        let flags = host::property_u64(keys::FLAGS).unwrap_or_default();
+        // None were made when another filter answered, so that nobody is charged with its reply.
+        let attempts = host::property_u64(keys::ATTEMPTS)
+            .ok()
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(0);
+        let mut report = Report { code, flags, ..Report::default() };
+        if self.grpc && code == Some(200) && flags == 0 {
+            report.grpc =
+                host::property_u64(keys::GRPC_STATUS).ok().and_then(|s| u32::try_from(s).ok());
+        }
+        let upstream = report.asks_upstream().then(|| host::property(keys::UPSTREAM_ADDRESS));
+        report.upstream = upstream.is_some_and(|address| address.is_ok_and(|a| !a.is_empty()));
+        let details = report.asks_details().then(|| host::property(keys::DETAILS).ok()).flatten();
+        report.details = details.as_deref().unwrap_or_default();
+        if code == Some(429) || report.grpc == Some(8) {
+            let value = host::response_header(b"retry-after").ok();
+            report.retry_after = value.and_then(|value| parse_retry_after(&value, now));
+        }
+        // Of an attempt, for the endpoint's books; a span has the request's own times.
+        let latency = self.sent.as_ref().and_then(|_| latency(attempts));
+        let latency = latency.unwrap_or_else(|| now.since(self.started));
+        report.took = Some(latency);
+        let service = self.sent.as_ref().and_then(|sent| worker.services.get(&sent.service));
+        let policy = service.map_or(&worker.config.default_policy, |service| &service.policy);
+        let outcome = pintle_breaker::classify(&report, &policy.breaker);
+        Ended { code, flags, attempts, outcome, latency: Some(latency) }
+    }
+
+    /// Charges every endpoint of the list with what it did.
+    fn settle(&self, worker: &mut Worker, sent: &Sent, ended: &Ended, now: Now) {
+        let breaking = worker.config.breaker;
+        let Some(service) = worker.services.get_mut(&sent.service) else { return };
+        service.ended();
+        let took = now.since(self.started);
+        service.answered(self.method, ended.code.unwrap_or_default(), took);
+
+        let mut due = Vec::new();
+        let charges = pintle_breaker::charges(ended.attempts, sent.list.len(), ended.outcome);
+        for ((position, outcome), entry) in charges.zip(&sent.list) {
+            let ticket = sent.ticket.filter(|_| position == 0);
+            let last = u32::try_from(position).is_ok_and(|p| p.saturating_add(1) == ended.attempts);
+            let sample = sample(outcome, ended.latency.filter(|_| last || ended.attempts <= 1));
+            match (ticket, outcome) {
+                (Some(ticket), Outcome::Ignored) => {
+                    let waited = (ended.flags & flag::CLIENT != 0).then_some(took);
+                    service.balancer.abandoned(ticket, now, waited);
+                }
+                (Some(ticket), _) => service.balancer.finished(ticket, now, sample),
+                (None, Outcome::Ignored) => {}
+                (None, _) => {
+                    if let Some(index) = service.balancer.by_key(entry.key) {
+                        service.balancer.observed(index, now, sample);
+                    }
+                }
+            }
+            let Some(index) = service.balancer.by_key(entry.key) else { continue };
+            if outcome != Outcome::Ignored {
+                service.attempted(index, sample.failed);
+            }
+            let policy = service.policy.clone();
+            if breaking
+                && let Some(mirror) = service.mirror_mut(index)
+                && mirror.observe(entry.breaker, outcome, &policy.breaker, now)
+                    == pintle_breaker::Need::Sync
+            {
+                due.push(index);
+            }
+        }
+        for index in due {
+            worker.sync_breaker(&sent.service, index, false, now);
+        }
+    }
+}
+
+fn sample(outcome: Outcome, latency: Option<Duration>) -> Sample {
+    let (failed, retry_after) = match outcome {
+        Outcome::Failure(_) => (true, None),
+        Outcome::Soft { retry_after } => (false, retry_after),
+        Outcome::Success { .. } | Outcome::Ignored => (false, None),
+    };
+    Sample { latency, failed, retry_after }
+}
+
+/// Time to the response's head. With one attempt it is in a header that Envoy adds; that header
+/// counts from the first attempt, so with more the last one's whole time has to do.
+fn latency(attempts: u32) -> Option<Duration> {
+    if attempts > 1 {
+        return host::property_u64(keys::BACKEND_LATENCY).ok().map(Duration::from_nanos);
+    }
+    let value = host::response_header(b"x-envoy-upstream-service-time").ok()?;
+    let millis: u64 = std::str::from_utf8(&value).ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
+}
