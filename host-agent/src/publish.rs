@@ -2,9 +2,9 @@
 //!
 //! There is one writer and it owns the state by value. Applying an update is cheap and happens at once
 //! for each; building tables is not, and is paced: changes that come alone or a few at a time go out
-//! at once, and while they keep coming a service is published less than ten times a second and
-//! anything at all at most a hundred times. Readers see a `watch` of whole values, so a slow one skips what is superseded
-//! and can neither stall this task nor make it queue.
+//! at once, and while they keep coming a service is published at most ten times in any one second and
+//! anything at all at most a hundred times. Readers see a `watch` of whole values, so a slow one skips
+//! what is superseded and can neither stall this task nor make it queue.
 //!
 //! When its channel is full, senders wait: etcd's and NATS's own flow control is the buffer.
 
@@ -20,10 +20,12 @@ use tokio_util::sync::CancellationToken;
 use crate::disk::Disk;
 use crate::link::{Activities, Activity, Sources};
 
-/// While changes keep coming, a service is published once in this time: nine times a second.
-const SERVICE_PACE: Duration = Duration::from_millis(110);
-/// So much of that time may be used in advance: four changes in a row wait for nothing.
-const BURST: Duration = Duration::from_millis(330);
+/// While changes keep coming, a service is published once in this time: close to seven times a second.
+const SERVICE_PACE: Duration = Duration::from_millis(150);
+/// So much of that time may be used in advance: four changes in a row wait for nothing. What is used so
+/// counts in the same second, and `SERVICE_PACE` is what leaves room for it: the eleventh table after
+/// such a burst goes out 10 x 150 - 450 = 1,050 ms after the first.
+const BURST: Duration = Duration::from_millis(450);
 /// Anything is published at most this often. A snapshot is a copy of the map of services, so under
 /// churn over many services this bounds the copying; alone, a change still goes out at once.
 const PACE: Duration = Duration::from_millis(10);
