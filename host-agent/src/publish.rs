@@ -31,6 +31,8 @@ const BURST: Duration = Duration::from_millis(450);
 const PACE: Duration = Duration::from_millis(10);
 /// The disk is written at most this often; what is lost in between is asked for again.
 const DISK_PACE: Duration = Duration::from_secs(2);
+/// A write that failed is repeated after this time though nothing changes: the disk may have room again.
+const DISK_RETRY: Duration = Duration::from_secs(5);
 /// Orders that wait. Small, so that a flood is felt by its sender and not by everybody's latency.
 const ORDERS: usize = 64;
 /// Orders applied before tables are built.
@@ -204,7 +206,8 @@ impl Publisher {
         let pending = self.pending.values().copied().chain(self.lists).min();
         let pending = pending.map(|at| paced.map_or(at, |paced| at.max(paced)));
         let state = self.state.next_deadline().map(|at| self.clock.instant(at));
-        let disk = self.saver.as_ref().and_then(|saver| saver.due);
+        let disk =
+            self.saver.as_ref().and_then(|saver| saver.due.into_iter().chain(saver.look).min());
         let far = Instant::now() + Duration::from_secs(60);
         [pending, state, disk].into_iter().flatten().min().unwrap_or(far)
     }
@@ -322,7 +325,26 @@ impl Publisher {
         }
     }
 
+    /// Whether the last write failed and has to be repeated.
+    async fn look_back(&mut self) {
+        let Some(saver) = &mut self.saver else { return };
+        if saver.look.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        if saver.writing.as_ref().is_some_and(|task| !task.is_finished()) {
+            saver.look = Some(Instant::now() + DISK_RETRY);
+            return;
+        }
+        saver.look = None;
+        if let Some(task) = saver.writing.take()
+            && task.await.unwrap_or(true)
+        {
+            saver.due.get_or_insert_with(Instant::now);
+        }
+    }
+
     async fn save_if_due(&mut self) {
+        self.look_back().await;
         let due = self.saver.as_ref().and_then(|saver| saver.due);
         if due.is_none_or(|due| Instant::now() < due) {
             return;
@@ -345,6 +367,7 @@ impl Publisher {
         let saved = self.state.save(self.clock.now());
         saver.due = None;
         saver.last = Some(began);
+        saver.look = Some(began + DISK_RETRY);
         // Copying the state keeps this task from its work, so it takes a twentieth of the time at most.
         saver.pace = DISK_PACE.max(began.elapsed().saturating_mul(20));
         let (disk, board) = (saver.disk.clone(), self.board.clone());
@@ -353,7 +376,9 @@ impl Publisher {
             if let Some(error) = &error {
                 tracing::warn!(%error, "the last good state cannot be written; serving from memory");
             }
+            let failed = error.is_some();
             board.change(|sources| sources.disk_error = error);
+            failed
         }));
     }
 
@@ -370,12 +395,15 @@ struct Saver {
     due: Option<Instant>,
     last: Option<Instant>,
     pace: Duration,
-    writing: Option<tokio::task::JoinHandle<()>>,
+    /// Whether it failed.
+    writing: Option<tokio::task::JoinHandle<bool>>,
+    /// When to look whether it did.
+    look: Option<Instant>,
 }
 
 impl Saver {
     const fn new(disk: Disk) -> Self {
-        Self { disk, due: None, last: None, pace: DISK_PACE, writing: None }
+        Self { disk, due: None, last: None, pace: DISK_PACE, writing: None, look: None }
     }
 }
 

@@ -154,6 +154,7 @@ fn names_labels_and_values_are_those_of_the_semantics() {
         "pintle_events_applied_total 0",
         "pintle_removals_held_total 0",
         r#"pintle_rejected_entries{source="registry",reason="json"} 1.0"#,
+        "pintle_state_unwritable 0.0",
         r#"pintle_rejected_total{source="registry",reason="json"} 9"#,
         r#"pintle_source_connected{source="etcd"} 0.0"#,
         r#"pintle_frames_refused_total{reason="checksum"} 1"#,
