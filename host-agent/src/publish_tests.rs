@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use pintle_snapshot::AddressPolicy;
 use pintle_state::{Change, Protection, Settings};
 use tokio::sync::broadcast;
@@ -53,7 +51,7 @@ fn bench(disk: Option<Disk>) -> Bench {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lone_change_goes_out_at_once_and_a_flood_ten_times_a_second_per_service() {
+async fn a_lone_change_goes_out_at_once_and_a_flood_at_most_ten_times_in_any_second() {
     let mut bench = bench(None);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let began = Instant::now();
@@ -64,14 +62,14 @@ async fn a_lone_change_goes_out_at_once_and_a_flood_ten_times_a_second_per_servi
 
     let mut snapshots = bench.snapshots.clone();
     let counting = tokio::spawn(async move {
-        let mut versions = BTreeSet::new();
+        let mut versions = BTreeMap::new();
         while snapshots.changed().await.is_ok() {
             let snapshot = snapshots.borrow_and_update().clone();
             if let Some(service) = snapshot.services.get("orders") {
-                versions.insert(service.table.version);
+                versions.entry(service.table.version).or_insert_with(Instant::now);
             }
         }
-        versions.len()
+        versions.into_values().collect::<Vec<_>>()
     });
     tokio::time::sleep(Duration::from_secs(1)).await;
     for n in 0..2000u16 {
@@ -85,8 +83,12 @@ async fn a_lone_change_goes_out_at_once_and_a_flood_ten_times_a_second_per_servi
     bench.task.await.unwrap();
     drop(bench.snapshots);
     let published = counting.await.unwrap();
-    // Four at once, then nine a second.
-    assert!((15..=26).contains(&published), "{published}");
+    assert!((15..=22).contains(&published.len()), "{}", published.len());
+    for from in &published {
+        let second = *from..*from + Duration::from_secs(1);
+        let within = published.iter().filter(|at| second.contains(at)).count();
+        assert!(within <= 10, "{within} within a second");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,8 +102,8 @@ async fn a_disk_that_fails_costs_an_alarm_and_nothing_else() {
     bench.sources.wait_for(|s| s.disk_error.is_some()).await.unwrap();
     bench.snapshots.wait_for(|s| s.services.contains_key("orders")).await.unwrap();
 
+    // Nothing changes any more, and the write is repeated.
     std::fs::remove_file(&place).unwrap();
-    bench.updates.apply(put("orders", "x", 2, 2)).await.unwrap();
     bench.sources.wait_for(|s| s.disk_error.is_none()).await.unwrap();
     assert!(place.join("state").exists());
     bench.shutdown.cancel();

@@ -3,7 +3,7 @@
 //! | file | claims about |
 //! |---|---|
 //! | `way` | from a registration to the first request; drain; the breaker; the trace |
-//! | `gone` | what goes on while the agent, etcd or NATS is gone |
+//! | `gone` | what goes on while the agent, etcd, NATS, all leases or the disk are gone |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
 
 mod gone;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pintle_artifact::PINTLE_PATH;
 use pintle_tests::{
-    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Latency, Load, Nats, Upstream,
+    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Latency, Load, Nats, Proxy, Upstream,
     assert_eventually, http,
 };
 use serde_json::Value;
@@ -28,6 +28,24 @@ impl World {
     pub async fn with(plugin: impl FnOnce(&mut Value)) -> Self {
         let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
         let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
+        Self::of(etcd, nats, agent, plugin).await
+    }
+
+    /// With links that can break between the agent and etcd, and between the agent and NATS.
+    pub async fn linked() -> (Self, Proxy, Proxy) {
+        let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
+        let (to_etcd, to_nats) =
+            tokio::try_join!(Proxy::to(etcd.addr()), Proxy::to(nats.addr())).expect("links");
+        let agent = Agent::builder()
+            .etcd(format!("http://{}", to_etcd.addr()))
+            .nats(format!("nats://{}", to_nats.addr()))
+            .start()
+            .await
+            .expect("the agent");
+        (Self::of(etcd, nats, agent, |_| {}).await, to_etcd, to_nats)
+    }
+
+    async fn of(etcd: Etcd, nats: Nats, agent: Agent, plugin: impl FnOnce(&mut Value)) -> Self {
         let config = EnvoyConfig::shipped()
             .expect("the shipped configuration")
             .agent_socket(agent.socket())

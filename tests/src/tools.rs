@@ -69,14 +69,19 @@ fn find(variable: &str, name: &str, fetched: Option<PathBuf>, install: &str) -> 
     })
 }
 
-/// The agent's binary: `$PINTLE`, else built by cargo, once per process and fresh.
+/// The agent's binary: `$PINTLE`, else built by cargo, once per process and fresh. A bench is compiled
+/// with optimisation and gets the agent as it is released; a test gets it as it is developed.
 pub fn agent() -> Result<PathBuf> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     if let Some(path) = std::env::var_os("PINTLE") {
         return Ok(path.into());
     }
     let built = BUILT.get_or_init(|| {
-        cargo_build(&["-p", "pintle-agent", "--bin", "pintle"], |message| {
+        let mut args = vec!["-p", "pintle-agent", "--bin", "pintle"];
+        if !cfg!(debug_assertions) {
+            args.push("--release");
+        }
+        cargo_build(&args, |message| {
             let ours = message["target"]["name"] == "pintle";
             message["executable"].as_str().filter(|_| ours).map(PathBuf::from)
         })

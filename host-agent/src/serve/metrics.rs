@@ -442,6 +442,18 @@ fn events(out: &mut Out<'_>, sources: &Sources, now: SystemTime) -> fmt::Result 
     ] {
         out.counter(name, help, value)?;
     }
+    out.counters(
+        "pintle_rejected",
+        "Entries and events that were refused, by where they came from and why.",
+        sources.refused.iter().map(|((source, reason), count)| {
+            (vec![("source", *source), ("reason", *reason)], *count)
+        }),
+    )?;
+    out.gauge(
+        "pintle_state_unwritable",
+        "1 while the last good state cannot be written to disk.",
+        f64::from(u8::from(sources.disk_error.is_some())),
+    )?;
     let enabled = || {
         [("etcd", &sources.etcd), ("nats", &sources.nats), ("file", &sources.file)]
             .into_iter()

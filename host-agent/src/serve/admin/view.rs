@@ -338,6 +338,9 @@ pub struct SourcesJson {
     pub removals_held: u64,
     /// Since the start.
     pub outgoing_dropped: u64,
+    /// Why the last good state cannot be written to disk, while it cannot.
+    #[serde(default)]
+    pub disk_error: Option<String>,
 }
 
 /// How a source does.
@@ -715,6 +718,7 @@ impl SourcesJson {
             events_dead_lettered: sources.events_dead_lettered,
             removals_held: sources.removals_held,
             outgoing_dropped: sources.outgoing_dropped,
+            disk_error: sources.disk_error.as_deref().map(clean),
         }
     }
 }

@@ -71,6 +71,7 @@ fn made(max_endpoints: usize) -> Made {
     let mut sources = Sources::default();
     sources.etcd.enabled = true;
     sources.etcd.last_seen = Some(SystemTime::now());
+    sources.refused.insert(("registry", "json"), 9);
     let (sources, sources_rx) = watch::channel(sources);
     fleet.published(&rx.borrow(), When::now());
     let hello = Hello { proxy: "p".to_owned(), worker: 1, fence: 1, have: Version::default() };
@@ -153,6 +154,8 @@ fn names_labels_and_values_are_those_of_the_semantics() {
         "pintle_events_applied_total 0",
         "pintle_removals_held_total 0",
         r#"pintle_rejected_entries{source="registry",reason="json"} 1.0"#,
+        "pintle_state_unwritable 0.0",
+        r#"pintle_rejected_total{source="registry",reason="json"} 9"#,
         r#"pintle_source_connected{source="etcd"} 0.0"#,
         r#"pintle_frames_refused_total{reason="checksum"} 1"#,
         r#"pintle_module_events_total{event="table_rejected"} 4"#,

@@ -28,6 +28,7 @@ use pintle_snapshot::Now;
 use pintle_state::event::{self, Event, Origin};
 use pintle_state::{Outcome, PolicyCheck, SavedStream, Update, show};
 use tokio::sync::{mpsc, watch};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep};
 
 use self::letters::Letter;
@@ -236,7 +237,8 @@ impl Session<'_> {
                         let mut batch = vec![first];
                         let mut broken = None;
                         while batch.len() < BATCH {
-                            match messages.next().now_or_never() {
+                            // Tokio's budget of 128 messages for a task would end every batch there.
+                            match unconstrained(messages.next()).now_or_never() {
                                 Some(Some(Ok(message))) => batch.push(message),
                                 Some(Some(Err(error))) => {
                                     broken = Some(error);
