@@ -93,8 +93,8 @@ const LOOK: usize = 4;
 fn newcomer(
     waiting: &mut Vec<u32>,
     policy: &Policy,
-    loads: &[Load],
-    grains: &[u64],
+    (sites, loads, grains): (&[Site], &[Load], &[u64]),
+    may: impl Fn(&Site, &Load, u64) -> bool,
 ) -> Option<u32> {
     if policy.strategy != Strategy::P2c || policy.slow_start.is_some() {
         waiting.clear();
@@ -102,10 +102,11 @@ fn newcomer(
     }
     for back in (0..waiting.len()).rev().take(LOOK) {
         let i = *waiting.get(back)?;
-        let load = loads.get(i as usize)?;
+        let at = i as usize;
+        let (site, load, grains) = (sites.get(at)?, loads.get(at)?, *grains.get(at)?);
         if !load.is_untried() {
             waiting.swap_remove(back);
-        } else if load.state == State::Open && grains.get(i as usize).is_some_and(|g| *g > 0) {
+        } else if may(site, load, grains) {
             waiting.swap_remove(back);
             return Some(i);
         }
@@ -447,9 +448,17 @@ impl Balancer {
                     out.push_probe(probe);
                     want += 1;
                 }
-                if at == 0 && !panic && !self.newcomers.is_empty() && out.len() == 0 {
+                if at == 0 && !self.newcomers.is_empty() && out.len() == 0 {
                     let newcomers = &mut self.newcomers;
-                    if let Some(i) = newcomer(newcomers, &self.policy, &self.loads, &self.grains) {
+                    let may = |site: &Site, load: &Load, grains: u64| {
+                        if panic {
+                            site.may_panic()
+                        } else {
+                            load.state == State::Open && grains > 0
+                        }
+                    };
+                    let known = (&*self.sites, &*self.loads, &*self.grains);
+                    if let Some(i) = newcomer(newcomers, &self.policy, known, may) {
                         out.push(i);
                     }
                 }
