@@ -193,41 +193,6 @@ impl Wire for Now {
     }
 }
 
-mod raw {
-    use std::net::IpAddr;
-
-    use super::{Force, Health, Now, Opinion};
-    use crate::wire::wire_struct;
-
-    /// An endpoint before its fields have been checked.
-    pub(super) struct Endpoint {
-        pub(super) id: String,
-        pub(super) address: IpAddr,
-        pub(super) port: u16,
-        pub(super) weight: u32,
-        pub(super) health: Health,
-        pub(super) zone: String,
-        pub(super) registered_at: Now,
-        pub(super) tags: Vec<String>,
-        pub(super) metadata: Vec<(String, String)>,
-        pub(super) opinion: Option<Opinion>,
-        pub(super) force: Option<Force>,
-    }
-    wire_struct!(Endpoint {
-        id,
-        address,
-        port,
-        weight,
-        health,
-        zone,
-        registered_at,
-        tags,
-        metadata,
-        opinion,
-        force
-    });
-}
-
 impl Wire for Endpoint {
     fn put(&self, out: &mut Vec<u8>) {
         self.id.put(out);
@@ -244,31 +209,18 @@ impl Wire for Endpoint {
     }
 
     fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let raw::Endpoint {
-            id,
-            address,
-            port,
-            weight,
-            health,
-            zone,
-            registered_at,
-            tags,
-            metadata,
-            opinion,
-            force,
-        } = Wire::take(reader)?;
         let endpoint = Self {
-            id,
-            address,
-            port,
-            weight,
-            health,
-            zone,
-            registered_at,
-            tags,
-            metadata,
-            opinion,
-            force,
+            id: Wire::take(reader)?,
+            address: Wire::take(reader)?,
+            port: Wire::take(reader)?,
+            weight: Wire::take(reader)?,
+            health: Wire::take(reader)?,
+            zone: Wire::take(reader)?,
+            registered_at: Wire::take(reader)?,
+            tags: Wire::take(reader)?,
+            metadata: Wire::take(reader)?,
+            opinion: Wire::take(reader)?,
+            force: Wire::take(reader)?,
         };
         endpoint.check()?;
         Ok(endpoint)
