@@ -10,7 +10,8 @@
 //! | | each trace header that changes | 0 to 3 |
 //! | log | clock, code, flags, attempts, upstream service time | 5 |
 //!
-//! No shared data, no log line, no metric; with `trace` alone 2 and none at the end. What costs more
+//! No shared data, no log line, no metric. With `trace` alone 3, or 5 where the trace begins here, and none
+//! at the end; a service named by its second source costs one more. What costs more
 //! is rare: a failure (its breaker's record), a probe, a sampled span, a hash key from the connection.
 
 use std::rc::Rc;
