@@ -114,4 +114,24 @@ mod tests {
             assert_eq!(counts(line), expected, "{line}");
         }
     }
+
+    /// A map that names what is not there leads nobody anywhere.
+    #[test]
+    fn every_path_of_the_code_map_exists_and_every_folder_is_on_it() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let readme = std::fs::read_to_string(root.join("README.md")).expect("the README");
+        let map = readme.split("## Code map").nth(1).and_then(|rest| rest.split("\n## ").next());
+        let rows = map.expect("a code map").lines().filter(|line| line.starts_with("| `"));
+        let paths: Vec<&str> = rows.filter_map(|line| line.split('`').nth(1)).collect();
+        assert!(paths.len() >= 15, "{paths:?}");
+        for path in &paths {
+            assert!(root.join(path).exists(), "{path} is on the map and not in the tree");
+        }
+        let manifest = std::fs::read_to_string(root.join("Cargo.toml")).expect("the manifest");
+        let members = manifest.lines().map(str::trim).filter(|line| line.ends_with("\","));
+        for member in members.filter_map(|line| line.split('"').nth(1)).filter(|m| m.contains('/'))
+        {
+            assert!(paths.contains(&member), "{member} is in the tree and not on the map");
+        }
+    }
 }
