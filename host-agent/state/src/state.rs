@@ -43,7 +43,7 @@ const MAX_NOTICES: usize = 32;
 /// What a frame holds beside endpoints: header, checksum, names, versions and the largest policy.
 const FRAME_ROOM: usize = MAX_FRAME - MAX_POLICY - 4096;
 
-/// See the [module](self).
+/// The head of this file says how they come together.
 #[derive(Debug)]
 pub struct State {
     settings: Settings,
