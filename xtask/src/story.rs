@@ -95,8 +95,9 @@ async fn rounds(world: &World, figures: &mut Figures) -> Result<Vec<Upstream>> {
         let first = upstream.first_at().unwrap_or(put);
         figures.propagation_ms.push(ms(first - put));
         all.push(upstream);
-        // Not in step with any tick of the agent or of the module.
-        tokio::time::sleep(Duration::from_millis(61 + 7 * round as u64 % 40)).await;
+        // Apart, so that each is a change of its own to the agent, which paces a service that changes all the
+        // time; and not in step with any tick.
+        tokio::time::sleep(Duration::from_millis(181 + 7 * round as u64 % 40)).await;
     }
     println!(
         "p50 {:.1} ms, p99 {:.1} ms, each {:.1?}",
