@@ -35,6 +35,8 @@ use pintle_snapshot::Now;
 const SEED: f64 = 30e6;
 /// The estimate's lower bound, ns: differences below a millisecond are noise of the machine.
 const FLOOR: f64 = 1e6;
+/// Of an estimate above the sample, what is kept at most.
+const RECOVERY: f64 = 0.75;
 /// Failures that a score remembers, at most; with the default penalty a factor of about 800.
 const MAX_SCORE: f64 = 16.0;
 /// The longest `Retry-After` that is believed.
@@ -300,8 +302,9 @@ impl Load {
             if sample >= self.latency || first {
                 self.latency = sample;
             } else if !failed {
-                let kept = 1.0 / clock.power(now.saturating_sub(self.at));
-                self.latency += sample * (1.0 - kept);
+                let faded = 1.0 / clock.power(now.saturating_sub(self.at));
+                let kept = faded.min(RECOVERY);
+                self.latency = self.latency * (kept / faded) + sample * (1.0 - kept);
             }
             self.at = now;
         }

