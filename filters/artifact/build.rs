@@ -1,6 +1,7 @@
 //! Builds `pintle.wasm` whenever a source of it changed, and finishes it for Envoy.
 //!
-//! Three things the compiler and the linker cannot do are done on the linked module:
+//! Four things the compiler and the linker cannot do are done on the linked module:
+//! - *rename*: requests are served by functions of `filters/host`, under the names of the SDK's;
 //! - *prune*: the SDK exports every callback there is, and Envoy calls every export it finds, so the
 //!   exports that the module does not use are removed, and the code behind them with them;
 //! - *narrow*: the SDK's traits have default methods for every host call, which their tables keep
@@ -21,7 +22,7 @@ use walrus::ir::{BinaryOp, Value};
 use walrus::{ExportItem, FunctionId, ImportKind, Module, ValType};
 
 /// What Envoy needs to find, and nothing else.
-const EXPORTS: [&str; 13] = [
+const EXPORTS: [&str; 12] = [
     "memory",
     "_initialize",
     "proxy_abi_version_0_2_1",
@@ -33,12 +34,14 @@ const EXPORTS: [&str; 13] = [
     "proxy_on_queue_ready",
     "proxy_on_request_headers",
     "proxy_on_log",
-    "proxy_on_delete",
     "proxy_on_grpc_receive",
 ];
 
 /// As above; apart because they are about streams ending.
 const STREAM_EXPORTS: [&str; 1] = ["proxy_on_grpc_close"];
+
+/// What `filters/host` exports in the place of the SDK's: `pintle_on_…` becomes `proxy_on_…`.
+const RENAMED: [&str; 3] = ["context_create", "request_headers", "log"];
 
 /// Imports that the SDK calls itself, and the statuses beside OK that its wrappers expect.
 const FOLDED: [(&str, &[i32]); 2] = [("proxy_grpc_stream", &[4]), ("proxy_grpc_call", &[4])];
@@ -103,6 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let linked = target.join("wasm32-wasip1/wasm/pintle.wasm");
     let mut module = Module::from_file(&linked)?;
+    rename(&mut module)?;
     prune(&mut module)?;
     fold(&mut module)?;
     narrow(&mut module)?;
@@ -110,6 +114,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("pintle.wasm"), module.emit_wasm())?;
 
     watch(&linked.with_extension("d"), &root)
+}
+
+fn rename(module: &mut Module) -> Result<(), Box<dyn Error>> {
+    for callback in RENAMED {
+        let (ours, sdks) = (format!("pintle_on_{callback}"), format!("proxy_on_{callback}"));
+        let find = |name: &str| module.exports.iter().find(|e| e.name == name).map(|e| e.id());
+        let (Some(own), Some(other)) = (find(&ours), find(&sdks)) else {
+            return Err(format!("the module does not export {ours} and {sdks}").into());
+        };
+        module.exports.delete(other);
+        module.exports.get_mut(own).name = sdks;
+    }
+    Ok(())
 }
 
 fn prune(module: &mut Module) -> Result<(), Box<dyn Error>> {

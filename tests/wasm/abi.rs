@@ -39,7 +39,6 @@ const EXPORTS: &[&str] = &[
     "proxy_abi_version_0_2_1",
     "proxy_on_configure",
     "proxy_on_context_create",
-    "proxy_on_delete",
     "proxy_on_grpc_close",
     "proxy_on_grpc_receive",
     "proxy_on_log",

@@ -49,12 +49,12 @@ fn trace_alone_reads_the_headers_only_where_one_of_them_matters_and_nothing_at_t
     let mut run = Run::start(r#"{"sync": {"cluster": "pintle_agent"}, "trace": {}}"#);
     let calls = calls_of(&mut run, true);
     assert_eq!(calls.get(HostCall::GetHeaderMapPairs), 1, "{:?}", calls.made());
-    assert_eq!(calls.total(), 3, "the clock, traceparent, then all: {:?}", calls.made());
+    assert_eq!(calls.total(), 2, "traceparent, then all: {:?}", calls.made());
     // Nothing is handed over for an absent header, which makes it the cheapest question there is.
     let calls = calls_of(&mut run, false);
     assert_eq!(calls.get(HostCall::GetHeaderMapPairs), 0, "{:?}", calls.made());
     assert_eq!(calls.get(HostCall::GetHeaderMapValue), 3, "{:?}", calls.made());
-    assert_eq!(calls.total(), 5, "and the clock, and one to set traceparent: {:?}", calls.made());
+    assert_eq!(calls.total(), 4, "and one to set traceparent: {:?}", calls.made());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! bytes. Nothing here panics, because a panic is a trap, and a trap takes the VM with every stream in
 //! it.
 //!
-//! The SDK (`proxy-wasm`) dispatches the callbacks. Two calls are made through it, because only it
+//! The SDK (`proxy-wasm`) dispatches the callbacks of root contexts, [`streams`] those of requests. Two calls are made through it, because only it
 //! can tie the answer's token to a context: [`open_grpc_stream`] and [`grpc_call`]. Its wrappers panic
 //! on unlisted statuses, so `filters/artifact` folds those two imports after linking.
 //!
@@ -16,6 +16,7 @@
 
 mod abi;
 mod pairs;
+pub mod streams;
 
 use std::time::Duration;
 

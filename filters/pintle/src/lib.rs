@@ -5,6 +5,7 @@
 //!     └ worker    one VM: its place, leadership              (ticks)
 //!         ├ stream, tables, breakers, notes, spans           (stream, queue, shared data, calls)
 //!         └ service   one service: balancer, breakers, counts
+//!   streams   which root serves a request, and which of them are under way
 //!   request   read, decide, apply                            (headers)
 //!     ├ naming    whose request it is, what else the policy asks
 //!     └ end, span     how it ended, who is charged, what its span says   (log)
@@ -20,8 +21,10 @@ mod keys;
 mod plugin;
 mod request;
 mod service;
+mod streams;
 mod worker;
 
 proxy_wasm::main! {{
-    proxy_wasm::set_root_context(|_| Box::new(plugin::Plugin::default()));
+    proxy_wasm::set_root_context(|id| Box::new(plugin::Plugin { id }));
+    pintle_host::streams::serve(streams::STREAMS);
 }}

@@ -5,21 +5,19 @@ use std::rc::Rc;
 
 use pintle_host::{self as host, Level};
 use pintle_policy::Config;
-use proxy_wasm::traits::{Context, HttpContext, RootContext};
-use proxy_wasm::types::ContextType;
+use proxy_wasm::traits::{Context, RootContext};
 
-use crate::request::Exchange;
-use crate::worker::{Shared, Worker};
+use crate::streams;
+use crate::worker::Worker;
 
 /// One plugin configuration in one VM.
-#[derive(Default)]
 pub(crate) struct Plugin {
-    worker: Option<Shared>,
+    pub(crate) id: u32,
 }
 
 impl Plugin {
     fn with(&self, act: impl FnOnce(&mut Worker)) {
-        if let Some(worker) = &self.worker
+        if let Some(worker) = streams::worker(self.id)
             && let Ok(mut worker) = worker.try_borrow_mut()
         {
             act(&mut worker);
@@ -46,26 +44,22 @@ impl RootContext for Plugin {
         };
         announce(&config);
         let ticking = config.agent.is_some() || config.exports();
-        self.worker = Some(Rc::new(RefCell::new(Worker::new(Rc::new(config)))));
+        let worker = Worker::new(Rc::new(config));
+        streams::add_root(self.id, Rc::new(RefCell::new(worker)));
         !ticking || host::set_tick_period(pintle_sync::TICK).is_ok()
     }
 
     fn on_tick(&mut self) {
-        self.with(Worker::tick);
+        let mut ticks = 0;
+        self.with(|worker| {
+            worker.tick();
+            ticks = worker.ticks();
+        });
+        streams::sweep(self.id, ticks);
     }
 
     fn on_queue_ready(&mut self, _queue: u32) {
         self.with(Worker::on_queue);
-    }
-
-    fn create_http_context(&self, _: u32) -> Option<Box<dyn HttpContext>> {
-        // Envoy makes no request context before the configuration was accepted.
-        let worker = self.worker.as_ref()?;
-        Some(Box::new(Exchange::new(worker.clone())))
-    }
-
-    fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
     }
 }
 

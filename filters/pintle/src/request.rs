@@ -10,8 +10,8 @@
 //! | | each trace header that changes | 0 to 3 |
 //! | log | clock, code, flags, attempts, upstream service time | 5 |
 //!
-//! No shared data, no log line, no metric. With `trace` alone 3, or 5 where the trace begins here, and none
-//! at the end; a service named by its second source costs one more. What costs more
+//! No shared data, no log line, no metric. With `trace` alone 2, or 4 where the trace begins here, and none
+//! at the end; a clock more with spans; a service named by its second source costs one more. What costs more
 //! is rare: a failure (its breaker's record), a probe, a sampled span, a hash key from the connection.
 
 use std::rc::Rc;
@@ -20,12 +20,11 @@ use std::time::Duration;
 use pintle_balance::{Choice, Picks, Request, RequestView, Sample, Sticky, Ticket, Want, Wants};
 use pintle_breaker::classify::{flag, parse_retry_after};
 use pintle_breaker::{Outcome, Report};
+use pintle_host::streams::Action;
 use pintle_host::{self as host, Pairs};
 use pintle_policy::{Config, Select, Source, Unknown, Via};
 use pintle_snapshot::{METHODS, Now};
 use pintle_trace::{Attempt, Decision, Direction, Edit, Kept, Ratio, Span, Spans};
-use proxy_wasm::traits::{Context, HttpContext};
-use proxy_wasm::types::Action;
 
 mod end;
 mod naming;
@@ -109,14 +108,15 @@ impl Exchange {
     }
 }
 
-impl Context for Exchange {}
-
-impl HttpContext for Exchange {
-    fn on_http_request_headers(&mut self, _: usize, _: bool) -> Action {
+impl Exchange {
+    /// The headers are there.
+    pub(crate) fn arrive(&mut self) -> Action {
         let shared = self.worker.clone();
         let Ok(mut worker) = shared.try_borrow_mut() else { return Action::Continue };
-        self.started = host::now();
         let config = worker.config.clone();
+        if config.select.is_some() || config.exports() {
+            self.started = host::now();
+        }
         if self.begin(&mut worker, &config) {
             return Action::Continue;
         }
@@ -137,7 +137,13 @@ impl HttpContext for Exchange {
         })
     }
 
-    fn on_log(&mut self) {
+    /// Whether there is anything to do when it is over.
+    pub(crate) fn ends(&self) -> bool {
+        self.sent.is_some() || self.trace.is_some_and(|trace| trace.is_recorded())
+    }
+
+    /// It is over.
+    pub(crate) fn leave(&mut self) {
         let shared = self.worker.clone();
         let Ok(mut worker) = shared.try_borrow_mut() else { return };
         self.finish(&mut worker);
@@ -145,7 +151,7 @@ impl HttpContext for Exchange {
 }
 
 impl Drop for Exchange {
-    /// A context that goes without having been logged must not leave a request in flight behind.
+    /// What goes without having been logged must not leave a request in flight behind.
     fn drop(&mut self) {
         if let Some(sent) = self.sent.take()
             && let Ok(mut worker) = self.worker.try_borrow_mut()

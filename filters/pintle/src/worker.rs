@@ -130,6 +130,10 @@ impl Worker {
         worker
     }
 
+    pub(crate) const fn ticks(&self) -> u64 {
+        self.ticks
+    }
+
     // === The tick ===
 
     pub(crate) fn tick(&mut self) {

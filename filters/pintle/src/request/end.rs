@@ -15,9 +15,6 @@ pub(super) struct Ended {
 impl Exchange {
     pub(super) fn finish(&mut self, worker: &mut Worker) {
         let recorded = self.trace.is_some_and(|trace| trace.is_recorded());
-        if self.sent.is_none() && !recorded {
-            return;
-        }
         let now = host::now();
         let ended = self.ended(worker, now);
         if recorded {

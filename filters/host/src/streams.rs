@@ -1,0 +1,71 @@
+//! Requests, past the SDK's dispatcher.
+//!
+//! Each crossing from Envoy into the module costs about a hundredth of a plain request, and so do the
+//! maps and boxes in which the SDK keeps a context for each stream. Most requests need neither: what
+//! is not worth remembering is not stored, and what is goes when the stream is logged, which is the last
+//! that Envoy says of every HTTP stream. So three callbacks are served here, `proxy_on_delete` is not
+//! exported, and the SDK never hears of streams; it keeps the root contexts. `filters/artifact` gives these
+//! functions the names of the SDK's.
+
+use std::cell::Cell;
+
+/// What to do with the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// On to the next filter.
+    Continue = 0,
+    /// It waits, for the local response that has been sent.
+    Pause = 1,
+}
+
+/// What is called for each stream; `stream` and `root` are Envoy's numbers of contexts.
+#[derive(Clone, Copy)]
+pub struct Streams {
+    /// The request's headers are there.
+    pub headers: fn(stream: u32, root: u32) -> Action,
+    /// The stream is over. It may be one that never had headers.
+    pub log: fn(stream: u32),
+}
+
+thread_local! {
+    static STREAMS: Cell<Option<Streams>> = const { Cell::new(None) };
+    /// The stream that was created last, and its root: Envoy goes on with its headers at once.
+    static NEWEST: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
+}
+
+/// Sets what is called; once, in the module's `main`.
+pub fn serve(streams: Streams) {
+    STREAMS.set(Some(streams));
+}
+
+unsafe extern "C" {
+    /// The SDK's.
+    fn proxy_on_context_create(context: u32, root: u32);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn pintle_on_context_create(context: u32, root: u32) {
+    if root == 0 {
+        // SAFETY: numbers only; the SDK's function takes them as they are.
+        unsafe { proxy_on_context_create(context, root) }
+    } else {
+        NEWEST.set((context, root));
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn pintle_on_request_headers(stream: u32, _headers: u32, _end: u32) -> u32 {
+    match (STREAMS.get(), NEWEST.get()) {
+        (Some(streams), (newest, root)) if newest == stream => {
+            (streams.headers)(stream, root) as u32
+        }
+        _ => Action::Continue as u32,
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn pintle_on_log(stream: u32) {
+    if let Some(streams) = STREAMS.get() {
+        (streams.log)(stream);
+    }
+}

@@ -1,0 +1,95 @@
+//! The streams of this VM: by which root's configuration each is served, and those whose end matters.
+//!
+//! What Envoy does not say: that a root is gone (`filters/host/src/streams.rs` has why). An old root is one
+//! that has stopped ticking while a newer one goes on; one that never ticks holds no more than its
+//! configuration, and stays.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use pintle_host::streams::{Action, Streams};
+
+use crate::request::Exchange;
+use crate::worker::Shared;
+
+/// Streams whose end is waited for, at most; the oldest gives way, as if its client had left.
+const MAX_OPEN: usize = 65_536;
+/// Ticks without one of a root's before it counts as gone: a minute.
+const PATIENCE: u64 = 600;
+
+/// For [`pintle_host::streams::serve`].
+pub(crate) const STREAMS: Streams = Streams { headers, log };
+
+struct Root {
+    id: u32,
+    worker: Shared,
+    /// At the last look.
+    ticks: u64,
+}
+
+thread_local! {
+    static ROOTS: RefCell<Vec<Root>> = const { RefCell::new(Vec::new()) };
+    static OPEN: RefCell<BTreeMap<u32, Exchange>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// A root was configured.
+pub(crate) fn add_root(id: u32, worker: Shared) {
+    let _ = ROOTS.try_with(|roots| {
+        if let Ok(mut roots) = roots.try_borrow_mut() {
+            roots.retain(|root| root.id != id);
+            roots.push(Root { id, worker, ticks: 0 });
+        }
+    });
+}
+
+/// What a root knows, if it was configured and still ticks.
+pub(crate) fn worker(root: u32) -> Option<Shared> {
+    ROOTS.with(|roots| {
+        let roots = roots.try_borrow().ok()?;
+        roots.iter().find(|r| r.id == root).map(|r| Rc::clone(&r.worker))
+    })
+}
+
+/// After `root`'s tick number `ticks`: the newest root looks for those that have stopped.
+pub(crate) fn sweep(root: u32, ticks: u64) {
+    if !ticks.is_multiple_of(PATIENCE) {
+        return;
+    }
+    let gone = ROOTS.with(|roots| {
+        let mut roots = roots.try_borrow_mut().ok()?;
+        if roots.last().is_none_or(|newest| newest.id != root) {
+            return None;
+        }
+        let stopped = |other: &mut Root| {
+            let now = other.worker.try_borrow().map_or(other.ticks, |worker| worker.ticks());
+            let before = std::mem::replace(&mut other.ticks, now);
+            now > 0 && now == before && other.id != root
+        };
+        Some(roots.extract_if(.., stopped).collect::<Vec<_>>())
+    });
+    // Here, where nothing is borrowed: a worker's end may be that of its streams.
+    drop(gone);
+}
+
+fn headers(stream: u32, root: u32) -> Action {
+    let Some(worker) = worker(root) else { return Action::Continue };
+    let mut exchange = Exchange::new(worker);
+    let action = exchange.arrive();
+    if exchange.ends() {
+        let evicted = OPEN.with(|open| {
+            let mut open = open.try_borrow_mut().ok()?;
+            open.insert(stream, exchange);
+            (open.len() > MAX_OPEN).then(|| open.pop_first()).flatten()
+        });
+        drop(evicted);
+    }
+    action
+}
+
+fn log(stream: u32) {
+    let ended = OPEN.with(|open| open.try_borrow_mut().ok()?.remove(&stream));
+    if let Some(mut exchange) = ended {
+        exchange.leave();
+    }
+}
