@@ -392,6 +392,22 @@ fn there_can_be_32_members_and_the_order_must_be_preserved() {
 }
 
 #[test]
+fn a_list_is_read_so_far_and_what_is_beyond_is_cut_off() {
+    // Nobody has more than a thousand members; reading 24,000 repetitions would take a millisecond.
+    for (list, expect) in [
+        ("k=v,".repeat(24_000), Some("k=v")),
+        (",".repeat(96_000), None),
+        (format!("{}not a member", "k=v,".repeat(1_024)), Some("k=v")),
+        (format!("{}not a member", "k=v,".repeat(1_000)), None),
+        (format!("{}late=1", "k=v,".repeat(1_000)), Some("k=v,late=1")),
+    ] {
+        let sent = state(&list);
+        assert_continued(&sent, "long");
+        assert_eq!(sent.get("tracestate"), expect, "{}", list.len());
+    }
+}
+
+#[test]
 fn whole_entries_must_be_truncated_and_those_over_128_characters_go_first() {
     let long = |key: &str| format!("{key}={}", "x".repeat(128));
     let short: Vec<String> = (0..31).map(|n| format!("k{n:03}=v")).collect();
