@@ -145,7 +145,7 @@ async fn what_one_worker_has_in_flight_every_other_knows_within_a_quarter_of_a_s
             "subset": [{"header": "x-version", "metadata": "version"}]}}))
         .await;
     let mut latest = Vec::new();
-    for round in 0..20 {
+    for round in 0..12 {
         let at = round % 3;
         world.upstreams[at].set(Behaviour::failing(Fault::Hang));
         let mut held = Held::default();
@@ -174,5 +174,5 @@ async fn what_one_worker_has_in_flight_every_other_knows_within_a_quarter_of_a_s
     }
     latest.sort_unstable();
     println!("the last request to an endpoint that another worker has in use after {latest:.0?}");
-    assert!(latest[19] <= Duration::from_millis(250), "{latest:?}");
+    assert!(latest.iter().all(|last| *last <= Duration::from_millis(250)), "{latest:?}");
 }
