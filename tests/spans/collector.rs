@@ -17,8 +17,10 @@ fn trace() -> Value {
         "timeout": "500ms", "queue": 64, "batch": 32, "retries": 1}})
 }
 
+/// Over so many connections that both workers have their share: alone with 400 requests/s, one of them fills
+/// its queue when a tick is 60 ms late.
 fn load(rig: &Rig) -> Load {
-    Load::to(rig.envoy.addr()).rate(400.0)
+    Load::to(rig.envoy.addr()).rate(400.0).connections(32)
 }
 
 /// Every one of these requests was answered.
