@@ -41,12 +41,13 @@ async fn a_session_outlives_draining_by_cookie_and_by_header() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subset_is_asked_for_by_header_and_by_the_routes_metadata() {
-    let mut world = World::with(6, |number, instance| {
+    let mut world = World::with(6, |number, mut instance| {
+        instance.tags = if number % 2 == 0 { vec!["canary".into()] } else { Vec::new() };
         instance.metadata("version", if number < 2 { "v2" } else { "v1" })
     })
     .await;
-    let policy = json!({"select": {"strategy": "round_robin",
-        "subset": [{"header": "x-version", "metadata": "version"}], "panic_percent": 0}});
+    let policy = json!({"select": {"strategy": "round_robin", "panic_percent": 0, "subset":
+        [{"header": "x-version", "metadata": "version"}, {"header": "x-tag", "tag": true}]}});
     let mut config = world.config();
     let hosts = &mut config.http_connection_manager()["route_config"]["virtual_hosts"];
     let mut ruled = hosts[0]["routes"][0].clone();
@@ -62,6 +63,9 @@ async fn a_subset_is_asked_for_by_header_and_by_the_routes_metadata() {
         names(spread(&envoy, 30, &[("x-version", "v1")]).await),
         ["u02", "u03", "u04", "u05"]
     );
+    assert_eq!(names(spread(&envoy, 30, &[("x-tag", "canary")]).await), ["u00", "u02", "u04"]);
+    let both = [("x-tag", "canary"), ("x-version", "v2")];
+    assert_eq!(names(spread(&envoy, 20, &both).await), ["u00"]);
     assert_eq!(spread(&envoy, 40, &[]).await.len(), 6);
     for _ in 0..20 {
         let reply = crate::support::ask_at(&envoy, "/beta/x", &[]).await;
@@ -71,10 +75,14 @@ async fn a_subset_is_asked_for_by_header_and_by_the_routes_metadata() {
     assert_eq!(nobody.status, 503);
     assert_eq!(nobody.header("x-pintle-reason"), Some("no-endpoint"));
 
-    let mut any = policy;
-    any["select"]["subset_fallback"] = json!("any");
-    world.policy(any).await;
-    assert_eq!(ask(&envoy, &[("x-version", "v9")]).await.status, 200);
+    let mut other = policy;
+    other["select"]["subset_fallback"] = json!("any");
+    world.policy(other.clone()).await;
+    assert_eq!(spread(&envoy, 40, &[("x-version", "v9")]).await.len(), 6);
+    other["select"]["subset_fallback"] = json!("default");
+    other["select"]["subset_default"] = json!({"metadata": {"version": "v1"}, "tags": ["canary"]});
+    world.policy(other).await;
+    assert_eq!(names(spread(&envoy, 20, &[("x-version", "v9")]).await), ["u02", "u04"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -129,6 +129,58 @@ async fn during_the_back_off_a_worker_answers_503_which_is_why_it_is_short() {
     assert!(short * 20 <= total, "{short} of {total}");
 }
 
+/// What ends the time without a filter without a restart: the filter comes by discovery from a file, and
+/// whoever watches `wasm_fail_stream` moves another version of it there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_fail_open_a_filter_that_is_sent_anew_is_back_and_nobody_fails_meanwhile() {
+    let upstreams = upstreams(3).await;
+    let (dir, module) = trapping_module();
+    let hosts: Vec<_> = upstreams.iter().map(Upstream::addr).collect();
+    let config = EnvoyConfig::shipped().unwrap();
+    let mut config = config.static_hosts(ORDERS, &hosts).wasm(module);
+    let mut typed = config.wasm_filter()["typed_config"].take();
+    let plugin = typed["config"].as_object_mut().unwrap();
+    plugin.remove("reload_config");
+    plugin["failure_policy"] = json!("FAIL_OPEN");
+    let file = dir.path().join("filter.json");
+    let mut send = |version: u32| {
+        // The same again would be no change to Envoy.
+        typed["config"]["configuration"]["value"] = json!(format!("{{\"version\": {version}}}"));
+        let extension = json!({"@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+            "name": "pintle", "typed_config": typed});
+        let update = json!({"version_info": version.to_string(), "resources": [extension]});
+        // A file is looked at when one is moved to its name.
+        std::fs::write(file.with_extension("new"), update.to_string()).unwrap();
+        std::fs::rename(file.with_extension("new"), &file).unwrap();
+    };
+    send(1);
+    *config.wasm_filter() = json!({"name": "pintle", "config_discovery": {
+        "type_urls": ["type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"],
+        "config_source": {"resource_api_version": "V3",
+            "path_config_source": {"path": file}}}});
+    let envoy = Envoy::start(config).await.unwrap();
+    let proxy = Trapped { envoy, _upstreams: upstreams, _module: dir };
+    for version in 2..5 {
+        let mut traps = 0;
+        for _ in 0..60 {
+            traps += usize::from(proxy.trap().await);
+        }
+        assert_eq!(traps, 2, "version {version}: once per worker");
+        let load = proxy.load().start();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        send(version);
+        let reloaded = "extension_config_discovery.http_filter.pintle.config_reload";
+        pintle_tests::assert_eventually!(
+            Duration::from_secs(10),
+            proxy.envoy.stat(reloaded).await == Some(u64::from(version))
+        );
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let report = load.stop().await;
+        assert_eq!(report.failed(), 0, "version {version}: {}", report.summary());
+    }
+    assert!(proxy.trap().await, "the module is there");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_module_the_fallback_policy_serves_the_agents_hosts() {
     let world = World::start(3).await;

@@ -2,14 +2,14 @@
 //!
 //! | file | claim |
 //! |---|---|
-//! | `native` | ring_hash and maglev name what Envoy's own policies name |
+//! | `native` | ring_hash and maglev name what Envoy's own policies name, under load too |
 //! | `strategies` | each strategy by configuration and by etcd, and how it spreads |
 //! | `keys` | what a request is hashed by |
 //! | `eligible` | sticky sessions, subsets, zones, slow start, panic |
 //! | `attempts` | retries walk the list; nothing of it reaches the wire |
 //! | `protocols` | HTTP/1.1, gRPC, TLS, and `ORIGINAL_DST` |
 //! | `fallback` | without the module, without tables, after a trap |
-//! | `scale` | a thousand services; what one worker learns, all know |
+//! | `scale` | a thousand services; what one worker learns, all know; failures attract nobody |
 //!
 //! Two workers everywhere: what is shared between workers is what most often breaks.
 

@@ -5,13 +5,13 @@
 //! since it sorts by address first. Our tables come ordered by id, as the agent's EDS does, so the same
 //! cluster over our EDS has the same order; here the static hosts are given in that order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use pintle_tests::{Envoy, EnvoyConfig, Upstream};
+use pintle_tests::{Behaviour, Envoy, EnvoyConfig, Fault, Upstream};
 use serde_json::{Value, json};
 
-use crate::support::{World, ask, who};
+use crate::support::{Held, World, ask, who};
 
 const KEYS: usize = 500;
 const HEADER: &str = "x-user";
@@ -101,8 +101,7 @@ async fn maglev_with_unequal_weights_and_another_size_names_envoys_endpoint() {
     compare("maglev", size.clone(), size, &[1, 7, 3, 2, 100, 5]).await;
 }
 
-/// What counts for the bound is in flight at that very moment, so single requests are placed as without
-/// it, by both; under load from one key it must spread, by both.
+/// Without load a bound binds nobody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_balance_factor_places_single_requests_as_envoy_does() {
     for policy in ["ring_hash", "maglev"] {
@@ -110,4 +109,60 @@ async fn a_balance_factor_places_single_requests_as_envoy_does() {
         let theirs = json!({"consistent_hashing_lb_config": {"hash_balance_factor": 150}});
         compare(policy, ours, theirs, &[1; 5]).await;
     }
+}
+
+/// Where each of 90 requests goes while none is answered. Two of three have one key, and in the middle
+/// every second client goes away, so that load rises, falls and rises again.
+async fn filled(envoy: &Envoy, upstreams: &[Upstream]) -> Vec<usize> {
+    let mut held = Held::default();
+    let mut placed = Vec::new();
+    for number in 0..90 {
+        if number == 60 {
+            held.halve(upstreams).await;
+        }
+        let key = format!("user-{}", if number % 3 == 0 { number } else { 7 });
+        placed.push(held.send(envoy, upstreams, &[(HEADER, &key)]).await);
+    }
+    held.release(upstreams).await;
+    placed
+}
+
+/// Endpoint by endpoint, at each load on the way. One worker, since the bound counts what is in flight at
+/// that very moment, and a worker of ours knows the others' by the tick.
+async fn bounded(weights: &[u32], factor: u32) {
+    let mut world = World::with(weights.len(), |number, instance| {
+        instance.metadata("weight", &weights[number].to_string())
+    })
+    .await;
+    let envoy = world.envoy_with(world.config(), 1).await;
+    world.all(&Behaviour::failing(Fault::Hang));
+    for (policy, function) in
+        [("ring_hash", "xxhash64"), ("ring_hash", "murmur2"), ("maglev", "xxhash64")]
+    {
+        let mut select = json!({"strategy": policy, "hash_key": [{"header": HEADER}],
+            "hash_balance_factor": factor});
+        let mut theirs = json!({"consistent_hashing_lb_config": {"hash_balance_factor": factor}});
+        if function == "murmur2" {
+            select["hash_function"] = json!("murmur2");
+            theirs["hash_function"] = json!("MURMUR_HASH_2");
+        }
+        world.policy(json!({"select": select})).await;
+        let native = native(&hosts(&world.upstreams, weights), policy, &theirs).await;
+        let expected = filled(&native, &world.upstreams).await;
+        drop(native);
+        let got = filled(&envoy, &world.upstreams).await;
+        assert_eq!(got, expected, "{select} {weights:?}");
+        let hot: BTreeSet<_> = (0..90).filter(|n| n % 3 != 0).map(|n| got[n]).collect();
+        assert!(hot.len() >= 2, "the bound has moved nothing: {hot:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_a_bound_moves_keys_where_envoy_moves_them_with_equal_weights() {
+    bounded(&[1; 6], 125).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_a_bound_moves_keys_where_envoy_moves_them_with_unequal_weights() {
+    bounded(&[1, 7, 3, 2, 5, 4], 150).await;
 }

@@ -2,12 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use ::http::{HeaderName, Request};
+use bytes::Bytes;
+use http_body_util::Full;
 use pintle_tests::http::{self, Reply};
 use pintle_tests::{
-    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Upstream, Written, tools,
+    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Upstream, Written, assert_eventually,
+    tools,
 };
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+/// How long anything may take before a test gives up.
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// The service of the shipped configuration.
 pub const ORDERS: &str = "orders";
@@ -113,14 +122,70 @@ impl World {
     }
 }
 
-/// One request to `orders` with these headers, and its answer.
-pub async fn ask_at(envoy: &Envoy, path: &str, headers: &[(&str, &str)]) -> Reply {
+/// A request to `orders` with these headers.
+pub fn request(path: &str, headers: &[(&str, &str)]) -> Request<Full<Bytes>> {
     let mut request = http::request(ORDERS, "GET", path, "").unwrap();
     for (name, value) in headers {
-        let name: ::http::HeaderName = name.parse().unwrap();
+        let name: HeaderName = name.parse().unwrap();
         request.headers_mut().append(name, value.parse().unwrap());
     }
-    http::send(envoy.addr(), request).await.unwrap()
+    request
+}
+
+/// One such request, and its answer.
+pub async fn ask_at(envoy: &Envoy, path: &str, headers: &[(&str, &str)]) -> Reply {
+    http::send(envoy.addr(), request(path, headers)).await.unwrap()
+}
+
+/// Requests that wait for an answer until this is dropped, and where each of them went.
+#[derive(Default)]
+pub struct Held {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Held {
+    /// Sends one and returns, once it has arrived, the index of the upstream that holds it. All
+    /// upstreams must hang.
+    pub async fn send(
+        &mut self,
+        envoy: &Envoy,
+        upstreams: &[Upstream],
+        headers: &[(&str, &str)],
+    ) -> usize {
+        let before: Vec<usize> = upstreams.iter().map(Upstream::requests).collect();
+        let exchange = http::send(envoy.addr(), request("/", headers));
+        self.tasks.push(tokio::spawn(async move { drop(exchange.await) }));
+        let mut arrived;
+        assert_eventually!(SOON, {
+            arrived = upstreams.iter().zip(&before).position(|(u, before)| u.requests() > *before);
+            arrived.is_some()
+        });
+        arrived.unwrap()
+    }
+
+    /// Every second client goes away; Envoy and the upstreams know when this returns.
+    pub async fn halve(&mut self, upstreams: &[Upstream]) {
+        let mut number = 0;
+        self.tasks.retain(|task| {
+            number += 1;
+            if number % 2 == 0 {
+                task.abort();
+            }
+            number % 2 != 0
+        });
+        let left = self.tasks.len();
+        assert_eventually!(SOON, in_flight(upstreams) == left);
+    }
+
+    /// All go away.
+    pub async fn release(mut self, upstreams: &[Upstream]) {
+        self.tasks.drain(..).for_each(|task| task.abort());
+        assert_eventually!(SOON, in_flight(upstreams) == 0);
+    }
+}
+
+fn in_flight(upstreams: &[Upstream]) -> usize {
+    upstreams.iter().map(Upstream::in_flight).sum()
 }
 
 /// The same at `/`.

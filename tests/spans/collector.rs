@@ -17,8 +17,14 @@ fn trace() -> Value {
         "timeout": "500ms", "queue": 64, "batch": 32, "retries": 1}})
 }
 
-async fn load(rig: &Rig, seconds: f64) -> Report {
-    let report = Load::to(rig.envoy.addr()).rate(400.0).run_for_secs(seconds).await;
+/// Over so many connections that both workers have their share: alone with 400 requests/s, one of them fills
+/// its queue when a tick is 60 ms late.
+fn load(rig: &Rig) -> Load {
+    Load::to(rig.envoy.addr()).rate(400.0).connections(32)
+}
+
+/// Every one of these requests was answered.
+fn served(report: Report) -> Report {
     assert_eq!(report.failed(), 0, "{}", report.summary());
     report
 }
@@ -44,9 +50,9 @@ async fn settled(rig: &Rig, sent: usize) -> (u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_silent_refusing_or_down_it_costs_no_request_and_no_latency() {
+async fn slow_silent_refusing_killed_or_down_it_costs_no_request_and_no_latency() {
     let mut rig = Rig::start(trace()).await;
-    let good = load(&rig, 1.5).await;
+    let good = served(load(&rig).run_for_secs(1.5).await);
     let mut sent = good.total();
     let (mut exported, mut dropped) = settled(&rig, sent).await;
     assert_eq!(dropped, 0, "nothing is lost at 400 requests/s with a queue of 64 a worker");
@@ -57,6 +63,7 @@ async fn slow_silent_refusing_or_down_it_costs_no_request_and_no_latency() {
         ("silent", Some(Manner::Hang)),
         ("unavailable", Some(Manner::Refuse(14))),
         ("refusing for good", Some(Manner::Refuse(3))),
+        ("killed in the middle of a call", Some(Manner::Hang)),
         ("down", None),
     ];
     for (what, manner) in manners {
@@ -64,7 +71,14 @@ async fn slow_silent_refusing_or_down_it_costs_no_request_and_no_latency() {
             Some(manner) => rig.collector.set(manner),
             None => rig.collector.close().await,
         }
-        let report = load(&rig, 1.5).await;
+        let running = load(&rig).start();
+        if what.starts_with("killed") {
+            rig.collector.drain();
+            assert_eventually!(SOON, !rig.collector.calls().is_empty());
+            rig.collector.close().await;
+        }
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let report = served(running.stop().await);
         // Within what a loaded machine does to any two runs; a request that waited for the collector
         // would be late by its 400 ms or more.
         let late = report.quantile(0.99).saturating_sub(good.quantile(0.99));
@@ -83,7 +97,7 @@ async fn slow_silent_refusing_or_down_it_costs_no_request_and_no_latency() {
         (exported, dropped) = books;
     }
     // Back to normal: nothing is lost any more.
-    sent += load(&rig, 0.5).await.total();
+    sent += served(load(&rig).run_for_secs(0.5).await).total();
     let books = settled(&rig, sent).await;
     assert!(books.0 > exported && books.1 == dropped, "{books:?} after {exported} and {dropped}");
     rig.end().await;

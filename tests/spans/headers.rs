@@ -183,8 +183,10 @@ const ROWS: &[Row] = &[
 
 #[tokio::test]
 async fn each_rule_of_trace_context_holds_on_the_wire() {
-    for exports in [true, false] {
-        let trace = if exports { exporting(json!({})) } else { json!({"participate": true}) };
+    let sides = ["ingress", "egress"].map(|side| json!({"direction": side}));
+    let [ingress, egress] = sides;
+    let silent = json!({"participate": true});
+    for trace in [exporting(ingress), exporting(egress), silent] {
         let rig = Rig::start(trace).await;
         for (what, headers, becomes, tracestate) in ROWS {
             // Twice, each on a connection of its own: both workers are to see it.

@@ -8,9 +8,11 @@
 //! published OpenTelemetry protocol, never with ours.
 
 mod collector;
+mod decision;
 mod formats;
 mod headers;
 mod hostile;
 mod native;
 mod otlp;
+mod sampling;
 mod support;

@@ -10,7 +10,10 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
 use pintle_artifact::PINTLE_PATH;
 use pintle_tests::http::{self, Reply};
-use pintle_tests::{Collector, Envoy, EnvoyConfig, Server as _, Upstream, assert_eventually};
+use pintle_tests::{
+    Agent, Collector, Envoy, EnvoyConfig, Etcd, Instance, Nats, Server as _, Upstream, Written,
+    assert_eventually,
+};
 use prost::Message as _;
 use serde_json::{Value, json};
 
@@ -99,6 +102,59 @@ impl Rig {
         assert_eq!(self.counter("host_error").await, 0);
         assert!(!self.envoy.log().contains("Function: proxy_on"), "{}", self.envoy.log());
         self.envoy.terminate(SOON).await.unwrap();
+    }
+}
+
+/// A rig in a whole installation: the hosts of `orders` are what etcd says, by EDS and in the module's
+/// tables, and events come by NATS.
+pub struct Installed {
+    pub etcd: Etcd,
+    pub nats: Nats,
+    pub agent: Agent,
+    /// Its upstream is `orders-1`.
+    pub rig: Rig,
+    /// `orders-2` and so on.
+    pub others: Vec<Upstream>,
+}
+
+impl Installed {
+    /// So many endpoints of `orders`; everything is on as shipped, with this `trace`.
+    pub async fn start(
+        count: usize,
+        trace: Value,
+        change: impl FnOnce(EnvoyConfig) -> EnvoyConfig,
+    ) -> Self {
+        let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).unwrap();
+        let mut all = Vec::new();
+        let mut written = Written { revision: 0 };
+        for number in 1..=count {
+            let upstream = Upstream::start(&format!("orders-{number}")).await.unwrap();
+            written = etcd.register(&Instance::of("orders", &upstream)).await.unwrap();
+            all.push(upstream);
+        }
+        let agent = Agent::with(&etcd, &nats).start().await.unwrap();
+        let collector = Collector::start().await.unwrap();
+        let config = config(&collector).agent_socket(agent.socket());
+        let config = config.plugin(|plugin| plugin["trace"] = trace);
+        let envoy = Envoy::start(change(config)).await.unwrap();
+        agent.settled(written).await.unwrap();
+        assert_eventually!(SOON, envoy.hosts("orders").await.unwrap().len() == count);
+        let rig = Rig { upstream: all.remove(0), collector, envoy };
+        Self { etcd, nats, agent, rig, others: all }
+    }
+
+    /// `/pintle/policies/{service}`, in force when this returns.
+    pub async fn policy(&self, service: &str, policy: Value) {
+        let key = format!("/pintle/policies/{service}");
+        let written = self.etcd.put(&key, &policy.to_string()).await.unwrap();
+        self.agent.settled(written).await.unwrap();
+    }
+
+    /// Runs the command line with this NATS server.
+    pub async fn order(&self, command: &[&str]) {
+        let url = self.nats.url();
+        let done = Agent::command(&[command, &["--nats", &url]].concat()).await.unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
-use pintle_harness::{Outcome, Request, RequestBuilder};
+use pintle_harness::{Outcome, Request, RequestBuilder, Thread};
 use prost::Message as _;
 
 use crate::support::{ALL, Run, endpoints, get, list};
@@ -190,4 +190,51 @@ fn no_header_is_a_trap() {
     spans(&mut run, Duration::from_secs(3));
     assert_eq!(run.envoy.traps(), Vec::new());
     assert_eq!(run.envoy.violations(), Vec::<String>::new());
+}
+
+/// Envoy copies all headers into the module before the first of them is looked at, so what they take is
+/// theirs and a copy; a page is 64 KiB, and memory that has grown stays.
+#[test]
+fn ninety_six_kibibytes_of_headers_take_less_than_a_mebibyte_of_the_modules_memory() {
+    const SIZE: usize = 96 * 1024;
+    const FORMATS: &str =
+        r#"["tracecontext", "b3", "b3multi", "jaeger", "datadog", "xray", "baggage"]"#;
+    let configuration = EXPORTING.replace(
+        r#""trace": {"#,
+        &format!(
+            r#""trace": {{"extract": {FORMATS}, "inject": {FORMATS}, "tracestate_member": "pintle",
+            "baggage_allow": ["a", "k"], "spans": "per_attempt", "#
+        ),
+    );
+    let fill = |piece: &[u8], size| piece.iter().copied().cycle().take(size).collect::<Vec<_>>();
+    for (name, piece) in [
+        ("traceparent", &b"-"[..]),
+        ("tracestate", b"k=v,"),
+        ("tracestate", b","),
+        ("baggage", b"a=b;c,"),
+        ("x-datadog-tags", b"_dd.p.tid=0000000000000001,"),
+        ("x-amzn-trace-id", b"Root=1-0af76519-16cd43dd8448eb211c80319c;"),
+        ("b3", b"-"),
+        ("uber-trace-id", b":"),
+        ("x-other", b"x"),
+    ] {
+        for lines in [1, 100, 1_000] {
+            let mut run = Run::start(&configuration);
+            run.table("orders", endpoints(3));
+            for _ in 0..50 {
+                send(&mut run, get("orders").header("traceparent", PARENT));
+            }
+            let before = run.envoy.memory_pages(Thread::Worker(0));
+            for _ in 0..20 {
+                let mut request = get("orders").header("traceparent", PARENT);
+                for _ in 0..lines {
+                    request = request.header(name, fill(piece, SIZE / lines));
+                }
+                assert!(send(&mut run, request).continues(), "{name}");
+            }
+            let grown = run.envoy.memory_pages(Thread::Worker(0)) - before;
+            assert!(grown < 16, "{name} in {lines} lines: {grown} pages");
+            assert_eq!(run.envoy.traps(), Vec::new());
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //! an allow-list, the list is written anew as one header: whole members, in their order, with those
 //! left out that are malformed, not allowed, or do not fit. Values are never decoded.
 
-use crate::carrier::{BAGGAGE, Carrier, trim};
+use crate::carrier::{BAGGAGE, Carrier, LOOKED_AT, trim};
 use crate::edits::Edits;
 
 /// Members that are always propagated, and at most.
@@ -20,19 +20,18 @@ pub(crate) fn inject(carrier: &Carrier<'_>, allow: Option<&[Box<str>]>, edits: &
     if values.count == 0 || (allow.is_none() && !values.cut && fits(values.iter())) {
         return;
     }
-    let members = values.iter().flat_map(|value| value.split(|c| *c == b','));
     let allowed = |member: &[u8]| {
         key_of(member)
             .is_some_and(|key| allow.is_none_or(|list| list.iter().any(|ok| ok.as_bytes() == key)))
     };
-    if !values.cut && fits(values.iter()) && members.clone().all(allowed) {
+    if !values.cut && fits(values.iter()) && values.members().all(allowed) {
         return;
     }
     let mut any = false;
     edits.set(BAGGAGE, None, |out| {
         let start = out.len();
         let mut left = MAX_MEMBERS;
-        for member in members.map(trim).filter(|m| allowed(m)) {
+        for member in values.members().take(LOOKED_AT).filter(|m| allowed(m)) {
             let size = out.len().saturating_sub(start).saturating_add(usize::from(any));
             if left == 0 {
                 break;
@@ -61,6 +60,7 @@ pub(crate) fn remove(carrier: &Carrier<'_>, edits: &mut Edits) {
 fn fits<'a>(values: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
     let bytes = values.clone().map(|v| v.len().saturating_add(1)).sum::<usize>();
     let members = values.map(|v| v.iter().filter(|c| **c == b',').count().saturating_add(1));
+    // In this order: of what is too long already the members are not counted.
     bytes.saturating_sub(1) <= MAX_BYTES && members.sum::<usize>() <= MAX_MEMBERS
 }
 

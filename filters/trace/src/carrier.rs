@@ -52,6 +52,10 @@ pub(crate) const TRACESTATE: &str = "tracestate";
 /// The name of the W3C baggage header.
 pub(crate) const BAGGAGE: &str = "baggage";
 
+/// Members of a list that are looked at, empty ones too. A list within its limits has far fewer; of a
+/// longer one the rest is cut off unread, because reading it is all that its sender can have wanted.
+pub(crate) const LOOKED_AT: usize = 1024;
+
 /// Values of a header that may come several times, in order.
 #[derive(Debug)]
 pub(crate) struct Values<'a, const N: usize> {
@@ -86,6 +90,11 @@ impl<'a, const N: usize> Values<'a, N> {
     /// The values that are not empty, at most `N`, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &'a [u8]> + Clone + '_ {
         self.values.iter().take(self.kept).copied()
+    }
+
+    /// Their members without surrounding white space, empty ones too.
+    pub(crate) fn members(&self) -> impl Iterator<Item = &'a [u8]> + Clone + '_ {
+        self.iter().flat_map(|value| value.split(|c| *c == b',').map(trim))
     }
 }
 

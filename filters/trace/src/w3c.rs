@@ -12,14 +12,14 @@
 //! the 60 KiB that Envoy accepts for all headers. Of a repeated key the left-most, which is the
 //! newest, stays.
 
-use crate::carrier::{Carrier, Field, TRACESTATE, Values, trim};
+use crate::carrier::{Carrier, Field, LOOKED_AT, TRACESTATE, Values};
 use crate::context::{Context, Parent};
 use crate::edits::Edits;
 use crate::hex;
 
 /// Members that a list may have, by the specification.
 const MAX_MEMBERS: usize = 32;
-/// Members that are looked at before the rest is cut off: twice what is allowed, so that the long
+/// Members that are kept before the rest is cut off: twice what is allowed, so that the long
 /// ones can go first, and few enough to keep on the stack and compare every key with every other.
 const MAX_SEEN: usize = 64;
 /// Bytes of the combined list that are propagated.
@@ -166,25 +166,25 @@ impl<'a> List<'a> {
     fn read(&mut self, values: &Values<'a, 32>, own: Option<&str>) -> Option<()> {
         let list = self;
         list.changed = values.count > 1 || values.cut;
-        for value in values.iter() {
-            list.changed |= value.len() > MAX_BYTES;
-            for text in value.split(|c| *c == b',').map(trim).filter(|m| !m.is_empty()) {
-                let member = member(text)?;
-                // What would be cut off anyway is checked for its form only.
-                let full = list.len >= MAX_SEEN;
-                let repeated =
-                    |other: &Member<'_>| other.hash == member.hash && other.key == member.key;
-                if full
-                    || own.is_some_and(|own| own.as_bytes() == member.key)
-                    || list.members.iter().take(list.len).any(repeated)
-                {
-                    list.changed = true;
-                } else if let Some(slot) = list.members.get_mut(list.len) {
-                    *slot = member;
-                    list.len = list.len.saturating_add(1);
-                }
+        list.changed |= values.iter().any(|value| value.len() > MAX_BYTES);
+        let mut members = values.members();
+        for text in members.by_ref().take(LOOKED_AT).filter(|m| !m.is_empty()) {
+            let member = member(text)?;
+            // What would be cut off anyway is checked for its form only.
+            let full = list.len >= MAX_SEEN;
+            let repeated =
+                |other: &Member<'_>| other.hash == member.hash && other.key == member.key;
+            if full
+                || own.is_some_and(|own| own.as_bytes() == member.key)
+                || list.members.iter().take(list.len).any(repeated)
+            {
+                list.changed = true;
+            } else if let Some(slot) = list.members.get_mut(list.len) {
+                *slot = member;
+                list.len = list.len.saturating_add(1);
             }
         }
+        list.changed |= members.next().is_some();
         // An empty list must be accepted and should not be sent.
         list.changed |= list.len > MAX_MEMBERS || list.len == 0;
         Some(())

@@ -80,6 +80,13 @@ fn an_allow_list_lets_its_keys_through_and_no_others() {
 }
 
 #[test]
+fn a_list_far_beyond_the_limits_is_read_so_far_and_no_further() {
+    let late = |n: usize| format!("{}userId=alice", "x=1,".repeat(n));
+    assert_eq!(send(ALLOW, &[("baggage", &late(1_000))]).get("baggage"), Some("userId=alice"));
+    assert_eq!(send(ALLOW, &[("baggage", &late(1_024))]).get("baggage"), None);
+}
+
+#[test]
 fn order_and_duplicates_are_preserved_across_headers() {
     let sent = send(ALLOW, &[("baggage", "userId=2,x=1"), ("baggage", "serverNode=1,userId=1")]);
     assert_eq!(sent.get("baggage"), Some("userId=2,serverNode=1,userId=1"));

@@ -4,7 +4,12 @@
 
 mod common;
 
+use std::collections::HashSet;
+
 use common::{FORWARDING, PARENT, PARTICIPATING, Sent, TRACE, send};
+use pintle_trace::{Edits, propagate};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -199,6 +204,40 @@ fn the_random_flag_is_set_where_a_trace_begins_and_must_be_zero_for_a_padded_id(
     assert_eq!((trace, flags), ("000000000000000053ce929d0e0e4736", "01"));
 }
 
+/// Level 2: with the flag set, at least the right-most seven bytes must be random.
+#[test]
+fn the_right_most_seven_bytes_of_an_id_that_says_so_must_be_random() {
+    const IDS: u32 = 4_000;
+    let config = common::config(PARTICIPATING);
+    let policy = common::policy("{}");
+    let (mut rng, mut edits) = (StdRng::seed_from_u64(3), Edits::new());
+    let (mut seen, mut ones) = (HashSet::new(), [0_u32; 56]);
+    for _ in 0..IDS {
+        let context = propagate(&config, &policy, [], &mut rng, &mut edits);
+        assert!(context.random);
+        let id = u128::from_be_bytes(context.trace_id) & ((1 << 56) - 1);
+        assert!(seen.insert(id), "{id:x} twice");
+        for (bit, count) in ones.iter_mut().enumerate() {
+            *count += u32::from(id >> bit & 1 == 1);
+        }
+    }
+    // Of a fair bit six standard deviations are 190.
+    assert!(ones.iter().all(|count| count.abs_diff(IDS / 2) < 190), "{ones:?}");
+}
+
+#[test]
+fn a_received_tracestate_must_be_sent_on_and_nothing_but_the_named_mutations_made() {
+    for (config, flags) in [(PARTICIPATING, "01"), (FORWARDING, "01"), (PARTICIPATING, "02")] {
+        let value = format!("00-{TRACE}-{PARENT}-{flags}");
+        let headers = [("traceparent", &*value), ("tracestate", "foo=1,bar=2"), ("x-other", "1")];
+        let sent = send(config, &headers);
+        let [version, trace, _, sent_flags] = sent.traceparent();
+        assert_eq!((version, trace, sent_flags), ("00", TRACE, flags), "{config}");
+        assert_eq!(sent.get("tracestate"), Some("foo=1,bar=2"), "{config}");
+        assert_eq!(sent.headers.len(), 3, "{config}: {sent:?}");
+    }
+}
+
 #[test]
 fn the_sampled_flag_may_only_be_changed_together_with_the_parent_id() {
     // A forwarding proxy keeps the parent id, so where it distrusts the flag it must make a new one.
@@ -350,6 +389,22 @@ fn there_can_be_32_members_and_the_order_must_be_preserved() {
     let mut headers = vec![("traceparent", VALID)];
     headers.extend(one.iter().map(|member| ("tracestate", member.as_str())));
     assert_eq!(send(PARTICIPATING, &headers).get("tracestate"), Some(&*list(32)));
+}
+
+#[test]
+fn a_list_is_read_so_far_and_what_is_beyond_is_cut_off() {
+    // Nobody has more than a thousand members; reading 24,000 repetitions would take a millisecond.
+    for (list, expect) in [
+        ("k=v,".repeat(24_000), Some("k=v")),
+        (",".repeat(96_000), None),
+        (format!("{}not a member", "k=v,".repeat(1_024)), Some("k=v")),
+        (format!("{}not a member", "k=v,".repeat(1_000)), None),
+        (format!("{}late=1", "k=v,".repeat(1_000)), Some("k=v,late=1")),
+    ] {
+        let sent = state(&list);
+        assert_continued(&sent, "long");
+        assert_eq!(sent.get("tracestate"), expect, "{}", list.len());
+    }
 }
 
 #[test]
