@@ -44,6 +44,9 @@ async fn version(world: &Installed) -> String {
 async fn expect_snapshot(world: &Installed, span: &Span) {
     let version = version(world).await;
     expect(span, &[("pintle.service", "orders"), ("pintle.snapshot.version", &version)]);
+    let age: u64 = text(span, "pintle.snapshot.age_ms").parse().unwrap();
+    // The agent confirms it every second, to the leader; the others read that with their next tick.
+    assert!(age < 2_000, "{age} ms");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,6 +5,11 @@
 //! time (10 s), and without samples it decays to the floor, so that a slow endpoint is tried again
 //! without a timer. Reads are projections to `now`; only samples write.
 //!
+//! **Stalls.** What a machine that stands still adds to every latency says nothing of an endpoint, and
+//! after it the slow one, of which nobody takes samples, must not look the fastest for ten seconds. So
+//! beside the decay time each sample below the estimate takes a quarter of the difference: a dozen
+//! fast answers, and an endpoint is as fast as it was. One that is slow gives none.
+//!
 //! **Forward decay.** A pick reads several estimates, and an exponential for each would be most of its
 //! cost. Everything decays at one rate, so an estimate is kept as what it would have been at a common
 //! epoch, `latency x e^((at - epoch) / decay)`: then estimates compare as they are, and whatever does not
@@ -24,8 +29,8 @@
 //! a stream.
 //!
 //! **Other workers.** Their in-flight counts are added. Their estimates and scores are folded in by
-//! maximum, which is safe to repeat and to hear back from a third, because every estimate decays
-//! at the same rate: an echo is never above its source.
+//! maximum, which is safe to repeat and to hear back from a third: an echo is never above what its source
+//! once knew, and fades with the decay time.
 
 use std::time::Duration;
 

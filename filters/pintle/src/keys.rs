@@ -3,6 +3,8 @@
 
 /// The leader's lease.
 pub(crate) const LEADER: &[u8] = b"pintle/leader";
+/// When the agent last spoke to the leader, in nanoseconds, little-endian.
+pub(crate) const CONFIRMED: &[u8] = b"pintle/confirmed";
 /// Which services have a table.
 pub(crate) const INDEX: &[u8] = b"pintle/index";
 

@@ -55,6 +55,7 @@ pub(crate) struct Worker {
     export_call: Option<u32>,
     /// When a table last came or the agent last said that nothing changed.
     pub(crate) confirmed_at: Now,
+    told_confirmed: Now,
     /// The newest version among the tables.
     pub(crate) version: Version,
     told_version: Version,
@@ -103,6 +104,7 @@ impl Worker {
             exporter,
             export_call: None,
             confirmed_at: Now(0),
+            told_confirmed: Now(0),
             version: Version::default(),
             told_version: Version::default(),
             id,
@@ -147,6 +149,7 @@ impl Worker {
         self.take_place(now);
         let leading = self.elect(now);
         self.run_stream(leading, now);
+        self.share_confirmation(leading.is_some(), now);
         self.run_breakers(now);
         if self.ticks.is_multiple_of(SLOW) {
             if leading.is_none() {
@@ -266,6 +269,22 @@ impl Worker {
             {
                 service.balancer.remove_worker(number);
             }
+        }
+    }
+
+    /// The agent speaks to the leader alone, and every worker's spans say how old the snapshot is.
+    fn share_confirmation(&mut self, leading: bool, now: Now) {
+        if leading {
+            if self.confirmed_at > self.told_confirmed {
+                let bytes = self.confirmed_at.0.to_le_bytes();
+                if host::set_shared_data(keys::CONFIRMED, &bytes, None).is_ok() {
+                    self.told_confirmed = self.confirmed_at;
+                }
+            }
+        } else if let Ok((bytes, _)) = host::shared_data(keys::CONFIRMED)
+            && let Ok(bytes) = <[u8; 8]>::try_from(bytes.as_slice())
+        {
+            self.confirmed_at = Now(u64::from_le_bytes(bytes)).min(now);
         }
     }
 

@@ -43,7 +43,8 @@ impl Exchange {
             decision.service = name.as_bytes();
             decision.strategy = service.policy.select.strategy.name();
             decision.version = Some((service.version.epoch, service.version.sequence));
-            decision.age = Some(now.since(worker.confirmed_at));
+            let confirmed = worker.confirmed_at;
+            decision.age = (confirmed > Now(0)).then(|| now.since(confirmed));
             if let Some(sent) = &self.sent {
                 let address = |entry: &Entry| {
                     service.balancer.by_key(entry.key).map_or("", |index| service.address(index))
