@@ -162,8 +162,6 @@ async fn advice_needs_one_failure_off_needs_all_and_enforcing_none_until_it_expi
     fleet.policy("deaf", json!({"fleet": "off"})).await;
     fleet.policy("forced", json!({"fleet": "enforce", "fleet_ttl": "3s"})).await;
     fleet.settled().await;
-    let mut tap = fleet.nats.tap("events.breaker.>").await.expect("a tap");
-
     bad.set(Behaviour::failing(Fault::Status(500)));
     let before = Instant::now();
     for service in &services {
@@ -188,45 +186,104 @@ async fn advice_needs_one_failure_off_needs_all_and_enforcing_none_until_it_expi
     assert_eventually!(PATIENCE, arrive(&fleet.b, "forced", &bad, 30).await >= 8);
     println!("enforced with a ttl of 3 s: back after {:.1} s", before.elapsed().as_secs_f64());
     assert!(before.elapsed() >= Duration::from_secs(3));
-
-    replays_change_nothing(&fleet, &mut tap).await;
 }
 
-/// Every transition once more under its own id, and an agent that starts anew.
-async fn replays_change_nothing(fleet: &Fleet, tap: &mut pintle_tests::Tap) {
-    let trips = async || fleet.b.agent.metric("circuit_breaker_trips_total", &[]).await;
-    let told = trips().await;
+/// What two sides have of a service's breakers: trips since the start, opinions, and who is open.
+async fn state_of(fleet: &Fleet) -> Vec<(Option<f64>, Option<f64>, BTreeMap<String, String>)> {
+    let mut all = Vec::new();
+    for side in [&fleet.a, &fleet.b] {
+        let trips = side.agent.metric("circuit_breaker_trips_total", &[]).await;
+        let opinions = side.agent.metric("pintle_fleet_opinions", &[]).await;
+        all.push((trips, opinions, breakers(&side.agent).await));
+    }
+    all
+}
+
+/// Opens and closes it in A, so that the fleet hears of every kind of transition.
+async fn open_and_close(fleet: &Fleet, service: &str, bad: &Upstream) {
+    bad.set(Behaviour::failing(Fault::Status(500)));
+    fail(&fleet.a, service, bad, 5).await;
+    assert_eventually!(PATIENCE, has_opinion(&fleet.b, service).await);
+    bad.set(Behaviour::default());
+    for side in [&fleet.a, &fleet.b] {
+        assert_eventually!(PATIENCE, {
+            get(&side.envoy, service).await;
+            !breakers(&side.agent).await.keys().any(|name| name.starts_with(service))
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_said_before_changes_nothing_however_it_is_said_again() {
+    let [bad, good, third] =
+        [upstream("bad").await, upstream("good").await, upstream("third").await];
+    let services = names(4);
+    let quick = json!({"fleet": "enforce", "open": "1s", "open_max": "1s", "jitter_percent": 0});
+    let fleet = Fleet::start(&services, &[&bad, &good, &third], quick).await;
+    let mut tap = fleet.nats.tap("events.breaker.>").await.expect("a tap");
+    for service in &services {
+        open_and_close(&fleet, service, &bad).await;
+    }
+    // One stays open in both, so that what is said again could close as well as open.
+    bad.set(Behaviour::failing(Fault::Status(500)));
+    let held = json!({"fleet": "enforce", "open": "60s", "open_max": "60s"});
+    fleet.policy(&services[0], held).await;
+    fleet.settled().await;
+    fail(&fleet.a, &services[0], &bad, 5).await;
+    assert_eventually!(PATIENCE, has_opinion(&fleet.b, &services[0]).await);
+    let open = format!("{}/bad", services[0]);
+    for side in [&fleet.a, &fleet.b] {
+        assert_eventually!(PATIENCE, breakers(&side.agent).await.contains_key(&open));
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = state_of(&fleet).await;
+    // All of them first: the tap hears what is said again, too.
+    let mut said = Vec::new();
+    while let Ok(message) = tap.next(Duration::from_millis(300)).await {
+        said.push(message);
+    }
+    let opened = |m: &pintle_tests::Message| m.payload.windows(11).any(|w| w == b"\"to\":\"open\"");
+    assert!(said.iter().filter(|m| opened(m)).count() >= 5, "{}", said.len());
+    assert!(said.iter().filter(|m| !opened(m)).count() >= 8, "{}", said.len());
+
     let client = async_nats::connect(fleet.nats.url()).await.expect("NATS");
     let stream = async_nats::jetstream::new(client);
-    // All of them first: the tap hears the replays, too.
-    let mut messages = Vec::new();
-    while let Ok(message) = tap.next(Duration::from_millis(300)).await {
-        messages.push(message);
-    }
-    let mut replayed = 0;
-    for message in messages {
-        let event: Value = serde_json::from_slice(&message.payload).expect("JSON");
+    let publish = async |message: &pintle_tests::Message, id: &str| {
         let mut headers = async_nats::HeaderMap::new();
-        headers.insert("Nats-Msg-Id", event["id"].as_str().expect("an id"));
-        for _ in 0..10 {
-            let sent = stream
-                .publish_with_headers(
-                    message.subject.clone(),
-                    headers.clone(),
-                    message.payload.clone().into(),
-                )
-                .await
-                .expect("sent")
-                .await
-                .expect("stored or known");
-            assert!(sent.duplicate, "{}", event["id"]);
-            replayed += 1;
-        }
+        headers.insert("Nats-Msg-Id", id);
+        let (subject, payload) = (message.subject.clone(), message.payload.clone().into());
+        let sent = stream.publish_with_headers(subject, headers, payload).await.expect("sent");
+        sent.await.expect("stored or known").duplicate
+    };
+    let mut entries = 0;
+    for message in &said {
+        let event: Value = serde_json::from_slice(&message.payload).expect("JSON");
+        let known = publish(message, event["id"].as_str().expect("an id")).await;
+        assert!(known, "under its own id the stream keeps it out: {event}");
     }
-    assert!(replayed >= 40, "{replayed}");
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    println!("{replayed} replays; trips in B before {told:?}, after {:?}", trips().await);
-    assert_eq!(trips().await, told);
+    // Under others they are new entries: in their order, backwards, and what opened last of all.
+    let (opens, others): (Vec<_>, Vec<_>) = said.iter().partition(|m| opened(m));
+    let orders = [
+        said.iter().collect(),
+        said.iter().rev().collect(),
+        opens.iter().chain(&others).copied().collect(),
+        others.iter().chain(&opens).copied().collect::<Vec<_>>(),
+    ];
+    for order in orders {
+        for message in order {
+            entries += 1;
+            assert!(!publish(message, &format!("again-{entries}")).await);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(state_of(&fleet).await, before, "after {entries} entries");
+    }
+    println!("{} events, said again in {entries} new entries", said.len());
+    // And requests go where they went.
+    bad.set(Behaviour::default());
+    for side in [&fleet.a, &fleet.b] {
+        assert_eq!(arrive(side, &services[0], &bad, 12).await, 0, "held open");
+        assert!(arrive(side, &services[1], &bad, 12).await > 1, "closed: takes its turns");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

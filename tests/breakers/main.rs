@@ -8,12 +8,14 @@
 //! | `refusal` | the local answer when nothing is eligible, and the way back |
 //! | `fleet` | opinions between two Envoys: how fast, how strong, how long, and how far a liar gets |
 //! | `seen` | metrics, log lines, the table and the orders of an operator |
+//! | `reload` | a VM that traps: breakers, probe slots and counts behind it |
 //! | `leaks` | streams that end at every phase leave nothing behind |
 
 mod classify;
 mod fleet;
 mod leaks;
 mod refusal;
+mod reload;
 mod seen;
 mod shared;
 mod support;

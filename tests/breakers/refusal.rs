@@ -25,20 +25,15 @@ async fn a_local_answer_is_quick_and_says_why_and_when() {
     assert_eq!((reply.status, reply.header("grpc-status")), (200, Some("14")));
     assert_eq!(reply.header("x-pintle-reason"), Some("no-endpoint"));
 
-    // The best of three: two cores carry the clients, too, and whatever else runs beside the test.
-    let mut best = f64::MAX;
-    for _ in 0..3 {
-        let load = Load::to(world.envoy.addr()).host("orders").rate(500.0).connections(4);
-        let report = load.run_for_secs(2.2).await;
-        assert!(report.total() >= 1_000, "{}", report.summary());
-        let all_503 = report.outcomes().keys().all(|outcome| *outcome == Outcome::Status(503));
-        assert!(all_503, "{}", report.summary());
-        let (p50, p99) = (millis(report.quantile(0.5)), millis(report.quantile(0.99)));
-        println!("{} local answers: p50 {p50:.2} ms, p99 {p99:.2} ms", report.total());
-        best = best.min(p99);
-    }
-    // Under 5 ms on a quiet machine; here is room for a busy one.
-    assert!(best < 25.0, "{best} ms");
+    // One at a time, so that what is measured is the answer and not the queue of a busy machine.
+    let load = Load::to(world.envoy.addr()).host("orders").closed().connections(1);
+    let report = load.run_for_secs(3.0).await;
+    assert!(report.total() >= 1_000, "{}", report.summary());
+    let all_503 = report.outcomes().keys().all(|outcome| *outcome == Outcome::Status(503));
+    assert!(all_503, "{}", report.summary());
+    let (p50, p99) = (millis(report.quantile(0.5)), millis(report.quantile(0.99)));
+    println!("{} local answers: p50 {p50:.2} ms, p99 {p99:.2} ms", report.total());
+    assert!(p99 < 5.0, "{p99} ms");
     world.no_traps().await;
 }
 

@@ -1,8 +1,11 @@
 //! What an operator sees of a breaker, and what an operator orders.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
-use pintle_tests::{Agent, Behaviour, Fault, Nats, Server as _, assert_eventually};
+use pintle_tests::{
+    Agent, Behaviour, Fault, Nats, Process, Server as _, Spec, assert_eventually, tools,
+};
 use serde_json::json;
 
 use crate::support::{PATIENCE, SETTLED, World, breakers, upstream};
@@ -104,5 +107,70 @@ async fn a_breaker_shows_in_metrics_logs_and_table_and_obeys_orders() {
     order(&nats, "force-open", &["--ttl", "1s"]).await;
     assert_eventually!(PATIENCE, reached().await == 0);
     assert_eventually!(Duration::from_secs(5), reached().await >= 8, "an order ends");
+    world.no_traps().await;
+}
+
+/// What a command has written so far, and nothing of it twice.
+async fn watched(watch: &Process, from: &mut usize, word: &str) -> bool {
+    let log = watch.log();
+    let found = log.get(*from..).and_then(|new| new.find(word));
+    if let Some(at) = found {
+        *from += at + word.len();
+    }
+    found.is_some()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_shows_what_changes_until_a_signal_ends_it() {
+    let plugin = |plugin: &mut serde_json::Value| {
+        plugin["select"]["strategy"] = json!("round_robin");
+        plugin["select"]["panic_percent"] = json!(100);
+        plugin["breaker"] = json!({"open": "2s", "open_max": "2s", "jitter_percent": 0});
+    };
+    let world = World::start(&["orders"], plugin, |config| config).await;
+    let all = [upstream("one").await, upstream("two").await];
+    world.serve("orders", &[&all[0], &all[1]]).await;
+    let admin = world.agent.admin().to_string();
+    let start = |name: &str| {
+        let spec = Spec {
+            name: name.into(),
+            program: tools::agent().expect("the binary"),
+            args: ["breakers", "--watch", "--admin", &admin].map(String::from).to_vec(),
+            envs: Vec::new(),
+        };
+        let dir = tempfile::TempDir::with_prefix("pintle-watch-").expect("a directory");
+        Process::spawn(spec, dir).expect("it starts")
+    };
+    let (mut watch, mut other) = (start("watch"), start("other"));
+    let mut from = 0;
+    assert_eventually!(PATIENCE, watched(&watch, &mut from, "All breakers are closed.").await);
+    all[0].set(Behaviour::failing(Fault::Status(500)));
+    assert_eventually!(PATIENCE, {
+        world.get("orders").await;
+        world.trips("orders").await == 1.0
+    });
+    assert_eventually!(PATIENCE, watched(&watch, &mut from, "5 consecutive failures").await);
+    // One of two is fewer than all, which is what this policy calls a panic.
+    let panic = async || world.agent.metric("pintle_panic_requests_total", &[]).await;
+    assert_eventually!(PATIENCE, {
+        world.get("orders").await;
+        panic().await > Some(0.0)
+    });
+    all[0].set(Behaviour::default());
+    assert_eventually!(PATIENCE, {
+        world.get("orders").await;
+        watched(&watch, &mut from, "All breakers are closed.").await
+    });
+    println!("{}", watch.log());
+
+    // By the signal itself, as whoever sent it expects: a shell says 130 and 143.
+    for (process, signal) in [(&mut watch, libc::SIGINT), (&mut other, libc::SIGTERM)] {
+        assert!(process.is_running());
+        process.signal(signal);
+        // The second signal of `terminate` finds it gone already.
+        assert_eventually!(PATIENCE, !process.is_running());
+        let status = process.terminate(PATIENCE).await.expect("it has ended");
+        assert_eq!((status.code(), status.signal()), (None, Some(signal)));
+    }
     world.no_traps().await;
 }

@@ -39,6 +39,7 @@ mod proxy;
 pub mod text;
 mod tls;
 pub mod tools;
+mod trap;
 mod upstream;
 
 pub use agent::{Agent, AgentBuilder};
@@ -53,6 +54,7 @@ pub use port::Port;
 pub use process::{Process, Server, Spec};
 pub use proxy::{Fault as NetworkFault, Proxy};
 pub use tls::{Authority, Identity};
+pub use trap::trapping;
 pub use upstream::{Behaviour, Fault, Grpc, Latency, Seen, Upstream};
 
 /// Waits until the condition holds, for at most the budget, and panics with the condition's text (or the

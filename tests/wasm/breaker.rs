@@ -1,5 +1,6 @@
 //! One breaker per endpoint for all workers of an Envoy.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pintle_harness::{Outcome, Thread};
@@ -112,6 +113,25 @@ fn it_survives_the_death_of_every_vm_that_saw_it_open() {
     for turn in 0..100 {
         assert!(!request(&mut run, turn % 2), "still open after the reload");
     }
+}
+
+#[test]
+fn a_vm_that_comes_back_hears_of_what_happened_before_it_had_a_queue() {
+    let mut run = Run::start(ALL);
+    run.table_with("orders", endpoints(3), TURNS);
+    run.tick();
+    run.envoy.kill_vm(Thread::Worker(1));
+    run.envoy.advance(Duration::from_millis(50));
+    // Rebuilt by this request, and no worker has looked around since.
+    request(&mut run, 1);
+    let failed = (0..60).filter(|_| request(&mut run, 0)).count();
+    assert_eq!(failed, 5);
+    run.tick();
+    run.tick();
+    for _ in 0..60 {
+        assert!(!request(&mut run, 1), "it is open, whoever asks");
+    }
+    assert_eq!(run.envoy.traps().len(), 0);
 }
 
 #[test]
@@ -243,31 +263,67 @@ fn advice_that_is_taken_back_counts_no_more() {
     }
 }
 
+/// A stream that ends in phase `number`.
+fn abort(run: &mut Run, worker: usize, number: usize) {
+    /// Of Envoy's response flags: the client closed the connection, the endpoint broke the protocol.
+    const CLIENT_GONE: u64 = 1 << 14;
+    const UPSTREAM_PROTOCOL: u64 = 1 << 23;
+    let end = match number % 14 {
+        // Its head was too large: no filter saw it begin.
+        0 => {
+            run.envoy.worker(worker).reject(Outcome::headers_too_large());
+            return;
+        }
+        // Before an endpoint was asked.
+        1 => Outcome::client_gone(DEAD).attempts(0),
+        2 => Outcome::local_reply(413),
+        3 => Outcome::overflow(),
+        4 => Outcome::no_healthy_upstream(),
+        // Before the answer.
+        5 => Outcome::refused(DEAD),
+        6 => Outcome::timeout(DEAD),
+        7 => Outcome::reset(DEAD),
+        8 => Outcome::client_gone(DEAD),
+        9 => Outcome::client_reset(DEAD),
+        // Between two attempts, and after them.
+        10 => Outcome::client_gone(DEAD).attempts(2),
+        11 => Outcome::refused(DEAD).attempts(3),
+        // During the answer.
+        12 => Outcome::ok(DEAD).flags(CLIENT_GONE),
+        _ => Outcome::ok(DEAD).flags(UPSTREAM_PROTOCOL),
+    };
+    let request = run.envoy.worker(worker).request(get("orders"));
+    run.envoy.finish(request, end);
+}
+
 #[test]
-fn aborted_streams_of_every_kind_leave_nothing_behind() {
+fn a_million_aborted_streams_leave_nothing_behind() {
+    const STREAMS: usize = 1_000_000;
     let mut run = Run::start(ALL);
     // Without back-off: at the end the breaker is to be asked for its slot, and not for its patience.
     let policy = QUICK.replace("\"1s\"", "\"1s\", \"open_max\": \"1s\"");
     run.table_with("orders", endpoints(3), &policy);
-    trip(&mut run);
-    run.envoy.advance(Duration::from_millis(1_100));
-    let ends = [
-        Outcome::client_gone(DEAD),
-        Outcome::client_reset(DEAD),
-        Outcome::timeout(DEAD),
-        Outcome::reset(DEAD),
-        Outcome::refused(DEAD),
-    ];
-    // Fifty microseconds each as a test is built, and a million where it is built to be quick.
-    let streams = if cfg!(debug_assertions) { 20_000 } else { 1_000_000 };
-    for turn in 0..streams {
-        let request = run.envoy.worker(turn % 2).request(get("orders"));
-        run.envoy.finish(request, ends[turn % ends.len()].clone());
+    let workers = [Thread::Worker(0), Thread::Worker(1)];
+    let pages = |run: &Run| workers.map(|worker| run.envoy.memory_pages(worker));
+    let mut probes = 0;
+    let mut halfway = [0; 2];
+    for turn in 0..STREAMS {
+        // A phase's turns go to both workers.
+        abort(&mut run, turn / 14 % 2, turn);
         if turn % 1_000 == 0 {
             run.live(TICK);
+            let told = transitions(&run);
+            probes += told.iter().filter(|t| t.to == BreakerState::HalfOpen).count();
+            run.envoy.clear_logs();
+        }
+        if turn == STREAMS / 2 {
+            halfway = pages(&run);
         }
     }
-    assert_eq!(run.envoy.open_contexts(Thread::Worker(0)), 0);
+    println!("{probes} probes among them; pages {halfway:?}, {:?}", pages(&run));
+    assert!(probes >= 50, "probes were among them: {probes}");
+    assert_eq!(pages(&run), halfway, "the second half needed no memory");
+    assert_eq!(workers.map(|worker| run.envoy.open_contexts(worker)), [0, 0]);
     // A full report comes every ten seconds.
     run.received();
     run.live(Duration::from_secs(12));
@@ -282,7 +338,8 @@ fn aborted_streams_of_every_kind_leave_nothing_behind() {
         .collect();
     assert!(in_flight.len() >= 2, "both workers have told");
     assert_eq!(in_flight.iter().sum::<u32>(), 0);
-    // The probe slot is free again: with the endpoint well, it comes back.
+    // Every probe slot is free again: with the endpoints well, all of them come back.
+    let mut last = BTreeMap::new();
     for turn in 0..2_000 {
         let request = run.envoy.worker(turn % 2).request(get("orders"));
         let first = list(&request)[0].clone();
@@ -290,7 +347,8 @@ fn aborted_streams_of_every_kind_leave_nothing_behind() {
         if turn % 5 == 0 {
             run.live(TICK);
         }
+        last.extend(transitions(&run).into_iter().map(|t| (t.endpoint, t.to)));
     }
-    let last = transitions(&run).into_iter().rfind(|t| t.endpoint == "a-0");
-    assert_eq!(last.map(|t| t.to), Some(BreakerState::Closed));
+    assert_eq!(last.len(), 3, "each was open: {last:?}");
+    assert!(last.values().all(|state| *state == BreakerState::Closed), "{last:?}");
 }

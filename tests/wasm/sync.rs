@@ -232,6 +232,30 @@ fn a_neighbour_that_writes_our_keys_gets_counters_and_no_trap() {
 }
 
 #[test]
+fn a_new_table_stays_with_a_worker_that_reads_the_index_before_it_is_written() {
+    let mut run = Run::start(ALL);
+    run.table("orders", endpoints(3));
+    run.complete();
+    // Rebuilt between two ticks of the leader, it looks around between them from then on.
+    run.envoy.kill_vm(Thread::Worker(1));
+    run.envoy.advance(TICK / 2);
+    let request = run.envoy.worker(1).request(get("orders"));
+    run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+    run.envoy.advance(TICK / 2);
+    run.live(Duration::from_secs(2));
+    // Every tenth of its ticks reads the index.
+    for number in 0..10 {
+        let name = format!("s-{number}");
+        run.table(&name, endpoints(3));
+        run.envoy.advance(TICK * 3 / 4);
+        let request = run.envoy.worker(1).request(get(&name));
+        assert_eq!(list(&request).len(), 3, "{name} is known");
+        run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+        run.envoy.advance(TICK / 4);
+    }
+}
+
+#[test]
 fn a_thousand_tables_reach_every_worker() {
     let mut run = Run::of(builder(ALL).workers(4).build().expect("the module starts"));
     for number in 0..1000 {

@@ -126,6 +126,13 @@ impl Service {
         self.mirrors.get_mut(index)
     }
 
+    /// The ids of the endpoints whose breakers are not closed and quiet.
+    pub(crate) fn restless(&self) -> impl Iterator<Item = &str> {
+        let all = self.mirrors.iter().enumerate();
+        let restless = all.filter(|(_, mirror)| !mirror.record().is_quiet());
+        restless.filter_map(|(index, _)| self.balancer.id_of(index))
+    }
+
     /// The endpoints whose breakers need the shared record now: orders and opinions that came with the
     /// table, counts to be brought in, probes that may have expired.
     ///

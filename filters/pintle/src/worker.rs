@@ -195,13 +195,15 @@ impl Worker {
         for number in before.difference(&self.others.clone()) {
             self.unhear(*number, &[]);
         }
-        if self.election.leads(now).is_some() {
-            // It may have looked at the index just before a table came.
-            self.flush_index(true);
-            let note = Note::Index(self.version).encode();
-            for number in self.others.clone().difference(&before) {
+        let leads = self.election.leads(now).is_some();
+        self.flush_index(leads);
+        for number in self.others.clone().difference(&before) {
+            if leads {
+                // It may have looked at the index just before a table came.
+                let note = Note::Index(self.version).encode();
                 self.tell(*number, &note);
             }
+            self.tell_breakers(*number);
         }
         if mine.is_none() {
             self.place = None;

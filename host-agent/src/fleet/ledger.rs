@@ -24,8 +24,10 @@ pub const MAX_COUNTERS: usize = 128;
 pub const PROPAGATION_BUCKETS: [f64; 12] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-/// Workers report every second; three missed rounds of ten and their gauges no longer hold.
-const SILENT: Duration = Duration::from_secs(30);
+/// Workers report every second; ten missed and their gauges no longer hold.
+const SILENT: Duration = Duration::from_secs(10);
+/// An Envoy that went without a word is remembered for so long, should its stream only be broken.
+const AWAY: Duration = Duration::from_secs(30);
 /// How long a silent worker's last counts are remembered, should it speak again.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// How long the sums of an endpoint outlive it, so that a flapping one does not start over.
@@ -381,7 +383,7 @@ impl Ledger {
         let gone: BTreeSet<String> = self
             .proxies
             .iter()
-            .filter(|(_, proxy)| proxy.streams == 0 && old(proxy.changed, SILENT))
+            .filter(|(_, proxy)| proxy.streams == 0 && old(proxy.changed, AWAY))
             .map(|(name, _)| name.clone())
             .collect();
         self.services.retain(|_, service| !service.absent.is_some_and(|since| old(since, ABSENT)));

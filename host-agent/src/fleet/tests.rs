@@ -143,10 +143,10 @@ fn gauges_end_with_a_silent_worker_and_counts_do_not() {
     let time = Time::new();
     let mut ledger = ledger(time);
     ledger.report("p", &report(7, 10), time.at(0.0));
-    ledger.report("p", &report(8, 5), time.at(20.0));
-    assert_eq!(ledger.view(time.at(25.0)).services["a"].in_flight, 15);
-    ledger.tick(time.at(40.0));
-    let later = ledger.view(time.at(40.0));
+    ledger.report("p", &report(8, 5), time.at(7.0));
+    assert_eq!(ledger.view(time.at(9.0)).services["a"].in_flight, 15);
+    ledger.tick(time.at(14.0));
+    let later = ledger.view(time.at(14.0));
     assert_eq!(later.services["a"].in_flight, 5);
     assert_eq!(later.services["a"].requests[&(0, 200)], 45);
     ledger.report("p", &report(7, 11), time.at(41.0));

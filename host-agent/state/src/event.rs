@@ -3,9 +3,9 @@
 //! The envelope is DESIGN section 4's: `id type source subject data metadata timestamp version`.
 //! What is done is in `data`; `subject` says to whom: `{service}` or `{service}/{endpoint}`. The NATS
 //! subject must be the one that type and subject spell, because subject permissions are what keeps a
-//! publisher to its own kind of event. The publisher's `timestamp` is read to be checked and never
-//! used: an event's age is the difference of two readings of the server's clock, which the source
-//! passes in, so that neither a skewed publisher nor a stepped clock shortens or stretches a ttl.
+//! publisher to its own kind of event. An event's age is the difference of two readings of the server's
+//! clock, which the source passes in, so that neither a skewed publisher nor a stepped clock shortens or
+//! stretches a ttl. The publisher's `timestamp` only orders what one proxy says of one breaker.
 //!
 //! | type | subject | data |
 //! |---|---|---|
@@ -207,6 +207,8 @@ pub struct Event {
     pub action: Action,
     /// For how long, from when it was published.
     pub ttl: Duration,
+    /// When it happened, by the publisher's clock.
+    pub happened: Now,
     /// Where it comes from.
     pub origin: Origin,
 }
@@ -295,7 +297,7 @@ pub fn parse(
     if nats_subject(prefix, kind, subject) != on {
         return Err(Reject::Subject);
     }
-    parse_time(text(&fields, "timestamp")?).ok_or(Reject::Time("timestamp"))?;
+    let happened = parse_time(text(&fields, "timestamp")?).ok_or(Reject::Time("timestamp"))?;
     if !matches!(fields.get("metadata"), None | Some(Value::Null | Value::Object(_))) {
         return Err(Reject::Type("metadata"));
     }
@@ -316,6 +318,7 @@ pub fn parse(
         target,
         action,
         ttl,
+        happened,
         origin,
     })
 }

@@ -7,6 +7,8 @@
 //! empty slot that keeps an older `drain` out. What expires leaves its place behind likewise, until
 //! nothing older could still be in force. Then the result depends on which events were seen, and not
 //! on how often or in which order; the property test compares it with a model that saw them once.
+//! A proxy's opinion has one author, so its place is the time on that proxy's clock: also a transition
+//! that is published once more, as a new entry, says nothing new.
 //!
 //! Slots are keyed by names, not by what is registered: an event for an endpoint that is not there
 //! waits for it until the ttl, and cannot bring back what the registry has deleted.
@@ -50,7 +52,8 @@ pub(crate) enum Effect {
     Trace(f64),
 }
 
-/// Which life of the stream, and where in it.
+/// Which life of the stream, and where in it; for a proxy's opinion, when by its own clock, and whether
+/// it opened.
 pub(crate) type Place = (u64, u64);
 
 #[derive(Clone, Debug)]
@@ -98,9 +101,11 @@ pub(crate) struct Overlays {
 impl Overlays {
     /// Takes an event at `place`; whether it changed a table's service is in the outcome.
     pub(crate) fn take(&mut self, event: Event, place: Place, now: Moment) -> Outcome {
-        let horizon = match event.action {
-            Action::Transition { .. } => MAX_OPINION,
-            _ => MAX_TTL,
+        let (horizon, place) = match event.action {
+            Action::Transition { to, .. } => {
+                (MAX_OPINION, (event.happened.0, u64::from(to == BreakerState::Open)))
+            }
+            _ => (MAX_TTL, place),
         };
         let ttl = event.ttl.min(horizon);
         let age = event.origin.age;

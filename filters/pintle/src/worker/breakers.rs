@@ -40,6 +40,18 @@ impl Worker {
         }
     }
 
+    /// Names every breaker that is not quiet to a worker that has come: what was told before it had a
+    /// queue, or while it was taken for gone, it has not heard.
+    pub(super) fn tell_breakers(&mut self, number: u32) {
+        let all = self.services.iter().flat_map(|(name, service)| {
+            let note = |id: &str| Note::Breaker((name.to_string(), id.to_owned())).encode();
+            service.restless().map(note)
+        });
+        for note in all.collect::<Vec<_>>() {
+            self.tell(number, &note);
+        }
+    }
+
     /// Brings what this worker saw of an endpoint into the shared record, and with `claim` takes a
     /// probe slot. Gives up after some lost races; what is pending stays pending.
     pub(crate) fn sync_breaker(

@@ -32,7 +32,8 @@ impl Worker {
         let named = |name: &Rc<str>| {
             index.services.binary_search_by(|(other, _)| other.as_str().cmp(name)).is_ok()
         };
-        self.services.retain(|name, _| named(name));
+        // The leader writes the index with its next tick: a table that is newer came after it.
+        self.services.retain(|name, held| named(name) || held.version > index.version);
         self.version = self.version.max(index.version);
         self.tell_applied();
     }
