@@ -169,7 +169,7 @@ impl Envoy {
 
     /// CPU time and resident bytes of the process.
     pub fn usage(&self) -> (Duration, u64) {
-        (self.process.cpu_time(), self.process.resident_bytes())
+        (self.process.threads_time(), self.process.resident_bytes())
     }
 }
 
