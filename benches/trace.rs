@@ -15,6 +15,7 @@
 //! `--check` exits with 1 where a figure is out of bounds; `--rounds N` and `--seconds S` change the
 //! length; the last line is JSON.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,7 +39,9 @@ const WAITING: usize = 1_024;
 enum Tracer {
     /// Nothing.
     Plain,
-    /// The module with every part off: the price of calling into Wasm at all.
+    /// A module of nothing but the three callbacks that a request needs: what Wasm costs at the least.
+    Empty,
+    /// Ours with every part off.
     Idle,
     /// The module without an exporter.
     Propagation,
@@ -48,8 +51,9 @@ enum Tracer {
     Native(f64),
 }
 
-const VARIANTS: [(&str, Tracer); 7] = [
+const VARIANTS: [(&str, Tracer); 8] = [
     ("plain", Tracer::Plain),
+    ("empty", Tracer::Empty),
     ("idle", Tracer::Idle),
     ("propagation", Tracer::Propagation),
     ("native_1", Tracer::Native(0.01)),
@@ -57,6 +61,17 @@ const VARIANTS: [(&str, Tracer); 7] = [
     ("native_100", Tracer::Native(1.0)),
     ("module_100", Tracer::Module(1.0)),
 ];
+
+const EMPTY: &str = r#"(module
+  (memory (export "memory") 2)
+  (func (export "_initialize"))
+  (func (export "proxy_abi_version_0_2_1"))
+  (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 4096))
+  (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 1))
+  (func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 1))
+  (func (export "proxy_on_context_create") (param i32 i32))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 0))
+  (func (export "proxy_on_log") (param i32)))"#;
 
 /// A figure, over another one, and the most that may be.
 const BOUNDS: [(&str, &str, f64); 3] = [
@@ -124,6 +139,9 @@ fn options() -> Option<Options> {
 async fn run(options: &Options) -> Result<bool> {
     let upstream = Upstream::start("upstream").await?;
     upstream.set(Behaviour { body_bytes: Some(128), ..Behaviour::default() });
+    let dir = tempfile::tempdir()?;
+    let empty = dir.path().join("empty.wasm");
+    std::fs::write(&empty, wat::parse_str(EMPTY).map_err(|e| Error::new(e.to_string()))?)?;
     let mut subjects = VARIANTS.map(|(name, tracer)| Subject {
         name,
         tracer,
@@ -136,7 +154,7 @@ async fn run(options: &Options) -> Result<bool> {
         let backwards = number % 2 == 1;
         for at in 0..subjects.len() {
             let at = if backwards { subjects.len() - 1 - at } else { at };
-            round(&mut subjects[at], &upstream, options.seconds).await?;
+            round(&mut subjects[at], &upstream, &empty, options.seconds).await?;
         }
         let line: Vec<String> = subjects
             .iter()
@@ -147,7 +165,12 @@ async fn run(options: &Options) -> Result<bool> {
     Ok(report(&subjects, options))
 }
 
-fn config(tracer: Tracer, upstream: &Upstream, collector: &Collector) -> Result<EnvoyConfig> {
+fn config(
+    tracer: Tracer,
+    upstream: &Upstream,
+    collector: &Collector,
+    empty: &Path,
+) -> Result<EnvoyConfig> {
     let config = EnvoyConfig::shipped()?.clusters_from("tracing.yaml")?;
     let config = config.static_hosts("orders", &[upstream.addr()]);
     let config = config.static_hosts("otlp", &[collector.addr()]);
@@ -157,6 +180,7 @@ fn config(tracer: Tracer, upstream: &Upstream, collector: &Collector) -> Result<
     let export = json!({"cluster": "otlp", "service_name": "bench"});
     Ok(match tracer {
         Tracer::Plain => config.without_filter(),
+        Tracer::Empty => config.clone().wasm(empty).plugin(|all| *all = json!({})),
         Tracer::Idle => module(json!({})),
         Tracer::Propagation => module(json!({"trace": {}})),
         Tracer::Module(ratio) => module(json!({"trace": {"ratio": ratio, "export": export}})),
@@ -174,9 +198,14 @@ fn config(tracer: Tracer, upstream: &Upstream, collector: &Collector) -> Result<
 }
 
 /// Loads one Envoy and books what it used.
-async fn round(subject: &mut Subject, upstream: &Upstream, seconds: f64) -> Result<()> {
+async fn round(
+    subject: &mut Subject,
+    upstream: &Upstream,
+    empty: &Path,
+    seconds: f64,
+) -> Result<()> {
     let collector = Collector::start().await?;
-    let config = config(subject.tracer, upstream, &collector)?;
+    let config = config(subject.tracer, upstream, &collector, empty)?;
     let envoy = Envoy::start_with(config, 1, &[]).await?;
     let load = Load::to(envoy.addr()).host("orders").closed().connections(CONNECTIONS);
     let warm = load.clone().run_for_secs(WARM.min(seconds)).await;

@@ -157,8 +157,12 @@ async fn one_is_drained(world: &World, cast: &Cast, figures: &mut Figures) -> Re
     let load = load(world, FIRST).start();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut tap = world.nats.tap("events.>").await?;
-    Agent::drain(&world.nats.url(), FIRST, drained.name(), Duration::from_secs(60)).await?;
-    let event = tap.next(PATIENCE).await?;
+    // Side by side: an event counts from when it is read, and the command ends later than it publishes.
+    let url = world.nats.url();
+    let command = Agent::drain(&url, FIRST, drained.name(), Duration::from_secs(60));
+    let (event, done) = tokio::join!(tap.next(PATIENCE), command);
+    let event = event?;
+    done?;
     // The last request may come before we read the event; then nothing is left to wait for.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let last = drained.last_at().unwrap_or(event.at);
