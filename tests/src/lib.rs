@@ -25,6 +25,8 @@
 //! ```
 
 mod agent;
+pub mod browser;
+mod clock;
 mod collector;
 mod envoy;
 mod envoy_config;
@@ -42,6 +44,7 @@ pub mod tools;
 mod upstream;
 
 pub use agent::{Agent, AgentBuilder};
+pub use clock::Clock;
 pub use collector::{Call, Collector, Manner};
 pub use envoy::Envoy;
 pub use envoy_config::EnvoyConfig;
