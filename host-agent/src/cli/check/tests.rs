@@ -112,7 +112,12 @@ fn each_thing_that_is_wrong_is_named_with_what_to_do() {
             "closed for 15 s",
         ),
         ("/configs/0/bootstrap/node/cluster".to_owned(), None, Bad, "node.cluster"),
-        ("/configs/2/static_clusters/0/cluster".to_owned(), None, Bad, "no cluster has the pipe"),
+        (
+            "/configs/2/static_clusters/0/cluster/load_assignment".to_owned(),
+            None,
+            Bad,
+            "no cluster has the pipe",
+        ),
     ] {
         let findings = judge(&with(&pointer, value), SOCK);
         let found: Vec<_> = findings.iter().filter(|it| it.state != State::Good).collect();
