@@ -215,9 +215,15 @@ impl Backoff {
     }
 
     /// When to connect again after an attempt that began at `began`: short waits in a row would be a
-    /// burst of connections upon a server that is in trouble.
+    /// burst of connections upon a server that is in trouble. Who would be too early is put off by a
+    /// second and a draw, since a second alone would keep a fleet in step.
     pub(crate) fn reconnect(&mut self, began: Instant) -> Instant {
-        (Instant::now() + self.next()).max(began + RECONNECT_PACE)
+        let (soon, paced) = (Instant::now() + self.next(), began + RECONNECT_PACE);
+        if soon >= paced {
+            return soon;
+        }
+        let rest = RECONNECT_CAP - RECONNECT_PACE;
+        paced + rest.mul_f64(rand::rng().random_range(0.0..=1.0))
     }
 }
 
@@ -238,7 +244,12 @@ mod tests {
             assert!(over(RECONNECT_CAP / 4 * quarter).abs_diff(expected) < 80, "{quarter}");
         }
         let began = Instant::now();
-        assert!(Backoff::default().reconnect(began) == began + RECONNECT_PACE);
+        let again: Vec<_> = (0..1000).map(|_| Backoff::default().reconnect(began)).collect();
+        assert!(
+            again.iter().all(|at| (began + RECONNECT_PACE..=began + RECONNECT_CAP).contains(at))
+        );
+        let late = again.iter().filter(|at| **at > began + Duration::from_millis(1_500)).count();
+        assert!(late.abs_diff(500) < 80, "{late}");
         tokio::time::advance(Duration::from_secs(60)).await;
         assert!(Backoff::default().reconnect(began) <= Instant::now() + RECONNECT_BASE);
     }
