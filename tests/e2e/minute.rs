@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use pintle_tests::{
     Agent, Instance, Load, NetworkFault, Port, Proxy, Server as _, Upstream, assert_eventually,
+    most_within,
 };
 use tokio::task::{LocalSet, spawn_local};
 
@@ -30,7 +31,7 @@ async fn all_of_them() -> Vec<&'static str> {
         ("etcd gone", spawn_local(etcd_gone(World::linked().await))),
         ("NATS gone", spawn_local(nats_gone(World::start().await))),
         ("black holes", spawn_local(black_holes(World::linked().await))),
-        ("leases expired", spawn_local(leases_expired(World::start().await))),
+        ("leases expired", spawn_local(leases_expired(World::with(in_turns).await))),
         ("lossy network", spawn_local(lossy_network(World::linked().await))),
     ];
     let mut wrong = Vec::new();
@@ -153,9 +154,10 @@ async fn etcd_gone((mut world, to_etcd, _to_nats): Linked) {
     let fell = Instant::now();
     until(fell + MINUTE).await;
     let tries: Vec<Instant> = to_etcd.accepted().into_iter().filter(|at| *at > fell).collect();
-    let per_second = most_per_second(&tries);
+    let per_second = most_within(&tries, Duration::from_secs(1));
     println!("etcd gone: {} tries in a minute, {per_second} in a second", tries.len());
     assert!((20..=60).contains(&tries.len()), "{} tries in a minute", tries.len());
+    assert!(per_second <= 2, "{per_second} in a second");
     let age = world.agent.metric("pintle_snapshot_age_seconds", &[]).await;
     assert!(age >= Some(55.0), "its age is told: {age:?}");
     assert_eq!(world.held().await, 0.0);
@@ -251,7 +253,9 @@ async fn leases_expired(world: World) {
     until(expired + MINUTE - Duration::from_secs(2)).await;
     let serving = all.iter().filter(|upstream| upstream.requests_since(late) > 0).count();
     println!("leases expired: {serving} of 10 serve after a minute");
-    assert_eq!(serving, 9, "one went");
+    assert_eq!(world.held().await, 9.0, "nothing went but one");
+    assert_eq!(endpoints(&world).await, 9);
+    assert_eq!(serving, 9, "all of them get requests");
     finish("leases expired", &world, load).await;
 }
 
@@ -289,14 +293,6 @@ async fn finish(name: &str, world: &World, load: pintle_tests::Running) {
 async fn endpoints(world: &World) -> usize {
     let services = world.agent.services().await.expect("the services");
     services["services"][0]["endpoints"].as_array().map_or(0, Vec::len)
-}
-
-fn most_per_second(moments: &[Instant]) -> usize {
-    let within = |from: &Instant| {
-        let second = *from..*from + Duration::from_secs(1);
-        moments.iter().filter(|at| second.contains(*at)).count()
-    };
-    moments.iter().map(within).max().unwrap_or(0)
 }
 
 /// Pages of all Wasm memories: each is the writable beginning of a reservation of gigabytes.

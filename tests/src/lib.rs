@@ -54,7 +54,7 @@ pub use load::{Load, Outcome, Report, Running, Sample};
 pub use nats::{Message, Nats, Tap};
 pub use port::Port;
 pub use process::{Process, Server, Spec};
-pub use proxy::{Fault as NetworkFault, Proxy};
+pub use proxy::{Fault as NetworkFault, Proxy, most_within};
 pub use tls::{Authority, Identity};
 pub use upstream::{Behaviour, Fault, Grpc, Latency, Seen, Upstream};
 

@@ -72,6 +72,15 @@ impl Proxy {
     }
 }
 
+/// The most of these moments, which are in order, that lie within any stretch of so long.
+pub fn most_within(moments: &[Instant], time: Duration) -> usize {
+    let stretches = moments.iter().enumerate().map(|(at, from)| {
+        let rest = moments.get(at..).unwrap_or_default();
+        rest.partition_point(|moment| *moment < *from + time)
+    });
+    stretches.max().unwrap_or(0)
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.serving.abort();
