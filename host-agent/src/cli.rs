@@ -111,11 +111,13 @@ enum Command {
         pintle services --rejected --output json")]
     Services(ServicesArgs),
     /// Shows the breakers that are not closed, and why.
+    #[command(after_help = "Examples:\n  pintle breakers\n  pintle breakers --all --output json")]
     Breakers(BreakersArgs),
     /// Orders a breaker by hand, in the whole fleet.
     #[command(subcommand)]
     Breaker(BreakerCommand),
     /// Shows what happened, and with --follow what happens.
+    #[command(after_help = "Examples:\n  pintle events\n  pintle events --follow --output json")]
     Events(EventsArgs),
     /// Publishes an event.
     #[command(after_help = "Examples:\n  \
@@ -127,11 +129,13 @@ enum Command {
     #[command(after_help = "Example:\n  pintle drain orders/orders-1 --ttl 60s")]
     Drain(OrderArgs),
     /// Ends a drain.
+    #[command(after_help = "Example:\n  pintle undrain orders/orders-1")]
     Undrain(EndArgs),
     /// Messages that could not be used.
     #[command(subcommand)]
     Dlq(DlqCommand),
     /// Confirms the removals held back of a service.
+    #[command(after_help = "Examples:\n  pintle services --held\n  pintle release orders")]
     Release(ReleaseArgs),
     /// Keeps instances registered until SIGTERM, then drains and deletes them.
     #[command(after_help = "Examples:\n  \
@@ -273,8 +277,10 @@ enum BreakerCommand {
     #[command(after_help = "Example:\n  pintle breaker force-open orders/orders-1 --ttl 10m")]
     ForceOpen(OrderArgs),
     /// Holds an endpoint's breaker closed.
+    #[command(after_help = "Example:\n  pintle breaker force-close orders/orders-1 --ttl 10m")]
     ForceClose(OrderArgs),
     /// Forgets what an endpoint's breaker has counted, and what was ordered.
+    #[command(after_help = "Example:\n  pintle breaker clear orders/orders-1")]
     Clear(EndArgs),
 }
 
@@ -324,6 +330,9 @@ struct EndArgs {
 #[derive(Debug, Subcommand)]
 enum DlqCommand {
     /// Lists the dead letters, oldest first.
+    #[command(
+        after_help = "Examples:\n  pintle dlq list\n  pintle dlq list --limit 10 --output json"
+    )]
     List {
         #[command(flatten)]
         nats: NatsArgs,
@@ -332,6 +341,7 @@ enum DlqCommand {
         limit: usize,
     },
     /// Shows one with its bytes.
+    #[command(after_help = "Example:\n  pintle dlq show 3")]
     Show {
         #[command(flatten)]
         nats: NatsArgs,
@@ -339,6 +349,7 @@ enum DlqCommand {
         number: u64,
     },
     /// Publishes the original again, and takes the letter away.
+    #[command(after_help = "Example:\n  pintle dlq replay 3")]
     Replay {
         #[command(flatten)]
         nats: NatsArgs,
@@ -346,6 +357,7 @@ enum DlqCommand {
         number: u64,
     },
     /// Takes letters away for good.
+    #[command(after_help = "Examples:\n  pintle dlq purge 3\n  pintle dlq purge --all")]
     Purge {
         #[command(flatten)]
         nats: NatsArgs,

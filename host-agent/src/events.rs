@@ -216,6 +216,8 @@ impl Events {
     pub async fn purge(&self, number: Option<u64>) -> Result<u64, NatsError> {
         let stream = setup::dead_letters(&self.js, &self.config).await?;
         match number {
+            // The server says of an absent one what it says of its own trouble.
+            Some(number) if self.dead_letter(number).await?.is_none() => Ok(0),
             Some(number) => {
                 let deleted = stream.delete_message(number).await;
                 deleted.map(u64::from).map_err(failed("purging"))

@@ -12,10 +12,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Permission, PermissionType, Txn, TxnOp};
+use etcd_client::{Client, ConnectOptions, Permission, PermissionType, Txn, TxnOp};
 use pintle_agent::source::{EtcdConfig, SecretRef, SourcesConfig, Tls};
 use pintle_tests::{
     Authority, Etcd, EtcdCluster, NetworkFault as Fault, Port, Process, Proxy, Server as _, Spec,
+    assert_eventually, most_within,
 };
 use support::{Agent, key, secs, value, with_etcd};
 
@@ -132,6 +133,29 @@ async fn ten_thousand_instances_are_listed_in_pages_and_survive_compaction_while
     assert_eq!(agent.sources().removals_held, 0);
 }
 
+/// What the watch has to tell at once is three times as long as a message may be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_longer_than_a_message_comes_in_fragments() {
+    let etcd = Etcd::start().await.unwrap();
+    put_many(&etcd.url(), "orders", 0..1, 0).await;
+    let proxy = Proxy::to(etcd.addr()).await.unwrap();
+    let agent = Agent::start(with_etcd(vec![format!("http://{}", proxy.addr())]));
+    agent.until(secs(5), "listed", |a| a.count() == 1).await;
+    proxy.set(Fault::Refuse);
+    agent.until(secs(10), "the loss", |a| !a.sources().etcd.connected).await;
+    let mut client = Client::connect([etcd.url()], None).await.unwrap();
+    for n in 1..=200 {
+        let id = format!("i{n:05}");
+        let mut text = value("orders", &id, 80);
+        text.insert_str(text.len() - 1, &format!(",\"pad\":\"{}\"", "x".repeat(60_000)));
+        client.put(key("orders", &id), text, None).await.unwrap();
+    }
+    proxy.set(Fault::None);
+    let took = agent.until(secs(5), "the backlog", |a| a.count() == 201).await;
+    println!("12 MB of backlog in {took:?}");
+    assert_eq!(agent.sources().etcd.connects, 2, "in one watch: {:?}", agent.sources().etcd);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_restored_to_a_lower_revision_is_listed_again_and_met_with_protection() {
     let mut etcd = Etcd::start().await.unwrap();
@@ -146,7 +170,7 @@ async fn a_registry_restored_to_a_lower_revision_is_listed_again_and_met_with_pr
     etcd.restart_empty().await.unwrap();
     put_many(&etcd.url(), "orders", 5..11, 0).await;
     let took =
-        agent.until(secs(8), "the new one", |a| a.ids("orders").contains(&"i00010".into())).await;
+        agent.until(secs(5), "the new one", |a| a.ids("orders").contains(&"i00010".into())).await;
     println!("right after a restore in {took:?}");
     let ids: BTreeSet<_> = agent.ids("orders").into_iter().collect();
     assert!((5..11).all(|n| ids.contains(&format!("i{n:05}"))));
@@ -187,7 +211,7 @@ async fn of_three_members_one_may_die_and_with_two_dead_what_is_known_stays() {
     while cluster.members[alive].put(&key("orders", "b"), &value("orders", "b", 1)).await.is_err() {
         assert!(Instant::now() < deadline, "no new leader");
     }
-    let took = agent.until(secs(8), "news from the rest", |a| a.ids("orders") == ["a", "b"]).await;
+    let took = agent.until(secs(5), "news from the rest", |a| a.ids("orders") == ["a", "b"]).await;
     println!("fresh {took:?} after a write to the new leader");
 
     let other = (leader + 2) % 3;
@@ -199,7 +223,7 @@ async fn of_three_members_one_may_die_and_with_two_dead_what_is_known_stays() {
 
     cluster.members[other].restart().await.unwrap();
     cluster.members[alive].put(&key("orders", "c"), &value("orders", "c", 1)).await.unwrap();
-    let took = agent.until(secs(8), "after quorum", |a| a.ids("orders") == ["a", "b", "c"]).await;
+    let took = agent.until(secs(5), "after quorum", |a| a.ids("orders") == ["a", "b", "c"]).await;
     println!("fresh {took:?} after quorum");
 }
 
@@ -333,6 +357,223 @@ async fn another_configuration_is_taken_over_without_a_restart() {
     agent.until(secs(5), "the second, another cluster", |a| port(a) == Some(2)).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_out_of_bounds_is_refused_by_reason_and_what_is_within_is_served() {
+    let etcd = Etcd::start().await.unwrap();
+    put_many(&etcd.url(), "many", 0..10_000, 0).await;
+    let longest = "n".repeat(253);
+    etcd.put(&key("orders", &longest), &value("orders", &longest, 1)).await.unwrap();
+    let agent = Agent::start(with_etcd(vec![etcd.url()]));
+    agent.until(secs(20), "what is within", |a| a.count() == 10_001).await;
+
+    let padded = |id: &str, pad: &str| {
+        let mut text = value("orders", id, 1);
+        text.insert_str(text.len() - 1, &format!(",\"pad\":{pad}"));
+        text
+    };
+    let room = (64 << 10) - padded("full", "\"\"").len();
+    let full = |more: usize| padded("full", &format!("\"{}\"", "x".repeat(room + more)));
+    let deep = |levels: usize| padded("deep", &("[".repeat(levels) + &"]".repeat(levels)));
+    let too_long = "n".repeat(254);
+    for (reason, key, text) in [
+        ("value_too_long", key("orders", "full"), full(1)),
+        ("json_depth", key("orders", "deep"), deep(16)),
+        ("too_many", key("many", "one-more"), value("many", "one-more", 1)),
+        ("key", key("orders", &too_long), value("orders", &too_long, 1)),
+        ("key", key("orders", "a b"), value("orders", "a b", 1)),
+        ("key_too_long", key("orders", &"k".repeat(512)), value("orders", "k", 1)),
+    ] {
+        etcd.put(&key, &text).await.unwrap();
+        let listed = |a: &Agent| {
+            let snapshot = a.snapshot();
+            snapshot.rejected.iter().any(|r| r.reason == reason && key.starts_with(&r.key[..20]))
+        };
+        agent.until(secs(5), reason, listed).await;
+        let counted =
+            agent.sources().refused.iter().any(|(of, count)| of.1 == reason && *count > 0);
+        assert!(counted, "{reason}: {:?}", agent.sources().refused);
+    }
+    assert_eq!(agent.count(), 10_001);
+    // Just within.
+    etcd.put(&key("orders", "full"), &full(0)).await.unwrap();
+    etcd.put(&key("orders", "deep"), &deep(15)).await.unwrap();
+    agent.until(secs(5), "the good ones", |a| a.ids("orders").len() == 3).await;
+}
+
+/// RELIABILITY R27, without its bound of 50 connections a second: 200 agents that wait two seconds at
+/// most come at 100 a second or more, however they draw. What is held here is that they are spread over
+/// that time and over the members.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_agents_that_come_back_at_once_do_not_come_as_a_herd() {
+    const AGENTS: usize = 200;
+    let cluster = EtcdCluster::start(3).await.unwrap();
+    put_many(&cluster.members[0].url(), "orders", 0..10, 0).await;
+    let mut links = Vec::new();
+    for member in &cluster.members {
+        links.push(Proxy::to(member.addr()).await.unwrap());
+    }
+    let urls: Vec<_> = links.iter().map(|link| format!("http://{}", link.addr())).collect();
+    let agents: Vec<_> = (0..AGENTS)
+        .map(|n| {
+            let mut config = with_etcd(urls.clone());
+            config.agent = format!("agent-{n}");
+            Agent::start(config)
+        })
+        .collect();
+    for agent in &agents {
+        agent.until(secs(30), "the start", |a| a.count() == 10).await;
+    }
+    links.iter().for_each(|link| link.set(Fault::Refuse));
+    for agent in &agents {
+        agent.until(secs(15), "the loss", |a| !a.sources().etcd.connected).await;
+    }
+    tokio::time::sleep(secs(6)).await;
+    cluster.members[0].put(&key("orders", "new"), &value("orders", "new", 1)).await.unwrap();
+    links.iter().for_each(|link| link.set(Fault::None));
+    let back = Instant::now();
+    for agent in &agents {
+        agent.until(secs(10), "fresh", |a| a.count() == 11).await;
+    }
+    println!("all of {AGENTS} fresh after {:?}", back.elapsed());
+    assert!(back.elapsed() <= secs(10));
+    let came: Vec<Vec<_>> = links
+        .iter()
+        .map(|link| link.accepted().into_iter().filter(|at| *at > back).collect())
+        .collect();
+    let second: Vec<_> = came.iter().map(|moments| most_within(moments, secs(1))).collect();
+    let mut all = came.concat();
+    all.sort();
+    let (most, tenth) = (most_within(&all, secs(1)), most_within(&all, secs(1) / 10));
+    println!("connections: {second:?} in a second by member, {most} of all, {tenth} in a tenth");
+    assert!(second.iter().all(|most| (1..=AGENTS / 2).contains(most)), "{second:?}");
+    // Evenly over two seconds it would be ten.
+    assert!(tenth <= AGENTS / 5, "{tenth}");
+}
+
+/// RELIABILITY R28: etcd's tokens die after two seconds without use.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expires_is_made_anew_and_nothing_is_missed() {
+    let etcd = Etcd::start_with(&["--auth-token-ttl", "2"]).await.unwrap();
+    etcd.put(&key("orders", "i0"), &value("orders", "i0", 1)).await.unwrap();
+    add_users(&mut Client::connect([etcd.url()], None).await.unwrap()).await;
+    let options = ConnectOptions::new().with_user("root", "secret").with_auto_token_refresh(true);
+    let mut writer = Client::connect([etcd.url()], Some(options)).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("password"), "right").unwrap();
+    let mut config = with_etcd(vec![etcd.url()]);
+    let own = config.etcd.as_mut().unwrap();
+    own.user = Some("agent".into());
+    own.password = Some(SecretRef::File(dir.path().join("password")));
+    own.reconcile = secs(4);
+    let agent = Agent::start(config);
+    agent.until(secs(10), "listed", |a| a.ids("orders") == ["i0"]).await;
+    let mut worst = Duration::ZERO;
+    for n in 1..=12 {
+        tokio::time::sleep(secs(1)).await;
+        let id = format!("i{n}");
+        writer.put(key("orders", &id), value("orders", &id, 1), None).await.unwrap();
+        let took = agent.until(secs(5), "news", |a| a.ids("orders").contains(&id)).await;
+        worst = worst.max(took);
+    }
+    println!("tokens of two seconds: {worst:?} at worst");
+    assert!(worst <= secs(2), "{worst:?}");
+    // Listings with a token that had expired were not failures that end the session.
+    assert_eq!(agent.sources().etcd.connects, 1, "{:?}", agent.sources().etcd);
+    assert_eq!(agent.snapshot().services["orders"].table.endpoints.len(), 13);
+}
+
+/// `root`, and `agent` who may only read what agents read; then authentication is on.
+async fn add_users(client: &mut Client) {
+    client.role_add("reader").await.unwrap();
+    for prefix in ["/services/", "/pintle/policies/"] {
+        let permission = Permission::new(PermissionType::Read, prefix).with_prefix();
+        client.role_grant_permission("reader", permission).await.unwrap();
+    }
+    client.user_add("agent", "right", None).await.unwrap();
+    client.user_grant_role("agent", "reader").await.unwrap();
+    client.role_add("root").await.unwrap();
+    client.user_add("root", "secret", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.auth_enable().await.unwrap();
+}
+
+/// RELIABILITY R28: SIGHUP takes other certificates over, and says so when they are wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_rotated_by_a_signal_without_a_restart() {
+    let authority = Authority::new().unwrap();
+    let (_server, url, _port) = start_tls(&authority).await;
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str| dir.path().join(name);
+    let install = |identity: &pintle_tests::Identity| {
+        std::fs::copy(&identity.certificate, place("crt.pem")).unwrap();
+        std::fs::copy(&identity.key, place("key.pem")).unwrap();
+    };
+    install(&authority.issue(&["agent"]).unwrap());
+    let tls = Tls {
+        ca: Some(authority.certificate()),
+        cert: Some(place("crt.pem")),
+        key: Some(place("key.pem")),
+        server_name: None,
+    };
+    let etcd = EtcdConfig { endpoints: vec![url.clone()], tls, ..EtcdConfig::default() };
+    let mut writer = until_connected(&etcd).await;
+    writer.put(key("orders", "a"), value("orders", "a", 1), None).await.unwrap();
+    let text = format!(
+        "etcd: {{endpoints: ['{url}'], tls: {{ca: {}, cert: {}, key: {}}}}}\n",
+        authority.certificate().display(),
+        place("crt.pem").display(),
+        place("key.pem").display(),
+    );
+    let builder = pintle_tests::Agent::builder().allow("10.0.0.0/8").config("agent.yaml", &text);
+    let mut agent = builder.start().await.unwrap();
+    let connects = async |agent: &pintle_tests::Agent| {
+        let labels = ["source=\"etcd\""];
+        let up = agent.metric("pintle_source_connected", &labels).await == Some(1.0);
+        (up, agent.metric("pintle_source_connects_total", &labels).await.unwrap_or(0.0))
+    };
+    assert_eventually!(secs(10), connects(&agent).await == (true, 1.0));
+
+    install(&authority.issue(&["agent"]).unwrap());
+    agent.process().signal(SIGHUP);
+    let signalled = Instant::now();
+    assert_eventually!(secs(5), connects(&agent).await == (true, 2.0));
+    println!("other certificates in use after {:?}", signalled.elapsed());
+    assert!(signalled.elapsed() <= secs(2), "{:?}", signalled.elapsed());
+
+    // One that etcd does not know is really used: there is no connection until the next.
+    install(&Authority::new().unwrap().issue(&["agent"]).unwrap());
+    agent.process().signal(SIGHUP);
+    assert_eventually!(secs(5), !connects(&agent).await.0);
+    tokio::time::sleep(secs(1)).await;
+    assert!(!connects(&agent).await.0);
+    writer.put(key("orders", "b"), value("orders", "b", 1), None).await.unwrap();
+    install(&authority.issue(&["agent"]).unwrap());
+    agent.process().signal(SIGHUP);
+    let signalled = Instant::now();
+    let two = async || {
+        let services = agent.services().await.unwrap();
+        services["services"][0]["endpoints"].as_array().map_or(0, Vec::len) == 2
+    };
+    assert_eventually!(secs(5), two().await);
+    println!("what was missed is there after {:?}", signalled.elapsed());
+    assert!(signalled.elapsed() <= secs(2), "{:?}", signalled.elapsed());
+}
+
+const SIGHUP: i32 = 1;
+
+async fn until_connected(etcd: &EtcdConfig) -> Client {
+    let deadline = Instant::now() + secs(20);
+    loop {
+        if let Ok(mut client) = pintle_agent::source::etcd::connect(etcd, 0).await
+            && client.get("x", None).await.is_ok()
+        {
+            return client;
+        }
+        assert!(Instant::now() < deadline, "no connection to etcd");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// An etcd with TLS; only etcd-client can speak to it.
 async fn start_tls(authority: &Authority) -> (Process, String, Port) {
     let dir = tempfile::TempDir::new().unwrap();
@@ -395,27 +636,9 @@ async fn tls_is_verified_both_ways_users_are_authenticated_and_a_reader_cannot_w
         },
         ..EtcdConfig::default()
     };
-    let deadline = Instant::now() + secs(20);
-    let mut root = loop {
-        if let Ok(mut client) = pintle_agent::source::etcd::connect(&etcd, 0).await
-            && client.put(key("orders", "a"), value("orders", "a", 1), None).await.is_ok()
-        {
-            break client;
-        }
-        assert!(Instant::now() < deadline, "{}", server.log());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
-    root.role_add("reader").await.unwrap();
-    for prefix in ["/services/", "/pintle/policies/"] {
-        let permission = Permission::new(PermissionType::Read, prefix).with_prefix();
-        root.role_grant_permission("reader", permission).await.unwrap();
-    }
-    root.user_add("agent", "right", None).await.unwrap();
-    root.user_grant_role("agent", "reader").await.unwrap();
-    root.role_add("root").await.unwrap();
-    root.user_add("root", "secret", None).await.unwrap();
-    root.user_grant_role("root", "root").await.unwrap();
-    root.auth_enable().await.unwrap();
+    let mut root = until_connected(&etcd).await;
+    root.put(key("orders", "a"), value("orders", "a", 1), None).await.unwrap();
+    add_users(&mut root).await;
 
     let with = |etcd: EtcdConfig| SourcesConfig { etcd: Some(etcd), ..support::config() };
     let good = EtcdConfig {

@@ -18,6 +18,7 @@ use pintle_agent::source::jetstream::NatsError;
 use pintle_agent::source::{NatsConfig, SecretRef, SourcesConfig, Tls};
 use pintle_snapshot::{BreakerState, Health, Now, Transition};
 use pintle_tests::{Authority, Nats, NetworkFault as Fault, Proxy, Server as _};
+use serde_json::{Value, json};
 use support::{Agent, secs, with_nats};
 
 fn draft(service: &str, endpoint: &str, action: Action, ttl: u64) -> Draft {
@@ -101,13 +102,27 @@ async fn events_take_effect_at_once_and_end_with_their_ttl() {
     agent.until(secs(2), "ejected", |a| health(a, "e2") == Some(Health::Unhealthy)).await;
     events.publish(&draft("orders", "e2", Action::Restore, 60)).await.unwrap();
     agent.until(secs(2), "restored", |a| health(a, "e2") == Some(Health::Healthy)).await;
+    events.publish(&draft("orders", "e3", Action::Drain, 60)).await.unwrap();
+    agent.until(secs(2), "drained too", |a| health(a, "e3") == Some(Health::Draining)).await;
+    events.publish(&draft("orders", "e3", Action::Undrain, 60)).await.unwrap();
+    agent.until(secs(2), "undrained", |a| health(a, "e3") == Some(Health::Healthy)).await;
+    events.publish(&draft("orders", "e4", Action::Weight(9), 60)).await.unwrap();
+    let weight = |a: &Agent| a.snapshot().services["orders"].table.endpoints[4].weight;
+    agent.until(secs(2), "weighed", |a| weight(a) == 9).await;
+    events.publish(&draft("orders", "e5", Action::ForceOpen, 60)).await.unwrap();
+    let force = |a: &Agent| a.snapshot().services["orders"].table.endpoints[5].force;
+    agent.until(secs(2), "forced", |a| force(a).is_some()).await;
+
     events.publish(&draft("orders", "", Action::Trace(Some(0.5)), 60)).await.unwrap();
     let policy = |a: &Agent| a.snapshot().services["orders"].table.policy.clone();
     agent.until(secs(2), "sampled", |a| policy(a) == r#"{"trace":{"ratio":0.5}}"#).await;
+    let patch = json!({"select": {"strategy": "random"}});
+    events.publish(&draft("orders", "", Action::Policy(patch), 60)).await.unwrap();
+    agent.until(secs(2), "patched", |a| policy(a).contains(r#""strategy":"random""#)).await;
     let ended = agent.until(secs(6), "ended", |a| health(a, "e1") == Some(Health::Healthy)).await;
     println!("the drain ended {ended:?} after the rest");
-    assert_eq!(events.list(1, 10).await.unwrap().len(), 4);
-    assert_eq!(agent.sources().events_applied, 4);
+    assert_eq!(events.list(1, 20).await.unwrap().len(), 9);
+    assert_eq!(agent.sources().events_applied, 9);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -421,6 +436,21 @@ async fn a_storm_of_events_is_applied_fast_and_ends_where_the_last_one_says() {
     agent.until(secs(5), "the last words", |a| weights(a) == expect).await;
 }
 
+/// Two agents: one that gets in, one that says why not. The second is returned.
+async fn only_the_first(place: &Place, what: &str, good: NatsConfig, bad: NatsConfig) -> Agent {
+    let mut config = place.config("nats://127.0.0.1:4222");
+    config.state.dir = None;
+    config.nats = Some(good);
+    let agent = Agent::start(config.clone());
+    ready(&agent).await;
+    config.nats = Some(bad);
+    let agent = Agent::start(config);
+    agent.until(secs(10), what, |a| a.sources().nats.error.is_some()).await;
+    assert!(!agent.sources().nats.connected, "{what}");
+    assert!(!format!("{:?}", agent.sources()).contains("hunter2"), "{what}");
+    agent
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_users_tokens_and_nkeys_open_the_door_and_nothing_else_does() {
     let place = Place::new();
@@ -429,31 +459,29 @@ async fn tls_users_tokens_and_nkeys_open_the_door_and_nothing_else_does() {
         std::fs::write(dir.join(name), format!("{text}\n")).unwrap();
         Some(SecretRef::File(dir.join(name)))
     };
-    let check = async |what: &str, nats: &Nats, good: NatsConfig, bad: NatsConfig| {
-        let mut config = place.config(&nats.url());
-        config.state.dir = None;
-        config.nats = Some(good);
-        let agent = Agent::start(config.clone());
-        ready(&agent).await;
-        config.nats = Some(bad);
-        let agent = Agent::start(config);
-        agent.until(secs(10), what, |a| a.sources().nats.error.is_some()).await;
-        assert!(!agent.sources().nats.connected, "{what}");
-        assert!(!format!("{:?}", agent.sources()).contains("hunter2"), "{what}");
-        agent
-    };
     let base = |nats: &Nats| nats_config(&place.config(&nats.url()));
 
     let nats = Nats::start_with(&["--user", "u", "--pass", "right"]).await.unwrap();
     let user = |password| NatsConfig { user: Some("u".into()), password, ..base(&nats) };
-    let refused =
-        check("user", &nats, user(secret("good", "right")), user(secret("bad", "hunter2"))).await;
+    let refused = only_the_first(
+        &place,
+        "user",
+        user(secret("good", "right")),
+        user(secret("bad", "hunter2")),
+    )
+    .await;
     secret("bad", "right");
     refused.until(secs(5), "the rotated password", |a| a.sources().nats.connected).await;
 
     let nats = Nats::start_with(&["--auth", "right"]).await.unwrap();
     let token = |token| NatsConfig { token, ..base(&nats) };
-    check("token", &nats, token(secret("good", "right")), token(secret("bad", "hunter2"))).await;
+    only_the_first(
+        &place,
+        "token",
+        token(secret("good", "right")),
+        token(secret("bad", "hunter2")),
+    )
+    .await;
 
     let authority = Authority::new().unwrap();
     let server = authority.issue(&["127.0.0.1"]).unwrap();
@@ -482,16 +510,16 @@ async fn tls_users_tokens_and_nkeys_open_the_door_and_nothing_else_does() {
         ..base(&nats)
     };
     let stranger = Authority::new().unwrap();
-    check(
+    only_the_first(
+        &place,
         "authority",
-        &nats,
         tls(authority.certificate(), true),
         tls(stranger.certificate(), true),
     )
     .await;
-    check(
+    only_the_first(
+        &place,
         "certificate",
-        &nats,
         tls(authority.certificate(), true),
         tls(authority.certificate(), false),
     )
@@ -507,11 +535,88 @@ async fn tls_users_tokens_and_nkeys_open_the_door_and_nothing_else_does() {
     let nats = Nats::start_with(&["-c", &path(&conf)]).await.unwrap();
     let nkey = |nkey| NatsConfig { nkey, ..base(&nats) };
     let other = nkeys::KeyPair::new_user();
-    check(
+    only_the_first(
+        &place,
         "nkey",
-        &nats,
         nkey(secret("seed", &pair.seed().unwrap())),
         nkey(secret("other", &other.seed().unwrap())),
     )
     .await;
+}
+
+/// What an operator, an account or a user is, signed by who is above.
+fn signed(by: &nkeys::KeyPair, subject: &str, nats: &Value) -> String {
+    let url_safe = |bytes: &[u8]| {
+        let text = pintle_tests::text::base64(bytes).replace('+', "-").replace('/', "_");
+        text.trim_end_matches('=').to_owned()
+    };
+    let head = json!({"typ": "JWT", "alg": "ed25519-nkey"});
+    let body = json!({
+        "jti": "a-test", "iat": 1_700_000_000, "iss": by.public_key(), "name": "a-test",
+        "sub": subject, "nats": nats,
+    });
+    let [head, body] = [head, body].map(|part| url_safe(part.to_string().as_bytes()));
+    let signature = by.sign(format!("{head}.{body}").as_bytes()).unwrap();
+    format!("{head}.{body}.{}", url_safe(&signature))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credentials_file_opens_the_door_and_a_wrong_one_is_named() {
+    let place = Place::new();
+    let dir = place.dir.path().to_owned();
+    let operator = nkeys::KeyPair::new_operator();
+    let (account, system) = (nkeys::KeyPair::new_account(), nkeys::KeyPair::new_account());
+    let user = nkeys::KeyPair::new_user();
+    let all = -1;
+    let limits = json!({
+        "subs": all, "data": all, "payload": all, "imports": all, "exports": all,
+        "wildcards": true, "conn": all, "leaf": all, "mem_storage": all, "disk_storage": all,
+        "streams": all, "consumer": all,
+    });
+    let of_account = |key: &nkeys::KeyPair, limits: &Value| {
+        let is = json!({"limits": limits, "type": "account", "version": 2});
+        format!("{}: {}", key.public_key(), signed(&operator, &key.public_key(), &is))
+    };
+    // JetStream is not for the system's account.
+    let plain = json!({"subs": all, "conn": all, "data": all, "payload": all});
+    let conf = format!(
+        "operator: {}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload: {{\n{}\n{}\n}}\n",
+        signed(&operator, &operator.public_key(), &json!({"type": "operator", "version": 2})),
+        system.public_key(),
+        of_account(&system, &plain),
+        of_account(&account, &limits),
+    );
+    std::fs::write(dir.join("nats.conf"), conf).unwrap();
+    let nats =
+        Nats::start_with(&["-c", &dir.join("nats.conf").display().to_string()]).await.unwrap();
+
+    let is = json!({"subs": all, "data": all, "payload": all, "type": "user", "version": 2});
+    let jwt = signed(&account, &user.public_key(), &is);
+    let credentials = |name: &str, seed: &nkeys::KeyPair| {
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
+            seed.seed().unwrap()
+        );
+        std::fs::write(dir.join(name), text).unwrap();
+        dir.join(name)
+    };
+    let with =
+        |path| NatsConfig { credentials: Some(path), ..nats_config(&place.config(&nats.url())) };
+    let good = with(credentials("good.creds", &user));
+    let other = with(credentials("other.creds", &nkeys::KeyPair::new_user()));
+    let refused = only_the_first(&place, "another's seed", good.clone(), other).await;
+    let why = refused.sources().nats.error.unwrap();
+    assert!(why.to_lowercase().contains("authorization"), "{why}");
+
+    std::fs::write(dir.join("broken.creds"), "no credentials").unwrap();
+    for name in ["broken.creds", "absent.creds"] {
+        let refused = only_the_first(&place, name, good.clone(), with(dir.join(name))).await;
+        let why = refused.sources().nats.error.unwrap();
+        assert!(why.contains(name), "{why}");
+    }
+    // Read anew by each attempt.
+    let agent = only_the_first(&place, "none yet", good, with(dir.join("late.creds"))).await;
+    credentials("late.creds", &user);
+    agent.until(secs(10), "the file that came", |a| a.sources().nats.connected).await;
 }

@@ -3,10 +3,18 @@
 //! | file | claims about |
 //! |---|---|
 //! | `way` | from a registration to the first request; drain; the breaker; the trace |
-//! | `gone` | what goes on while the agent, etcd, NATS, all leases or the disk are gone |
+//! | `gone` | what goes on after a cold start, a compaction, and with a disk that takes nothing |
+//! | `minute` | what goes on while the agent, etcd, NATS, the network or all leases are gone for a minute |
+//! | `clock` | a wall clock that steps by an hour |
+//! | `commands` | the command line, and `pintle check` |
+//! | `page` | the status page in a browser |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
 
+mod clock;
+mod commands;
 mod gone;
 mod hostile;
+mod minute;
+mod page;
 mod support;
 mod way;

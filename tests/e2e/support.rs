@@ -1,11 +1,12 @@
 //! A whole installation for one test.
 
-use std::time::Duration;
+use std::borrow::Borrow;
+use std::time::{Duration, Instant};
 
 use pintle_artifact::PINTLE_PATH;
 use pintle_tests::{
-    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Latency, Load, Nats, Proxy, Upstream,
-    assert_eventually, http,
+    Agent, AgentBuilder, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Latency, Load, Nats, Proxy,
+    Upstream, assert_eventually, http,
 };
 use serde_json::Value;
 
@@ -26,8 +27,16 @@ impl World {
 
     /// With a changed plugin configuration.
     pub async fn with(plugin: impl FnOnce(&mut Value)) -> Self {
+        Self::changed(|agent| agent, plugin).await
+    }
+
+    /// With a changed agent and a changed plugin configuration.
+    pub async fn changed(
+        agent: impl FnOnce(AgentBuilder) -> AgentBuilder,
+        plugin: impl FnOnce(&mut Value),
+    ) -> Self {
         let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
-        let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
+        let agent = agent(Agent::with(&etcd, &nats)).start().await.expect("the agent");
         Self::of(etcd, nats, agent, plugin).await
     }
 
@@ -59,9 +68,7 @@ impl World {
     pub async fn orders(&self, count: usize) -> Vec<Upstream> {
         let mut upstreams = Vec::new();
         for number in 1..=count {
-            let upstream = quick(&format!("orders-{number}")).await;
-            self.etcd.register(&Instance::of("orders", &upstream)).await.expect("a registration");
-            upstreams.push(upstream);
+            upstreams.push(self.newcomer(&format!("orders-{number}")).await);
         }
         let last = upstreams.last().expect("an upstream");
         assert_eventually!(PATIENCE, {
@@ -81,6 +88,29 @@ impl World {
         http::send(self.envoy.addr(), request).await.map_or(0, |reply| reply.status)
     }
 
+    /// Puts one more instance of `orders` into the registry.
+    pub async fn newcomer(&self, name: &str) -> Upstream {
+        let upstream = quick(name).await;
+        self.etcd.register(&Instance::of("orders", &upstream)).await.expect("a registration");
+        upstream
+    }
+
+    /// Whether the agent says that it is connected to `etcd` or `nats`.
+    pub async fn connected(&self, source: &str) -> bool {
+        let label = format!("source=\"{source}\"");
+        self.agent.metric("pintle_source_connected", &[&label]).await == Some(1.0)
+    }
+
+    /// How many removals the agent holds back.
+    pub async fn held(&self) -> f64 {
+        self.agent.metric("pintle_removals_waiting", &[]).await.expect("the metric")
+    }
+
+    /// How often a breaker opened in Envoy.
+    pub async fn opened(&self) -> u64 {
+        self.envoy.stat("wasmcustom.pintle_breaker_opened_total").await.unwrap_or(0)
+    }
+
     pub async fn no_traps(&self) {
         assert_eq!(self.envoy.vm_reloads().await.expect("stats"), 0, "no VM was rebuilt");
     }
@@ -92,6 +122,26 @@ pub async fn quick(name: &str) -> Upstream {
     let latency = Latency::Uniform(Duration::from_millis(1), Duration::from_millis(3));
     upstream.set(Behaviour::slow(latency));
     upstream
+}
+
+/// Endpoints take turns, so that the cost of a failure does not keep requests away before the breaker
+/// does.
+pub fn in_turns(plugin: &mut Value) {
+    plugin["select"]["strategy"] = "round_robin".into();
+}
+
+/// Each of them is sent requests from now on.
+pub async fn everybody_serves<U: Borrow<Upstream>>(upstreams: &[U]) {
+    let now = Instant::now();
+    for upstream in upstreams.iter().map(Borrow::borrow) {
+        assert_eventually!(PATIENCE, upstream.requests_since(now) > 0, "{}", upstream.name());
+    }
+}
+
+/// How long after `moment` the upstream got its first request.
+pub async fn first_after(upstream: &Upstream, moment: Instant) -> Duration {
+    assert_eventually!(PATIENCE, upstream.first_at().is_some(), "{}", upstream.name());
+    upstream.first_at().unwrap_or(moment).saturating_duration_since(moment)
 }
 
 pub fn millis(duration: Duration) -> f64 {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use pintle_tests::{Agent, Behaviour, Fault, Instance, assert_eventually, http};
 
-use crate::support::{PATIENCE, World, millis, quantile, quick};
+use crate::support::{PATIENCE, World, in_turns, millis, quantile, quick};
 
 /// The demo holds p99 under 50 ms; here is room for a machine that is busy with other tests.
 const PROPAGATION: f64 = 250.0;
@@ -76,11 +76,7 @@ async fn a_drain_event_stops_new_requests_and_its_end_brings_them_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_most_five_requests_fail_at_a_dead_endpoint() {
-    let world = World::with(|plugin| {
-        // Turns, so that the cost of a failure does not keep requests away before the breaker does.
-        plugin["select"]["strategy"] = "round_robin".into();
-    })
-    .await;
+    let world = World::with(in_turns).await;
     let all = world.orders(3).await;
     // One a turn at the dead one each 30 ms: none is under way there when the fifth fails.
     let load = world.load(100.0).start();
@@ -163,6 +159,26 @@ async fn an_instance_that_registers_itself_drains_and_goes_on_sigterm() {
     assert!(last < ended, "drained before it went");
     let report = load.stop().await;
     assert_eq!(report.failed(), 0, "{}", report.summary());
+}
+
+/// Beside a service in its pod: one process serves Envoy and keeps its neighbour registered.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_registers_its_neighbour_and_takes_it_away_when_it_ends() {
+    let upstream = quick("orders-1").await;
+    let addr = upstream.addr();
+    let text = format!(
+        "register: {{drain: 500ms, instances: [{{name: orders, id: orders-1, address: {}, \
+         port: {}, check: {{http: /, interval: 1s}}}}]}}\n",
+        addr.ip(),
+        addr.port()
+    );
+    let mut world = World::changed(|agent| agent.config("agent.yaml", &text), |_| {}).await;
+    assert_eventually!(PATIENCE, world.get("/").await == 200 && upstream.requests() > 0);
+    let key = Instance::of("orders", &upstream).key();
+    let value = world.etcd.get(&key).await.expect("etcd").expect("it is registered");
+    assert!(value.contains("\"healthy\""), "{value}");
+    world.agent.terminate(Duration::from_secs(12)).await.expect("it ends");
+    assert_eq!(world.etcd.get(&key).await.expect("etcd"), None, "deleted, not left to its lease");
 }
 
 #[tokio::test(flavor = "multi_thread")]

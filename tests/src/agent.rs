@@ -34,6 +34,7 @@ pub struct AgentBuilder {
     args: Vec<String>,
     envs: Vec<(String, String)>,
     files: Vec<(String, String)>,
+    under: Vec<String>,
 }
 
 impl AgentBuilder {
@@ -65,6 +66,13 @@ impl AgentBuilder {
     /// One more variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.envs.push((name.into(), value.into()));
+        self
+    }
+
+    /// Starts it by a command that does something to its surroundings and then becomes the agent, whose
+    /// own command line follows; `{dir}` stands for the agent's directory.
+    pub fn under(mut self, command: &[&str]) -> Self {
+        self.under = command.iter().map(|word| (*word).into()).collect();
         self
     }
 
@@ -105,7 +113,15 @@ impl AgentBuilder {
         flag("--state-dir", state.display().to_string());
         flag("--allow", self.allow.unwrap_or_else(|| "127.0.0.0/8".into()));
         args.extend(self.args);
-        let spec = Spec { name: "pintle".into(), program: tools::agent()?, args, envs: self.envs };
+        let mut program = tools::agent()?;
+        if let Some((first, rest)) = self.under.split_first() {
+            let dir = dir.path().display().to_string();
+            let rest = rest.iter().map(|word| word.replace("{dir}", &dir));
+            let command: Vec<String> = rest.chain([program.display().to_string()]).collect();
+            args.splice(0..0, command);
+            program = first.into();
+        }
+        let spec = Spec { name: "pintle".into(), program, args, envs: self.envs };
         Ok(Agent { process: Process::spawn(spec, dir)?, admin, socket })
     }
 }

@@ -25,6 +25,8 @@
 //! ```
 
 mod agent;
+pub mod browser;
+mod clock;
 mod collector;
 mod envoy;
 mod envoy_config;
@@ -43,6 +45,7 @@ mod trap;
 mod upstream;
 
 pub use agent::{Agent, AgentBuilder};
+pub use clock::Clock;
 pub use collector::{Call, Collector, Manner};
 pub use envoy::Envoy;
 pub use envoy_config::EnvoyConfig;
@@ -52,7 +55,7 @@ pub use load::{Load, Outcome, Report, Running, Sample};
 pub use nats::{Message, Nats, Tap};
 pub use port::Port;
 pub use process::{Process, Server, Spec};
-pub use proxy::{Fault as NetworkFault, Proxy};
+pub use proxy::{Fault as NetworkFault, Proxy, most_within};
 pub use tls::{Authority, Identity};
 pub use trap::trapping;
 pub use upstream::{Behaviour, Fault, Grpc, Latency, Seen, Upstream};

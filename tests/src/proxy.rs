@@ -3,8 +3,10 @@
 //! Put between two real servers, where a firewall rule would need root and would hit other tests. The
 //! fault can change while connections are open: bytes already on their way meet the new fault.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,17 +24,23 @@ pub enum Fault {
     Blackhole,
     /// Every chunk of bytes is this late, each way.
     Delay(Duration),
+    /// 75 +- 50 ms, and every second packet is lost: over TCP that is the time until it was sent again,
+    /// 200 ms at first and twice as long each time.
+    Lossy,
     /// Open connections end and new ones are refused: a host without the service.
     Refuse,
     /// Open connections end and new ones end at once: a proxy whose target is gone.
     Drop,
 }
 
+type Accepted = Arc<Mutex<Vec<Instant>>>;
+
 /// The link.
 #[derive(Debug)]
 pub struct Proxy {
     port: Port,
     fault: watch::Sender<Fault>,
+    accepted: Accepted,
     serving: JoinHandle<()>,
 }
 
@@ -42,8 +50,10 @@ impl Proxy {
         let port = Port::take()?;
         let listener = TcpListener::bind(port.addr()).await?;
         let (fault, faults) = watch::channel(Fault::None);
-        let serving = tokio::spawn(serve(port.addr(), listener, target, faults));
-        Ok(Self { port, fault, serving })
+        let accepted = Accepted::default();
+        let moments = Arc::clone(&accepted);
+        let serving = tokio::spawn(serve(port.addr(), listener, target, faults, moments));
+        Ok(Self { port, fault, accepted, serving })
     }
 
     /// Where to connect.
@@ -51,10 +61,24 @@ impl Proxy {
         self.port.addr()
     }
 
+    /// When each connection came, those included that led nowhere.
+    pub fn accepted(&self) -> Vec<Instant> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Changes the fault, for open connections too.
     pub fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
     }
+}
+
+/// The most of these moments, which are in order, that lie within any stretch of so long.
+pub fn most_within(moments: &[Instant], time: Duration) -> usize {
+    let stretches = moments.iter().enumerate().map(|(at, from)| {
+        let rest = moments.get(at..).unwrap_or_default();
+        rest.partition_point(|moment| *moment < *from + time)
+    });
+    stretches.max().unwrap_or(0)
 }
 
 impl Drop for Proxy {
@@ -68,6 +92,7 @@ async fn serve(
     listener: TcpListener,
     target: SocketAddr,
     mut faults: watch::Receiver<Fault>,
+    moments: Accepted,
 ) {
     let mut listener = Some(listener);
     let mut links = JoinSet::new();
@@ -84,6 +109,7 @@ async fn serve(
         tokio::select! {
             changed = faults.changed() => if changed.is_err() { return },
             accepted = accept(listener.as_ref()) => {
+                moments.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
                 if let (Some(client), true) = (accepted, fault != Fault::Drop) {
                     links.spawn(link(client, target, faults.clone()));
                 }
@@ -125,8 +151,10 @@ async fn pump(
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         let fault = *faults.borrow();
-        if let Fault::Delay(late) = fault {
-            tokio::time::sleep(late).await;
+        match fault {
+            Fault::Delay(late) => tokio::time::sleep(late).await,
+            Fault::Lossy => tokio::time::sleep(lossy()).await,
+            _ => {}
         }
         if faults.wait_for(|f| *f != Fault::Blackhole).await.is_err() {
             return;
@@ -135,4 +163,12 @@ async fn pump(
             return;
         }
     }
+}
+
+/// How late one chunk is. Every hasher that is made is keyed otherwise: all the chance needed here.
+fn lossy() -> Duration {
+    let number = RandomState::new().hash_one(());
+    let late = Duration::from_millis(25 + number % 101);
+    let losses = (number >> 32).trailing_ones().min(4);
+    late + Duration::from_millis(200) * ((1 << losses) - 1)
 }

@@ -2,6 +2,7 @@
 //! the target directory; and the two things that this workspace builds itself, always through cargo, so
 //! that nothing stale is ever tested.
 
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -47,6 +48,24 @@ pub fn envoy() -> Result<PathBuf> {
 /// `$PROMTOOL`, or `promtool` from PATH.
 pub fn promtool() -> Result<PathBuf> {
     find("PROMTOOL", "promtool", None, "apt-get install -y prometheus")
+}
+
+/// What `promtool check metrics` has to say of an exposition; nothing is `Ok`.
+pub fn check_metrics(text: &str) -> Result<()> {
+    let mut exposition = tempfile::tempfile()?;
+    exposition.write_all(text.as_bytes())?;
+    exposition.rewind()?;
+    let done = Command::new(promtool()?).args(["check", "metrics"]).stdin(exposition).output()?;
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    match done.status.success() && said.is_empty() {
+        true => Ok(()),
+        false => Err(Error::new(format!("{said}\n{text}"))),
+    }
+}
+
+/// `$CHROMIUM`, or `chromium` from PATH.
+pub fn chromium() -> Result<PathBuf> {
+    find("CHROMIUM", "chromium", None, "apt-get install -y chromium")
 }
 
 /// The first file on PATH with this name, if there is one.

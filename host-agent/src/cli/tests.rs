@@ -119,3 +119,20 @@ fn every_command_has_help_and_those_with_arguments_an_example() {
         assert!(help.unwrap().to_string().contains("pintle "), "{name}");
     }
 }
+
+#[test]
+fn every_command_shows_an_example_of_itself() {
+    fn visit(command: &clap::Command, path: &str) {
+        let own = format!("{path}{} ", command.get_name());
+        if command.get_name() == "help" {
+            return;
+        }
+        if !command.has_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let example = help.split_once("xample").map_or("", |(_, rest)| rest);
+            assert!(example.contains(own.trim_end()), "{own}: {help:?}");
+        }
+        command.get_subcommands().for_each(|inner| visit(inner, &own));
+    }
+    visit(&Cli::command(), "");
+}

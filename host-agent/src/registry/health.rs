@@ -154,7 +154,47 @@ async fn grpc(instance: &Instance, service: &str, wait: Duration) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
+    use wiremock::matchers::{header, method, path};
+    use wiremock::{Mock, MockServer, ResponseTemplate};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_good_answer_in_time_is_healthy_and_everything_else_says_why_not() {
+        let server = MockServer::start().await;
+        let late = ResponseTemplate::new(200).set_delay(Duration::from_secs(5));
+        for (at, answer) in [
+            ("/ok", ResponseTemplate::new(200)),
+            ("/empty", ResponseTemplate::new(204)),
+            ("/moved", ResponseTemplate::new(301).insert_header("location", "/ok")),
+            ("/broken", ResponseTemplate::new(500)),
+            ("/late", late),
+        ] {
+            Mock::given(method("GET"))
+                .and(path(at))
+                .and(header("user-agent", "pintle-health"))
+                .respond_with(answer)
+                .mount(&server)
+                .await;
+        }
+        for (at, expect) in [
+            ("/ok", Ok(())),
+            ("/empty", Ok(())),
+            ("/moved", Err("status 301 Moved Permanently")),
+            ("/absent", Err("status 404 Not Found")),
+            ("/broken", Err("status 500 Internal Server Error")),
+            ("/late", Err("no answer in time")),
+        ] {
+            let check = serde_json::json!({"http": at, "timeout": "300ms"});
+            let instance: Instance = serde_json::from_value(serde_json::json!({
+                "name": "orders", "id": "1", "address": "127.0.0.1",
+                "port": server.address().port(), "check": check,
+            }))
+            .unwrap();
+            let check = instance.check.clone().unwrap();
+            assert_eq!(probe(&instance, &check).await, expect.map_err(str::to_owned), "{at}");
+        }
+    }
 
     #[test]
     fn health_changes_after_so_many_in_a_row_and_the_first_decides_alone() {

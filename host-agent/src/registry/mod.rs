@@ -18,7 +18,7 @@ use etcd_client::{Client, GetOptions, LeaseKeepAliveStream, LeaseKeeper, PutOpti
 use pintle_state::{now_of, show};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Check, Instance, RegisterConfig};
@@ -129,11 +129,12 @@ impl Registrar {
     async fn keep(&mut self) {
         let mut backoff = Backoff::default();
         loop {
+            let began = Instant::now();
             let Err(error) = self.session(&mut backoff).await;
             let text = show(error.to_string().as_bytes());
             tracing::warn!(error = %text, "registration is not kept alive; trying again");
             self.member = self.member.wrapping_add(1);
-            sleep(backoff.next()).await;
+            sleep_until(backoff.reconnect(began)).await;
         }
     }
 
@@ -146,7 +147,7 @@ impl Registrar {
         let mut due = Instant::now() + beat;
         loop {
             let changed = tokio::select! {
-                () = tokio::time::sleep_until(due) => false,
+                () = sleep_until(due) => false,
                 changed = self.changed.changed() => changed.is_ok(),
             };
             if changed {
@@ -268,7 +269,7 @@ impl Registrar {
             self.put_what_differs(&mut client).await?;
             let beat = self.config.lease / 3;
             while Instant::now() < until {
-                tokio::time::sleep_until(until.min(Instant::now() + beat)).await;
+                sleep_until(until.min(Instant::now() + beat)).await;
                 self.beat(&mut alive).await?;
             }
         }

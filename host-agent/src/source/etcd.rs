@@ -150,6 +150,7 @@ async fn sessions(context: Context) {
             .get(member % config.endpoints.len().max(1))
             .cloned()
             .unwrap_or_default();
+        let began = Instant::now();
         let ended = tokio::select! {
             ended = session(&context, &config, member, &mut seat, &mut backoff) => ended,
             changed = reader.changed() => match changed {
@@ -158,12 +159,18 @@ async fn sessions(context: Context) {
             },
         };
         let Err(error) = ended;
-        match error {
+        let again = match error {
             EtcdError::Gone => return,
-            // The member is well, the place was not: no reason to go elsewhere.
-            EtcdError::Relist(_) => seat = None,
-            _ => member = member.wrapping_add(1),
-        }
+            // The member is well, the place was not: no reason to go elsewhere or to wait.
+            EtcdError::Relist(_) => {
+                seat = None;
+                Instant::now() + backoff.next()
+            }
+            _ => {
+                member = member.wrapping_add(1);
+                backoff.reconnect(began)
+            }
+        };
         let text = show(error.to_string().as_bytes());
         let was_connected = context.board_etcd_lost(&text);
         if was_connected {
@@ -171,7 +178,7 @@ async fn sessions(context: Context) {
             context.tell(format!("etcd at {at} lost: {text}"));
         }
         tokio::select! {
-            () = sleep(backoff.next()) => {}
+            () = sleep_until(again) => {}
             changed = reader.changed() => if changed.is_err() { return },
         }
     }
@@ -206,7 +213,7 @@ async fn session(
     backoff: &mut Backoff,
 ) -> Result<std::convert::Infallible, EtcdError> {
     let mut client = connect(config, member).await?;
-    let sound = progress_is_sound(&mut client).await;
+    let sound = progress_is_sound(&mut client).await?;
     let mut here = match *seat {
         Some(seat) => seat,
         None => {
@@ -343,12 +350,20 @@ fn patch(listing: Listing, newer: Vec<Change>, revision: u64) -> Listing {
     Listing { revision, items: items.into_values().collect() }
 }
 
-/// Whether the server's answers to progress requests never overtake events. Where it does not say its
-/// version, no.
-async fn progress_is_sound(client: &mut Client) -> bool {
+/// Whether the server's answers to progress requests never overtake events. Where it does not want to
+/// say its version, no.
+async fn progress_is_sound(client: &mut Client) -> Result<bool, EtcdError> {
+    use etcd_client::Error::GRpcStatus;
+    use tonic::Code::{PermissionDenied, Unauthenticated, Unimplemented};
     match within("asking for the version", client.status()).await {
-        Ok(status) => version_is_sound(status.version()),
-        Err(_) => false,
+        Ok(status) => Ok(version_is_sound(status.version())),
+        Err(EtcdError::Client(GRpcStatus(status)))
+            if matches!(status.code(), PermissionDenied | Unauthenticated | Unimplemented) =>
+        {
+            Ok(false)
+        }
+        // The next request on this connection would only make another.
+        Err(error) => Err(error),
     }
 }
 

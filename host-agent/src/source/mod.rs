@@ -25,6 +25,7 @@ use pintle_state::{PolicyCheck, Settings, State};
 use rand::RngExt as _;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
@@ -47,6 +48,8 @@ const ACTIVITIES: usize = 1024;
 const RECONNECT_CAP: Duration = Duration::from_secs(2);
 /// The first wait; doubles up to the cap.
 const RECONNECT_BASE: Duration = Duration::from_millis(100);
+/// From the beginning of one attempt to that of the next there is at least this.
+const RECONNECT_PACE: Duration = Duration::from_secs(1);
 
 /// Everything that [`start`] started.
 #[derive(Debug)]
@@ -209,5 +212,45 @@ impl Backoff {
         let bound = RECONNECT_BASE.saturating_mul(1 << self.failures.min(10)).min(RECONNECT_CAP);
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(rand::rng().random_range(0.0..=1.0))
+    }
+
+    /// When to connect again after an attempt that began at `began`: short waits in a row would be a
+    /// burst of connections upon a server that is in trouble. Who would be too early is put off by a
+    /// second and a draw, since a second alone would keep a fleet in step.
+    pub(crate) fn reconnect(&mut self, began: Instant) -> Instant {
+        let (soon, paced) = (Instant::now() + self.next(), began + RECONNECT_PACE);
+        if soon >= paced {
+            return soon;
+        }
+        let rest = RECONNECT_CAP - RECONNECT_PACE;
+        paced + rest.mul_f64(rand::rng().random_range(0.0..=1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_are_drawn_up_to_two_seconds_and_connections_are_a_second_apart() {
+        let mut backoff = Backoff::default();
+        let first = (0..100).map(|_| Backoff::default().next()).max().unwrap();
+        assert!(first <= RECONNECT_BASE, "{first:?}");
+        let later: Vec<_> = (0..1000).map(|_| backoff.next()).collect();
+        let over = |bound: Duration| later.iter().filter(|wait| **wait > bound).count();
+        assert_eq!(over(RECONNECT_CAP), 0);
+        for quarter in 1..4 {
+            let expected = 1000 - 250 * quarter as usize;
+            assert!(over(RECONNECT_CAP / 4 * quarter).abs_diff(expected) < 80, "{quarter}");
+        }
+        let began = Instant::now();
+        let again: Vec<_> = (0..1000).map(|_| Backoff::default().reconnect(began)).collect();
+        assert!(
+            again.iter().all(|at| (began + RECONNECT_PACE..=began + RECONNECT_CAP).contains(at))
+        );
+        let late = again.iter().filter(|at| **at > began + Duration::from_millis(1_500)).count();
+        assert!(late.abs_diff(500) < 80, "{late}");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(Backoff::default().reconnect(began) <= Instant::now() + RECONNECT_BASE);
     }
 }

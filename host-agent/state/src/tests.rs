@@ -234,6 +234,17 @@ fn bounds_refuse_the_one_too_many_and_keep_the_rest() {
     let service = state.snapshot().services["big"].clone();
     assert!(service.frame.len() <= pintle_snapshot::MAX_FRAME);
     assert!(service.table.endpoints.len() > 1900);
+    let items = (0..=MAX_TOTAL).map(|n| {
+        let (service, id) = (format!("s{}", n % 20), format!("e{n:06}"));
+        let key = format!("/services/{service}/{id}").into_bytes();
+        Item { key, value: value(&service, &id, 80, ""), revision: 2 }
+    });
+    let update = Update::Listing(Listing { revision: 2, items: items.collect() });
+    let mut state = State::new(settings());
+    let changes = tell(&mut state, update, at(0));
+    assert_eq!(changes.refused, [("registry", "too_many")]);
+    let served = state.snapshot().services.values().map(|s| s.table.endpoints.len()).sum::<usize>();
+    assert_eq!(served, MAX_TOTAL);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use http::Method;
+use pintle_policy::{Config, Via};
 use serde_json::{Map, Value};
 
 use super::Finding;
@@ -72,6 +73,7 @@ pub fn judge(dump: &Value, socket: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(node(&all));
     findings.extend(plugins(&all));
+    findings.extend(settings(&all));
     findings.extend(headers(&all));
     findings.extend(original_dst(&all));
     findings.extend(eds(&all));
@@ -218,19 +220,59 @@ fn plugins(all: &[&Object]) -> Vec<Finding> {
     findings
 }
 
+/// What our own plugins are told must have its other half in Envoy's configuration.
+fn settings(all: &[&Object]) -> Vec<Finding> {
+    let sources = override_sources(all);
+    let clusters: BTreeSet<&str> = all
+        .iter()
+        .filter(|object| object.contains_key("connect_timeout") || object.contains_key("type"))
+        .filter_map(|object| text(object, "name"))
+        .collect();
+    let mut findings = Vec::new();
+    for plugin in all.iter().filter(|object| object.contains_key("vm_config")) {
+        let value = at(plugin, &["configuration", "value"]).and_then(Value::as_str);
+        // Another module's settings are none of ours.
+        let Some(config) = value.and_then(|json| Config::parse(json.as_bytes()).ok()) else {
+            continue;
+        };
+        let what = format!("settings of {}", text(plugin, "name").unwrap_or("(no name)"));
+        match &config.agent {
+            None => findings.push(Finding::bad(
+                &what,
+                "sync.cluster is not set: no table comes",
+                "set it to the cluster whose endpoint is the agent's socket",
+            )),
+            Some(agent) if !clusters.contains(agent.as_str()) => findings.push(Finding::bad(
+                &what,
+                format!("sync.cluster is {agent}, and there is no such cluster"),
+                "name the cluster whose endpoint is the agent's socket",
+            )),
+            Some(_) => {}
+        }
+        let Some(select) = &config.select else { continue };
+        if select.via == Via::OverrideHost && !sources.contains(select.header.as_str()) {
+            findings.push(Finding::bad(
+                &what,
+                format!("endpoints are listed in {}, and no cluster reads it", select.header),
+                "give the services' clusters the load_balancing_policy override_host with \
+                 override_host_sources: [{header: <that>}]",
+            ));
+        }
+    }
+    findings
+}
+
+/// The headers that choose a host of some cluster.
+fn override_sources<'a>(all: &[&'a Object]) -> BTreeSet<&'a str> {
+    let policies = all.iter().filter_map(|object| object.get("override_host_sources")?.as_array());
+    policies.flatten().filter_map(|source| source.get("header")?.as_str()).collect()
+}
+
 /// The headers that choose a host must be the module's: stripped from the client's request first, and
 /// not taken away by the route before the choice.
 fn headers(all: &[&Object]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut sources = BTreeSet::new();
-    for policy in all {
-        let list = policy.get("override_host_sources").and_then(Value::as_array);
-        for source in list.into_iter().flatten() {
-            if let Some(header) = source.get("header").and_then(Value::as_str) {
-                sources.insert(header);
-            }
-        }
-    }
+    let sources = override_sources(all);
     let managers: Vec<&&Object> = all
         .iter()
         .filter(|object| object.contains_key("stat_prefix") && object.contains_key("http_filters"))

@@ -16,6 +16,7 @@ fn good() -> Value {
             "early_header_mutation_extensions": [{"typed_config": {"mutations": [{"remove": "x-pintle-endpoints"}]}}],
             "http_filters": [{"name": "pintle", "typed_config": {"config": {
                 "name": "pintle",
+                "configuration": {"value": r#"{"sync": {"cluster": "sync"}, "select": {}}"#},
                 "failure_policy": "FAIL_RELOAD",
                 "reload_config": {"backoff": {"base_interval": "0.100s"}},
                 "vm_config": {"vm_id": "pintle", "code": {"local": {"filename": "pintle.wasm"}}}
@@ -73,6 +74,24 @@ fn each_thing_that_is_wrong_is_named_with_what_to_do() {
         (plugin("vm_config/allow_precompiled"), Some(json!(true)), Warn, "precompiled"),
         (plugin("vm_config/code"), Some(json!({"remote": {"http_uri": {}}})), Bad, "sha256"),
         (plugin("vm_config"), None, Bad, "no Wasm plugin"),
+        (
+            plugin("configuration/value"),
+            Some(json!(r#"{"select": {}}"#)),
+            Bad,
+            "sync.cluster is not set",
+        ),
+        (
+            plugin("configuration/value"),
+            Some(json!(r#"{"sync": {"cluster": "other"}}"#)),
+            Bad,
+            "no such cluster",
+        ),
+        (
+            plugin("configuration/value"),
+            Some(json!(r#"{"sync": {"cluster": "sync"}, "select": {"header": "x-other"}}"#)),
+            Bad,
+            "in x-other, and no cluster reads it",
+        ),
         (manager("early_header_mutation_extensions"), None, Bad, "choose its host through in"),
         (
             manager("route_config/request_headers_to_remove"),
@@ -93,7 +112,12 @@ fn each_thing_that_is_wrong_is_named_with_what_to_do() {
             "closed for 15 s",
         ),
         ("/configs/0/bootstrap/node/cluster".to_owned(), None, Bad, "node.cluster"),
-        ("/configs/2/static_clusters/0/cluster".to_owned(), None, Bad, "no cluster has the pipe"),
+        (
+            "/configs/2/static_clusters/0/cluster/load_assignment".to_owned(),
+            None,
+            Bad,
+            "no cluster has the pipe",
+        ),
     ] {
         let findings = judge(&with(&pointer, value), SOCK);
         let found: Vec<_> = findings.iter().filter(|it| it.state != State::Good).collect();

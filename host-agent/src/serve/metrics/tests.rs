@@ -1,7 +1,5 @@
 //! What a scrape says, and what promtool says of it.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -178,18 +176,7 @@ fn openmetrics_is_served_to_those_who_accept_it() {
 #[test]
 fn promtool_finds_nothing_to_say() {
     let (_, text) = made(100).metrics.expose("");
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("promtool is missing: apt-get install prometheus");
-    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let said = promtool.wait_with_output().unwrap();
-    let words =
-        String::from_utf8_lossy(&said.stderr).into_owned() + &String::from_utf8_lossy(&said.stdout);
-    assert!(said.status.success() && words.is_empty(), "{words}\n{text}");
+    pintle_tests::tools::check_metrics(&text).unwrap();
 }
 
 #[test]

@@ -29,7 +29,7 @@ use pintle_state::event::{self, Event, Origin};
 use pintle_state::{Outcome, PolicyCheck, SavedStream, Update, show};
 use tokio::sync::{mpsc, watch};
 use tokio::task::unconstrained;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use self::letters::Letter;
 use super::{Context, NatsConfig};
@@ -98,6 +98,7 @@ async fn sessions(
         let config = Arc::clone(&reader.borrow_and_update());
         let nats = config.nats.clone().unwrap_or_default();
         let session = Session { context, config: &nats, agent: &config.agent, check, connection };
+        let began = Instant::now();
         let ended = tokio::select! {
             ended = session.run(&mut place, &mut backoff) => ended,
             changed = reader.changed() => match changed {
@@ -123,7 +124,7 @@ async fn sessions(
             context.tell(format!("nats lost: {text}"));
         }
         tokio::select! {
-            () = sleep(backoff.next()) => {}
+            () = sleep_until(backoff.reconnect(began)) => {}
             changed = reader.changed() => if changed.is_err() { return },
         }
     }
