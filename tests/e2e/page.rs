@@ -34,7 +34,7 @@ async fn the_page_shows_an_installation_at_work() {
     let url = format!("http://{}/", world.agent.admin());
     let html = browser::document(&url, "open on pintle-envoy").await.expect("the page");
     for text in [
-        "live",
+        "● live",
         "orders-1",
         "eu-1b",
         "requests/s",

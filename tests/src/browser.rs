@@ -10,17 +10,27 @@ use crate::{Error, Result, tools};
 /// How long the page has, in milliseconds: more when the machine turns out to be busy.
 const WAITS: [u32; 3] = [4_000, 10_000, 20_000];
 
-/// The page's document once `last` is in it, or as it is after the longest wait.
+/// The page's document once `last` is in it, or as it is after the longest wait; without its scripts and
+/// styles, which hold most of the words that the page can show.
 pub async fn document(url: &str, last: &str) -> Result<String> {
     let mut html = String::new();
     for wait in WAITS {
         let done = chromium(url, &["--dump-dom", &format!("--timeout={wait}")]).await?;
-        html = String::from_utf8_lossy(&done.stdout).into_owned();
+        html = without("style", without("script", String::from_utf8_lossy(&done.stdout).into()));
         if html.contains(last) {
             break;
         }
     }
     Ok(html)
+}
+
+fn without(element: &str, mut html: String) -> String {
+    let (opening, closing) = (format!("<{element}"), format!("</{element}>"));
+    while let Some(from) = html.find(&opening) {
+        let until = html[from..].find(&closing).map_or(html.len(), |at| from + at + closing.len());
+        html.replace_range(from..until, "");
+    }
+    html
 }
 
 /// A picture of the page, written to `to`: PNG, of this width and height, of the dark scheme if asked

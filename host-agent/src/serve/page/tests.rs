@@ -19,7 +19,7 @@ async fn the_page_shows_what_the_agent_knows() {
     let html = browser::document(&url(&made), "pintle release payments").await.unwrap();
     for text in [
         "agent edge-1",
-        "live",
+        "● live",
         "orders-2",
         "10.0.7.4:8002",
         "eu-1b",
@@ -43,7 +43,7 @@ async fn the_page_shows_what_the_agent_knows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_snapshot_is_said_before_anything_else() {
     let made = Made::start(true).await;
-    let html = browser::document(&url(&made), "Stale").await.unwrap();
+    let html = browser::document(&url(&made), "Stale: ").await.unwrap();
     assert!(html.contains("Stale: this is the last good state from disk"), "{html}");
     assert!(html.contains("etcd does not answer"));
 }
