@@ -13,6 +13,10 @@ use crate::support::{PATIENCE, World, breakers, upstream};
 /// So many headers trap; what else is sent here has a dozen.
 const MANY: i32 = 77;
 const WORKERS: usize = 2;
+/// Requests of [`well`].
+const WELL: u64 = 12;
+/// Reports come once a second.
+const REPORTED: Duration = Duration::from_millis(2_500);
 
 /// A request that traps the VM of whichever worker accepts it.
 async fn trap(world: &World) {
@@ -56,7 +60,7 @@ async fn reloads(world: &World) -> u64 {
 
 /// Sends until both workers have taken some; every answer is 200.
 async fn well(world: &World, service: &str) {
-    for _ in 0..12 {
+    for _ in 0..WELL {
         assert_eq!(world.get(service).await.status, 200);
     }
 }
@@ -73,7 +77,7 @@ async fn what_is_known_of_breakers_survives_the_trap_of_every_vm() {
     };
     let world = World::start(&["orders", "probed"], turns, |config| config.wasm(&path)).await;
     let quick = json!({"breaker": {"open": "300ms", "open_max": "300ms", "jitter_percent": 0,
-        "half_open": {"timeout": "1s"}}});
+        "half_open": {"timeout": "4s"}}});
     world.etcd.put("/pintle/policies/probed", &quick.to_string()).await.expect("a policy");
     let all = [upstream("one").await, upstream("two").await, upstream("three").await];
     let refs: Vec<&Upstream> = all.iter().collect();
@@ -93,9 +97,21 @@ async fn still_open(world: &World, all: &[Upstream; 3]) {
         world.get("orders").await;
         world.trips("orders").await == 1.0
     });
+    let counted = async || {
+        tokio::time::sleep(REPORTED).await;
+        let total = world.agent.metric("http_requests_total", &["service=\"orders\""]).await;
+        total.expect("it has served")
+    };
+    for _ in 0..5 {
+        well(world, "orders").await;
+    }
+    let before = counted().await;
     all[0].forget();
     let traps = trap_every_worker(world, async || well(world, "orders").await).await;
     well(world, "orders").await;
+    // What a VM had not reported is gone with it; what it had is not counted again.
+    let (more, sent) = (counted().await - before, (traps + 1) * WELL);
+    assert!(before >= 60.0 && more > 0.0 && more <= sent as f64, "{before}, {more} of {sent}");
     let reloads = reloads(world).await;
     println!("{traps} traps, {reloads} VMs rebuilt, {} at the open one", all[0].requests());
     assert!(reloads >= WORKERS as u64, "every VM was rebuilt: {reloads}");
@@ -124,6 +140,8 @@ async fn no_slot_and_no_count(world: &World, all: &[Upstream; 3]) {
         .collect();
     assert_eventually!(PATIENCE, all[0].requests() == 1, "a probe");
     assert_eventually!(PATIENCE, all.iter().map(Upstream::requests).sum::<usize>() == 16);
+    let metric = async |name| world.agent.metric(name, &["service=\"probed\""]).await;
+    assert_eventually!(PATIENCE, metric("http_requests_in_flight").await == Some(16.0));
     trap_every_worker(world, async || ()).await;
     for one in hanging {
         assert_eq!(one.await.expect("sent").expect("an answer").status, 503, "inside the VM");
@@ -137,7 +155,6 @@ async fn no_slot_and_no_count(world: &World, all: &[Upstream; 3]) {
     all.iter().for_each(Upstream::forget);
     well(world, "probed").await;
     assert!(all.iter().all(|one| one.requests() > 0), "all of them serve");
-    let metric = async |name| world.agent.metric(name, &["service=\"probed\""]).await;
     assert_eventually!(PATIENCE, metric("http_requests_in_flight").await == Some(0.0));
     assert_eventually!(PATIENCE, metric("pintle_endpoint_in_flight").await == Some(0.0));
 }
