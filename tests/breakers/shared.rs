@@ -65,9 +65,12 @@ async fn a_dead_endpoint_costs_five_failures_over_all_workers_and_no_client_anyt
     let load = Load::to(world.envoy.addr()).host("orders").rate(300.0).connections(16).start();
     tokio::time::sleep(Duration::from_millis(500)).await;
     all[0].close().await;
+    let closed = Instant::now();
     assert_eventually!(PATIENCE, world.trips("orders").await == 1.0);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let report = load.stop().await;
+    let mut report = load.stop().await;
+    // What it had taken and not answered ended with it, and is not Envoy's to send again.
+    report.samples.retain(|sample| sample.due >= closed);
     let failures =
         world.agent.metric("pintle_endpoint_failures_total", &["endpoint=\"one\""]).await;
     println!("{failures:?} failures; {}", report.summary());
