@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use pintle_tests::{EnvoyConfig, Server as _, http as client};
+use pintle_tests::{EnvoyConfig, http as client};
 use serde_json::{Value, json};
 
 use crate::support::{PARENT, Rig, exporting, request};
@@ -160,20 +160,9 @@ fn heavy() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     ]
 }
 
-/// What all threads of a process have run, to the nanosecond.
-fn cpu(process: u32) -> Duration {
-    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let ran = tasks.filter_map(|task| {
-        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(ran.sum())
-}
-
 /// The CPU time of one such request.
-async fn once(rig: &mut Rig, headers: &[(&str, &[u8])]) -> Duration {
-    let process = rig.envoy.process().pid();
-    let before = cpu(process);
+async fn once(rig: &Rig, headers: &[(&str, &[u8])]) -> Duration {
+    let (before, _) = rig.envoy.usage();
     let mut request = request(&[]);
     for (name, value) in headers {
         let value = HeaderValue::from_bytes(value).unwrap();
@@ -183,15 +172,15 @@ async fn once(rig: &mut Rig, headers: &[(&str, &[u8])]) -> Duration {
     assert_eq!(reply.status, 200);
     // The client has its answer before the filters have said good-bye.
     tokio::time::sleep(Duration::from_millis(2)).await;
-    cpu(process) - before
+    rig.envoy.usage().0 - before
 }
 
 /// The CPU time of a hundred, without the module and with it, sorted. One of each in turn, so that what
 /// disturbs the machine disturbs both.
-async fn hundred(pair: &mut [Rig; 2], headers: &[(&str, &[u8])]) -> [Vec<Duration>; 2] {
+async fn hundred(pair: &[Rig; 2], headers: &[(&str, &[u8])]) -> [Vec<Duration>; 2] {
     let mut took = [Vec::new(), Vec::new()];
     for round in 0..120 {
-        for (rig, took) in pair.iter_mut().zip(&mut took) {
+        for (rig, took) in pair.iter().zip(&mut took) {
             let used = once(rig, headers).await;
             if round >= 20 {
                 took.push(used);
@@ -206,7 +195,7 @@ async fn hundred(pair: &mut [Rig; 2], headers: &[(&str, &[u8])]) -> [Vec<Duratio
 async fn ninety_six_kibibytes_of_headers_cost_less_than_a_millisecond() {
     const TRIES: usize = 3;
     let plain = Rig::with(json!({}), |config| large(config).without_filter()).await;
-    let mut pair = [plain, Rig::with(all(), large).await];
+    let pair = [plain, Rig::with(all(), large).await];
     for (name, values) in heavy() {
         let parent: (&str, &[u8]) = ("traceparent", PARENT.as_bytes());
         let headers: Vec<_> =
@@ -216,7 +205,7 @@ async fn ninety_six_kibibytes_of_headers_cost_less_than_a_millisecond() {
         let mut own = [Duration::MAX; 3];
         // A machine that others use too shows in the 99th percentile; the module would show in all.
         for _ in 0..TRIES {
-            let [without, with] = hundred(&mut pair, &headers).await;
+            let [without, with] = hundred(&pair, &headers).await;
             own = [50, 90, 98].map(|rank| with[rank].saturating_sub(without[rank]));
             println!(
                 "{name} in {} lines, {size} bytes: {own:.0?} beyond Envoy's {:.0?}",
