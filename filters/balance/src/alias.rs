@@ -1,11 +1,9 @@
 //! A weighted draw in constant time: Walker's alias table as Vose builds it.
 //!
-//! Every place holds a threshold and an alias, so a draw is one 64-bit random number, one load and one
-//! comparison, whatever the weights are.
+//! Every place holds a threshold and an alias, so a draw is 32 random bits, one load and one comparison,
+//! whatever the weights are.
 
 use std::hint::select_unpredictable;
-
-use rand::Rng;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Alias {
@@ -17,13 +15,13 @@ pub(crate) struct Alias {
 struct Place {
     /// For 32 random bits; at or above it is `other`.
     threshold: u32,
-    own: u32,
-    other: u32,
+    own: u16,
+    other: u16,
 }
 
 impl Alias {
     /// Over `items` and their weights, all above zero.
-    pub(crate) fn build(items: impl ExactSizeIterator<Item = (u32, u64)>) -> Self {
+    pub(crate) fn build(items: impl ExactSizeIterator<Item = (u16, u64)>) -> Self {
         let n = items.len() as f64;
         let mut places = Vec::with_capacity(items.len());
         let mut shares = Vec::with_capacity(items.len());
@@ -58,27 +56,29 @@ impl Alias {
         Self { places }
     }
 
-    /// An item by weight; `None` when there is none.
+    /// An item by weight, from 32 random bits; `None` when there is none. Shares are kept to
+    /// `n / 2^32` of a place.
     #[inline]
-    pub(crate) fn draw(&self, rng: &mut impl Rng) -> Option<u32> {
-        let bits = rng.next_u64();
-        let place = self.places.get(scale(bits >> 32, self.places.len()))?;
+    pub(crate) fn draw(&self, bits: u32) -> Option<u32> {
+        // The place, and how far into it.
+        let product = u64::from(bits) * self.places.len() as u64;
+        let place = self.places.get((product >> 32) as usize)?;
         // A branch here would be mispredicted half of the time.
-        let own = (bits as u32) < place.threshold;
-        Some(select_unpredictable(own, place.own, place.other))
+        let own = (product as u32) < place.threshold;
+        Some(select_unpredictable(own, place.own, place.other).into())
     }
 }
 
 /// 32 random bits to `0..n`, without a division. The bias is `n / 2^32`.
 #[inline]
-pub(crate) const fn scale(bits: u64, n: usize) -> usize {
-    (((bits & 0xffff_ffff) * n as u64) >> 32) as usize
+pub(crate) const fn scale(bits: u32, n: usize) -> usize {
+    ((bits as u64 * n as u64) >> 32) as usize
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rand::SeedableRng;
+    use rand::{Rng, SeedableRng};
 
     use super::*;
     use crate::Dice;
@@ -91,7 +91,7 @@ mod tests {
             let draws = 40_000;
             let mut seen = vec![0_u32; weights.len()];
             for _ in 0..draws {
-                seen[table.draw(&mut rng).unwrap() as usize] += 1;
+                seen[table.draw(rng.next_u32()).unwrap() as usize] += 1;
             }
             let total: u64 = weights.iter().sum();
             for (i, &w) in weights.iter().enumerate() {

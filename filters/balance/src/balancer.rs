@@ -51,14 +51,10 @@ pub(crate) struct Site {
 #[derive(Clone, Debug)]
 pub struct Balancer {
     service: String,
-    policy: Policy,
-    clock: Clock,
     seed: u64,
     generation: u32,
     sites: Vec<Site>,
-    loads: Vec<Load>,
-    grains: Vec<u64>,
-    failures: Failures,
+    field: Field,
     /// All requests in flight, the other workers' among them.
     active: u64,
     by_id: Vec<u32>,
@@ -80,38 +76,23 @@ pub struct Balancer {
     growing: bool,
     /// Some tier should be built again.
     stale: bool,
+    /// Among all endpoints there is nothing to narrow, see [`Self::settle`].
+    settled: bool,
     refreshed: Now,
 }
 
 /// Newcomers that are looked at for one request, at most: some wait for their health.
 const LOOK: usize = 4;
 
-/// An endpoint to try because nothing is known of it, for `p2c`.
-///
-/// Two draws among many endpoints find one newcomer late: with 25 others, one of a hundred waits for
-/// 57 requests. Its cost is a guess until then, so it is tried once, as soon as it may be.
-fn newcomer(
-    waiting: &mut Vec<u32>,
-    policy: &Policy,
-    (sites, loads, grains): (&[Site], &[Load], &[u64]),
-    may: impl Fn(&Site, &Load, u64) -> bool,
-) -> Option<u32> {
-    if policy.strategy != Strategy::P2c || policy.slow_start.is_some() {
-        waiting.clear();
-        return None;
-    }
-    for back in (0..waiting.len()).rev().take(LOOK) {
-        let i = *waiting.get(back)?;
-        let at = i as usize;
-        let (site, load, grains) = (sites.get(at)?, loads.get(at)?, *grains.get(at)?);
-        if !load.is_untried() {
-            waiting.swap_remove(back);
-        } else if may(site, load, grains) {
-            waiting.swap_remove(back);
-            return Some(i);
-        }
-    }
-    None
+/// What is left for the strategy.
+#[derive(Clone, Copy, Debug)]
+struct Narrowed {
+    /// Which of the pools.
+    pool: usize,
+    panic: bool,
+    /// Who takes a probe when the hash finds nobody.
+    probe: Option<u32>,
+    want: usize,
 }
 
 // === impl Site ===
@@ -154,14 +135,10 @@ impl Balancer {
     ) -> Self {
         let mut new = Self {
             service: service.to_owned(),
-            policy: policy.clone(),
-            clock: Clock::new(policy.ewma_decay, policy.failure_penalty, now),
             seed,
             generation: 0,
             sites: Vec::new(),
-            loads: Vec::new(),
-            grains: Vec::new(),
-            failures: Failures::default(),
+            field: Field::new(policy, now),
             active: 0,
             by_id: Vec::new(),
             by_address: Vec::new(),
@@ -176,6 +153,7 @@ impl Balancer {
             workers: Vec::new(),
             growing: false,
             stale: false,
+            settled: false,
             refreshed: now,
         };
         new.update(policy, endpoints, zone, now);
@@ -188,19 +166,21 @@ impl Balancer {
     /// or its sizes changed. At most [`MAX_ENDPOINTS`] are taken.
     pub fn update(&mut self, policy: &Policy, endpoints: &[Endpoint], zone: &str, now: Now) {
         let endpoints = endpoints.get(..MAX_ENDPOINTS).unwrap_or(endpoints);
+        self.settled = false;
+        self.field.set_panic(false);
         self.generation = self.generation.wrapping_add(1);
-        let same_tables = (self.policy.strategy, self.policy.hash_function)
+        let same_tables = (self.field.policy.strategy, self.field.policy.hash_function)
             == (policy.strategy, policy.hash_function)
-            && self.policy.minimum_ring_size == policy.minimum_ring_size
-            && self.policy.maximum_ring_size == policy.maximum_ring_size
-            && self.policy.table_size == policy.table_size;
-        self.policy = policy.clone();
+            && self.field.policy.minimum_ring_size == policy.minimum_ring_size
+            && self.field.policy.maximum_ring_size == policy.maximum_ring_size
+            && self.field.policy.table_size == policy.table_size;
+        self.field.policy = policy.clone();
         self.tick(now);
         let clock = Clock::new(policy.ewma_decay, policy.failure_penalty, now);
-        for load in &mut self.loads {
-            load.convert(&self.clock, &clock);
+        for load in &mut self.field.loads {
+            load.convert(&self.field.clock, &clock);
         }
-        self.clock = clock;
+        self.field.clock = clock;
 
         let weightless = endpoints.iter().all(|e| e.weight == 0);
         let local = |e: &Endpoint| policy.zone_aware && !zone.is_empty() && e.zone == zone;
@@ -208,7 +188,7 @@ impl Balancer {
         let mut loads = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
             let old = self.index_of(&endpoint.id);
-            let known = old.and_then(|i| Some((self.sites.get(i)?, self.loads.get(i)?)));
+            let known = old.and_then(|i| Some((self.sites.get(i)?, self.field.loads.get(i)?)));
             sites.push(Site {
                 id: endpoint.id.clone(),
                 address: endpoint.socket_addr(),
@@ -222,29 +202,27 @@ impl Balancer {
                 born: known.map_or(self.generation, |(site, _)| site.born),
             });
             let load = known.map(|(_, load)| load.clone());
-            loads.push(load.unwrap_or_else(|| Load::new(&self.clock)));
+            loads.push(load.unwrap_or_else(|| Load::new(&self.field.clock)));
         }
         // With zones, only those of the own one: the others are for what spills over.
         let zoned = sites.iter().any(|site| site.local);
-        let fits = |site: &Site, load: &Load| (site.local || !zoned) && load.is_untried();
+        let tried = policy.strategy == Strategy::P2c && policy.slow_start.is_none();
+        let fits = |s: &Site, load: &Load| tried && (s.local || !zoned) && load.is_untried();
         self.newcomers = (0_u32..)
             .zip(sites.iter().zip(&loads))
             .filter(|(_, (site, load))| fits(site, load))
             .map(|(i, _)| i)
             .collect();
         self.sites = sites;
-        self.loads = loads;
+        self.field.loads = loads;
         self.sort();
         self.index = Index::build(policy, endpoints);
         self.probes.clear();
-        for (i, (site, load)) in (0_u32..).zip(self.sites.iter().zip(&mut self.loads)) {
-            load.state = site.state();
-            if load.state == State::Probe {
-                self.probes.push(i);
-            }
-        }
+        self.field.states = self.sites.iter().map(Site::state).collect();
+        let owed = self.field.states.iter().zip(0..).filter(|(s, _)| **s == State::Probe);
+        self.probes.extend(owed.map(|(_, i)| i));
         self.spread_remote();
-        self.failures = Failures::of(&self.loads);
+        self.field.failures = Failures::of(&self.field.loads);
         self.weigh(now);
 
         let tables = if same_tables && !self.pools.is_empty() {
@@ -292,7 +270,7 @@ impl Balancer {
     /// The policy in force.
     #[must_use]
     pub const fn policy(&self) -> &Policy {
-        &self.policy
+        &self.field.policy
     }
 
     /// Where the endpoint with this id stands until the next update.
@@ -351,21 +329,23 @@ impl Balancer {
     /// Requests in flight there: this worker's, and the other workers' as last heard.
     #[must_use]
     pub fn in_flight(&self, index: usize) -> (u32, u32) {
-        self.loads.get(index).map_or((0, 0), |l| (l.in_flight, l.elsewhere))
+        self.field.loads.get(index).map_or((0, 0), |l| (l.in_flight, l.elsewhere))
     }
 
     /// What the breaker says; call it on change only. O(pools).
     pub fn set_verdict(&mut self, index: usize, verdict: Verdict) {
-        let (Some(site), Some(load)) = (self.sites.get_mut(index), self.loads.get_mut(index))
+        let (Some(site), Some(state)) =
+            (self.sites.get_mut(index), self.field.states.get_mut(index))
         else {
             return;
         };
         site.verdict = verdict;
-        let (before, after) = (load.state, site.state());
-        load.state = after;
+        let (before, after) = (*state, site.state());
+        *state = after;
         if before == after {
             return;
         }
+        self.settled = false;
         let i = index as u32;
         if before == State::Probe {
             self.probes.retain(|&p| p != i);
@@ -373,7 +353,7 @@ impl Balancer {
         if after == State::Probe {
             self.probes.push(i);
         }
-        let grains = self.grains.get(index).copied().unwrap_or(0);
+        let grains = self.field.grains.get(index).copied().unwrap_or(0);
         for pool in &mut self.pools {
             if pool.key == Key::default() || self.index.matches(&pool.key, i) {
                 self.stale |= pool.shift(site.local, grains, before, after);
@@ -383,6 +363,7 @@ impl Balancer {
 
     /// Chooses for one request; `out` is cleared first. The list is [`Policy::attempts`] long, with one more
     /// while its first is a probe, and repeats endpoints rather than run out.
+    #[inline]
     pub fn pick(
         &mut self,
         request: &Request<'_>,
@@ -391,79 +372,97 @@ impl Balancer {
         out: &mut Picks,
     ) -> Choice {
         out.clear();
-        if self.sites.is_empty() {
-            return Choice::None(Nothing::Empty);
-        }
         self.tick(now);
+        let whole = request.subset.is_empty() && request.pinned.is_none();
+        let narrowed = if self.settled && whole {
+            Narrowed { pool: 0, panic: false, probe: None, want: self.field.policy.attempts }
+        } else {
+            match self.narrow(request, now, out) {
+                Ok(narrowed) => narrowed,
+                Err(nothing) => return Choice::None(nothing),
+            }
+        };
+        self.choose(request, narrowed, rng, out)
+    }
+
+    /// Everything but the strategy: who may be chosen, and who goes first for another reason than that.
+    #[inline(never)]
+    fn narrow(
+        &mut self,
+        request: &Request<'_>,
+        now: Now,
+        out: &mut Picks,
+    ) -> Result<Narrowed, Nothing> {
+        if self.sites.is_empty() {
+            return Err(Nothing::Empty);
+        }
+        self.field.set_panic(false);
         if self.growing || self.stale {
             self.refresh(now);
         }
         let at = if request.subset.is_empty() {
             0
         } else {
-            match self.pool(request.subset) {
-                Some(at) => at,
-                None => return Choice::None(Nothing::Subset),
-            }
+            self.pool(request.subset).ok_or(Nothing::Subset)?
         };
-        let Some(pool) = self.pools.get_mut(at) else {
-            return Choice::None(Nothing::Subset);
-        };
-        let panic = pool.panics(self.policy.panic_percent, request.may_probe);
-        let field = Field {
-            loads: &self.loads,
-            grains: &self.grains,
-            moment: self.clock.moment(now, &self.failures, self.sites.len()),
-            panic,
-            choice_count: self.policy.choice_count as usize,
-            bias: self.policy.active_request_bias as f32,
-        };
-        let mut want = self.policy.attempts;
+        let pool = self.pools.get(at).ok_or(Nothing::Subset)?;
+        let panic = pool.panics(self.field.policy.panic_percent, request.may_probe);
+        let matches = |i: u32| at == 0 || self.index.matches(&pool.key, i);
+        let mut narrowed =
+            Narrowed { pool: at, panic, probe: None, want: self.field.policy.attempts };
 
-        if let Some(pin) = request.pinned {
-            let start = self.by_pin.partition_point(|&(p, _)| p < pin);
-            if let Some(&(_, i)) = self.by_pin.get(start).filter(|&&(p, _)| p == pin)
-                && let Some(site) = self.sites.get(i as usize)
-                && sticky::may_stay(site.health, site.verdict, site.weight > 0)
-                && (at == 0 || self.index.matches(&pool.key, i))
-            {
-                out.push_pinned(i);
+        if let Some(pin) = request.pinned
+            && let Some(i) = self.by_pin(pin)
+            && let Some(site) = self.sites.get(i)
+            && sticky::may_stay(site.health, site.verdict, site.weight > 0)
+            && matches(i as u32)
+        {
+            out.push_pinned(i as u32);
+        }
+        if request.may_probe && !panic && out.len() == 0 {
+            let probe = self.probes.iter().copied().find(|&i| matches(i));
+            if request.hash.is_some() && self.field.policy.strategy.is_hashing() {
+                narrowed.probe = probe;
+            } else if let Some(probe) = probe {
+                out.push_probe(probe);
+                narrowed.want += 1;
             }
         }
-        let may_probe = request.may_probe && !panic && out.len() == 0;
-        let matching = |&i: &u32| at == 0 || self.index.matches(&pool.key, i);
-        let probe = if may_probe { self.probes.iter().copied().find(matching) } else { None };
-        match request.hash.filter(|_| self.policy.strategy.is_hashing()) {
+        if at == 0
+            && out.len() == 0
+            && let Some(i) = self.newcomer(panic)
+        {
+            out.push(i);
+        }
+        self.settle();
+        Ok(narrowed)
+    }
+
+    /// By the strategy.
+    #[inline]
+    fn choose(
+        &mut self,
+        request: &Request<'_>,
+        narrowed: Narrowed,
+        rng: &mut impl Rng,
+        out: &mut Picks,
+    ) -> Choice {
+        let Narrowed { pool, panic, probe, mut want } = narrowed;
+        let Some(pool) = self.pools.get_mut(pool) else {
+            return Choice::None(Nothing::Subset);
+        };
+        self.field.set_panic(panic);
+        match request.hash.filter(|_| self.field.policy.strategy.is_hashing()) {
             Some(hash) => {
-                let key = Placement { hash, active: self.active, may_probe };
-                pool.place(&field, &self.policy, &self.sites, key, out, want);
+                let key = Placement { hash, active: self.active, may_probe: request.may_probe };
+                pool.place(&self.field, &self.sites, key, out, want);
                 // A probe elsewhere would cost this key its cache; with nobody else it costs nothing.
                 if let Some(probe) = probe.filter(|_| out.len() == 0) {
                     out.push_probe(probe);
                 }
                 want += usize::from(out.probe());
             }
-            None => {
-                if let Some(probe) = probe {
-                    out.push_probe(probe);
-                    want += 1;
-                }
-                if at == 0 && !self.newcomers.is_empty() && out.len() == 0 {
-                    let newcomers = &mut self.newcomers;
-                    let may = |site: &Site, load: &Load, grains: u64| {
-                        if panic {
-                            site.may_panic()
-                        } else {
-                            load.state == State::Open && grains > 0
-                        }
-                    };
-                    let known = (&*self.sites, &*self.loads, &*self.grains);
-                    if let Some(i) = newcomer(newcomers, &self.policy, known, may) {
-                        out.push(i);
-                    }
-                }
-                pool.choose(&field, self.policy.strategy, &self.sites, rng, out, want);
-            }
+            None => pool.choose(&self.field, &self.sites, rng, out, want),
         }
         if out.len() == 0 {
             return Choice::None(Nothing::Ineligible);
@@ -473,9 +472,46 @@ impl Balancer {
         if panic { Choice::Panic { candidates } } else { Choice::Eligible { candidates } }
     }
 
+    /// An endpoint to try because nothing is known of it, for `p2c`.
+    ///
+    /// Two draws among many endpoints find one newcomer late: with 25 others, one of a hundred waits for
+    /// 57 requests. Its cost is a guess until then, so it is tried once, as soon as it may be.
+    fn newcomer(&mut self, panic: bool) -> Option<u32> {
+        for back in (0..self.newcomers.len()).rev().take(LOOK) {
+            let i = *self.newcomers.get(back)?;
+            let at = i as usize;
+            let (site, load) = (self.sites.get(at)?, self.field.loads.get(at)?);
+            let may = if panic {
+                site.may_panic()
+            } else {
+                self.field.open(i) && *self.field.grains.get(at)? > 0
+            };
+            let untried = load.is_untried();
+            if may || !untried {
+                self.newcomers.swap_remove(back);
+            }
+            if may && untried {
+                return Some(i);
+            }
+        }
+        None
+    }
+
+    /// Finds out whether the next pick among all needs to be narrowed. Only [`Self::update`] and
+    /// [`Self::set_verdict`] end that.
+    fn settle(&mut self) {
+        let percent = self.field.policy.panic_percent;
+        let calm = |pool: &Pool| !pool.panics(percent, false);
+        self.settled = self.probes.is_empty()
+            && self.newcomers.is_empty()
+            && !self.growing
+            && !self.stale
+            && self.pools.first().is_some_and(calm);
+    }
+
     /// A request was sent there.
     pub fn started(&mut self, index: usize, now: Now) -> Option<Ticket> {
-        let (site, load) = (self.sites.get(index)?, self.loads.get_mut(index)?);
+        let (site, load) = (self.sites.get(index)?, self.field.loads.get_mut(index)?);
         load.started(now);
         self.active = self.active.saturating_add(1);
         Some(Ticket { index: index as u32, generation: self.generation, key: site.key })
@@ -493,19 +529,19 @@ impl Balancer {
     pub fn abandoned(&mut self, ticket: Ticket, now: Now, waited: Option<Duration>) {
         self.tick(now);
         if let Some(index) = self.end(ticket, now)
-            && let (Some(waited), Some(load)) = (waited, self.loads.get_mut(index))
+            && let (Some(waited), Some(load)) = (waited, self.field.loads.get_mut(index))
         {
-            load.observe_at_least(&self.clock, waited);
+            load.observe_at_least(&self.field.clock, waited);
         }
     }
 
     /// What became of an attempt that was not [`Self::started`]: one that Envoy retried.
     pub fn observed(&mut self, index: usize, now: Now, sample: Sample) {
         self.tick(now);
-        let Some(load) = self.loads.get_mut(index) else {
+        let Some(load) = self.field.loads.get_mut(index) else {
             return;
         };
-        load.observe(&self.clock, &mut self.failures, sample.latency, sample.failed);
+        load.observe(&self.field.clock, &mut self.field.failures, sample.latency, sample.failed);
         if let Some(wish) = sample.retry_after {
             load.leave_alone(now, wish);
         }
@@ -525,12 +561,12 @@ impl Balancer {
 
     #[inline]
     fn tick(&mut self, now: Now) {
-        self.clock.tick(now, &mut self.loads, &mut self.failures);
+        self.field.clock.tick(now, &mut self.field.loads, &mut self.field.failures);
     }
 
     fn end(&mut self, ticket: Ticket, now: Now) -> Option<usize> {
         let index = self.resolve(ticket)?;
-        self.loads.get_mut(index)?.ended(now);
+        self.field.loads.get_mut(index)?.ended(now);
         self.active = self.active.saturating_sub(1);
         Some(index)
     }
@@ -538,8 +574,8 @@ impl Balancer {
     /// What this worker has to tell the others, as of `now`: endpoints with requests in flight or sampled
     /// within the decay time.
     pub fn local_load(&self, now: Now) -> impl Iterator<Item = LoadEntry> + '_ {
-        let clock = &self.clock;
-        self.sites.iter().zip(&self.loads).filter_map(move |(s, l)| l.tell(s.key, clock, now))
+        let clock = &self.field.clock;
+        self.sites.iter().zip(&self.field.loads).filter_map(move |(s, l)| l.tell(s.key, clock, now))
     }
 
     /// What `worker` knew at `then`. Replaces what it told before: an endpoint it no longer names
@@ -553,11 +589,11 @@ impl Balancer {
         let entries = entries.get(..MAX_ENDPOINTS).unwrap_or(entries);
         for entry in entries {
             if let Some(i) = self.by_key(entry.key)
-                && let Some(load) = self.loads.get_mut(i)
+                && let Some(load) = self.field.loads.get_mut(i)
             {
                 load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
                 self.active = self.active.saturating_add(u64::from(entry.in_flight));
-                load.hear(&self.clock, &mut self.failures, entry, then);
+                load.hear(&self.field.clock, &mut self.field.failures, entry, then);
             }
         }
         self.workers.push((worker, entries.to_vec()));
@@ -571,7 +607,7 @@ impl Balancer {
         let (_, entries) = self.workers.swap_remove(at);
         for entry in entries {
             if let Some(i) = self.by_key(entry.key)
-                && let Some(load) = self.loads.get_mut(i)
+                && let Some(load) = self.field.loads.get_mut(i)
             {
                 load.elsewhere = load.elsewhere.saturating_sub(entry.in_flight);
                 self.active = self.active.saturating_sub(u64::from(entry.in_flight));
@@ -581,20 +617,20 @@ impl Balancer {
 
     /// The other workers' in-flight counts, after the table changed.
     fn spread_remote(&mut self) {
-        for load in &mut self.loads {
+        for load in &mut self.field.loads {
             load.elsewhere = 0;
         }
         for (_, entries) in &self.workers {
             for entry in entries {
                 let at = self.by_key.partition_point(|&(k, _)| k < entry.key);
                 if let Some(&(_, i)) = self.by_key.get(at).filter(|&&(k, _)| k == entry.key)
-                    && let Some(load) = self.loads.get_mut(i as usize)
+                    && let Some(load) = self.field.loads.get_mut(i as usize)
                 {
                     load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
                 }
             }
         }
-        self.active = self.loads.iter().map(|l| u64::from(l.active())).sum();
+        self.active = self.field.loads.iter().map(|l| u64::from(l.active())).sum();
     }
 
     /// The pool of a subset; `None` when nobody matches and there is no fallback.
@@ -608,7 +644,7 @@ impl Balancer {
                 return Some(self.add_pool(key, members));
             }
         }
-        match self.policy.subset_fallback {
+        match self.field.policy.subset_fallback {
             crate::policy::SubsetFallback::None => None,
             crate::policy::SubsetFallback::Any => Some(0),
             crate::policy::SubsetFallback::Default => {
@@ -623,7 +659,7 @@ impl Balancer {
 
     fn add_pool(&mut self, key: Key, members: Vec<u32>) -> usize {
         let mut pool = Pool::build(key, members, &self.sites);
-        pool.refresh(&self.field(self.refreshed), self.turns(), &self.sites);
+        pool.refresh(&self.field, self.turns(), &self.sites);
         let at = if self.pools.len() < MAX_POOLS {
             self.pools.push(pool);
             self.pools.len() - 1
@@ -640,33 +676,22 @@ impl Balancer {
         at
     }
 
-    fn field(&self, now: Now) -> Field<'_> {
-        Field {
-            loads: &self.loads,
-            grains: &self.grains,
-            moment: self.clock.moment(now, &self.failures, self.sites.len()),
-            panic: false,
-            choice_count: self.policy.choice_count as usize,
-            bias: self.policy.active_request_bias as f32,
-        }
-    }
-
     /// The seed of the weighted turns, when the strategy takes them.
     fn turns(&self) -> Option<u64> {
-        matches!(self.policy.strategy, Strategy::WeightedRoundRobin | Strategy::RoundRobin)
+        matches!(self.field.policy.strategy, Strategy::WeightedRoundRobin | Strategy::RoundRobin)
             .then(|| self.seed ^ u64::from(self.generation))
     }
 
     /// Effective weights at `now`.
     fn weigh(&mut self, now: Now) {
-        let policy = self.policy.slow_start;
+        let policy = self.field.policy.slow_start;
         self.growing = false;
-        self.grains.clear();
-        for (site, load) in self.sites.iter().zip(&mut self.loads) {
+        self.field.grains.clear();
+        for (site, load) in self.sites.iter().zip(&mut self.field.loads) {
             let full = slow_start::grains(site.weight, Now(0), now, None);
             let grains = slow_start::grains(site.weight, site.registered_at, now, policy.as_ref());
             self.growing |= grains < full;
-            self.grains.push(grains);
+            self.field.grains.push(grains);
             // Weight 0 is only ever compared in a panic, and there it counts as 1.
             let shown = if grains == 0 { slow_start::GRAINS } else { grains };
             load.inverse_weight = slow_start::GRAINS as f32 / shown as f32;
@@ -686,10 +711,9 @@ impl Balancer {
     fn refresh_pools(&mut self, now: Now, all: bool) {
         let turns = self.turns();
         let mut pools = std::mem::take(&mut self.pools);
-        let field = self.field(now);
         for pool in &mut pools {
             if all || pool.is_stale() {
-                pool.refresh(&field, turns, &self.sites);
+                pool.refresh(&self.field, turns, &self.sites);
             }
         }
         self.pools = pools;
@@ -697,3 +721,7 @@ impl Balancer {
         self.refreshed = now;
     }
 }
+
+#[cfg(test)]
+#[path = "balancer_tests.rs"]
+mod tests;

@@ -89,24 +89,47 @@ impl Hashing {
 
     /// Fills `picks` up to `want`: the key's owner, then where the walk leads. `open`: how many are
     /// eligible.
+    #[inline]
     pub(crate) fn fill(
         &mut self,
-        field: &Field<'_>,
+        field: &Field,
         key: Placement,
         open: u32,
         picks: &mut Picks,
         want: usize,
     ) {
+        let start = self.locate(key.hash);
+        if self.balance == 0
+            && picks.len() == 0
+            && let Some(index) = self.at(start).and_then(|owner| self.host(owner))
+            && field.open(index)
+        {
+            picks.push(index);
+        }
+        if picks.len() < want {
+            self.walk(field, key, start, open, picks, want);
+        }
+    }
+
+    #[inline(never)]
+    fn walk(
+        &mut self,
+        field: &Field,
+        key: Placement,
+        start: usize,
+        open: u32,
+        picks: &mut Picks,
+        want: usize,
+    ) {
         let Placement { hash, active, may_probe } = key;
-        let start = self.locate(hash);
         if picks.len() == 0
             && let Some(owner) = self.at(start)
         {
-            let index = self.hosts.get(owner as usize).copied();
+            let index = self.host(owner);
             if let Some(index) = index
                 && may_probe
-                && !field.panic
-                && field.loads.get(index as usize).is_some_and(|l| l.state == State::Probe)
+                && !field.panics()
+                && field.state(index) == State::Probe
             {
                 picks.push_probe(index);
             } else if self.balance > 0
@@ -123,8 +146,7 @@ impl Hashing {
                 return;
             }
             let entry = self.at(self.step(hash, start, step));
-            let host = entry.and_then(|owner| self.hosts.get(owner as usize)).copied();
-            if let Some(i) = host
+            if let Some(i) = entry.and_then(|owner| self.host(owner))
                 && field.open(i)
                 && !picks.contains(i)
             {
@@ -140,6 +162,11 @@ impl Hashing {
                 picks.push(i);
             }
         }
+    }
+
+    #[inline]
+    fn host(&self, place: u32) -> Option<u32> {
+        self.hosts.get(place as usize).copied()
     }
 
     fn len(&self) -> usize {
@@ -185,7 +212,7 @@ impl Hashing {
     }
 
     /// Who takes the key under bounded load. `None`: nobody in the table is eligible.
-    fn with_room(&mut self, field: &Field<'_>, hash: u64, owner: u32, active: u64) -> Option<u32> {
+    fn with_room(&mut self, field: &Field, hash: u64, owner: u32, active: u64) -> Option<u32> {
         let factor = self.overload(field, owner, active);
         let mut least = None;
         if let Some((index, factor)) = factor {
@@ -232,15 +259,13 @@ impl Hashing {
     }
 
     /// The index, and active requests over slots; `None` for one that may not be chosen.
-    fn overload(&self, field: &Field<'_>, host: u32, active: u64) -> Option<(u32, f64)> {
-        let index = *self.hosts.get(host as usize)?;
-        if !field.open(index) {
-            return None;
-        }
+    fn overload(&self, field: &Field, host: u32, active: u64) -> Option<(u32, f64)> {
+        let index = self.host(host)?;
+        let load = field.load(index).filter(|_| field.open(index))?;
         let share = *self.shares.get(host as usize)?;
         let slots = (active + 1).saturating_mul(u64::from(self.balance)).saturating_add(99) / 100;
         let slots = (slots as f64 * share).ceil().max(1.0);
-        Some((index, f64::from(field.active(index)) / slots))
+        Some((index, f64::from(load.active()) / slots))
     }
 }
 

@@ -1,7 +1,7 @@
 use pintle_snapshot::Now;
 
 use super::*;
-use crate::load::{Clock, Failures, Load};
+use crate::load::Load;
 
 /// The C++ standard fixes the 10,000th number of the default seed.
 #[test]
@@ -20,30 +20,21 @@ fn sites(weights: &[u32]) -> Vec<(SocketAddr, u32)> {
 }
 
 fn pick(hashing: &mut Hashing, active: &[u32], shut: &[usize], hash: u64) -> Picks {
-    let clock = Clock::new(std::time::Duration::from_secs(10), 0.0, Now(0));
-    let mut loads: Vec<Load> = active
-        .iter()
-        .map(|&n| {
-            let mut load = Load::new(&clock);
-            load.elsewhere = n;
-            load
-        })
-        .collect();
-    for &i in shut {
-        loads[i].state = State::Shut;
-    }
-    let field = Field {
-        loads: &loads,
-        grains: &[],
-        moment: clock.moment(Now(0), &Failures::default(), loads.len()),
-        panic: false,
-        choice_count: 2,
-        bias: 1.0,
+    let mut field = Field::new(&Policy::default(), Now(0));
+    let load = |&elsewhere: &u32| {
+        let mut load = Load::new(&field.clock);
+        load.elsewhere = elsewhere;
+        load
     };
+    field.loads = active.iter().map(load).collect();
+    field.states = vec![State::Open; active.len()];
+    for &i in shut {
+        field.states[i] = State::Shut;
+    }
     let key =
         Placement { hash, active: active.iter().map(|&n| u64::from(n)).sum(), may_probe: true };
     let mut picks = Picks::new();
-    hashing.fill(&field, key, (loads.len() - shut.len()) as u32, &mut picks, 3);
+    hashing.fill(&field, key, (active.len() - shut.len()) as u32, &mut picks, 3);
     picks
 }
 

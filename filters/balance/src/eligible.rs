@@ -7,27 +7,32 @@
 //! again over the eligible ones (at most once per [`crate::slow_start::STEP`]). After a bounded number
 //! of rejections an exact scan answers, so an eligible endpoint is always found when there is one.
 
+use pintle_snapshot::Now;
 use rand::Rng;
 
 use crate::alias::{Alias, scale};
-use crate::load::{Load, Moment, State};
+use crate::load::{Clock, Failures, Load, State};
+use crate::policy::Policy;
 use crate::types::Picks;
 use crate::weighted_round_robin::Turns;
 
 /// Rejections before the exact scan. With at least a quarter eligible, one draw in 100 gets there.
 const TRIES: usize = 16;
 
-/// What a strategy sees of the endpoints during one pick.
-#[derive(Clone, Copy)]
-pub(crate) struct Field<'a> {
-    pub(crate) loads: &'a [Load],
+/// What a strategy sees of the endpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct Field {
+    pub(crate) loads: Vec<Load>,
+    /// Beside the loads, because most draws look at nothing else: ten thousand are as many bytes.
+    pub(crate) states: Vec<State>,
     /// Effective weights.
-    pub(crate) grains: &'a [u64],
-    pub(crate) moment: Moment,
-    /// Health and breaker are ignored.
-    pub(crate) panic: bool,
-    pub(crate) choice_count: usize,
-    pub(crate) bias: f32,
+    pub(crate) grains: Vec<u64>,
+    /// Stands at the time of the pick.
+    pub(crate) clock: Clock,
+    pub(crate) failures: Failures,
+    pub(crate) policy: Policy,
+    /// The worst that may be chosen; in a panic anybody.
+    pub(crate) worst: State,
 }
 
 /// A set of endpoints with the means to draw from it.
@@ -58,26 +63,81 @@ pub(crate) struct Tier {
 
 // === impl Field ===
 
-impl Field<'_> {
+impl Field {
+    /// Of nobody.
+    pub(crate) fn new(policy: &Policy, now: Now) -> Self {
+        Self {
+            loads: Vec::new(),
+            states: Vec::new(),
+            grains: Vec::new(),
+            clock: Clock::new(policy.ewma_decay, policy.failure_penalty, now),
+            failures: Failures::default(),
+            policy: policy.clone(),
+            worst: State::Open,
+        }
+    }
+
+    /// Whether health and breaker are ignored.
+    #[inline]
+    pub(crate) fn panics(&self) -> bool {
+        self.worst != State::Open
+    }
+
+    pub(crate) fn set_panic(&mut self, panic: bool) {
+        self.worst = if panic { State::Shut } else { State::Open };
+    }
+
+    #[inline]
+    pub(crate) fn load(&self, index: u32) -> Option<&Load> {
+        self.loads.get(index as usize)
+    }
+
+    pub(crate) fn state(&self, index: u32) -> State {
+        self.states.get(index as usize).copied().unwrap_or(State::Shut)
+    }
+
     #[inline]
     pub(crate) fn open(&self, index: u32) -> bool {
-        self.panic || self.loads.get(index as usize).is_some_and(|l| l.state == State::Open)
+        self.states.get(index as usize).is_some_and(|&state| state <= self.worst)
+    }
+
+    /// Whether it is eligible, and new to the list.
+    #[inline(always)]
+    fn fits(&self, taken: &Picks, also: u32, index: u32) -> bool {
+        self.open(index) && also != index && !taken.contains(index)
     }
 
     #[inline]
     pub(crate) fn cost(&self, index: u32) -> f64 {
-        self.loads.get(index as usize).map_or(f64::INFINITY, |l| l.cost(&self.moment))
+        let cost = |load: &Load| load.cost(&self.clock, &self.failures, self.loads.len());
+        self.load(index).map_or(f64::INFINITY, cost)
+    }
+
+    /// `(active + 1)^bias / weight`.
+    #[inline]
+    pub(crate) fn burden(&self, index: u32) -> f64 {
+        let bias = self.policy.active_request_bias;
+        self.load(index).map_or(f64::INFINITY, |load| load.burden(bias))
     }
 
     pub(crate) fn grains(&self, index: u32) -> u64 {
         let grains = self.grains.get(index as usize).copied().unwrap_or(0);
         // Weight 0 takes part in a panic, with the least share.
-        if self.panic { grains.max(crate::slow_start::GRAINS) } else { grains }
+        if self.panics() { grains.max(crate::slow_start::GRAINS) } else { grains }
     }
 
-    pub(crate) fn active(&self, index: u32) -> u32 {
-        self.loads.get(index as usize).map_or(0, Load::active)
+    pub(crate) const fn choices(&self) -> usize {
+        self.policy.choice_count as usize
     }
+}
+
+/// No index: there are fewer endpoints. What is not inlined returns it, because in Wasm an `Option` goes
+/// through memory.
+pub(crate) const NOBODY: u32 = u32::MAX;
+
+#[inline]
+fn somebody(index: u32) -> Option<u32> {
+    (index != NOBODY).then_some(index)
 }
 
 // === impl Tier ===
@@ -88,7 +148,7 @@ impl Tier {
     }
 
     /// Counts and builds anew. `turns`: the seed of the weighted turns when the strategy takes them.
-    pub(crate) fn rebuild(&mut self, field: &Field<'_>, turns: Option<u64>) {
+    pub(crate) fn rebuild(&mut self, field: &Field, turns: Option<u64>) {
         (self.open, self.open_grains, self.total) = (0, 0, 0);
         for &i in &self.members {
             let grains = field.grains(i);
@@ -101,7 +161,7 @@ impl Tier {
         self.reduced = self.scarce();
         let table: Vec<u32> =
             self.members.iter().copied().filter(|&i| !self.reduced || field.open(i)).collect();
-        self.alias = Alias::build(table.iter().map(|&i| (i, field.grains(i))));
+        self.alias = Alias::build(table.iter().map(|&i| (i as u16, field.grains(i))));
         // Slow start comes here ten times a second: whoever is next stays next.
         if let Some(seed) = turns.filter(|_| !self.built || self.table != table) {
             self.turns = Turns::build(&table, field, seed);
@@ -135,74 +195,76 @@ impl Tier {
         self.turn = turn;
     }
 
-    /// An eligible one by weight that is neither in `taken` nor `also`.
-    #[inline]
+    /// An eligible one by weight that is neither in `taken` nor `also`; `bits` are random.
+    #[inline(always)]
     pub(crate) fn draw(
         &self,
-        field: &Field<'_>,
+        field: &Field,
+        bits: u32,
         rng: &mut impl Rng,
         taken: &Picks,
-        also: Option<u32>,
+        also: u32,
     ) -> Option<u32> {
-        let fits = |i: u32| field.open(i) && also != Some(i) && !taken.contains(i);
-        for _ in 0..TRIES {
-            let Some(i) = self.alias.draw(rng) else { break };
-            if fits(i) {
-                return Some(i);
-            }
+        match self.alias.draw(bits) {
+            Some(i) if field.fits(taken, also, i) => Some(i),
+            _ => somebody(self.draw_again(field, rng, taken, also)),
         }
-        self.draw_slowly(field, rng, taken, also)
     }
 
     #[cold]
     #[inline(never)]
-    fn draw_slowly(
+    fn draw_again(&self, field: &Field, rng: &mut impl Rng, taken: &Picks, also: u32) -> u32 {
+        let fits = |&i: &u32| field.fits(taken, also, i);
+        let mut by_weight = (0..TRIES).map_while(|_| self.alias.draw(rng.next_u32()));
+        if let Some(i) = by_weight.find(fits) {
+            return i;
+        }
+        // One heavy endpoint that is taken already would be drawn by weight for ever.
+        let mut alike = (0..TRIES).map_while(|_| self.any(rng.next_u32()));
+        alike.find(fits).or_else(|| self.scan(field, rng, |i| fits(&i))).unwrap_or(NOBODY)
+    }
+
+    /// An eligible one, all alike, that is neither in `taken` nor `also`; `bits` are random.
+    #[inline(always)]
+    pub(crate) fn draw_alike(
         &self,
-        field: &Field<'_>,
+        field: &Field,
+        bits: u32,
         rng: &mut impl Rng,
         taken: &Picks,
-        also: Option<u32>,
+        also: u32,
     ) -> Option<u32> {
-        let fits = |i: u32| field.open(i) && also != Some(i) && !taken.contains(i);
-        // One heavy endpoint that is taken already would be drawn by weight for ever.
-        for _ in 0..TRIES {
-            let Some(i) = self.any(rng) else { break };
-            if fits(i) {
-                return Some(i);
-            }
+        match self.any(bits) {
+            Some(i) if field.fits(taken, also, i) => Some(i),
+            _ => self.draw_other(field, rng, taken, &[also]),
         }
-        self.scan(field, rng, fits)
     }
 
     /// An eligible one, all alike, that is neither in `taken` nor in `also`.
-    pub(crate) fn draw_alike(
+    #[inline]
+    pub(crate) fn draw_other(
         &self,
-        field: &Field<'_>,
+        field: &Field,
         rng: &mut impl Rng,
         taken: &Picks,
         also: &[u32],
     ) -> Option<u32> {
-        let fits = |i: u32| field.open(i) && !also.contains(&i) && !taken.contains(i);
-        for _ in 0..TRIES * 2 {
-            if let Some(i) = self.any(rng)
-                && fits(i)
-            {
-                return Some(i);
-            }
-        }
-        self.scan(field, rng, fits)
+        somebody(self.search(field, rng, taken, also))
     }
 
-    fn any(&self, rng: &mut impl Rng) -> Option<u32> {
-        self.table.get(scale(rng.next_u64(), self.table.len())).copied()
+    #[inline(never)]
+    fn search(&self, field: &Field, rng: &mut impl Rng, taken: &Picks, also: &[u32]) -> u32 {
+        let fits = |&i: &u32| field.fits(taken, NOBODY, i) && !also.contains(&i);
+        let mut alike = (0..TRIES * 2).map_while(|_| self.any(rng.next_u32()));
+        alike.find(fits).or_else(|| self.scan(field, rng, |i| fits(&i))).unwrap_or(NOBODY)
     }
 
-    fn scan(
-        &self,
-        field: &Field<'_>,
-        rng: &mut impl Rng,
-        fits: impl Fn(u32) -> bool,
-    ) -> Option<u32> {
+    #[inline]
+    fn any(&self, bits: u32) -> Option<u32> {
+        self.table.get(scale(bits, self.table.len())).copied()
+    }
+
+    fn scan(&self, field: &Field, rng: &mut impl Rng, fits: impl Fn(u32) -> bool) -> Option<u32> {
         let total: u64 = self.members.iter().filter(|&&i| fits(i)).map(|&i| field.grains(i)).sum();
         let mut left = if total == 0 { 0 } else { rng.next_u64() % total };
         let mut last = None;
@@ -218,17 +280,12 @@ impl Tier {
     }
 
     /// Each eligible member once, in the table's order.
-    pub(crate) fn eligible<'a>(&'a self, field: &'a Field<'_>) -> impl Iterator<Item = u32> + 'a {
+    pub(crate) fn eligible<'a>(&'a self, field: &'a Field) -> impl Iterator<Item = u32> + 'a {
         self.members.iter().copied().filter(|&i| field.open(i))
     }
 
     /// The next eligible one in turn that is not in `taken`, and the turn after it.
-    pub(crate) fn after(
-        &self,
-        field: &Field<'_>,
-        turn: usize,
-        taken: &Picks,
-    ) -> Option<(u32, usize)> {
+    pub(crate) fn after(&self, field: &Field, turn: usize, taken: &Picks) -> Option<(u32, usize)> {
         let n = self.table.len();
         // A division only for the first turn and after the table shrank.
         let start = if turn < n { turn } else { turn.checked_rem(n).unwrap_or(0) };

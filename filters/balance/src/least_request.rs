@@ -1,4 +1,5 @@
-//! `least_request`: a few distinct draws, all alike, and the highest `weight / (active + 1)^bias` wins.
+//! `least_request`: a few distinct draws, all alike, and the highest `weight / (active + 1)^bias` wins,
+//! which is the lowest of its inverse.
 //!
 //! Envoy's rule for the score and for the draws (default 2); with as many draws as endpoints it is a full
 //! scan, where a tie is broken by lot, because the first of the table would get every request of an
@@ -9,25 +10,20 @@ use std::hint::select_unpredictable;
 use rand::Rng;
 
 use crate::alias::scale;
-use crate::eligible::{Field, Tier};
+use crate::eligible::{Field, NOBODY, Tier};
 use crate::types::Picks;
 
 /// The most draws that a policy may ask for; the bound of the set of those drawn.
 const MAX_CHOICES: usize = 100;
 
-pub(crate) fn fill(
-    tier: &Tier,
-    field: &Field<'_>,
-    rng: &mut impl Rng,
-    picks: &mut Picks,
-    want: usize,
-) {
+#[inline(never)]
+pub(crate) fn fill(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &mut Picks, want: usize) {
     let mut got = 0;
     while picks.len() < want && got < tier.open {
-        let best = if field.choice_count >= tier.open as usize {
-            best_of_all(tier, field, rng, picks)
-        } else {
-            best_of_some(tier, field, rng, picks)
+        let best = match field.choices() {
+            choices if choices >= tier.open as usize => best_of_all(tier, field, rng, picks),
+            2 => best_of_two(tier, field, rng, picks),
+            _ => best_of_some(tier, field, rng, picks),
         };
         let Some(best) = best else { return };
         picks.push(best);
@@ -35,24 +31,22 @@ pub(crate) fn fill(
     }
 }
 
-fn score(field: &Field<'_>, index: u32) -> f32 {
-    let (weight, active) = (field.grains(index) as f32, field.active(index) as f32 + 1.0);
-    match field.bias {
-        0.0 => weight,
-        1.0 => weight / active,
-        bias => weight / active.powf(bias),
-    }
+/// What is compared: lower is better, and the bits of what is not negative compare as it does.
+#[inline]
+fn burden(field: &Field, index: u32) -> u64 {
+    field.burden(index).to_bits()
 }
 
-fn best_of_all(tier: &Tier, field: &Field<'_>, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
-    let (mut best, mut high, mut ties) = (None, f32::NEG_INFINITY, 0);
+#[inline(never)]
+fn best_of_all(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
+    let (mut best, mut least, mut ties) = (None, u64::MAX, 0);
     for i in tier.eligible(field).filter(|&i| !picks.contains(i)) {
-        let score = score(field, i);
-        if score > high {
-            (best, high, ties) = (Some(i), score, 1);
-        } else if score == high {
+        let burden = burden(field, i);
+        if burden < least {
+            (best, least, ties) = (Some(i), burden, 1);
+        } else if burden == least {
             ties += 1;
-            if scale(rng.next_u64(), ties) == 0 {
+            if scale(rng.next_u32(), ties) == 0 {
                 best = Some(i);
             }
         }
@@ -60,32 +54,34 @@ fn best_of_all(tier: &Tier, field: &Field<'_>, rng: &mut impl Rng, picks: &Picks
     best
 }
 
-fn best_of_some(tier: &Tier, field: &Field<'_>, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
-    if field.choice_count == 2 {
-        return best_of_two(tier, field, rng, picks);
-    }
+#[inline(never)]
+fn best_of_some(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
     let mut drawn = [0; MAX_CHOICES];
-    let (mut best, mut high) = (None, f32::NEG_INFINITY);
-    for n in 0..field.choice_count.min(MAX_CHOICES) {
-        let Some(i) = tier.draw_alike(field, rng, picks, drawn.get(..n).unwrap_or_default()) else {
+    let (mut best, mut least) = (None, u64::MAX);
+    for n in 0..field.choices().min(MAX_CHOICES) {
+        let so_far = drawn.get(..n).unwrap_or_default();
+        let Some(i) = tier.draw_other(field, rng, picks, so_far) else {
             break;
         };
         if let Some(place) = drawn.get_mut(n) {
             *place = i;
         }
-        let score = score(field, i);
-        if score > high {
-            (best, high) = (Some(i), score);
+        let burden = burden(field, i);
+        if burden < least {
+            (best, least) = (Some(i), burden);
         }
     }
     best
 }
 
 /// The default, without a set of those drawn.
-fn best_of_two(tier: &Tier, field: &Field<'_>, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
-    let first = tier.draw_alike(field, rng, picks, &[])?;
-    let Some(second) = tier.draw_alike(field, rng, picks, &[first]) else {
+#[inline]
+fn best_of_two(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
+    let bits = rng.next_u64();
+    let first = tier.draw_alike(field, bits as u32, rng, picks, NOBODY)?;
+    let bits = (bits >> 32) as u32;
+    let Some(second) = tier.draw_alike(field, bits, rng, picks, first) else {
         return Some(first);
     };
-    Some(select_unpredictable(score(field, second) > score(field, first), second, first))
+    Some(select_unpredictable(burden(field, second) < burden(field, first), second, first))
 }

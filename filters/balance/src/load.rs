@@ -44,6 +44,8 @@ const FLOOR: f64 = 1e6;
 const RECOVERY: f64 = 0.75;
 /// Failures that a score remembers, at most; with the default penalty a factor of about 800.
 const MAX_SCORE: f64 = 16.0;
+/// Failures too long ago to matter: with the default penalty half a percent of the cost.
+const FORGOTTEN: f64 = 1e-4;
 /// The longest `Retry-After` that is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Decay times from one epoch to the next. e^64 is far from any bound of a double, also squared.
@@ -64,8 +66,8 @@ pub struct LoadEntry {
     pub failures_milli: u32,
 }
 
-/// Who may be drawn; kept beside the load because a draw looks at both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Who may be drawn, the best first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum State {
     /// Eligible.
     #[default]
@@ -83,12 +85,16 @@ pub(crate) struct Clock {
     halvings_per_ns: f64,
     /// The decay time, ns.
     span: u64,
+    /// How long the factor may lag, ns.
+    step: u64,
     penalty: f64,
     epoch: u64,
     last: u64,
     /// `e^((scaled_at - epoch) / decay)`.
     scale: f64,
     scaled_at: u64,
+    /// The least estimate, as of the epoch.
+    floor: f64,
 }
 
 /// The sum of all scores, so that one endpoint's can be compared with the mean of the others.
@@ -96,19 +102,6 @@ pub(crate) struct Clock {
 pub(crate) struct Failures {
     /// As of the epoch.
     sum: f64,
-}
-
-/// What one pick knows before it looks at an endpoint.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment {
-    pub(crate) now: u64,
-    scale: f64,
-    /// The least estimate, as of the epoch.
-    floor: f64,
-    span: u64,
-    penalty: f64,
-    failures: f64,
-    others: f64,
 }
 
 /// One endpoint's load. A cache line.
@@ -131,7 +124,8 @@ pub(crate) struct Load {
     pub(crate) elsewhere: u32,
     /// `1 / weight`.
     pub(crate) inverse_weight: f32,
-    pub(crate) state: State,
+    /// Whether there may be a score, or a wish to be left alone.
+    troubled: bool,
     /// Whether another worker has told of it.
     heard_of: bool,
 }
@@ -144,30 +138,46 @@ impl Clock {
         Self {
             halvings_per_ns: std::f64::consts::LOG2_E / span as f64,
             span,
+            step: span >> 12,
             penalty,
             epoch: now.0,
             last: now.0,
             scale: 1.0,
             scaled_at: now.0,
+            floor: FLOOR,
         }
     }
 
     /// Moves on to `now`; before everything else that takes a time. The factor may lag by a four
-    /// thousandth of the decay time.
+    /// thousandth of the decay time, also where the clock stepped back by no more than that.
     #[inline]
     pub(crate) fn tick(&mut self, now: Now, loads: &mut [Load], failures: &mut Failures) {
-        if now.0 < self.last || now.0 - self.epoch > self.span.saturating_mul(EPOCH_SPANS) {
-            self.rebase(now, loads, failures);
-        } else if now.0 - self.scaled_at > self.span >> 12 {
-            self.scale = self.power(now.0 - self.epoch);
-            self.scaled_at = now.0;
+        // A time before the factor's is a very long time after it here.
+        if now.0.wrapping_sub(self.scaled_at) > self.step {
+            self.advance(now, loads, failures);
         }
         self.last = now.0;
     }
 
+    #[cold]
+    #[inline(never)]
+    fn advance(&mut self, now: Now, loads: &mut [Load], failures: &mut Failures) {
+        if now.0 < self.last || now.0 - self.epoch > self.span.saturating_mul(EPOCH_SPANS) {
+            self.rebase(now, loads, failures);
+        } else {
+            self.scale = self.power(now.0 - self.epoch);
+            self.floor = FLOOR * self.scale;
+            self.scaled_at = now.0;
+        }
+    }
+
+    /// Where the last tick moved it.
+    pub(crate) const fn now(&self) -> u64 {
+        self.last
+    }
+
     /// Makes `now` the epoch. When the clock stepped back, nothing has decayed meanwhile, and no stamp
     /// stays in the future.
-    #[cold]
     fn rebase(&mut self, now: Now, loads: &mut [Load], failures: &mut Failures) {
         let scale = self.power(self.last.max(now.0) - self.epoch);
         for load in loads {
@@ -179,19 +189,8 @@ impl Clock {
             load.retry_at = load.retry_at.min(now.after(MAX_RETRY_AFTER).0);
         }
         failures.sum /= scale * scale;
-        (self.epoch, self.scaled_at, self.scale) = (now.0, now.0, 1.0);
-    }
-
-    pub(crate) fn moment(&self, now: Now, failures: &Failures, endpoints: usize) -> Moment {
-        Moment {
-            now: now.0,
-            scale: self.scale,
-            floor: FLOOR * self.scale,
-            span: self.span,
-            penalty: self.penalty,
-            failures: failures.sum,
-            others: endpoints.saturating_sub(1).max(1) as f64,
-        }
+        (self.epoch, self.scaled_at) = (now.0, now.0);
+        (self.scale, self.floor) = (1.0, FLOOR);
     }
 
     /// `e^(elapsed / decay)`, to a few millionths; without end beyond 690 decay times.
@@ -232,7 +231,7 @@ impl Load {
             in_flight: 0,
             elsewhere: 0,
             inverse_weight: 1.0,
-            state: State::Open,
+            troubled: false,
             heard_of: false,
         }
     }
@@ -252,31 +251,49 @@ impl Load {
         self.sampled_at == 0 && !self.heard_of && self.active() == 0
     }
 
-    /// What one more request costs here; ns per unit of weight, as of the epoch.
+    /// What one more request costs here now, one of `endpoints`; ns per unit of weight, as of the epoch.
     #[inline]
-    pub(crate) fn cost(&self, moment: &Moment) -> f64 {
-        let mut ns = higher(self.latency, moment.floor);
-        if self.in_flight > 0 {
-            let silence = moment.now.saturating_sub(self.progress);
-            if silence <= moment.span {
-                ns = higher(ns, silence as f64 * moment.scale);
-            }
+    pub(crate) fn cost(&self, clock: &Clock, all: &Failures, endpoints: usize) -> f64 {
+        if self.troubled {
+            return self.cost_when_troubled(clock, all, endpoints);
         }
-        if self.retry_at > moment.now {
-            ns = higher(ns, (self.retry_at - moment.now) as f64 * moment.scale);
-        }
-        let requests = f64::from(self.in_flight) + f64::from(self.elsewhere) + 1.0;
-        let cost = ns * requests * f64::from(self.inverse_weight);
-        if self.score > 0.0 { cost * self.failure_factor(moment) } else { cost }
+        self.time(clock) * self.burden(1.0)
     }
 
+    #[cold]
     #[inline(never)]
-    fn failure_factor(&self, moment: &Moment) -> f64 {
-        let now = 1.0 / (moment.scale * moment.scale);
+    fn cost_when_troubled(&self, clock: &Clock, all: &Failures, endpoints: usize) -> f64 {
+        let wait = self.retry_at.saturating_sub(clock.last) as f64 * clock.scale;
+        let cost = higher(self.time(clock), wait) * self.burden(1.0);
+        let now = 1.0 / (clock.scale * clock.scale);
         let score = self.score * now;
-        let others = (moment.failures * now - score).max(0.0) / moment.others;
-        let excess = (score - 2.0 * others).max(0.0);
-        1.0 + score + moment.penalty * excess
+        let others = endpoints.saturating_sub(1).max(1) as f64;
+        let mean = (all.sum * now - score).max(0.0) / others;
+        let excess = (score - 2.0 * mean).max(0.0);
+        cost * (1.0 + score + clock.penalty * excess)
+    }
+
+    /// What an answer takes; ns, as of the epoch.
+    #[inline]
+    fn time(&self, clock: &Clock) -> f64 {
+        let ns = higher(self.latency, clock.floor);
+        if self.in_flight == 0 {
+            return ns;
+        }
+        let silence = clock.last.saturating_sub(self.progress);
+        if silence > clock.span {
+            return ns;
+        }
+        higher(ns, silence as f64 * clock.scale)
+    }
+
+    /// `(active + 1)^bias / weight`.
+    #[inline]
+    pub(crate) fn burden(&self, bias: f64) -> f64 {
+        let requests = (u64::from(self.in_flight) + u64::from(self.elsewhere) + 1) as f64;
+        // Left to itself the compiler works out the power for everybody.
+        let crowd = if bias == 1.0 { requests } else { power(requests, bias) };
+        crowd * f64::from(self.inverse_weight)
     }
 
     pub(crate) const fn started(&mut self, now: Now) {
@@ -319,7 +336,11 @@ impl Load {
             let added = (MAX_SCORE * one - self.score).clamp(0.0, one);
             self.score += added;
             all.sum += added;
+        } else if self.score > 0.0 && self.score < FORGOTTEN * clock.scale * clock.scale {
+            all.sum -= self.score;
+            self.score = 0.0;
         }
+        self.troubled = self.score > 0.0 || self.retry_at > now;
     }
 
     /// Nobody waited for the end, but it took at least `waited`.
@@ -330,6 +351,7 @@ impl Load {
 
     pub(crate) fn leave_alone(&mut self, now: Now, wish: Duration) {
         self.retry_at = self.retry_at.max(now.after(wish.min(MAX_RETRY_AFTER)).0);
+        self.troubled = true;
     }
 
     /// Worth telling the others: something in flight, or sampled within the decay time.
@@ -371,6 +393,7 @@ impl Load {
         if score > self.score {
             all.sum += score - self.score;
             self.score = score;
+            self.troubled = true;
         }
     }
 }
@@ -379,6 +402,12 @@ impl Load {
 #[inline]
 const fn higher(a: f64, b: f64) -> f64 {
     if a > b { a } else { b }
+}
+
+#[cold]
+#[inline(never)]
+fn power(base: f64, exponent: f64) -> f64 {
+    base.powf(exponent)
 }
 
 #[cfg(test)]

@@ -38,8 +38,7 @@ impl One {
 
     /// In ms, for one of ten endpoints.
     fn cost(&self) -> f64 {
-        let moment = self.clock.moment(self.now, &self.all, 10);
-        self.load.cost(&moment) / moment.scale / 1e6
+        self.load.cost(&self.clock, &self.all, 10) / self.clock.scale / 1e6
     }
 }
 

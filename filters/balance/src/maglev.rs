@@ -87,10 +87,12 @@ impl Maglev {
         self.places.len()
     }
 
+    #[inline]
     pub(crate) fn locate(&self, hash: u64) -> usize {
         hash.checked_rem(self.places.len() as u64).unwrap_or(0) as usize
     }
 
+    #[inline]
     pub(crate) fn at(&self, place: usize) -> Option<u32> {
         self.places.get(place).map(|&p| u32::from(p))
     }

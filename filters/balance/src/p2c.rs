@@ -9,38 +9,38 @@ use std::hint::select_unpredictable;
 
 use rand::Rng;
 
-use crate::eligible::{Field, Tier};
+use crate::eligible::{Field, NOBODY, Tier};
 use crate::types::Picks;
 
-pub(crate) fn fill(
-    tier: &Tier,
-    field: &Field<'_>,
-    rng: &mut impl Rng,
-    picks: &mut Picks,
-    want: usize,
-) {
-    let (mut spare, mut drawn) = (None, 0);
-    let mut next = |picks: &Picks, also: Option<(u32, f64)>| {
-        if drawn >= tier.open {
-            return None;
-        }
-        drawn += 1;
-        tier.draw(field, rng, picks, also.map(|(i, _)| i)).map(|i| (i, field.cost(i)))
-    };
-    while picks.len() < want {
-        let Some(first) = spare.take().or_else(|| next(picks, None)) else {
-            return;
-        };
-        let Some(second) = next(picks, Some(first)) else {
-            picks.push(first.0);
-            continue;
-        };
-        // Which one wins is anybody's guess, the processor's too.
-        let less = second.1 < first.1;
-        picks.push(select_unpredictable(less, second.0, first.0));
-        spare = Some((
-            select_unpredictable(less, first.0, second.0),
-            select_unpredictable(less, first.1, second.1),
-        ));
+#[inline(never)]
+pub(crate) fn fill(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &mut Picks, want: usize) {
+    let mut left = tier.open;
+    if picks.len() >= want || left == 0 {
+        return;
     }
+    // Enough for the first pair.
+    let bits = rng.next_u64();
+    let Some(mut kept) = tier.draw(field, bits as u32, rng, picks, NOBODY) else {
+        return;
+    };
+    // What is not negative compares by its bits, and whole numbers are chosen without a branch.
+    let mut price = field.cost(kept).to_bits();
+    let mut bits = (bits >> 32) as u32;
+    while left > 1 {
+        let Some(other) = tier.draw(field, bits, rng, picks, kept) else {
+            break;
+        };
+        left -= 1;
+        let cost = field.cost(other).to_bits();
+        // Which one wins is anybody's guess, the processor's too.
+        let less = cost < price;
+        picks.push(select_unpredictable(less, other, kept));
+        if picks.len() >= want {
+            return;
+        }
+        kept = select_unpredictable(less, kept, other);
+        price = select_unpredictable(less, price, cost);
+        bits = rng.next_u32();
+    }
+    picks.push(kept);
 }

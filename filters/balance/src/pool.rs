@@ -9,7 +9,7 @@ use crate::balancer::Site;
 use crate::bounded::{Hashing, Placement};
 use crate::eligible::{Field, Tier};
 use crate::load::State;
-use crate::policy::{Policy, Strategy};
+use crate::policy::Strategy;
 use crate::subset::Key;
 use crate::types::Picks;
 use crate::{least_request, p2c, random, round_robin, weighted_round_robin, zone};
@@ -74,12 +74,11 @@ impl Pool {
     }
 
     /// Counts and builds the draws anew.
-    pub(crate) fn refresh(&mut self, field: &Field<'_>, turns: Option<u64>, sites: &[Site]) {
+    pub(crate) fn refresh(&mut self, field: &Field, turns: Option<u64>, sites: &[Site]) {
         self.eligible = 0;
         let (mut local, mut rest) = (0, 0);
         for &i in &self.listed {
-            let load = field.loads.get(i as usize);
-            self.eligible += u32::from(load.is_some_and(|l| l.state != State::Shut));
+            self.eligible += u32::from(field.state(i) != State::Shut);
             if let Some(site) = sites.get(i as usize).filter(|s| s.counts()) {
                 *if site.local { &mut local } else { &mut rest } += field.grains(i);
             }
@@ -134,18 +133,17 @@ impl Pool {
     }
 
     /// Fills `out` by every strategy that does not hash, or lacks a key.
+    #[inline]
     pub(crate) fn choose(
         &mut self,
-        field: &Field<'_>,
-        strategy: Strategy,
+        field: &Field,
         sites: &[Site],
         rng: &mut impl Rng,
         out: &mut Picks,
         want: usize,
     ) {
-        if field.panic {
-            run(strategy, self.panic_tier(field, sites), field, rng, out, want);
-            return;
+        if field.panics() {
+            return run(self.panic_tier(field, sites), field, rng, out, want);
         }
         let stays = match self.stay {
             None => true,
@@ -156,71 +154,73 @@ impl Pool {
         } else {
             (&mut self.rest, &mut self.local)
         };
-        run(strategy, first, field, rng, out, want);
+        run(first, field, rng, out, want);
         if out.len() < want {
-            run(strategy, second, field, rng, out, want);
+            run(second, field, rng, out, want);
         }
     }
 
     /// Fills `out` by the request's hash.
+    #[inline(never)]
     pub(crate) fn place(
         &mut self,
-        field: &Field<'_>,
-        policy: &Policy,
+        field: &Field,
         sites: &[Site],
         key: Placement,
         out: &mut Picks,
         want: usize,
     ) {
-        let open = if field.panic {
+        let open = if field.panics() {
             self.panic_tier(field, sites).open
         } else {
             self.local.open + self.rest.open
         };
-        let (slot, old) = if field.panic {
+        let built = if field.panics() { &self.panic_hashing } else { &self.hashing };
+        if built.is_none() {
+            self.build_hashing(field, sites);
+        }
+        let hashing = if field.panics() { &mut self.panic_hashing } else { &mut self.hashing };
+        if let Some(hashing) = hashing {
+            hashing.fill(field, key, open, out, want);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn build_hashing(&mut self, field: &Field, sites: &[Site]) {
+        let fits = |s: &Site| if field.panics() { s.may_panic() } else { s.could_be_eligible() };
+        let (hosts, at) = self
+            .listed
+            .iter()
+            .filter_map(|&i| sites.get(i as usize).map(|s| (i, s)))
+            .filter(|(_, s)| fits(s))
+            .map(|(i, s)| (i, (s.address, s.weight.max(1))))
+            .unzip();
+        let (slot, old) = if field.panics() {
             (&mut self.panic_hashing, &mut self.old_tables.1)
         } else {
             (&mut self.hashing, &mut self.old_tables.0)
         };
-        let listed = &self.listed;
-        let hashing = slot.get_or_insert_with(|| {
-            let fits = |s: &Site| {
-                if field.panic { s.may_panic() } else { s.could_be_eligible() }
-            };
-            let (hosts, sites) = listed
-                .iter()
-                .filter_map(|&i| sites.get(i as usize).map(|s| (i, s)))
-                .filter(|(_, s)| fits(s))
-                .map(|(i, s)| (i, (s.address, s.weight.max(1))))
-                .unzip();
-            Hashing::build(policy, hosts, sites, old.take())
-        });
-        hashing.fill(field, key, open, out, want);
+        *slot = Some(Hashing::build(&field.policy, hosts, at, old.take()));
     }
 
-    fn panic_tier(&mut self, field: &Field<'_>, sites: &[Site]) -> &mut Tier {
+    fn panic_tier(&mut self, field: &Field, sites: &[Site]) -> &mut Tier {
         let listed = &self.listed;
         self.panic.get_or_insert_with(|| {
             let fits = |i: &u32| sites.get(*i as usize).is_some_and(Site::may_panic);
             let mut tier = Tier::new(listed.iter().copied().filter(fits).collect());
-            tier.rebuild(field, Some(u64::from(field.moment.now as u32)));
+            tier.rebuild(field, Some(u64::from(field.clock.now() as u32)));
             tier
         })
     }
 }
 
-fn run(
-    strategy: Strategy,
-    tier: &mut Tier,
-    field: &Field<'_>,
-    rng: &mut impl Rng,
-    out: &mut Picks,
-    want: usize,
-) {
+#[inline]
+fn run(tier: &mut Tier, field: &Field, rng: &mut impl Rng, out: &mut Picks, want: usize) {
     if tier.open == 0 {
         return;
     }
-    match strategy {
+    match field.policy.strategy {
         Strategy::P2c | Strategy::RingHash | Strategy::Maglev => {
             p2c::fill(tier, field, rng, out, want);
         }

@@ -2,19 +2,14 @@
 
 use rand::Rng;
 
-use crate::eligible::{Field, Tier};
+use crate::eligible::{Field, NOBODY, Tier};
 use crate::types::Picks;
 
-pub(crate) fn fill(
-    tier: &Tier,
-    field: &Field<'_>,
-    rng: &mut impl Rng,
-    picks: &mut Picks,
-    want: usize,
-) {
+#[inline(never)]
+pub(crate) fn fill(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &mut Picks, want: usize) {
     let mut got = 0;
     while picks.len() < want && got < tier.open {
-        let Some(i) = tier.draw(field, rng, picks, None) else {
+        let Some(i) = tier.draw(field, rng.next_u32(), rng, picks, NOBODY) else {
             return;
         };
         picks.push(i);

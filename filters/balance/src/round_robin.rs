@@ -8,7 +8,8 @@
 use crate::eligible::{Field, Tier};
 use crate::types::Picks;
 
-pub(crate) fn fill(tier: &mut Tier, field: &Field<'_>, picks: &mut Picks, want: usize) {
+#[inline(never)]
+pub(crate) fn fill(tier: &mut Tier, field: &Field, picks: &mut Picks, want: usize) {
     let (mut turn, mut got) = (tier.turn(), 0);
     while picks.len() < want && got < tier.open {
         let Some((i, next)) = tier.after(field, turn, picks) else {

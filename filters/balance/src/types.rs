@@ -146,7 +146,12 @@ impl Picks {
     #[inline]
     pub(crate) fn contains(&self, index: u32) -> bool {
         // Empty for every first place, and that is most draws.
-        self.len > 0 && self.as_slice().contains(&index)
+        self.len > 0 && self.holds(index)
+    }
+
+    #[inline(never)]
+    fn holds(&self, index: u32) -> bool {
+        self.as_slice().contains(&index)
     }
 
     #[inline]

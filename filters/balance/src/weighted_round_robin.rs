@@ -29,7 +29,7 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    pub(crate) fn build(table: &[u32], field: &Field<'_>, seed: u64) -> Self {
+    pub(crate) fn build(table: &[u32], field: &Field, seed: u64) -> Self {
         let due = table
             .iter()
             .map(|&i| {
@@ -41,7 +41,7 @@ impl Turns {
         Self { due }
     }
 
-    fn next(&mut self, field: &Field<'_>) -> Option<u32> {
+    fn next(&mut self, field: &Field) -> Option<u32> {
         for _ in 0..self.due.len() {
             let mut top = self.due.peek_mut()?;
             let Reverse((at, index)) = *top;
@@ -67,9 +67,10 @@ const fn stride(grains: u64) -> u64 {
     STRIDE.saturating_mul(GRAINS) / if grains == 0 { 1 } else { grains }
 }
 
+#[inline(never)]
 pub(crate) fn fill(
     tier: &mut Tier,
-    field: &Field<'_>,
+    field: &Field,
     rng: &mut impl Rng,
     picks: &mut Picks,
     want: usize,
