@@ -25,10 +25,11 @@ use pintle_tests::{Behaviour, Collector, Envoy, EnvoyConfig, Error, Load, Result
 use prost::Message as _;
 use serde_json::{Value, json};
 
-const ROUNDS: usize = 15;
-const SECONDS: f64 = 0.8;
-/// The first requests open connections and have V8 optimise the module.
-const WARM: f64 = 0.6;
+const ROUNDS: usize = 9;
+const SECONDS: f64 = 1.5;
+/// The first requests open connections and have V8 optimise the module, which with 0.6 s goes on into what
+/// is measured.
+const WARM: f64 = 2.0;
 /// As many requests at once as keep a worker busy without a queue in front of it.
 const CONNECTIONS: usize = 8;
 /// Spans that may be missing at the end, because they wait for a full batch: 512 in either.
@@ -41,6 +42,11 @@ enum Tracer {
     Plain,
     /// A module of nothing but the three callbacks that a request needs: what Wasm costs at the least.
     Empty,
+    /// One that asks for the three trace headers and writes a constant one: no propagation costs less.
+    LeastPropagation,
+    /// One that reads what no span can do without (headers, clock, code) and writes a constant header, but
+    /// makes no span and sends none: no tracer in Wasm costs less.
+    LeastSpans,
     /// Ours with every part off.
     Idle,
     /// The module without an exporter.
@@ -51,27 +57,76 @@ enum Tracer {
     Native(f64),
 }
 
-const VARIANTS: [(&str, Tracer); 8] = [
+const VARIANTS: [(&str, Tracer); 10] = [
     ("plain", Tracer::Plain),
     ("empty", Tracer::Empty),
     ("idle", Tracer::Idle),
+    ("least_propagation", Tracer::LeastPropagation),
     ("propagation", Tracer::Propagation),
     ("native_1", Tracer::Native(0.01)),
     ("module_1", Tracer::Module(0.01)),
     ("native_100", Tracer::Native(1.0)),
+    ("least_spans", Tracer::LeastSpans),
     ("module_100", Tracer::Module(1.0)),
 ];
 
-const EMPTY: &str = r#"(module
+/// A module with these bodies of its callbacks.
+fn module(headers: &str, log: &str) -> String {
+    format!(
+        r#"(module
+  (import "env" "proxy_get_header_map_pairs" (func $pairs (param i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_replace_header_map_value" (func $set (param i32 i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_current_time_nanoseconds" (func $now (param i32) (result i32)))
   (memory (export "memory") 2)
+  (data (i32.const 16) "traceparent")
+  (data (i32.const 32) "tracestate")
+  (data (i32.const 48) "baggage")
+  (data (i32.const 64) "response\00code")
+  (data (i32.const 96) "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")
   (func (export "_initialize"))
   (func (export "proxy_abi_version_0_2_1"))
   (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 4096))
   (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 1))
   (func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 1))
   (func (export "proxy_on_context_create") (param i32 i32))
-  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 0))
-  (func (export "proxy_on_log") (param i32)))"#;
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    {headers} (i32.const 0))
+  (func (export "proxy_on_log") (param i32) {log}))"#
+    )
+}
+
+/// Each asks for a trace header.
+const ASK: [&str; 3] = [
+    "(drop (call $get (i32.const 0) (i32.const 16) (i32.const 11) (i32.const 0) (i32.const 4)))",
+    "(drop (call $get (i32.const 0) (i32.const 32) (i32.const 10) (i32.const 0) (i32.const 4)))",
+    "(drop (call $get (i32.const 0) (i32.const 48) (i32.const 7) (i32.const 0) (i32.const 4)))",
+];
+const WRITE: &str =
+    "(drop (call $set (i32.const 0) (i32.const 16) (i32.const 11) (i32.const 96) (i32.const 55)))";
+const READ: &str = "(drop (call $pairs (i32.const 0) (i32.const 0) (i32.const 4)))";
+const TIME: &str = "(drop (call $now (i32.const 0)))";
+const CODE: &str =
+    "(drop (call $property (i32.const 64) (i32.const 13) (i32.const 0) (i32.const 4)))";
+
+/// The modules that are not ours, written to `dir`.
+fn write_modules(dir: &Path) -> Result<()> {
+    let modules = [
+        ("empty", module("", "")),
+        ("least_propagation", module(&format!("{}{WRITE}", ASK.concat()), "")),
+        ("least_spans", module(&format!("{READ}{TIME}{WRITE}"), &format!("{TIME}{CODE}"))),
+    ];
+    for (name, text) in modules {
+        let wasm = wat::parse_str(text).map_err(|e| Error::new(e.to_string()))?;
+        std::fs::write(dir.join(name), wasm)?;
+    }
+    Ok(())
+}
+
+/// Figures over another one that say how far down the bounds could be reached in Wasm at all.
+const FLOORS: [(&str, &str); 2] =
+    [("least_propagation", "native_1"), ("least_spans", "native_100")];
 
 /// A figure, over another one, and the most that may be.
 const BOUNDS: [(&str, &str, f64); 3] = [
@@ -140,8 +195,7 @@ async fn run(options: &Options) -> Result<bool> {
     let upstream = Upstream::start("upstream").await?;
     upstream.set(Behaviour { body_bytes: Some(128), ..Behaviour::default() });
     let dir = tempfile::tempdir()?;
-    let empty = dir.path().join("empty.wasm");
-    std::fs::write(&empty, wat::parse_str(EMPTY).map_err(|e| Error::new(e.to_string()))?)?;
+    write_modules(dir.path())?;
     let mut subjects = VARIANTS.map(|(name, tracer)| Subject {
         name,
         tracer,
@@ -154,7 +208,7 @@ async fn run(options: &Options) -> Result<bool> {
         let backwards = number % 2 == 1;
         for at in 0..subjects.len() {
             let at = if backwards { subjects.len() - 1 - at } else { at };
-            round(&mut subjects[at], &upstream, &empty, options.seconds).await?;
+            round(&mut subjects[at], &upstream, dir.path(), options.seconds).await?;
         }
         let line: Vec<String> = subjects
             .iter()
@@ -169,7 +223,7 @@ fn config(
     tracer: Tracer,
     upstream: &Upstream,
     collector: &Collector,
-    empty: &Path,
+    modules: &Path,
 ) -> Result<EnvoyConfig> {
     let config = EnvoyConfig::shipped()?.clusters_from("tracing.yaml")?;
     let config = config.static_hosts("orders", &[upstream.addr()]);
@@ -177,10 +231,13 @@ fn config(
     // As everywhere in the fixtures: another build can be measured against this one.
     let path = std::env::var_os("PINTLE_WASM").unwrap_or_else(|| PINTLE_PATH.into());
     let module = |plugin: Value| config.clone().wasm(path).plugin(|all| *all = plugin);
+    let other = |name: &str| config.clone().wasm(modules.join(name)).plugin(|all| *all = json!({}));
     let export = json!({"cluster": "otlp", "service_name": "bench"});
     Ok(match tracer {
         Tracer::Plain => config.without_filter(),
-        Tracer::Empty => config.clone().wasm(empty).plugin(|all| *all = json!({})),
+        Tracer::Empty => other("empty"),
+        Tracer::LeastPropagation => other("least_propagation"),
+        Tracer::LeastSpans => other("least_spans"),
         Tracer::Idle => module(json!({})),
         Tracer::Propagation => module(json!({"trace": {}})),
         Tracer::Module(ratio) => module(json!({"trace": {"ratio": ratio, "export": export}})),
@@ -201,11 +258,11 @@ fn config(
 async fn round(
     subject: &mut Subject,
     upstream: &Upstream,
-    empty: &Path,
+    modules: &Path,
     seconds: f64,
 ) -> Result<()> {
     let collector = Collector::start().await?;
-    let config = config(subject.tracer, upstream, &collector, empty)?;
+    let config = config(subject.tracer, upstream, &collector, modules)?;
     let envoy = Envoy::start_with(config, 1, &[]).await?;
     let load = Load::to(envoy.addr()).host("orders").closed().connections(CONNECTIONS);
     let warm = load.clone().run_for_secs(WARM.min(seconds)).await;
@@ -250,10 +307,10 @@ fn report(subjects: &[Subject], options: &Options) -> bool {
         _ => f64::NAN,
     };
     let mut table = serde_json::Map::new();
-    println!("\n{:<12} {:>10} {:>9} {:>9} {:>9}", "", "us/request", "x plain", "requests", "spans");
+    println!("\n{:<18} {:>10} {:>9} {:>9} {:>9}", "", "us/request", "x plain", "requests", "spans");
     for s in subjects {
         let (cpu, plain) = (median(s.cpu.clone()), ratio(s.name, "plain"));
-        println!("{:<12} {cpu:>10.1} {plain:>9.3} {:>9} {:>9}", s.name, s.requests, s.spans);
+        println!("{:<18} {cpu:>10.1} {plain:>9.3} {:>9} {:>9}", s.name, s.requests, s.spans);
         let row = json!({"cpu_us": rounded(cpu), "x_plain": rounded(plain),
             "requests": s.requests, "spans": s.spans});
         table.insert(s.name.to_string(), row);
@@ -269,11 +326,16 @@ fn report(subjects: &[Subject], options: &Options) -> bool {
         checks.push(json!({"figure": format!("{ours}/{theirs}"), "value": rounded(value),
             "at_most": most, "ok": held}));
     }
+    let floors = FLOORS.map(|(least, theirs)| {
+        let value = ratio(least, theirs);
+        println!("{least} / {theirs}: {value:.3}");
+        json!({"figure": format!("{least}/{theirs}"), "value": rounded(value)})
+    });
     for line in &lost {
         println!("LOST {line}");
     }
     let json = json!({"bench": "trace", "rounds": options.rounds, "seconds": options.seconds,
-        "variants": table, "checks": checks, "lost": lost, "ok": ok});
+        "variants": table, "checks": checks, "floors": floors, "lost": lost, "ok": ok});
     println!("{json}");
     ok || !options.check
 }
