@@ -276,6 +276,9 @@ impl Worker {
 
     /// The agent speaks to the leader alone, and every worker's spans say how old the snapshot is.
     fn share_confirmation(&mut self, leading: bool, now: Now) {
+        if !self.config.exports() {
+            return;
+        }
         if leading {
             if self.confirmed_at > self.told_confirmed {
                 let bytes = self.confirmed_at.0.to_le_bytes();
