@@ -1,6 +1,6 @@
 //! Requests, past the SDK's dispatcher.
 //!
-//! Each crossing from Envoy into the module costs about a hundredth of a plain request, and so do the
+//! Each crossing from Envoy into the module costs two to four hundredths of a plain request, to which come the
 //! maps and boxes in which the SDK keeps a context for each stream. Most requests need neither: what
 //! is not worth remembering is not stored, and what is goes when the stream is logged, which is the last
 //! that Envoy says of every HTTP stream. So three callbacks are served here, `proxy_on_delete` is not
