@@ -1,7 +1,8 @@
 //! Every way in which a request can end, provoked, and whether it opened a breaker.
 //!
 //! Each case is a service of one endpoint with panic off, so that an open breaker answers the next
-//! request itself: what counts lets exactly five through, what does not lets all twenty.
+//! request itself: what counts lets exactly five through, what does not lets all twenty. That next
+//! request must come within half a second, before the endpoint is tried as the last resort.
 
 use std::time::Duration;
 
@@ -91,6 +92,8 @@ fn patch(config: EnvoyConfig) -> EnvoyConfig {
     let base = "type.googleapis.com/envoy.extensions.filters.http.lua.v3";
     let lua =
         json!({"name": "envoy.filters.http.lua", "typed_config": {"@type": format!("{base}.Lua")}});
+    // Not a second until a connection is closed after half an answer.
+    config.http_connection_manager()["delayed_close_timeout"] = json!("0.05s");
     let filters = config.http_connection_manager()["http_filters"].as_array_mut();
     let filters = filters.expect("filters");
     filters.insert(filters.len() - 1, lua);
