@@ -1,7 +1,8 @@
 //! Every way in which a request can end, provoked, and whether it opened a breaker.
 //!
 //! Each case is a service of one endpoint with panic off, so that an open breaker answers the next
-//! request itself: what counts lets exactly five through, what does not lets all twenty.
+//! request itself: what counts lets exactly five through, what does not lets all twenty. That next
+//! request must come within half a second, before the endpoint is tried as the last resort.
 
 use std::time::Duration;
 
@@ -33,22 +34,26 @@ enum Client {
     GoneDuring,
     /// HTTP/2: resets the stream 100 ms after the request, and keeps the connection.
     Resets,
+    /// HTTP/2: resets the stream after the answer's head, and keeps the connection.
+    ResetsDuring,
 }
 
 /// Service, what its endpoint does, the client, the status seen (0: none), and whether it counts.
 type Case = (&'static str, fn() -> Behaviour, Client, u16, bool);
 
-const CASES: [Case; 17] = [
+const CASES: [Case; 19] = [
     ("success", Behaviour::default, Client::Patient, 200, false),
     ("not-found", || status(404), Client::Patient, 404, false),
     ("status-500", || status(500), Client::Patient, 500, true),
     ("status-503", || status(503), Client::Patient, 503, true),
     ("route-timeout", || Behaviour::failing(Fault::Hang), Client::Patient, 504, true),
+    ("per-try-timeout", || Behaviour::failing(Fault::Hang), Client::Patient, 504, true),
     ("reset-before", || Behaviour::failing(Fault::Reset), Client::Patient, 503, true),
     ("reset-after", || Behaviour::failing(Fault::CloseMidBody), Client::GoneDuring, 200, true),
     ("gone-before", slow, Client::GoneBefore, 0, false),
     ("gone-during", large, Client::GoneDuring, 200, false),
     ("h2-reset", slow, Client::Resets, 0, false),
+    ("h2-reset-during", large, Client::ResetsDuring, 200, false),
     ("grpc-ok", || grpc(0, true), Client::Grpc, 200, false),
     ("grpc-not-found", || grpc(5, false), Client::Grpc, 200, false),
     ("grpc-headers", || grpc(14, false), Client::Grpc, 200, true),
@@ -84,6 +89,8 @@ fn patch(config: EnvoyConfig) -> EnvoyConfig {
         *config.cluster(name).pointer_mut(protocol).expect("a protocol") = http2;
     }
     route(&mut config, "route-timeout")["timeout"] = json!("0.1s");
+    route(&mut config, "per-try-timeout")["retry_policy"] =
+        json!({"num_retries": 0, "per_try_timeout": "0.1s"});
     config.cluster("overflow")["circuit_breakers"]["thresholds"][0]["max_pending_requests"] =
         json!(0);
     // The table has an endpoint, Envoy's cluster none.
@@ -91,6 +98,8 @@ fn patch(config: EnvoyConfig) -> EnvoyConfig {
     let base = "type.googleapis.com/envoy.extensions.filters.http.lua.v3";
     let lua =
         json!({"name": "envoy.filters.http.lua", "typed_config": {"@type": format!("{base}.Lua")}});
+    // Not a second until a connection is closed after half an answer.
+    config.http_connection_manager()["delayed_close_timeout"] = json!("0.05s");
     let filters = config.http_connection_manager()["http_filters"].as_array_mut();
     let filters = filters.expect("filters");
     filters.insert(filters.len() - 1, lua);
@@ -153,7 +162,7 @@ async fn send(world: &World, service: &str, client: Client) -> (u16, bool) {
             }
             (code, head.contains("x-pintle-reason: no-endpoint"))
         }
-        Client::Resets => {
+        Client::Resets | Client::ResetsDuring => {
             let stream = TcpStream::connect(addr).await.expect("Envoy accepts");
             let (mut sender, connection) =
                 hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -164,13 +173,17 @@ async fn send(world: &World, service: &str, client: Client) -> (u16, bool) {
             let request =
                 ::http::Request::get(uri).body(Full::new(Bytes::new())).expect("a request");
             let answer = sender.send_request(request);
-            // Dropped when the time is up, which resets the stream.
-            let answer = tokio::time::timeout(Duration::from_millis(100), answer).await;
+            // Dropped when the time is up, which resets the stream, as dropping the answer does.
+            let during = matches!(client, Client::ResetsDuring);
+            let wait = if during { PATIENCE } else { Duration::from_millis(100) };
+            let answer = tokio::time::timeout(wait, answer).await;
             let mut told = (0, false);
             if let Ok(Ok(answer)) = answer {
                 let reason = answer.headers().get("x-pintle-reason").is_some();
                 told = (answer.status().as_u16(), reason);
-                let _ = answer.into_body().collect().await;
+                if !during {
+                    let _ = answer.into_body().collect().await;
+                }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
             connection.abort();

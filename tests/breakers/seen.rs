@@ -60,6 +60,19 @@ async fn a_breaker_shows_in_metrics_logs_and_table_and_obeys_orders() {
         assert!(table.contains(word), "{word} in {table}");
     }
 
+    // A probe that takes its time, whose client leaves before its answer: half-open until the next one.
+    all[0].set(Behaviour::failing(Fault::Hang));
+    let trying = async {
+        loop {
+            world.get("orders").await;
+        }
+    };
+    let half_open = async { assert_eventually!(PATIENCE, state(&world).await == Some(2.0)) };
+    tokio::select! {
+        () = trying => {}
+        () = half_open => {}
+    }
+
     // Well again: two probes close it, and every transition was one line, here and there.
     all[0].set(Behaviour::default());
     assert_eventually!(PATIENCE, {

@@ -1,6 +1,8 @@
 //! An installation with as many services as a test has cases, each with its own upstreams.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::http::Request;
@@ -181,6 +183,57 @@ pub async fn breakers(agent: &Agent) -> BTreeMap<String, String> {
             (name, text(&row["breaker"]["state"]))
         })
         .collect()
+}
+
+/// A thread on every core that wakes each half a millisecond and writes down when it could not: then
+/// somebody else had the core, and what came late is not the fault of who is measured.
+pub struct Stalls {
+    seen: Arc<Mutex<Vec<(Instant, Instant)>>>,
+    done: Arc<AtomicBool>,
+}
+
+impl Stalls {
+    pub fn watch() -> Self {
+        let stalls = Self { seen: Arc::default(), done: Arc::default() };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        for core in 0..cores {
+            let (seen, done) = (stalls.seen.clone(), stalls.done.clone());
+            std::thread::spawn(move || {
+                stay_on(core);
+                let mut last = Instant::now();
+                while !done.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_micros(500));
+                    let now = Instant::now();
+                    if now - last > Duration::from_micros(1_500) {
+                        seen.lock().expect("the stalls").push((last, now));
+                    }
+                    last = now;
+                }
+            });
+        }
+        stalls
+    }
+
+    /// Whether a core was taken at any time between the two.
+    pub fn between(&self, from: Instant, to: Instant) -> bool {
+        let seen = self.seen.lock().expect("the stalls");
+        seen.iter().any(|(began, ended)| *began < to && *ended > from)
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+    }
+}
+
+fn stay_on(core: usize) {
+    // SAFETY: a set of cores is plain bits, of which all zero is one, and it outlives both calls.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, std::mem::size_of_val(&set), &set);
+    }
 }
 
 pub fn millis(duration: Duration) -> f64 {

@@ -1,6 +1,8 @@
 //! What the module needs from its host, and that no answer of the host's is a trap.
 
-use pintle_harness::{Fault, HostCall, Outcome, RequestBuilder};
+use std::time::Duration;
+
+use pintle_harness::{Envoy, Fault, HostCall, Outcome, RequestBuilder, Thread};
 
 use crate::support::{ALL, Run, TICK, builder, endpoints, get, list, module};
 
@@ -93,6 +95,32 @@ fn a_configuration_that_is_wrong_is_refused_and_says_why() {
             "{json}: {:?}",
             good.logs()
         );
+    }
+}
+
+/// Nobody says that a configuration before is gone: it has stopped ticking, be there an agent or not.
+#[test]
+fn configurations_that_were_replaced_go_and_leave_no_memory_behind() {
+    const TIMES: usize = 40;
+    let services: Vec<String> = (0..500)
+        .map(|number| format!(r#""service-{number}": {{"select": {{"attempts": 2}}}}"#))
+        .collect();
+    let services = services.join(", ");
+    for parts in [r#""trace": {}"#, r#""trace": {}, "sync": {"cluster": "pintle_agent"}"#] {
+        let json = format!(r#"{{{parts}, "services": {{{services}}}}}"#);
+        let mut envoy = builder(&json).build().expect("the module starts");
+        let pages = |envoy: &Envoy| envoy.memory_pages(Thread::Worker(0));
+        let replace = |envoy: &mut Envoy| {
+            for _ in 0..TIMES {
+                envoy.reconfigure(&json).expect("the module takes it");
+                envoy.advance(Duration::from_secs(130));
+            }
+        };
+        replace(&mut envoy);
+        let before = pages(&envoy);
+        replace(&mut envoy);
+        println!("{before} pages, then {}", pages(&envoy));
+        assert!(pages(&envoy) <= before + 1, "{} pages, {before} before", pages(&envoy));
     }
 }
 

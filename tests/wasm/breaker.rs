@@ -14,6 +14,10 @@ const TURNS: &str = r#"{"select": {"strategy": "round_robin"}}"#;
 const QUICK: &str = r#"{"select": {"strategy": "round_robin"},
     "breaker": {"open": "1s", "jitter_percent": 0}}"#;
 
+/// Breakers may take every endpoint, and then the answer is a local one.
+const STRICT: &str = r#"{"select": {"strategy": "round_robin", "panic_percent": 0},
+    "breaker": {"max_ejection_percent": 100}}"#;
+
 fn transitions(run: &Run) -> Vec<Transition> {
     let only = |up| if let Up::Transition(transition) = up { Some(transition) } else { None };
     run.received().into_iter().filter_map(only).collect()
@@ -221,6 +225,111 @@ fn an_operator_opens_and_closes_it() {
         run.envoy.finish(request, Outcome::ok(first));
     }
     assert!(reached > 0, "held closed");
+}
+
+/// One request while only these endpoints answer: where it went first, or what the local answer says in
+/// `retry-after`.
+fn send(run: &mut Run, worker: usize, well: &[&str]) -> Result<String, String> {
+    let request = run.envoy.worker(worker).request(get("orders"));
+    let first = list(&request).first().cloned();
+    let outcome = match &first {
+        Some(first) if well.contains(&first.as_str()) => Outcome::ok(first),
+        Some(first) => Outcome::refused(first),
+        None => Outcome::local_reply(503),
+    };
+    let wait = request.local_reply().and_then(|reply| reply.headers.text("retry-after"));
+    run.envoy.finish(request, outcome);
+    run.envoy.settle();
+    first.ok_or(wait.unwrap_or_default())
+}
+
+/// Requests to both workers in turn, twenty a second; where each went.
+fn drive(run: &mut Run, time: Duration, well: &[&str]) -> Vec<Result<String, String>> {
+    const PACE: Duration = Duration::from_millis(50);
+    let end = run.envoy.elapsed() + time;
+    let mut sent = Vec::new();
+    while run.envoy.elapsed() < end {
+        sent.push(send(run, sent.len() % 2, well));
+        run.live(PACE);
+    }
+    sent
+}
+
+#[test]
+fn with_nobody_else_the_open_ones_are_tried_twice_a_second_and_are_no_worse_for_it() {
+    let mut run = Run::start(ALL);
+    run.table_with("orders", endpoints(3), STRICT);
+    for turn in 0..15 {
+        assert!(send(&mut run, turn % 2, &[]).is_ok());
+    }
+    let opened = transitions(&run);
+    assert_eq!(opened.len(), 3, "{opened:?}");
+
+    let sent = drive(&mut run, Duration::from_secs(5), &[]);
+    let waits: Vec<&String> = sent.iter().filter_map(|sent| sent.as_ref().err()).collect();
+    assert!(waits.iter().all(|wait| *wait == "1"), "{waits:?}");
+    let told = transitions(&run);
+    for before in &opened {
+        let of = told.iter().filter(|told| told.endpoint == before.endpoint);
+        let again: Vec<_> = of.filter(|told| told.to == BreakerState::Open).collect();
+        assert!((8..=10).contains(&again.len()), "{} in 5 s: {told:?}", again.len());
+        for again in again {
+            assert_eq!((again.trips, again.until), (1, before.until));
+        }
+    }
+
+    let back = drive(&mut run, Duration::from_secs(1), &[DEAD]);
+    assert!(back.iter().any(|sent| sent.as_ref().is_ok_and(|to| to == DEAD)), "{back:?}");
+    let closed = transitions(&run).pop().expect("transitions");
+    assert_eq!((closed.endpoint.as_str(), closed.to), ("a-0", BreakerState::Closed));
+    let after = drive(&mut run, Duration::from_secs(20), &[DEAD]);
+    assert!(after.iter().all(|sent| sent.as_ref().is_ok_and(|to| to == DEAD)), "{after:?}");
+    // Thirty seconds and half as much jitter after they opened, and not 30 * 2^10.
+    let due = drive(&mut run, Duration::from_secs(25), &[DEAD]);
+    let probes = due.iter().filter(|sent| sent.as_ref().is_ok_and(|to| to != DEAD)).count();
+    assert_eq!(probes, 2, "one probe each, by their own time");
+    assert_eq!(run.envoy.traps().len(), 0);
+}
+
+#[test]
+fn neither_in_a_panic_nor_against_an_operator_is_there_a_last_resort() {
+    let panic = STRICT.replace("\"panic_percent\": 0", "\"panic_percent\": 50");
+    let mut run = Run::start(ALL);
+    run.table_with("orders", endpoints(3), &panic);
+    let spread = drive(&mut run, Duration::from_secs(5), &[]);
+    assert!(spread.iter().all(Result::is_ok), "{spread:?}");
+    let told = transitions(&run);
+    assert!(told.iter().all(|told| told.to == BreakerState::Open), "{told:?}");
+
+    let mut run = Run::start(ALL);
+    let mut all = endpoints(3);
+    let until = Now(u64::try_from(run.envoy.now().as_nanos()).expect("now") + 20_000_000_000);
+    for endpoint in &mut all {
+        endpoint.force = Some(Force { action: ForceAction::Open, until, stamp: 1 });
+    }
+    run.table_with("orders", all, STRICT);
+    run.tick();
+    for sent in drive(&mut run, Duration::from_secs(10), &[]) {
+        let wait: u64 = sent.expect_err("held open").parse().expect("seconds");
+        assert!((10..=20).contains(&wait), "{wait} s");
+    }
+}
+
+#[test]
+fn a_limit_that_leaves_somebody_ends_the_last_resort() {
+    let mut run = Run::start(ALL);
+    run.table_with("orders", endpoints(3), STRICT);
+    drive(&mut run, Duration::from_secs(5), &[]);
+    // Each of them could be tried now.
+    run.live(Duration::from_millis(700));
+    let policy = STRICT.replace("100", "50");
+    run.table_with("orders", endpoints(3), &policy);
+    run.tick();
+    transitions(&run);
+    // One of three may be taken, so two pass, and nobody is tried.
+    let sent = drive(&mut run, Duration::from_secs(5), &[]);
+    assert!(sent.iter().all(Result::is_ok), "{sent:?}");
+    assert_eq!(transitions(&run), Vec::new());
 }
 
 /// An endpoint that the fleet holds open, for a minute from now.

@@ -332,6 +332,12 @@ impl Balancer {
         self.field.loads.get(index).map_or((0, 0), |l| (l.in_flight, l.elsewhere))
     }
 
+    /// Whether any endpoint is eligible, and not as a probe only.
+    #[must_use]
+    pub fn has_open(&self) -> bool {
+        self.pools.first().is_some_and(Pool::has_open)
+    }
+
     /// What the breaker says; call it on change only. O(pools).
     pub fn set_verdict(&mut self, index: usize, verdict: Verdict) {
         let (Some(site), Some(state)) =

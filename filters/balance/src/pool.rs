@@ -124,6 +124,10 @@ impl Pool {
                 || u64::from(eligible) * 100 < u64::from(percent) * u64::from(self.counted))
     }
 
+    pub(crate) const fn has_open(&self) -> bool {
+        self.local.open > 0 || self.rest.open > 0
+    }
+
     /// How many there were to choose from.
     pub(crate) fn candidates(&self, panic: bool) -> u32 {
         match &self.panic {

@@ -50,5 +50,5 @@ pub use codec::{DecodeError, RECORD_BYTES};
 pub use machine::{Context, Input, Reason, Transition, WATCH_BEFORE_RATE};
 pub use mirror::{Merged, Mirror, Need};
 pub use policy::{Codes, Fleet, HalfOpen, Policy, PolicyError, Rate, SlowCall};
-pub use record::{MAX_PROBES, Origin, Record, State, Ticket, Verdict};
+pub use record::{LAST_RESORT, MAX_PROBES, Origin, Record, State, Ticket, Verdict};
 pub use window::{BUCKETS, Counts, Window};

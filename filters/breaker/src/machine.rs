@@ -8,7 +8,8 @@
 //!      | closed |                                                   | open |             |
 //!      +--------+ <--- an operator's order: close, clear ---------- +------+             |
 //!       ^      ^                                                        |                |
-//!       |      |                              time is up and a worker takes a probe      |
+//!       |      |                  time is up, or it is the last resort:                  |
+//!       |      |                              a worker takes a probe                     |
 //!       |      |                                                        v                |
 //!       |      +-- an operator's order: close, clear ------------ +-----------+          |
 //!       |                                                         | half-open | ---------+
@@ -20,6 +21,14 @@
 //! each with a slot and an expiry, so that a hung one can neither block the endpoint for ever nor be
 //! joined by a crowd. An open breaker whose time is up stays open in the record until somebody wants
 //! to send there, because a transition that nobody needs would be written for nothing.
+//!
+//! *The last resort*: while nobody of a service is eligible, its open breakers are tried after
+//! [`LAST_RESORT`](crate::LAST_RESORT) and not after their own time, an operator's order aside. Such a
+//! probe can only help: if it fails before the breaker's own time, the breaker has as many trips as
+//! before and is open until the same time, so that being tried twice a second costs an endpoint nothing
+//! once another is back. A hung one holds its slot for the policy's timeout, as any probe does. It is a
+//! transition like any other, and told as one: at most two probes a second per endpoint, each of them a
+//! request.
 //!
 //! Every transition raises the record's *generation*, and an answer carries the generation in which
 //! its request was sent ([`Ticket`]): what was sent before the breaker opened says nothing about the
@@ -72,6 +81,8 @@ pub struct Context<'a> {
     pub policy: &'a Policy,
     /// The fleet's opinion of this endpoint, if there is one.
     pub opinion: Option<Opinion>,
+    /// Whether nobody of the service is eligible, so that a probe is taken before its time.
+    pub last_resort: bool,
     /// The time.
     pub now: Now,
     /// Any number, for jitter.
@@ -174,12 +185,22 @@ impl Record {
     /// Takes a probe slot if one is owed. The ticket's outcome must come back within the policy's
     /// timeout, else the probe has failed.
     pub fn try_probe(&mut self, context: &Context<'_>) -> (Option<Ticket>, Option<Transition>) {
+        let Context { policy, now, .. } = *context;
         let mut transition = self.apply(Input::Tick, context);
-        if transition.is_some() || self.verdict(context.policy, context.now) != Verdict::ProbeOwed {
+        let verdict = if context.last_resort {
+            self.verdict_as_last_resort(policy, now)
+        } else {
+            self.verdict(policy, now)
+        };
+        if transition.is_some() || verdict != Verdict::ProbeOwed {
             return (None, transition);
         }
         if self.state == State::Open {
+            let until = self.open_until(policy);
             transition = Some(self.enter(State::HalfOpen, Reason::Probing, context));
+            if now < until {
+                self.until = until;
+            }
         }
         // 0 marks a free slot, so the count steps over it.
         self.last_probe = self.last_probe.checked_add(1).unwrap_or(1);
@@ -187,7 +208,7 @@ impl Record {
         let Some(free) = self.probes.iter_mut().find(|probe| probe.id == 0) else {
             return (None, transition);
         };
-        *free = Probe { id, expires: context.now.after(context.policy.half_open.timeout) };
+        *free = Probe { id, expires: now.after(policy.half_open.timeout) };
         (Some(Ticket { generation: self.generation, probe: id }), transition)
     }
 
@@ -433,6 +454,14 @@ impl Record {
     fn reopen(&mut self, reason: Reason, context: &Context<'_>) -> Transition {
         // The order is over; what holds it open now is the probe.
         let origin = if self.origin == Origin::Forced { Origin::Own } else { self.origin };
+        let until = self.until;
+        if context.now < until {
+            // Tried before its time: as if it had not been.
+            self.origin = origin;
+            let transition = self.enter(State::Open, reason, context);
+            self.until = until;
+            return Transition { until: Some(until), ..transition };
+        }
         self.trip(reason, origin, context)
     }
 

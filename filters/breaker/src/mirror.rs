@@ -170,13 +170,23 @@ impl Mirror {
     /// A record older than the one already seen (the store was wiped) gives way to that one.
     #[must_use]
     pub fn merge(&self, fresh: Option<Record>, policy: &Policy, now: Now, random: u32) -> Merged {
-        self.build(fresh, policy, now, random, false)
+        let opinion = self.advice(policy, now);
+        self.build(fresh, &Context { policy, opinion, last_resort: false, now, random }, false)
     }
 
-    /// As [`Self::merge`], and takes a probe slot if one is owed ([`Merged::ticket`]).
+    /// As [`Self::merge`], and takes a probe slot if one is owed ([`Merged::ticket`]): by the policy,
+    /// or as the last resort.
     #[must_use]
-    pub fn claim(&self, fresh: Option<Record>, policy: &Policy, now: Now, random: u32) -> Merged {
-        self.build(fresh, policy, now, random, true)
+    pub fn claim(
+        &self,
+        fresh: Option<Record>,
+        policy: &Policy,
+        last_resort: bool,
+        now: Now,
+        random: u32,
+    ) -> Merged {
+        let opinion = self.advice(policy, now);
+        self.build(fresh, &Context { policy, opinion, last_resort, now, random }, true)
     }
 
     /// The store accepted `merged`, or nothing had changed. Returns what is to be reported.
@@ -189,28 +199,20 @@ impl Mirror {
         merged.transitions
     }
 
-    fn build(
-        &self,
-        fresh: Option<Record>,
-        policy: &Policy,
-        now: Now,
-        random: u32,
-        probe: bool,
-    ) -> Merged {
+    fn build(&self, fresh: Option<Record>, context: &Context<'_>, probe: bool) -> Merged {
+        let Context { policy, now, .. } = *context;
         // The store was wiped, or overwritten by a worker that found it wiped.
         let stale = fresh.as_ref().map_or(0, Record::revision) < self.record.revision;
         let read = fresh.filter(|_| !stale).unwrap_or_else(|| self.record.clone());
         let mut record = read.clone();
         let mut transitions = Vec::new();
-        let opinion = self.advice(policy, now);
-        let context = Context { policy, opinion, now, random };
 
         record.follow_clock(now);
         if let Some(force) = self.force {
-            transitions.extend(record.apply(Input::Force(force), &context));
+            transitions.extend(record.apply(Input::Force(force), context));
         }
         if let Some((said, _)) = self.opinion {
-            transitions.extend(record.apply(Input::Opinion(said), &context));
+            transitions.extend(record.apply(Input::Opinion(said), context));
         }
         let counted_here =
             record.state == State::Closed && record.generation == self.record.generation;
@@ -221,15 +223,15 @@ impl Mirror {
             let Pending { ticket, outcome, at } = *pending;
             if ticket.is_probe() {
                 let input = Input::Probe { id: ticket.probe, outcome, at };
-                transitions.extend(record.apply(input, &context));
+                transitions.extend(record.apply(input, context));
             } else if ticket.generation == record.generation {
-                transitions.extend(record.judge(outcome, &context));
+                transitions.extend(record.judge(outcome, context));
             }
         }
-        transitions.extend(record.apply(Input::Tick, &context));
+        transitions.extend(record.apply(Input::Tick, context));
         let mut ticket = None;
         if probe {
-            let (taken, transition) = record.try_probe(&context);
+            let (taken, transition) = record.try_probe(context);
             ticket = taken;
             transitions.extend(transition);
         }

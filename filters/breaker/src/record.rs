@@ -16,6 +16,10 @@ use crate::window::{Counts, Window};
 /// Probe slots of one record, at most.
 pub const MAX_PROBES: usize = 8;
 
+/// How long a breaker stays open while nobody else of its service is eligible, at most: then waiting
+/// longer protects no one, and the first endpoint that is back should be found within a second.
+pub const LAST_RESORT: Duration = Duration::from_millis(500);
+
 /// A `now` this far behind the record's last write is a clock that was set back; anything less is
 /// another worker's slightly older reading of the same clock.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
@@ -100,7 +104,8 @@ pub struct Record {
     pub(crate) revision: u64,
     /// When the state began.
     pub(crate) since: Now,
-    /// When an open breaker takes a probe.
+    /// When an open breaker takes a probe. Half-open: when it would have, had it not been the last
+    /// resort; zero when it was due.
     pub(crate) until: Now,
     /// When the record was last written.
     pub(crate) touched: Now,
@@ -213,12 +218,28 @@ impl Record {
     /// Whether a request may be sent. Reading changes nothing.
     #[must_use]
     pub fn verdict(&self, policy: &Policy, now: Now) -> Verdict {
+        self.verdict_at(self.open_until(policy), policy, now)
+    }
+
+    /// The same while nobody else of the service is eligible: an open breaker takes a probe after
+    /// [`LAST_RESORT`], unless an operator ordered it open.
+    #[must_use]
+    pub fn verdict_as_last_resort(&self, policy: &Policy, now: Now) -> Verdict {
+        let until = self.open_until(policy);
+        let sooner = match self.origin {
+            Origin::Forced => until,
+            Origin::Own | Origin::Advised | Origin::Fleet => {
+                until.min(self.since.after(LAST_RESORT))
+            }
+        };
+        self.verdict_at(sooner, policy, now)
+    }
+
+    fn verdict_at(&self, open_until: Now, policy: &Policy, now: Now) -> Verdict {
         match self.state {
             State::Closed => Verdict::Pass,
-            State::Open => {
-                let until = self.open_until(policy);
-                if now < until { Verdict::Blocked { until } } else { Verdict::ProbeOwed }
-            }
+            State::Open if now < open_until => Verdict::Blocked { until: open_until },
+            State::Open => Verdict::ProbeOwed,
             State::HalfOpen => {
                 let out = self.probes.iter().filter(|probe| probe.id != 0);
                 let first = out.map(|probe| probe.expires).min();
@@ -244,7 +265,7 @@ impl Record {
 
     /// `until`, but no later than the policy in force could have said: a shorter policy takes effect
     /// at once, and a record that somebody else wrote cannot close an endpoint off for ever.
-    fn open_until(&self, policy: &Policy) -> Now {
+    pub(crate) fn open_until(&self, policy: &Policy) -> Now {
         let longest = match self.origin {
             Origin::Own | Origin::Advised => policy.open_at_most().max(policy.fleet_ttl),
             Origin::Fleet => policy.fleet_ttl,

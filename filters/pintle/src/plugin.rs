@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use pintle_host::{self as host, Level};
 use pintle_policy::Config;
@@ -43,19 +44,21 @@ impl RootContext for Plugin {
             }
         };
         announce(&config);
-        let ticking = config.agent.is_some() || config.exports();
+        let period = period(&config);
         let worker = Worker::new(Rc::new(config));
         streams::add_root(self.id, Rc::new(RefCell::new(worker)));
-        !ticking || host::set_tick_period(pintle_sync::TICK).is_ok()
+        host::set_tick_period(period).is_ok()
     }
 
     fn on_tick(&mut self) {
-        let mut ticks = 0;
+        let mut ticked = None;
         self.with(|worker| {
             worker.tick();
-            ticks = worker.ticks();
+            ticked = Some((worker.ticks(), period(&worker.config)));
         });
-        streams::sweep(self.id, ticks);
+        if let Some((ticks, period)) = ticked {
+            streams::sweep(self.id, ticks, period);
+        }
     }
 
     fn on_queue_ready(&mut self, _queue: u32) {
@@ -75,6 +78,11 @@ impl Context for Plugin {
     fn on_grpc_call_response(&mut self, token: u32, status: u32, size: usize) {
         self.with(|worker| worker.on_call_answer(token, status, size));
     }
+}
+
+/// From one tick to the next.
+fn period(config: &Config) -> Duration {
+    if config.agent.is_some() || config.exports() { pintle_sync::TICK } else { streams::IDLE }
 }
 
 /// Says once, at configuration, what the module will do.

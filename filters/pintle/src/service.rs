@@ -45,6 +45,9 @@ pub(crate) struct Service {
     seen: Vec<Seen>,
     /// Indices whose breaker is not closed, or that were not let pass when last looked at.
     tripped: BTreeSet<usize>,
+    /// Whether nobody is eligible and panic is off, so that whoever is open is tried before its time. Of
+    /// the service, not of a subset: the others' requests would carry its probes.
+    last_resort: bool,
     counts: Counts,
 }
 
@@ -71,6 +74,7 @@ impl Service {
             mirrors: Vec::new(),
             seen: Vec::new(),
             tripped: BTreeSet::new(),
+            last_resort: false,
             counts: Counts::default(),
         };
         service.update(table, None, zone, now);
@@ -165,46 +169,72 @@ impl Service {
 
     /// Gives the balancer the breakers' verdicts; to be called after any breaker changed, and once a
     /// tick while one is not closed.
-    ///
-    /// Only so many open ones count as the policy lets; the others pass, or get their probe.
     pub(crate) fn judge(&mut self, index: Option<usize>, now: Now) {
         self.tripped.extend(index);
+        self.tell_verdicts(now);
+        let last_resort = !self.tripped.is_empty()
+            && self.policy.select.panic_percent == 0
+            && !self.balancer.has_open();
+        if std::mem::replace(&mut self.last_resort, last_resort) != last_resort {
+            self.tell_verdicts(now);
+        }
+        let mirrors = &self.mirrors;
+        self.tripped.retain(|&index| {
+            mirrors.get(index).is_some_and(|mirror| mirror.record().state() != State::Closed)
+        });
+    }
+
+    /// Only so many open ones count as the policy lets; the others pass, or get their probe. So who is
+    /// eligible does not depend on the last resort.
+    fn tell_verdicts(&mut self, now: Now) {
         if self.tripped.is_empty() {
             return;
         }
-        let policy = &self.policy.breaker;
         let open = |&index: &usize| {
             let severity = self.mirrors.get(index)?.record().severity()?;
             Some((severity, u32::try_from(index).ok()?))
         };
         let mut honoured: Vec<_> = self.tripped.iter().filter_map(open).collect();
-        pintle_breaker::honour(&mut honoured, self.mirrors.len(), policy.max_ejection_percent);
-        let mut closed = Vec::new();
+        let share = self.policy.breaker.max_ejection_percent;
+        pintle_breaker::honour(&mut honoured, self.mirrors.len(), share);
         for &index in &self.tripped {
             let Some(mirror) = self.mirrors.get(index) else { continue };
             let counts = honoured.iter().any(|&(_, at)| usize::try_from(at) == Ok(index));
-            let verdict = match mirror.record().verdict(policy, now) {
+            let verdict = if counts {
+                self.verdict(mirror, now)
+            } else {
+                mirror.record().verdict(&self.policy.breaker, now)
+            };
+            let verdict = match verdict {
                 pintle_breaker::Verdict::Pass => Verdict::Pass,
                 pintle_breaker::Verdict::ProbeOwed => Verdict::Probe,
                 pintle_breaker::Verdict::Blocked { .. } if counts => Verdict::Blocked,
                 pintle_breaker::Verdict::Blocked { .. } => Verdict::Pass,
             };
             self.balancer.set_verdict(index, verdict);
-            if mirror.record().state() == State::Closed {
-                closed.push(index);
-            }
         }
-        for index in closed {
-            self.tripped.remove(&index);
+    }
+
+    fn verdict(&self, mirror: &Mirror, now: Now) -> pintle_breaker::Verdict {
+        let policy = &self.policy.breaker;
+        if self.last_resort {
+            mirror.record().verdict_as_last_resort(policy, now)
+        } else {
+            mirror.record().verdict(policy, now)
         }
+    }
+
+    /// Whether a probe is to be claimed before its time.
+    pub(crate) const fn last_resort(&self) -> bool {
+        self.last_resort
     }
 
     /// What a local answer says in `retry-after`, in seconds.
     pub(crate) fn retry_after(&self, now: Now) -> u64 {
-        let policy = &self.policy.breaker;
-        let verdicts = self.mirrors.iter().map(|mirror| mirror.record().verdict(policy, now));
+        let verdicts = self.mirrors.iter().map(|mirror| self.verdict(mirror, now));
         let open = verdicts.filter(|v| matches!(v, pintle_breaker::Verdict::Blocked { .. }));
-        pintle_breaker::retry_after(open, now, policy.retry_after).as_secs()
+        let limit = self.policy.breaker.retry_after;
+        pintle_breaker::retry_after(open, now, limit).as_secs()
     }
 
     pub(crate) fn breaker_state(&self, index: usize) -> BreakerState {

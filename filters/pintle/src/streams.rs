@@ -1,12 +1,12 @@
 //! The streams of this VM: by which root's configuration each is served, and those whose end matters.
 //!
 //! What Envoy does not say: that a root is gone (`filters/host/src/streams.rs` has why). An old root is one
-//! that has stopped ticking while a newer one goes on; one that never ticks holds no more than its
-//! configuration, and stays.
+//! that has stopped ticking while a newer one goes on, so every root ticks, be it once in [`IDLE`].
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use pintle_host::streams::{Action, Streams};
 
@@ -15,8 +15,10 @@ use crate::worker::Shared;
 
 /// Streams whose end is waited for, at most; the oldest gives way, as if its client had left.
 const MAX_OPEN: usize = 65_536;
-/// Ticks without one of a root's before it counts as gone: a minute.
-const PATIENCE: u64 = 600;
+/// Without a tick for so long a root counts as gone.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// From one tick to the next of a root that has nothing to do.
+pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
 /// For [`pintle_host::streams::serve`].
 pub(crate) const STREAMS: Streams = Streams { headers, log };
@@ -51,9 +53,11 @@ pub(crate) fn worker(root: u32) -> Option<Shared> {
     })
 }
 
-/// After `root`'s tick number `ticks`: the newest root looks for those that have stopped.
-pub(crate) fn sweep(root: u32, ticks: u64) {
-    if !ticks.is_multiple_of(PATIENCE) {
+/// After `root`'s tick number `ticks`, one in each `period`: the newest root looks for those that have
+/// stopped.
+pub(crate) fn sweep(root: u32, ticks: u64, period: Duration) {
+    let looks = PATIENCE.as_millis().checked_div(period.as_millis()).unwrap_or(1);
+    if !u128::from(ticks).is_multiple_of(looks) {
         return;
     }
     let gone = ROOTS.with(|roots| {

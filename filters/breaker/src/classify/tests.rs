@@ -68,6 +68,7 @@ const ROWS: &[Row] = &[
     Row { name: "h2 client reset", report: said(200, 268_435_456, "http2.remote_reset", true), expect: Outcome::Ignored },
     Row { name: "h2 client reset before response", report: said(0, 268_435_456, "http2.remote_reset", true), expect: Outcome::Ignored },
     Row { name: "gRPC 14 trailers-only", report: grpc(14), expect: failed(FailureKind::Grpc(14)) },
+    Row { name: "gRPC 14 in trailers", report: grpc(14), expect: failed(FailureKind::Grpc(14)) },
     Row { name: "local reply by later filter", report: said(403, 0, "", false), expect: Outcome::Ignored },
     Row { name: "local 503 by later filter", report: said(503, 0, "", false), expect: Outcome::Ignored },
     Row { name: "our own reply to a gRPC client", report: Report { grpc: Some(14), ..said(200, 0, "", false) }, expect: Outcome::Ignored },

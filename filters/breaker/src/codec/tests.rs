@@ -20,7 +20,8 @@ fn histories() -> impl Strategy<Value = Record> {
         let mut now = Now::from_millis(1_700_000_000_000);
         for (kind, millis, random) in steps {
             now = Now(now.0 + millis * 1_000_000);
-            let context = Context { policy: &policy, opinion: None, now, random };
+            let last_resort = random % 2 == 0;
+            let context = Context { policy: &policy, opinion: None, last_resort, now, random };
             let until = Now::from_millis(now.as_millis() + millis);
             let failure = Outcome::Failure(FailureKind::Reset);
             let soft = Outcome::Soft { retry_after: Some(std::time::Duration::from_secs(9999)) };
@@ -157,7 +158,7 @@ proptest! {
 fn drive(record: &mut Record, now: Now) {
     let policy = Policy { fleet: Fleet::Enforce, ..Policy::unconfigured() };
     let opinion = Some(Opinion { expires_at: Now(u64::MAX), reporters: 1 });
-    let context = Context { policy: &policy, opinion, now, random: u32::MAX };
+    let context = Context { policy: &policy, opinion, last_resort: false, now, random: u32::MAX };
     let failure = Outcome::Failure(FailureKind::Reset);
     let _ = (record.verdict(&policy, now), record.severity(), record.counts(&policy, now));
     let id = record.probes[0].id;

@@ -28,7 +28,7 @@ fn policy() -> Policy {
 }
 
 fn at(policy: &Policy, now: Now) -> Context<'_> {
-    Context { policy, opinion: None, now, random: 0 }
+    Context { policy, opinion: None, last_resort: false, now, random: 0 }
 }
 
 const FAILURE: Outcome = Outcome::Failure(FailureKind::Reset);
@@ -37,7 +37,7 @@ const SLOW: Outcome = Outcome::Success { slow: true };
 const SOFT: Outcome = Outcome::Soft { retry_after: None };
 
 /// The states in which the table puts a record at `NOW`, by the name of their column.
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "closed",    // quiet
     "c.4",       // four failures in a row
     "c.rate",    // six of ten failed, none in a row, watched for long enough
@@ -50,6 +50,7 @@ const COLUMNS: [&str; 12] = [
     "half",      // no probe is out
     "h.last",    // one probe succeeded, probe 7 is out
     "h.overdue", // probe 7 is out and has expired
+    "h.early",   // as the last resort, 20 s before its time; probe 7 is out
 ];
 
 fn state(column: &str) -> Record {
@@ -88,6 +89,7 @@ fn state(column: &str) -> Record {
         "half" => half(Probe::default()),
         "h.last" => Record { probe_successes: 1, ..half(Probe { id: 7, expires: after(1) }) },
         "h.overdue" => half(Probe { id: 7, expires: NOW }),
+        "h.early" => Record { until: after(20_000), ..half(Probe { id: 7, expires: after(1) }) },
         other => panic!("no such column: {other}"),
     };
     record.force_seen = 10;
@@ -103,7 +105,9 @@ fn step(row: &str, record: &mut Record) -> Option<Transition> {
     }
     let opinion = Opinion { expires_at: after(9_000), reporters: 3 };
     let advised = row == "advised failure";
-    let context = Context { opinion: advised.then_some(opinion), ..at(&policy, NOW) };
+    let last_resort = row == "try last resort";
+    let opinion_held = advised.then_some(opinion);
+    let context = Context { opinion: opinion_held, last_resort, ..at(&policy, NOW) };
     let probe = |outcome| Input::Probe { id: 7, outcome, at: NOW };
     let force = |action, until, stamp| Input::Force(Force { action, until, stamp });
     let input = match row {
@@ -119,7 +123,7 @@ fn step(row: &str, record: &mut Record) -> Option<Transition> {
         "probe: ignored" => probe(Outcome::Ignored),
         "another probe" => Input::Probe { id: 6, outcome: FAILURE, at: NOW },
         "tick" => Input::Tick,
-        "try probe" => return record.try_probe(&context).1,
+        "try probe" | "try last resort" => return record.try_probe(&context).1,
         "order: open" => force(ForceAction::Open, after(9_000), 11),
         "order: close" => force(ForceAction::Close, after(9_000), 11),
         "order: clear" => force(ForceAction::Clear, NOW, 11),
@@ -156,31 +160,32 @@ fn cell(transition: Option<Transition>) -> &'static str {
 }
 
 #[rustfmt::skip]
-const TABLE: &[(&str, [&str; 12])] = &[
-    //                      closed   c.4      c.rate   c.slow   c.held   open     o.due    o.fleet  o.order  half     h.last   h.overdue
-    ("success",            [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("slow success",       [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("failure",            [".",     "O:row", "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("advised failure",    ["O:adv", "O:row", "O:adv", "O:adv", ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("soft",               [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("ignored",            [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("probe: success",     [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "C:two", "."]),
-    ("probe: slow success",[".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "C:two", "."]),
-    ("probe: failure",     [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "O:fail","."]),
-    ("probe: soft",        [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "O:fail","."]),
-    ("probe: ignored",     [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("another probe",      [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("tick",               [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     "O:exp"]),
-    ("try probe",          [".",     ".",     "O:rate","O:slow",".",     ".",     "H",     ".",     ".",     ".",     ".",     "O:exp"]),
-    ("order: open",        ["O:ord", "O:ord", "O:ord", "O:ord", "O:ord", ".",     ".",     ".",     ".",     "O:ord", "O:ord", "O:ord"]),
-    ("order: close",       [".",     ".",     ".",     ".",     ".",     "C:ord", "C:ord", "C:ord", "C:ord", "C:ord", "C:ord", "C:ord"]),
-    ("order: clear",       [".",     ".",     ".",     ".",     ".",     "C:clr", "C:clr", "C:clr", "C:clr", "C:clr", "C:clr", "C:clr"]),
-    ("order: open, seen",  [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("order: clear, seen", [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("order: open, over",  [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("order: close, over", [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("opinion",            [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
-    ("enforced opinion",   ["O:flt", "O:flt", "O:flt", "O:flt", ".",     ".",     ".",     ".",     ".",     "O:flt", "O:flt", "O:flt"]),
+const TABLE: &[(&str, [&str; 13])] = &[
+    //                      closed   c.4      c.rate   c.slow   c.held   open     o.due    o.fleet  o.order  half     h.last   h.overdue h.early
+    ("success",            [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("slow success",       [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("failure",            [".",     "O:row", "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("advised failure",    ["O:adv", "O:row", "O:adv", "O:adv", ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("soft",               [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("ignored",            [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("probe: success",     [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "C:two", ".",     "."]),
+    ("probe: slow success",[".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "C:two", ".",     "."]),
+    ("probe: failure",     [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "O:fail",".",     "O:fail"]),
+    ("probe: soft",        [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "O:fail",".",     "O:fail"]),
+    ("probe: ignored",     [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("another probe",      [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("tick",               [".",     ".",     "O:rate","O:slow",".",     ".",     ".",     ".",     ".",     ".",     ".",     "O:exp", "."]),
+    ("try probe",          [".",     ".",     "O:rate","O:slow",".",     ".",     "H",     ".",     ".",     ".",     ".",     "O:exp", "."]),
+    ("try last resort",    [".",     ".",     "O:rate","O:slow",".",     "H",     "H",     "H",     ".",     ".",     ".",     "O:exp", "."]),
+    ("order: open",        ["O:ord", "O:ord", "O:ord", "O:ord", "O:ord", ".",     ".",     ".",     ".",     "O:ord", "O:ord", "O:ord", "O:ord"]),
+    ("order: close",       [".",     ".",     ".",     ".",     ".",     "C:ord", "C:ord", "C:ord", "C:ord", "C:ord", "C:ord", "C:ord", "C:ord"]),
+    ("order: clear",       [".",     ".",     ".",     ".",     ".",     "C:clr", "C:clr", "C:clr", "C:clr", "C:clr", "C:clr", "C:clr", "C:clr"]),
+    ("order: open, seen",  [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("order: clear, seen", [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("order: open, over",  [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("order: close, over", [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("opinion",            [".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     ".",     "."]),
+    ("enforced opinion",   ["O:flt", "O:flt", "O:flt", "O:flt", ".",     ".",     ".",     ".",     ".",     "O:flt", "O:flt", "O:flt", "O:flt"]),
 ];
 
 #[test]
@@ -223,7 +228,12 @@ fn the_verdict_of_every_state() {
         Verdict::ProbeOwed,
         blocked(after(1)),
         blocked(NOW),
+        blocked(after(1)),
     ]) {
-        assert_eq!(state(column).verdict(&policy, NOW), expect, "{column}");
+        let record = state(column);
+        assert_eq!(record.verdict(&policy, NOW), expect, "{column}");
+        let sooner = matches!(column, &"open" | &"o.fleet");
+        let last = if sooner { Verdict::ProbeOwed } else { expect };
+        assert_eq!(record.verdict_as_last_resort(&policy, NOW), last, "{column}, the last resort");
     }
 }

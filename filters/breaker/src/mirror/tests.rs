@@ -59,7 +59,7 @@ fn sync(
 
 fn claim(store: &mut Store, mirror: &mut Mirror, policy: &Policy, now: Now) -> Option<Ticket> {
     let (fresh, cas) = store.read();
-    let merged = mirror.claim(fresh, policy, now, 0);
+    let merged = mirror.claim(fresh, policy, false, now, 0);
     assert!(!merged.changed || store.write(&merged.record, cas));
     let ticket = merged.ticket;
     let _ = mirror.commit(merged);
@@ -261,8 +261,8 @@ fn of_two_workers_at_the_same_instant_one_gets_the_probe() {
     let (mut store, [mut a, mut b]) = opened(&policy);
     let now = at(30_000);
     let (fresh, cas) = store.read();
-    let first = a.claim(fresh.clone(), &policy, now, 1);
-    let second = b.claim(fresh, &policy, now, 2);
+    let first = a.claim(fresh.clone(), &policy, false, now, 1);
+    let second = b.claim(fresh, &policy, false, now, 2);
     assert!(first.ticket.is_some() && second.ticket.is_some(), "both think that they have it");
     assert!(store.write(&first.record, cas));
     assert!(!store.write(&second.record, cas), "but only one can write it");

@@ -90,7 +90,7 @@ impl Worker {
             let random = self.dice.next_u32();
             let mirror = service.mirror(index)?;
             let merged = if claim {
-                mirror.claim(fresh, policy, now, random)
+                mirror.claim(fresh, policy, service.last_resort(), now, random)
             } else {
                 mirror.merge(fresh, policy, now, random)
             };

@@ -9,7 +9,8 @@ use super::*;
 enum Step {
     Wait(u64),
     Answer(Outcome),
-    TakeProbe,
+    /// As the last resort or not.
+    TakeProbe(bool),
     /// The probe taken so many probes ago.
     AnswerProbe(usize, Outcome),
     Tick,
@@ -29,7 +30,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => prop_oneof![0u64..400, 0u64..4_000, 0u64..40_000].prop_map(Step::Wait),
         10 => outcome().prop_map(Step::Answer),
-        3 => Just(Step::TakeProbe),
+        3 => any::<bool>().prop_map(Step::TakeProbe),
         4 => (0usize..4, outcome()).prop_map(|(ago, outcome)| Step::AnswerProbe(ago, outcome)),
         3 => Just(Step::Tick),
     ];
@@ -42,7 +43,11 @@ struct Model {
     row: u32,
     trips: u32,
     since_clean: u64,
+    /// When it opened, and when it takes a probe.
+    since: u64,
     until: u64,
+    /// Half-open: whether the probe was taken before `until`.
+    early: bool,
     watched: Option<u64>,
     /// Millisecond and what of every answer since the breaker closed.
     answers: Vec<(u64, Outcome)>,
@@ -66,7 +71,18 @@ impl Model {
     fn open(&mut self, now: u64) {
         self.trips = (self.trips + 1).min(32);
         self.enter(State::Open);
+        self.since = now;
         self.until = now + 30_000 * 2u64.pow((self.trips - 1).min(4)).min(10);
+    }
+
+    /// A probe failed.
+    fn reopen(&mut self, now: u64) {
+        if self.early && now < self.until {
+            self.enter(State::Open);
+            self.since = now;
+        } else {
+            self.open(now);
+        }
     }
 
     fn enter(&mut self, state: State) {
@@ -126,7 +142,7 @@ impl Model {
             State::Open => {}
             State::HalfOpen => {
                 if self.probes.iter().any(|(_, expires)| *expires <= now) {
-                    self.open(now);
+                    self.reopen(now);
                 }
             }
             State::Closed => {
@@ -141,14 +157,16 @@ impl Model {
     }
 
     /// Whether a probe may be taken, and if so it is.
-    fn take(&mut self, id: u32, now: u64, allowed: usize) -> bool {
+    fn take(&mut self, id: u32, last_resort: bool, now: u64, allowed: usize) -> bool {
         let before = self.state;
         self.tick(now);
         if before != self.state {
             return false;
         }
-        if self.state == State::Open && now >= self.until {
+        let due = now >= self.until;
+        if self.state == State::Open && (due || (last_resort && now >= self.since + 500)) {
             self.enter(State::HalfOpen);
+            self.early = !due;
         }
         let owed = self.state == State::HalfOpen && self.probes.len() < allowed;
         if owed {
@@ -172,7 +190,7 @@ impl Model {
                     self.since_clean = now;
                 }
             }
-            Outcome::Failure(_) | Outcome::Soft { .. } => self.open(now),
+            Outcome::Failure(_) | Outcome::Soft { .. } => self.reopen(now),
         }
     }
 }
@@ -185,8 +203,8 @@ proptest! {
         policy.half_open.probes = allowed;
         let mut record = Record::default();
         let mut model = Model {
-            state: State::Closed, row: 0, trips: 0, since_clean: 0, until: 0, watched: None,
-            answers: Vec::new(), probes: Vec::new(), successes: 0,
+            state: State::Closed, row: 0, trips: 0, since_clean: 0, since: 0, until: 0,
+            early: false, watched: None, answers: Vec::new(), probes: Vec::new(), successes: 0,
         };
         let mut now = NOW.as_millis();
         let mut probes = vec![0];
@@ -198,10 +216,10 @@ proptest! {
                     record.apply(Input::Answer(outcome), &context);
                     model.answer(outcome, now);
                 }
-                Step::TakeProbe => {
-                    let (ticket, _) = record.try_probe(&context);
+                Step::TakeProbe(last_resort) => {
+                    let (ticket, _) = record.try_probe(&Context { last_resort, ..context });
                     let id = record.last_probe;
-                    let taken = model.take(id, now, usize::from(allowed));
+                    let taken = model.take(id, last_resort, now, usize::from(allowed));
                     prop_assert_eq!(ticket.is_some(), taken, "step {}: {:?}", number, model);
                     probes.push(id);
                 }
@@ -249,7 +267,9 @@ proptest! {
         let mut now = NOW.as_millis() as i64;
         for (kind, millis, random) in steps {
             now += millis;
-            let context = Context { random, ..at(&policy, Now::from_millis(now as u64)) };
+            let last_resort = random % 2 == 0;
+            let now = Now::from_millis(now as u64);
+            let context = Context { last_resort, random, ..at(&policy, now) };
             let until = context.now.after(Duration::from_secs(20));
             let order = |action| Input::Force(Force { action, until, stamp: record.force_seen + 1 });
             let input = match kind {

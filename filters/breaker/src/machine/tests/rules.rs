@@ -1,6 +1,7 @@
 //! What the machine promises beyond single transitions.
 
 use super::*;
+use crate::record::LAST_RESORT;
 
 // === opening ===
 
@@ -218,6 +219,94 @@ fn a_policy_change_shortens_what_is_open_already() {
     };
     assert_eq!(record.verdict(&shorter, NOW), Verdict::ProbeOwed);
     assert!(matches!(record.verdict(&policy(), NOW), Verdict::Blocked { .. }));
+}
+
+// === the last resort ===
+
+/// Takes a probe as the last resort and lets it fail.
+fn fail_last_resort(record: &mut Record, policy: &Policy, now: Now) -> Transition {
+    let context = Context { last_resort: true, ..at(policy, now) };
+    let (ticket, _) = record.try_probe(&context);
+    let id = ticket.unwrap().probe;
+    record.apply(Input::Probe { id, outcome: FAILURE, at: now }, &context).unwrap()
+}
+
+#[test]
+fn the_last_resort_is_tried_twice_a_second() {
+    let policy = policy();
+    for column in ["open", "o.fleet"] {
+        let mut record = Record { since: NOW, ..state(column) };
+        let half = NOW.after(LAST_RESORT);
+        let earlier = Now(half.0 - 1);
+        assert_eq!(
+            record.verdict_as_last_resort(&policy, earlier),
+            Verdict::Blocked { until: half }
+        );
+        assert_eq!(record.verdict_as_last_resort(&policy, half), Verdict::ProbeOwed);
+        fail_last_resort(&mut record, &policy, half);
+        let next = half.after(LAST_RESORT);
+        assert_eq!(record.verdict_as_last_resort(&policy, half), Verdict::Blocked { until: next });
+    }
+}
+
+#[test]
+fn the_last_resort_waits_no_longer_than_the_policy_says() {
+    let short = Duration::from_millis(100);
+    let policy = Policy { open: short, open_max: short, fleet_ttl: short, ..policy() };
+    let record = Record { since: NOW, ..state("open") };
+    let until = Verdict::Blocked { until: after(100) };
+    assert_eq!(record.verdict_as_last_resort(&policy, NOW), until);
+}
+
+#[test]
+fn a_last_resort_that_fails_is_as_if_it_had_not_been_tried() {
+    let policy = policy();
+    let mut record = state("open");
+    let (trips, until) = (record.trips, record.until);
+    for millis in (0..20_000).step_by(500) {
+        let told = fail_last_resort(&mut record, &policy, after(millis));
+        assert_eq!((told.trips, told.until), (trips, Some(until)), "after {millis} ms");
+        assert_eq!(record.verdict(&policy, after(millis)), Verdict::Blocked { until });
+    }
+    // From then on it is due, and a failure is a trip.
+    assert_eq!(fail_last_resort(&mut record, &policy, until).trips, trips + 1);
+}
+
+#[test]
+fn a_last_resort_that_fails_when_its_time_is_up_is_a_trip() {
+    let policy = policy();
+    let mut record = state("open");
+    let context = Context { last_resort: true, ..at(&policy, after(19_000)) };
+    let (ticket, _) = record.try_probe(&context);
+    assert!(ticket.is_some());
+    let expired = record.apply(Input::Tick, &at(&policy, after(29_000))).unwrap();
+    assert_eq!((expired.reason, expired.trips), (Reason::ProbeExpired, 2));
+}
+
+#[test]
+fn a_last_resort_that_expires_before_its_time_is_none() {
+    let policy = policy();
+    let mut record = state("open");
+    let context = Context { last_resort: true, ..at(&policy, NOW) };
+    let (ticket, _) = record.try_probe(&context);
+    assert!(ticket.is_some());
+    let expired = record.apply(Input::Tick, &at(&policy, after(10_000))).unwrap();
+    assert_eq!((expired.reason, expired.trips), (Reason::ProbeExpired, 1));
+    assert_eq!(expired.until, Some(after(20_000)));
+}
+
+#[test]
+fn a_last_resort_closes_like_any_other() {
+    let policy = policy();
+    let mut record = state("open");
+    for millis in [0, 1] {
+        // The second needs no last resort: it is half-open for everybody.
+        let context = Context { last_resort: millis == 0, ..at(&policy, after(millis)) };
+        let (ticket, _) = record.try_probe(&context);
+        let id = ticket.unwrap().probe;
+        record.apply(Input::Probe { id, outcome: SUCCESS, at: context.now }, &context);
+    }
+    assert!(record.is_quiet());
 }
 
 // === orders and opinions ===

@@ -9,8 +9,8 @@ use super::*;
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Wait(u64),
-    /// A worker sends a request, as a probe if that is what it takes.
-    Send(usize),
+    /// A worker sends a request, as a probe if that is what it takes; maybe as the last resort.
+    Send(usize, bool),
     /// A worker's request ends, the one sent so many before the last.
     End(usize, usize, Outcome),
     /// A worker reads and merges; it will write when it is next named.
@@ -31,7 +31,7 @@ fn steps(longest_wait: u64) -> impl Strategy<Value = Vec<Step>> {
     ];
     let step = prop_oneof![
         2 => (0..=longest_wait).prop_map(Step::Wait),
-        5 => worker.clone().prop_map(Step::Send),
+        5 => (worker.clone(), any::<bool>()).prop_map(|(w, last)| Step::Send(w, last)),
         5 => (worker.clone(), 0usize..3, outcome).prop_map(|(w, ago, o)| Step::End(w, ago, o)),
         4 => worker.clone().prop_map(Step::Read),
         2 => worker.clone().prop_map(Step::Tick),
@@ -119,15 +119,21 @@ impl World {
     fn run(&mut self, step: Step) {
         match step {
             Step::Wait(millis) => self.now += millis,
-            Step::Send(worker) => {
+            Step::Send(worker, last_resort) => {
                 self.finish(worker);
-                match self.workers[worker].mirror.record().verdict(&self.policy, at(self.now)) {
+                let (record, now) = (self.workers[worker].mirror.record(), at(self.now));
+                let verdict = if last_resort {
+                    record.verdict_as_last_resort(&self.policy, now)
+                } else {
+                    record.verdict(&self.policy, now)
+                };
+                match verdict {
                     Verdict::Pass => {
                         let ticket = self.workers[worker].mirror.record().ticket();
                         self.workers[worker].in_flight.push(ticket);
                     }
                     Verdict::Blocked { .. } => {}
-                    Verdict::ProbeOwed => self.probe(worker),
+                    Verdict::ProbeOwed => self.probe(worker, last_resort),
                 }
             }
             Step::End(worker, ago, outcome) => {
@@ -159,9 +165,10 @@ impl World {
         }
     }
 
-    fn probe(&mut self, worker: usize) {
+    fn probe(&mut self, worker: usize, last_resort: bool) {
         let (fresh, cas) = self.store.read();
-        let merged = self.workers[worker].mirror.claim(fresh, &self.policy, at(self.now), 0);
+        let mirror = &self.workers[worker].mirror;
+        let merged = mirror.claim(fresh, &self.policy, last_resort, at(self.now), 0);
         assert!(!merged.changed || self.store.write(&merged.record, cas));
         if let Some(ticket) = merged.ticket {
             self.workers[worker].in_flight.push(ticket);
@@ -234,7 +241,10 @@ proptest! {
             if record.state() == State::Closed {
                 prop_assert_eq!(record.consecutive(), world.row, "{:?}", step);
             }
-            let out = world.probes.iter().filter(|(_, expires)| world.now < *expires).count();
+            // One of two failed, so that what the other says is dropped.
+            let live = |ticket: &Ticket| ticket.generation == record.generation();
+            let probes = world.probes.iter().filter(|(ticket, _)| live(ticket));
+            let out = probes.filter(|(_, expires)| world.now < *expires).count();
             prop_assert!(out <= usize::from(allowed), "{} probes are out", out);
             prop_assert!(record.probes_out() <= usize::from(allowed));
         }
