@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pintle_harness::{Outcome, Thread};
-use pintle_snapshot::{Down, Message, Removed, Up, Version};
+use pintle_snapshot::{Applied, Down, Message, Note, Removed, Up, Version};
 
 use crate::support::{ALL, Run, TICK, builder, endpoints, get, list};
 
@@ -145,6 +145,26 @@ fn a_dead_leader_is_replaced_and_the_new_one_has_a_higher_fence() {
     assert!(took <= Duration::from_millis(800), "lease and a tick, not {took:?}");
     assert_ne!(run.stream.thread(), leader);
     assert!(fence(run.received()).expect("hello first") > first);
+}
+
+#[test]
+fn what_is_sent_to_a_vm_that_no_longer_leads_reaches_the_agent() {
+    let mut run = Run::start(ALL);
+    run.received();
+    // As from a worker that has not heard of the new leader yet: to each VM once.
+    let queues = run.envoy.queues();
+    let names = queues.names();
+    for (worker, name) in (1_000..).zip(&names) {
+        let up = Up::Applied(Applied { worker, workers: 3, version: run.version() });
+        queues.enqueue(name, Note::Forward(up.encode()).encode()).expect("a queue of the module");
+    }
+    run.envoy.settle();
+    run.tick();
+    let worker = |up| if let Up::Applied(applied) = up { Some(applied.worker) } else { None };
+    let mut seen: Vec<u64> =
+        run.received().into_iter().filter_map(worker).filter(|n| *n >= 1_000).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [1_000, 1_001, 1_002], "one of {} led", names.len());
 }
 
 #[test]

@@ -149,6 +149,9 @@ impl Worker {
         self.take_place(now);
         let leading = self.elect(now);
         self.run_stream(leading, now);
+        if leading.is_none() {
+            self.hand_over();
+        }
         self.share_confirmation(leading.is_some(), now);
         self.run_breakers(now);
         if self.ticks.is_multiple_of(SLOW) {
@@ -315,6 +318,8 @@ impl Worker {
             }
         }
         let leads = self.election.leads(now);
+        // Whoever led before is gone, and what is put into its queue with it.
+        let current = current.filter(|lease| pintle_sync::in_force(lease, now));
         self.leader_slot =
             if leads.is_some() { Some(place) } else { current.map(|lease| lease.slot) };
         if leads.is_some() && !led {

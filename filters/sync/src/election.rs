@@ -54,7 +54,8 @@ impl Election {
 }
 
 /// Not expired, and not further ahead than a lease can be (the clock stepped, or a neighbour lies).
-fn in_force(lease: &Lease, now: Now) -> bool {
+#[must_use]
+pub fn in_force(lease: &Lease, now: Now) -> bool {
     lease.expires_at > now && lease.expires_at <= now.after(LEASE)
 }
 

@@ -23,7 +23,7 @@ mod stream;
 
 use std::time::Duration;
 
-pub use election::{Election, Step};
+pub use election::{Election, Step, in_force};
 pub use inbox::{Effect, Inbox, Refused};
 pub use slot::{MAX_SLOTS, is_free, is_live, renewed};
 pub use stream::{Action, Stream};

@@ -86,6 +86,16 @@ impl Worker {
         }
     }
 
+    /// Gives the leader what is left from when this VM led, or was taken for it, or nobody led. With the
+    /// tick and not at once, so that two VMs that take each other for it do not play ball.
+    pub(super) fn hand_over(&mut self) {
+        let own = self.place.as_ref().map(|place| place.number);
+        let Some(leader) = self.leader_slot.filter(|leader| Some(*leader) != own) else { return };
+        for message in std::mem::take(&mut self.outbox) {
+            self.tell(leader, &Note::Forward(message).encode());
+        }
+    }
+
     pub(super) fn send_up(&mut self, message: Vec<u8>) {
         if self.outbox.len() >= MAX_OUTBOX {
             self.outbox.pop_front();
