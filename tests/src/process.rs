@@ -251,7 +251,7 @@ fn launch(spec: &Spec, log: &Path) -> Result<Child> {
         .stderr(out)
         .process_group(0);
     let owner = std::process::id();
-    // SAFETY: between fork and exec only prctl and getppid run, both async-signal-safe.
+    // SAFETY: between fork and exec only prctl, getppid and signal run, all async-signal-safe.
     unsafe {
         command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
@@ -261,6 +261,8 @@ fn launch(spec: &Spec, log: &Path) -> Result<Child> {
             if libc::getppid() as u32 != owner {
                 return Err(std::io::Error::other("the owner is gone"));
             }
+            // A shell that runs the tests in the background has them ignore it.
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
             Ok(())
         });
     }
