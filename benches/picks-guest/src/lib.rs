@@ -37,12 +37,13 @@ struct Root {
 impl Context for Root {}
 
 impl RootContext for Root {
-    /// `STRATEGY COUNT`.
+    /// `STRATEGY COUNT ATTEMPTS`.
     fn on_configure(&mut self, _: usize) -> bool {
         let text = self.get_plugin_configuration().and_then(|bytes| String::from_utf8(bytes).ok());
         let bench = text.as_deref().and_then(|text| {
-            let (strategy, count) = text.split_once(' ')?;
-            Bench::new(strategy, count.parse().ok()?)
+            let mut words = text.split(' ');
+            let (strategy, count, attempts) = (words.next()?, words.next()?, words.next()?);
+            Bench::new(strategy, count.parse().ok()?, attempts.parse().ok()?)
         });
         self.bench = bench.map(|bench| Rc::new(RefCell::new(bench)));
         self.bench.is_some()
@@ -58,8 +59,8 @@ impl RootContext for Root {
 }
 
 impl Bench {
-    fn new(strategy: &str, count: u16) -> Option<Self> {
-        let policy = format!(r#"{{"strategy": "{strategy}", "attempts": 1}}"#);
+    fn new(strategy: &str, count: u16, attempts: u8) -> Option<Self> {
+        let policy = format!(r#"{{"strategy": "{strategy}", "attempts": {attempts}}}"#);
         let policy: Policy = serde_json::from_str(&policy).ok()?;
         let endpoint = |n: u16| {
             let [high, low] = n.to_be_bytes();
