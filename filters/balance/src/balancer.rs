@@ -5,7 +5,8 @@
 //! endpoint forgets nothing. An index is good until the next update; a request in flight holds a
 //! [`Ticket`] instead, which finds its endpoint again or, when it is gone, nothing.
 //!
-//! A pick goes through the narrowings in this order: subset, panic, pin, probe, zone, strategy.
+//! A pick is narrowed in this order: subset, panic, pin, probe, newcomer; then the strategy chooses, in the
+//! own zone first. Where there is nothing to narrow, which is most of the time, it begins with the strategy.
 //! The strategy never sees an endpoint that may not be chosen, unless the pool is in panic, and then it
 //! sees all but the draining ones.
 
