@@ -3,33 +3,26 @@
 //! A [`Balancer`] is built from a table and rebuilt when the table or the policy changes
 //! ([`Balancer::update`]); loads and verdicts go over by the registry's id, so reweighting or relabelling an
 //! endpoint forgets nothing. An index is good until the next update; a request in flight holds a
-//! [`Ticket`] instead, which finds its endpoint again or, when it is gone, nothing.
-//!
-//! A pick is narrowed in this order: subset, panic, pin, probe, newcomer; then the strategy chooses, in the
-//! own zone first. Where there is nothing to narrow, which is most of the time, it begins with the strategy.
-//! The strategy never sees an endpoint that may not be chosen, unless the pool is in panic, and then it
-//! sees all but the draining ones.
+//! [`Ticket`](crate::Ticket) instead, which finds its endpoint again or, when it is gone, nothing.
+//! `pick.rs` chooses among them, `traffic.rs` is told what became of it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use pintle_snapshot::{Endpoint, Health, MAX_ENDPOINTS, Now};
-use rand::Rng;
 use xxhash_rust::xxh64::xxh64;
 
-use crate::bounded::Placement;
 use crate::eligible::Field;
 use crate::load::{Clock, Failures, Load, LoadEntry, State};
 use crate::policy::{Policy, Strategy};
 use crate::pool::Pool;
 use crate::slow_start::{self, STEP};
-use crate::sticky::{self, Pin};
-use crate::subset::{self, Index, Key, MAX_POOLS};
-use crate::types::{Choice, Nothing, Picks, Request, Sample, Ticket, Verdict};
+use crate::sticky::Pin;
+use crate::subset::{Index, Key};
+use crate::types::Verdict;
 
-/// Workers whose load is kept, at most; Envoy runs one per core.
-const MAX_WORKERS: usize = 1024;
+mod pick;
+mod traffic;
 
 /// What does not change between updates, of one endpoint.
 #[derive(Clone, Debug)]
@@ -80,20 +73,6 @@ pub struct Balancer {
     /// Among all endpoints there is nothing to narrow, see [`Self::settle`].
     settled: bool,
     refreshed: Now,
-}
-
-/// Newcomers that are looked at for one request, at most: some wait for their health.
-const LOOK: usize = 4;
-
-/// What is left for the strategy.
-#[derive(Clone, Copy, Debug)]
-struct Narrowed {
-    /// Which of the pools.
-    pool: usize,
-    panic: bool,
-    /// Who takes a probe when the hash finds nobody.
-    probe: Option<u32>,
-    want: usize,
 }
 
 // === impl Site ===
@@ -368,319 +347,9 @@ impl Balancer {
         }
     }
 
-    /// Chooses for one request; `out` is cleared first. The list is [`Policy::attempts`] long, with one more
-    /// while its first is a probe, and repeats endpoints rather than run out.
-    #[inline]
-    pub fn pick(
-        &mut self,
-        request: &Request<'_>,
-        now: Now,
-        rng: &mut impl Rng,
-        out: &mut Picks,
-    ) -> Choice {
-        out.clear();
-        self.tick(now);
-        let whole = request.subset.is_empty() && request.pinned.is_none();
-        let narrowed = if self.settled && whole {
-            Narrowed { pool: 0, panic: false, probe: None, want: self.field.policy.attempts }
-        } else {
-            match self.narrow(request, now, out) {
-                Ok(narrowed) => narrowed,
-                Err(nothing) => return Choice::None(nothing),
-            }
-        };
-        self.choose(request, narrowed, rng, out)
-    }
-
-    /// Everything but the strategy: who may be chosen, and who goes first for another reason than that.
-    #[inline(never)]
-    fn narrow(
-        &mut self,
-        request: &Request<'_>,
-        now: Now,
-        out: &mut Picks,
-    ) -> Result<Narrowed, Nothing> {
-        if self.sites.is_empty() {
-            return Err(Nothing::Empty);
-        }
-        self.field.set_panic(false);
-        if self.growing || self.stale {
-            self.refresh(now);
-        }
-        let at = if request.subset.is_empty() {
-            0
-        } else {
-            self.pool(request.subset).ok_or(Nothing::Subset)?
-        };
-        let pool = self.pools.get(at).ok_or(Nothing::Subset)?;
-        let panic = pool.panics(self.field.policy.panic_percent, request.may_probe);
-        let matches = |i: u32| at == 0 || self.index.matches(&pool.key, i);
-        let mut narrowed =
-            Narrowed { pool: at, panic, probe: None, want: self.field.policy.attempts };
-
-        if let Some(pin) = request.pinned
-            && let Some(i) = self.by_pin(pin)
-            && let Some(site) = self.sites.get(i)
-            && sticky::may_stay(site.health, site.verdict, site.weight > 0)
-            && matches(i as u32)
-        {
-            out.push_pinned(i as u32);
-        }
-        if request.may_probe && !panic && out.len() == 0 {
-            let probe = self.probes.iter().copied().find(|&i| matches(i));
-            if request.hash.is_some() && self.field.policy.strategy.is_hashing() {
-                narrowed.probe = probe;
-            } else if let Some(probe) = probe {
-                out.push_probe(probe);
-                narrowed.want += 1;
-            }
-        }
-        if at == 0
-            && out.len() == 0
-            && let Some(i) = self.newcomer(panic)
-        {
-            out.push(i);
-        }
-        self.settle();
-        Ok(narrowed)
-    }
-
-    /// By the strategy.
-    #[inline]
-    fn choose(
-        &mut self,
-        request: &Request<'_>,
-        narrowed: Narrowed,
-        rng: &mut impl Rng,
-        out: &mut Picks,
-    ) -> Choice {
-        let Narrowed { pool, panic, probe, mut want } = narrowed;
-        let Some(pool) = self.pools.get_mut(pool) else {
-            return Choice::None(Nothing::Subset);
-        };
-        self.field.set_panic(panic);
-        match request.hash.filter(|_| self.field.policy.strategy.is_hashing()) {
-            Some(hash) => {
-                let key = Placement { hash, active: self.active, may_probe: request.may_probe };
-                pool.place(&self.field, &self.sites, key, out, want);
-                // A probe elsewhere would cost this key its cache; with nobody else it costs nothing.
-                if let Some(probe) = probe.filter(|_| out.len() == 0) {
-                    out.push_probe(probe);
-                }
-                want += usize::from(out.probe());
-            }
-            None => pool.choose(&self.field, &self.sites, rng, out, want),
-        }
-        if out.len() == 0 {
-            return Choice::None(Nothing::Ineligible);
-        }
-        out.repeat_to(want);
-        let candidates = pool.candidates(panic);
-        if panic { Choice::Panic { candidates } } else { Choice::Eligible { candidates } }
-    }
-
-    /// An endpoint to try because nothing is known of it, for `p2c`.
-    ///
-    /// Two draws among many endpoints find one newcomer late: with 25 others, one of a hundred waits for
-    /// 57 requests. Its cost is a guess until then, so it is tried once, as soon as it may be.
-    fn newcomer(&mut self, panic: bool) -> Option<u32> {
-        for back in (0..self.newcomers.len()).rev().take(LOOK) {
-            let i = *self.newcomers.get(back)?;
-            let at = i as usize;
-            let (site, load) = (self.sites.get(at)?, self.field.loads.get(at)?);
-            let may = if panic {
-                site.may_panic()
-            } else {
-                self.field.open(i) && *self.field.grains.get(at)? > 0
-            };
-            let untried = load.is_untried();
-            if may || !untried {
-                self.newcomers.swap_remove(back);
-            }
-            if may && untried {
-                return Some(i);
-            }
-        }
-        None
-    }
-
-    /// Finds out whether the next pick among all needs to be narrowed. Only [`Self::update`] and
-    /// [`Self::set_verdict`] end that.
-    fn settle(&mut self) {
-        let percent = self.field.policy.panic_percent;
-        let calm = |pool: &Pool| !pool.panics(percent, false);
-        self.settled = self.probes.is_empty()
-            && self.newcomers.is_empty()
-            && !self.growing
-            && !self.stale
-            && self.pools.first().is_some_and(calm);
-    }
-
-    /// A request was sent there.
-    pub fn started(&mut self, index: usize, now: Now) -> Option<Ticket> {
-        let (site, load) = (self.sites.get(index)?, self.field.loads.get_mut(index)?);
-        load.started(now);
-        self.active = self.active.saturating_add(1);
-        Some(Ticket { index: index as u32, generation: self.generation, key: site.key })
-    }
-
-    /// It was answered, or failed.
-    pub fn finished(&mut self, ticket: Ticket, now: Now, sample: Sample) {
-        self.tick(now);
-        if let Some(index) = self.end(ticket, now) {
-            self.observed(index, now, sample);
-        }
-    }
-
-    /// Nobody waited for the answer: the client went away after `waited`, when that is known.
-    pub fn abandoned(&mut self, ticket: Ticket, now: Now, waited: Option<Duration>) {
-        self.tick(now);
-        if let Some(index) = self.end(ticket, now)
-            && let (Some(waited), Some(load)) = (waited, self.field.loads.get_mut(index))
-        {
-            load.observe_at_least(&self.field.clock, waited);
-        }
-    }
-
-    /// What became of an attempt that was not [`Self::started`]: one that Envoy retried.
-    pub fn observed(&mut self, index: usize, now: Now, sample: Sample) {
-        self.tick(now);
-        let Some(load) = self.field.loads.get_mut(index) else {
-            return;
-        };
-        load.observe(&self.field.clock, &mut self.field.failures, sample.latency, sample.failed);
-        if let Some(wish) = sample.retry_after {
-            load.leave_alone(now, wish);
-        }
-    }
-
-    /// Where the ticket's endpoint stands now; `None` when it left, or left and came back.
-    #[must_use]
-    pub fn resolve(&self, ticket: Ticket) -> Option<usize> {
-        if ticket.generation == self.generation {
-            return Some(ticket.index as usize);
-        }
-        let index = self.by_key(ticket.key)?;
-        let born = self.sites.get(index)?.born;
-        // Serial-number comparison: generations may wrap.
-        (ticket.generation.wrapping_sub(born) < 1 << 31).then_some(index)
-    }
-
     #[inline]
     fn tick(&mut self, now: Now) {
         self.field.clock.tick(now, &mut self.field.loads, &mut self.field.failures);
-    }
-
-    fn end(&mut self, ticket: Ticket, now: Now) -> Option<usize> {
-        let index = self.resolve(ticket)?;
-        self.field.loads.get_mut(index)?.ended(now);
-        self.active = self.active.saturating_sub(1);
-        Some(index)
-    }
-
-    /// What this worker has to tell the others, as of `now`: endpoints with requests in flight or sampled
-    /// within the decay time.
-    pub fn local_load(&self, now: Now) -> impl Iterator<Item = LoadEntry> + '_ {
-        let clock = &self.field.clock;
-        self.sites.iter().zip(&self.field.loads).filter_map(move |(s, l)| l.tell(s.key, clock, now))
-    }
-
-    /// What `worker` knew at `then`. Replaces what it told before: an endpoint it no longer names
-    /// has nothing in flight there.
-    pub fn set_remote_load(&mut self, worker: u32, entries: &[LoadEntry], then: Now, now: Now) {
-        self.tick(now);
-        self.remove_worker(worker);
-        if self.workers.len() >= MAX_WORKERS {
-            return;
-        }
-        let entries = entries.get(..MAX_ENDPOINTS).unwrap_or(entries);
-        for entry in entries {
-            if let Some(i) = self.by_key(entry.key)
-                && let Some(load) = self.field.loads.get_mut(i)
-            {
-                load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
-                self.active = self.active.saturating_add(u64::from(entry.in_flight));
-                load.hear(&self.field.clock, &mut self.field.failures, entry, then);
-            }
-        }
-        self.workers.push((worker, entries.to_vec()));
-    }
-
-    /// Forgets what a vanished worker had in flight; what it taught of latencies decays by itself.
-    pub fn remove_worker(&mut self, worker: u32) {
-        let Some(at) = self.workers.iter().position(|&(w, _)| w == worker) else {
-            return;
-        };
-        let (_, entries) = self.workers.swap_remove(at);
-        for entry in entries {
-            if let Some(i) = self.by_key(entry.key)
-                && let Some(load) = self.field.loads.get_mut(i)
-            {
-                load.elsewhere = load.elsewhere.saturating_sub(entry.in_flight);
-                self.active = self.active.saturating_sub(u64::from(entry.in_flight));
-            }
-        }
-    }
-
-    /// The other workers' in-flight counts, after the table changed.
-    fn spread_remote(&mut self) {
-        for load in &mut self.field.loads {
-            load.elsewhere = 0;
-        }
-        for (_, entries) in &self.workers {
-            for entry in entries {
-                let at = self.by_key.partition_point(|&(k, _)| k < entry.key);
-                if let Some(&(_, i)) = self.by_key.get(at).filter(|&&(k, _)| k == entry.key)
-                    && let Some(load) = self.field.loads.get_mut(i as usize)
-                {
-                    load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
-                }
-            }
-        }
-        self.active = self.field.loads.iter().map(|l| u64::from(l.active())).sum();
-    }
-
-    /// The pool of a subset; `None` when nobody matches and there is no fallback.
-    fn pool(&mut self, wants: &[subset::Want<'_>]) -> Option<usize> {
-        if let Some(key) = self.index.key(wants) {
-            if let Some(&at) = self.pool_of.get(&key) {
-                return Some(at);
-            }
-            let members = self.index.members(&key);
-            if !members.is_empty() {
-                return Some(self.add_pool(key, members));
-            }
-        }
-        match self.field.policy.subset_fallback {
-            crate::policy::SubsetFallback::None => None,
-            crate::policy::SubsetFallback::Any => Some(0),
-            crate::policy::SubsetFallback::Default => {
-                if let Some(&at) = self.pool_of.get(&subset::DEFAULT) {
-                    return Some(at);
-                }
-                let members = self.index.members(&subset::DEFAULT);
-                (!members.is_empty()).then(|| self.add_pool(subset::DEFAULT, members))
-            }
-        }
-    }
-
-    fn add_pool(&mut self, key: Key, members: Vec<u32>) -> usize {
-        let mut pool = Pool::build(key, members, &self.sites);
-        pool.refresh(&self.field, self.turns(), &self.sites);
-        let at = if self.pools.len() < MAX_POOLS {
-            self.pools.push(pool);
-            self.pools.len() - 1
-        } else {
-            let at = self.evict;
-            self.evict = if at + 1 < MAX_POOLS { at + 1 } else { 1 };
-            if let Some(place) = self.pools.get_mut(at) {
-                self.pool_of.remove(&place.key);
-                *place = pool;
-            }
-            at
-        };
-        self.pool_of.insert(key, at);
-        at
     }
 
     /// The seed of the weighted turns, when the strategy takes them.
@@ -730,5 +399,4 @@ impl Balancer {
 }
 
 #[cfg(test)]
-#[path = "balancer_tests.rs"]
 mod tests;

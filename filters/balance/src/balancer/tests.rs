@@ -1,9 +1,11 @@
+use std::time::Duration;
+
 use proptest::prelude::{Strategy as _, any, prop, prop_assert_eq, prop_oneof, proptest};
 use rand::SeedableRng;
 
 use super::*;
-use crate::Dice;
 use crate::policy::{SlowStart, SubsetFallback};
+use crate::{Dice, Picks, Request, Sample};
 
 const STRATEGIES: [Strategy; 7] = [
     Strategy::P2c,

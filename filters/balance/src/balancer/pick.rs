@@ -1,0 +1,225 @@
+//! The pick.
+//!
+//! It is narrowed in this order: subset, panic, pin, probe, newcomer; then the strategy chooses, in the own
+//! zone first. Where there is nothing to narrow, which is most of the time, it begins with the strategy.
+//! The strategy never sees an endpoint that may not be chosen, unless the pool is in panic, and then it
+//! sees all but the draining ones.
+
+use pintle_snapshot::Now;
+use rand::Rng;
+
+use super::Balancer;
+use crate::bounded::Placement;
+use crate::policy::SubsetFallback;
+use crate::pool::Pool;
+use crate::sticky;
+use crate::subset::{self, Key, MAX_POOLS};
+use crate::types::{Choice, Nothing, Picks, Request};
+
+/// Newcomers that are looked at for one request, at most: some wait for their health.
+const LOOK: usize = 4;
+
+/// What is left for the strategy.
+#[derive(Clone, Copy, Debug)]
+struct Narrowed {
+    /// Which of the pools.
+    pool: usize,
+    panic: bool,
+    /// Who takes a probe when the hash finds nobody.
+    probe: Option<u32>,
+    want: usize,
+}
+
+impl Balancer {
+    /// Chooses for one request; `out` is cleared first. The list is
+    /// [`Policy::attempts`](crate::Policy::attempts) long, with one more while its first is a probe, and
+    /// repeats endpoints rather than run out.
+    #[inline]
+    pub fn pick(
+        &mut self,
+        request: &Request<'_>,
+        now: Now,
+        rng: &mut impl Rng,
+        out: &mut Picks,
+    ) -> Choice {
+        out.clear();
+        self.tick(now);
+        let whole = request.subset.is_empty() && request.pinned.is_none();
+        let narrowed = if self.settled && whole {
+            Narrowed { pool: 0, panic: false, probe: None, want: self.field.policy.attempts }
+        } else {
+            match self.narrow(request, now, out) {
+                Ok(narrowed) => narrowed,
+                Err(nothing) => return Choice::None(nothing),
+            }
+        };
+        self.choose(request, narrowed, rng, out)
+    }
+
+    /// Everything but the strategy: who may be chosen, and who goes first for another reason than that.
+    #[inline(never)]
+    fn narrow(
+        &mut self,
+        request: &Request<'_>,
+        now: Now,
+        out: &mut Picks,
+    ) -> Result<Narrowed, Nothing> {
+        if self.sites.is_empty() {
+            return Err(Nothing::Empty);
+        }
+        self.field.set_panic(false);
+        if self.growing || self.stale {
+            self.refresh(now);
+        }
+        let at = if request.subset.is_empty() {
+            0
+        } else {
+            self.pool(request.subset).ok_or(Nothing::Subset)?
+        };
+        let pool = self.pools.get(at).ok_or(Nothing::Subset)?;
+        let panic = pool.panics(self.field.policy.panic_percent, request.may_probe);
+        let matches = |i: u32| at == 0 || self.index.matches(&pool.key, i);
+        let mut narrowed =
+            Narrowed { pool: at, panic, probe: None, want: self.field.policy.attempts };
+
+        if let Some(pin) = request.pinned
+            && let Some(i) = self.by_pin(pin)
+            && let Some(site) = self.sites.get(i)
+            && sticky::may_stay(site.health, site.verdict, site.weight > 0)
+            && matches(i as u32)
+        {
+            out.push_pinned(i as u32);
+        }
+        if request.may_probe && !panic && out.len() == 0 {
+            let probe = self.probes.iter().copied().find(|&i| matches(i));
+            if request.hash.is_some() && self.field.policy.strategy.is_hashing() {
+                narrowed.probe = probe;
+            } else if let Some(probe) = probe {
+                out.push_probe(probe);
+                narrowed.want += 1;
+            }
+        }
+        if at == 0
+            && out.len() == 0
+            && let Some(i) = self.newcomer(panic)
+        {
+            out.push(i);
+        }
+        self.settle();
+        Ok(narrowed)
+    }
+
+    /// By the strategy.
+    #[inline]
+    fn choose(
+        &mut self,
+        request: &Request<'_>,
+        narrowed: Narrowed,
+        rng: &mut impl Rng,
+        out: &mut Picks,
+    ) -> Choice {
+        let Narrowed { pool, panic, probe, mut want } = narrowed;
+        let Some(pool) = self.pools.get_mut(pool) else {
+            return Choice::None(Nothing::Subset);
+        };
+        self.field.set_panic(panic);
+        match request.hash.filter(|_| self.field.policy.strategy.is_hashing()) {
+            Some(hash) => {
+                let key = Placement { hash, active: self.active, may_probe: request.may_probe };
+                pool.place(&self.field, &self.sites, key, out, want);
+                // A probe elsewhere would cost this key its cache; with nobody else it costs nothing.
+                if let Some(probe) = probe.filter(|_| out.len() == 0) {
+                    out.push_probe(probe);
+                }
+                want += usize::from(out.probe());
+            }
+            None => pool.choose(&self.field, &self.sites, rng, out, want),
+        }
+        if out.len() == 0 {
+            return Choice::None(Nothing::Ineligible);
+        }
+        out.repeat_to(want);
+        let candidates = pool.candidates(panic);
+        if panic { Choice::Panic { candidates } } else { Choice::Eligible { candidates } }
+    }
+
+    /// An endpoint to try because nothing is known of it, for `p2c`.
+    ///
+    /// Two draws among many endpoints find one newcomer late: with 25 others, one of a hundred waits for
+    /// 57 requests. Its cost is a guess until then, so it is tried once, as soon as it may be.
+    fn newcomer(&mut self, panic: bool) -> Option<u32> {
+        for back in (0..self.newcomers.len()).rev().take(LOOK) {
+            let i = *self.newcomers.get(back)?;
+            let at = i as usize;
+            let (site, load) = (self.sites.get(at)?, self.field.loads.get(at)?);
+            let may = if panic {
+                site.may_panic()
+            } else {
+                self.field.open(i) && *self.field.grains.get(at)? > 0
+            };
+            let untried = load.is_untried();
+            if may || !untried {
+                self.newcomers.swap_remove(back);
+            }
+            if may && untried {
+                return Some(i);
+            }
+        }
+        None
+    }
+
+    /// Finds out whether the next pick among all needs to be narrowed. Only [`Self::update`] and
+    /// [`Self::set_verdict`] end that.
+    fn settle(&mut self) {
+        let percent = self.field.policy.panic_percent;
+        let calm = |pool: &Pool| !pool.panics(percent, false);
+        self.settled = self.probes.is_empty()
+            && self.newcomers.is_empty()
+            && !self.growing
+            && !self.stale
+            && self.pools.first().is_some_and(calm);
+    }
+
+    /// The pool of a subset; `None` when nobody matches and there is no fallback.
+    fn pool(&mut self, wants: &[subset::Want<'_>]) -> Option<usize> {
+        if let Some(key) = self.index.key(wants) {
+            if let Some(&at) = self.pool_of.get(&key) {
+                return Some(at);
+            }
+            let members = self.index.members(&key);
+            if !members.is_empty() {
+                return Some(self.add_pool(key, members));
+            }
+        }
+        match self.field.policy.subset_fallback {
+            SubsetFallback::None => None,
+            SubsetFallback::Any => Some(0),
+            SubsetFallback::Default => {
+                if let Some(&at) = self.pool_of.get(&subset::DEFAULT) {
+                    return Some(at);
+                }
+                let members = self.index.members(&subset::DEFAULT);
+                (!members.is_empty()).then(|| self.add_pool(subset::DEFAULT, members))
+            }
+        }
+    }
+
+    fn add_pool(&mut self, key: Key, members: Vec<u32>) -> usize {
+        let mut pool = Pool::build(key, members, &self.sites);
+        pool.refresh(&self.field, self.turns(), &self.sites);
+        let at = if self.pools.len() < MAX_POOLS {
+            self.pools.push(pool);
+            self.pools.len() - 1
+        } else {
+            let at = self.evict;
+            self.evict = if at + 1 < MAX_POOLS { at + 1 } else { 1 };
+            if let Some(place) = self.pools.get_mut(at) {
+                self.pool_of.remove(&place.key);
+                *place = pool;
+            }
+            at
+        };
+        self.pool_of.insert(key, at);
+        at
+    }
+}

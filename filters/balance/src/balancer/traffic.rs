@@ -1,0 +1,133 @@
+//! What becomes of requests, here and in the other workers.
+
+use std::time::Duration;
+
+use pintle_snapshot::{MAX_ENDPOINTS, Now};
+
+use super::Balancer;
+use crate::load::LoadEntry;
+use crate::types::{Sample, Ticket};
+
+/// Workers whose load is kept, at most; Envoy runs one per core.
+const MAX_WORKERS: usize = 1024;
+
+impl Balancer {
+    /// A request was sent there.
+    pub fn started(&mut self, index: usize, now: Now) -> Option<Ticket> {
+        let (site, load) = (self.sites.get(index)?, self.field.loads.get_mut(index)?);
+        load.started(now);
+        self.active = self.active.saturating_add(1);
+        Some(Ticket { index: index as u32, generation: self.generation, key: site.key })
+    }
+
+    /// It was answered, or failed.
+    pub fn finished(&mut self, ticket: Ticket, now: Now, sample: Sample) {
+        self.tick(now);
+        if let Some(index) = self.end(ticket, now) {
+            self.observed(index, now, sample);
+        }
+    }
+
+    /// Nobody waited for the answer: the client went away after `waited`, when that is known.
+    pub fn abandoned(&mut self, ticket: Ticket, now: Now, waited: Option<Duration>) {
+        self.tick(now);
+        if let Some(index) = self.end(ticket, now)
+            && let (Some(waited), Some(load)) = (waited, self.field.loads.get_mut(index))
+        {
+            load.observe_at_least(&self.field.clock, waited);
+        }
+    }
+
+    /// What became of an attempt that was not [`Self::started`]: one that Envoy retried.
+    pub fn observed(&mut self, index: usize, now: Now, sample: Sample) {
+        self.tick(now);
+        let Some(load) = self.field.loads.get_mut(index) else {
+            return;
+        };
+        load.observe(&self.field.clock, &mut self.field.failures, sample.latency, sample.failed);
+        if let Some(wish) = sample.retry_after {
+            load.leave_alone(now, wish);
+        }
+    }
+
+    /// Where the ticket's endpoint stands now; `None` when it left, or left and came back.
+    #[must_use]
+    pub fn resolve(&self, ticket: Ticket) -> Option<usize> {
+        if ticket.generation == self.generation {
+            return Some(ticket.index as usize);
+        }
+        let index = self.by_key(ticket.key)?;
+        let born = self.sites.get(index)?.born;
+        // Serial-number comparison: generations may wrap.
+        (ticket.generation.wrapping_sub(born) < 1 << 31).then_some(index)
+    }
+
+    fn end(&mut self, ticket: Ticket, now: Now) -> Option<usize> {
+        let index = self.resolve(ticket)?;
+        self.field.loads.get_mut(index)?.ended(now);
+        self.active = self.active.saturating_sub(1);
+        Some(index)
+    }
+
+    /// What this worker has to tell the others, as of `now`: endpoints with requests in flight or sampled
+    /// within the decay time.
+    pub fn local_load(&self, now: Now) -> impl Iterator<Item = LoadEntry> + '_ {
+        let clock = &self.field.clock;
+        self.sites.iter().zip(&self.field.loads).filter_map(move |(s, l)| l.tell(s.key, clock, now))
+    }
+
+    /// What `worker` knew at `then`. Replaces what it told before: an endpoint it no longer names
+    /// has nothing in flight there.
+    pub fn set_remote_load(&mut self, worker: u32, entries: &[LoadEntry], then: Now, now: Now) {
+        self.tick(now);
+        self.remove_worker(worker);
+        if self.workers.len() >= MAX_WORKERS {
+            return;
+        }
+        let entries = entries.get(..MAX_ENDPOINTS).unwrap_or(entries);
+        for entry in entries {
+            if let Some(i) = self.by_key(entry.key)
+                && let Some(load) = self.field.loads.get_mut(i)
+            {
+                load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
+                self.active = self.active.saturating_add(u64::from(entry.in_flight));
+                load.hear(&self.field.clock, &mut self.field.failures, entry, then);
+            }
+        }
+        self.workers.push((worker, entries.to_vec()));
+    }
+
+    /// Forgets what a vanished worker had in flight; what it taught of latencies decays by itself.
+    pub fn remove_worker(&mut self, worker: u32) {
+        let Some(at) = self.workers.iter().position(|&(w, _)| w == worker) else {
+            return;
+        };
+        let (_, entries) = self.workers.swap_remove(at);
+        for entry in entries {
+            if let Some(i) = self.by_key(entry.key)
+                && let Some(load) = self.field.loads.get_mut(i)
+            {
+                load.elsewhere = load.elsewhere.saturating_sub(entry.in_flight);
+                self.active = self.active.saturating_sub(u64::from(entry.in_flight));
+            }
+        }
+    }
+
+    /// The other workers' in-flight counts, after the table changed.
+    pub(super) fn spread_remote(&mut self) {
+        for load in &mut self.field.loads {
+            load.elsewhere = 0;
+        }
+        for (_, entries) in &self.workers {
+            for entry in entries {
+                let at = self.by_key.partition_point(|&(k, _)| k < entry.key);
+                if let Some(&(_, i)) = self.by_key.get(at).filter(|&&(k, _)| k == entry.key)
+                    && let Some(load) = self.field.loads.get_mut(i as usize)
+                {
+                    load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
+                }
+            }
+        }
+        self.active = self.field.loads.iter().map(|l| u64::from(l.active())).sum();
+    }
+}
