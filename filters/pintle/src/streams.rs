@@ -32,7 +32,7 @@ struct Root {
 
 thread_local! {
     static ROOTS: RefCell<Vec<Root>> = const { RefCell::new(Vec::new()) };
-    static OPEN: RefCell<BTreeMap<u32, Exchange>> = const { RefCell::new(BTreeMap::new()) };
+    static OPEN: RefCell<BTreeMap<u32, Box<Exchange>>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// A root was configured.
@@ -83,7 +83,7 @@ fn headers(stream: u32, root: u32) -> Action {
     if exchange.ends() {
         let evicted = OPEN.with(|open| {
             let mut open = open.try_borrow_mut().ok()?;
-            open.insert(stream, exchange);
+            open.insert(stream, Box::new(exchange));
             (open.len() > MAX_OPEN).then(|| open.pop_first()).flatten()
         });
         drop(evicted);

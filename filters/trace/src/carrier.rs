@@ -56,10 +56,15 @@ pub(crate) const BAGGAGE: &str = "baggage";
 /// longer one the rest is cut off unread, because reading it is all that its sender can have wanted.
 pub(crate) const LOOKED_AT: usize = 1024;
 
+/// Values of a header that may come several times that cost no allocation: most come once, and to lay
+/// out the place for all that may come would cost every request more than these few an allocation.
+const USUAL: usize = 4;
+
 /// Values of a header that may come several times, in order.
 #[derive(Debug)]
 pub(crate) struct Values<'a, const N: usize> {
-    values: [&'a [u8]; N],
+    usual: [Option<&'a [u8]>; USUAL],
+    others: Vec<&'a [u8]>,
     kept: usize,
     /// How often the name came, empty values and those beyond `N` included.
     pub(crate) count: usize,
@@ -69,7 +74,7 @@ pub(crate) struct Values<'a, const N: usize> {
 
 impl<'a, const N: usize> Values<'a, N> {
     const fn new() -> Self {
-        Self { values: [&[]; N], kept: 0, count: 0, cut: false }
+        Self { usual: [None; USUAL], others: Vec::new(), kept: 0, count: 0, cut: false }
     }
 
     fn push(&mut self, value: &'a [u8]) {
@@ -78,18 +83,20 @@ impl<'a, const N: usize> Values<'a, N> {
         if trim(value).is_empty() {
             return;
         }
-        match self.values.get_mut(self.kept) {
-            Some(slot) => {
-                *slot = value;
-                self.kept = self.kept.saturating_add(1);
+        match self.usual.get_mut(self.kept) {
+            Some(slot) => *slot = Some(value),
+            None if self.kept < N => self.others.push(value),
+            None => {
+                self.cut = true;
+                return;
             }
-            None => self.cut = true,
         }
+        self.kept = self.kept.saturating_add(1);
     }
 
     /// The values that are not empty, at most `N`, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &'a [u8]> + Clone + '_ {
-        self.values.iter().take(self.kept).copied()
+        self.usual.iter().flatten().chain(&self.others).copied()
     }
 
     /// Their members without surrounding white space, empty ones too.

@@ -1,11 +1,8 @@
 //! Hexadecimal ids, both ways, without an allocation.
 //!
 //! W3C Trace Context allows lower-case digits only and MUSTs a proxy to refuse the rest, while B3,
-//! Jaeger and X-Ray implementations write both cases; so there are two decoders over one table of
-//! digits. Every decoder wants the exact number of digits: an id that is cut or padded in silence
+//! Jaeger and X-Ray implementations write both cases; so there are two decoders. Every decoder wants the exact number of digits: an id that is cut or padded in silence
 //! joins two traces that have nothing to do with each other.
-
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// `2 * N` lower-case digits, nothing else.
 pub(crate) fn lower<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
@@ -42,11 +39,10 @@ pub(crate) fn padded<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
 }
 
 /// Appends lower-case digits.
-pub(crate) fn write(out: &mut Vec<u8>, bytes: &[u8]) {
-    for byte in bytes {
-        let pair = [byte >> 4, byte & 15].map(|d| DIGITS.get(usize::from(d)).copied());
-        out.extend(pair.into_iter().flatten());
-    }
+pub(crate) fn write<const N: usize>(out: &mut Vec<u8>, bytes: &[u8; N]) {
+    let digit = |d: u8| d.wrapping_add(if d < 10 { b'0' } else { b'a' - 10 });
+    let pairs = bytes.map(|byte| [digit(byte >> 4), digit(byte & 15)]);
+    out.extend_from_slice(pairs.as_flattened());
 }
 
 const fn digit(c: u8) -> Option<u8> {

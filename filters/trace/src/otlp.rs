@@ -12,7 +12,7 @@ use rand::Rng;
 
 use crate::policy::{Direction, Export};
 use crate::propagate;
-use crate::proto::{Reader, Value, Writer, varint};
+use crate::proto::{Key, Reader, Value, Writer, key, varint};
 use crate::span::{Attempt, Span};
 
 /// Bytes of most strings, at most; what is longer is cut.
@@ -21,10 +21,6 @@ const TEXT: usize = 256;
 const PATH: usize = 1024;
 /// Attempts that are told of, at most: more than any sane retry policy makes.
 pub(crate) const MAX_ATTEMPTS: usize = 16;
-
-/// The nine methods that `http.request.method` knows (RFC 9110 and PATCH).
-const METHODS: [&[u8]; 9] =
-    [b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE"];
 
 const KIND_SERVER: u64 = 2;
 const KIND_CLIENT: u64 = 3;
@@ -44,7 +40,7 @@ pub(crate) struct Style {
 pub(crate) fn write_span(out: &mut Vec<u8>, span: &Span<'_>, style: Style) {
     let context = span.context;
     let method = known(span.method);
-    Writer(out).message(2, |w| {
+    Writer(out).large_message(2, |w| {
         w.bytes(1, &context.trace_id);
         w.bytes(2, &context.span_id);
         if !span.tracestate.is_empty() {
@@ -60,7 +56,7 @@ pub(crate) fn write_span(out: &mut Vec<u8>, span: &Span<'_>, style: Style) {
         };
         w.uint(6, kind);
         times(w, span.start, span.end);
-        request_attributes(w, span, style);
+        request_attributes(w, span, method, style);
         decision_attributes(w, span);
         if let Some(link) = context.link {
             w.message(13, |w| {
@@ -84,7 +80,7 @@ pub(crate) fn write_attempt<R: Rng + ?Sized>(
     rng: &mut R,
 ) {
     let method = known(span.method);
-    Writer(out).message(2, |w| {
+    Writer(out).large_message(2, |w| {
         w.bytes(1, &span.context.trace_id);
         w.bytes(2, &propagate::id::<8, R>(rng));
         w.bytes(4, &span.context.span_id);
@@ -92,47 +88,54 @@ pub(crate) fn write_attempt<R: Rng + ?Sized>(
         w.uint(6, KIND_CLIENT);
         let (start, end) = attempt.times.unwrap_or((span.start, span.end));
         times(w, start, end);
-        text(w, "http.request.method", method.unwrap_or(b"_OTHER"), TEXT);
-        address(w, "server.address", "server.port", attempt.endpoint);
-        address(w, "network.peer.address", "network.peer.port", attempt.endpoint);
+        text(w, key!("http.request.method"), method.unwrap_or(b"_OTHER"), TEXT);
+        let endpoint = host_and_port(attempt.endpoint);
+        address(w, key!("server.address"), key!("server.port"), endpoint);
+        address(w, key!("network.peer.address"), key!("network.peer.port"), endpoint);
         if at > 0 {
-            int(w, "http.request.resend_count", at as u64);
+            w.attribute_uint(key!("http.request.resend_count"), at as u64);
         }
         outcome(w, attempt.status, attempt.error, 400);
         w.fixed32(16, flags(span) | KNOWN_REMOTE);
     });
 }
 
-fn request_attributes(w: &mut Writer<'_>, span: &Span<'_>, style: Style) {
-    match known(span.method) {
-        Some(method) => text(w, "http.request.method", method, TEXT),
+fn request_attributes(
+    w: &mut Writer<'_>,
+    span: &Span<'_>,
+    method: Option<&[u8]>,
+    style: Style,
+) {
+    match method {
+        Some(method) => text(w, key!("http.request.method"), method, TEXT),
         None => {
-            text(w, "http.request.method", b"_OTHER", TEXT);
-            text(w, "http.request.method_original", span.method, TEXT);
+            text(w, key!("http.request.method"), b"_OTHER", TEXT);
+            text(w, key!("http.request.method_original"), span.method, TEXT);
         }
     }
     let mut halves = span.path.splitn(2, |c| *c == b'?');
     let path = halves.next().unwrap_or_default();
     let query = halves.next().filter(|_| style.query);
-    text(w, "url.scheme", span.scheme, TEXT);
-    text(w, "url.path", path, PATH);
-    text(w, "url.query", query.unwrap_or_default(), PATH);
+    text(w, key!("url.scheme"), span.scheme, TEXT);
+    text(w, key!("url.path"), path, PATH);
+    text(w, key!("url.query"), query.unwrap_or_default(), PATH);
     // Credentials do not belong into an authority, and not into a span either.
     let authority = span.authority.rsplit(|c| *c == b'@').next().unwrap_or_default();
-    address(w, "server.address", "server.port", authority);
-    text(w, "user_agent.original", span.user_agent, TEXT);
+    address(w, key!("server.address"), key!("server.port"), host_and_port(authority));
+    text(w, key!("user_agent.original"), span.user_agent, TEXT);
     match style.direction {
         Direction::Ingress => {
-            text(w, "client.address", host_and_port(span.client).0, TEXT);
-            address(w, "network.peer.address", "network.peer.port", span.client);
+            let client = host_and_port(span.client);
+            text(w, key!("client.address"), client.0, TEXT);
+            address(w, key!("network.peer.address"), key!("network.peer.port"), client);
         }
         Direction::Egress => {
             url_full(w, span.scheme, authority, path, query);
-            address(w, "network.peer.address", "network.peer.port", span.upstream);
+            address(w, key!("network.peer.address"), key!("network.peer.port"), host_and_port(span.upstream));
         }
     }
     if span.resend_count > 0 {
-        int(w, "http.request.resend_count", u64::from(span.resend_count));
+        w.attribute_uint(key!("http.request.resend_count"), u64::from(span.resend_count));
     }
 }
 
@@ -155,20 +158,20 @@ fn url_full(
         *to = *from;
         used = used.saturating_add(1);
     }
-    text(w, "url.full", url.get(..used).unwrap_or_default(), PATH);
+    text(w, key!("url.full"), url.get(..used).unwrap_or_default(), PATH);
 }
 
 fn decision_attributes(w: &mut Writer<'_>, span: &Span<'_>) {
     let decision = &span.decision;
-    text(w, "pintle.service", decision.service, TEXT);
-    text(w, "pintle.strategy", decision.strategy.as_bytes(), TEXT);
+    text(w, key!("pintle.service"), decision.service, TEXT);
+    text(w, key!("pintle.strategy"), decision.strategy.as_bytes(), TEXT);
     if let Some(candidates) = decision.candidates {
-        int(w, "pintle.candidates", u64::from(candidates));
+        w.attribute_uint(key!("pintle.candidates"), u64::from(candidates));
     }
-    text(w, "pintle.endpoint", decision.endpoint, TEXT);
-    text(w, "pintle.breaker.state", decision.breaker.as_bytes(), TEXT);
+    text(w, key!("pintle.endpoint"), decision.endpoint, TEXT);
+    text(w, key!("pintle.breaker.state"), decision.breaker.as_bytes(), TEXT);
     if let Some((epoch, sequence)) = decision.version {
-        attribute(w, "pintle.snapshot.version", |w| {
+        w.attribute_of(key!("pintle.snapshot.version"), |w| {
             w.message(1, |w| {
                 crate::datadog::write_decimal(w.0, epoch);
                 w.0.push(b'.');
@@ -177,14 +180,14 @@ fn decision_attributes(w: &mut Writer<'_>, span: &Span<'_>) {
         });
     }
     if let Some(age) = decision.age {
-        int(w, "pintle.snapshot.age_ms", millis(age));
+        w.attribute_uint(key!("pintle.snapshot.age_ms"), millis(age));
     }
-    text(w, "pintle.outcome", decision.outcome.as_str().as_bytes(), TEXT);
-    text(w, "pintle.reason", decision.reason.as_bytes(), TEXT);
+    text(w, key!("pintle.outcome"), decision.outcome.as_str().as_bytes(), TEXT);
+    text(w, key!("pintle.reason"), decision.reason.as_bytes(), TEXT);
     if span.attempts.is_empty() {
         return;
     }
-    attribute(w, "pintle.attempts", |w| {
+    w.attribute_of(key!("pintle.attempts"), |w| {
         w.message(5, |w| {
             for attempt in span.attempts.iter().take(MAX_ATTEMPTS) {
                 w.message(1, |w| w.message(1, |w| attempt_text(w, attempt)));
@@ -211,12 +214,12 @@ fn attempt_text(w: &mut Writer<'_>, attempt: &Attempt<'_>) {
 /// Status code, `error.type` and the span's status.
 fn outcome(w: &mut Writer<'_>, status: Option<u16>, error: Option<&[u8]>, errors_from: u16) {
     if let Some(status) = status {
-        int(w, "http.response.status_code", u64::from(status));
+        w.attribute_uint(key!("http.response.status_code"), u64::from(status));
     }
     let failed = status.filter(|s| *s >= errors_from);
     match (error, failed) {
-        (Some(error), _) => text(w, "error.type", error, TEXT),
-        (None, Some(status)) => attribute(w, "error.type", |w| {
+        (Some(error), _) => text(w, key!("error.type"), error, TEXT),
+        (None, Some(status)) => w.attribute_of(key!("error.type"), |w| {
             w.message(1, |w| crate::datadog::write_decimal(w.0, u64::from(status)));
         }),
         (None, None) => return,
@@ -294,8 +297,21 @@ fn flags(span: &Span<'_>) -> u32 {
     u32::from(span.context.sampled) | if span.context.random { 2 } else { 0 }
 }
 
-fn known(method: &[u8]) -> Option<&'static [u8]> {
-    METHODS.into_iter().find(|m| *m == method)
+/// The method, if `http.request.method` knows it: those of RFC 9110, and PATCH.
+fn known(method: &[u8]) -> Option<&[u8]> {
+    let known = matches!(
+        method,
+        b"GET"
+            | b"POST"
+            | b"PUT"
+            | b"DELETE"
+            | b"HEAD"
+            | b"OPTIONS"
+            | b"PATCH"
+            | b"CONNECT"
+            | b"TRACE"
+    );
+    known.then_some(method)
 }
 
 /// Start and end; a clock that stepped back in between makes a span of no length.
@@ -324,28 +340,23 @@ fn host_and_port(authority: &[u8]) -> (&[u8], Option<u16>) {
     (host, port)
 }
 
-fn address(w: &mut Writer<'_>, host_key: &str, port_key: &str, authority: &[u8]) {
-    let (host, port) = host_and_port(authority);
+fn address(
+    w: &mut Writer<'_>,
+    host_key: Key,
+    port_key: Key,
+    (host, port): (&[u8], Option<u16>),
+) {
     text(w, host_key, host, TEXT);
     if let Some(port) = port.filter(|_| !host.is_empty()) {
-        int(w, port_key, u64::from(port));
+        w.attribute_uint(port_key, u64::from(port));
     }
 }
 
 /// A string attribute, unless it is empty.
-fn text(w: &mut Writer<'_>, key: &str, value: &[u8], max: usize) {
+fn text(w: &mut Writer<'_>, key: Key, value: &[u8], max: usize) {
     if !value.is_empty() {
-        attribute(w, key, |w| w.text(1, value, max));
+        w.attribute(key, value, max);
     }
-}
-
-fn int(w: &mut Writer<'_>, key: &str, value: u64) {
-    attribute(w, key, |w| w.uint(3, value));
-}
-
-/// An attribute of a span, of whose `AnyValue` `write` appends the content.
-fn attribute(w: &mut Writer<'_>, key: &str, write: impl FnOnce(&mut Writer<'_>)) {
-    pair(w, 9, key, write);
 }
 
 fn pair(w: &mut Writer<'_>, field: u32, key: &str, write: impl FnOnce(&mut Writer<'_>)) {

@@ -1,8 +1,10 @@
 //! The wire form of Protocol Buffers, as much of it as OTLP needs.
 //!
 //! Written by hand because the alternative, generated types, would build a tree of `String`s and
-//! `Vec`s for each span only to walk it once. A nested message is written in place: one byte is
-//! left for its length, and only a message of 128 bytes or more moves its tail to make room.
+//! `Vec`s for each span only to walk it once. A nested message is written in place: room is left for
+//! the length that is usual, and only a message of another length moves its tail. An attribute is
+//! written in two copies, because what its key settles is laid out at compile time ([`Key`]): a span
+//! has a dozen of them, and each copy in Wasm is a call.
 
 /// Appends fields to a buffer.
 pub(crate) struct Writer<'a>(pub(crate) &'a mut Vec<u8>);
@@ -46,23 +48,127 @@ impl Writer<'_> {
         }
     }
 
-    /// A nested message, or a string, of which `write` appends the content.
+    /// A nested message, or a string, of which `write` appends the content; usually below 128 bytes.
     pub(crate) fn message(&mut self, field: u32, write: impl FnOnce(&mut Writer<'_>)) {
+        self.nested(field, [0; 1], write);
+    }
+
+    /// A nested message that usually has 128 bytes or more, and less than 16 KiB.
+    pub(crate) fn large_message(&mut self, field: u32, write: impl FnOnce(&mut Writer<'_>)) {
+        self.nested(field, [0; 2], write);
+    }
+
+    fn nested<const N: usize>(
+        &mut self,
+        field: u32,
+        room: [u8; N],
+        write: impl FnOnce(&mut Writer<'_>),
+    ) {
         self.tag(field, 2);
         let at = self.0.len();
-        self.0.push(0);
+        self.0.extend_from_slice(&room);
         let start = self.0.len();
         write(&mut Writer(self.0));
         let size = self.0.len().saturating_sub(start);
-        if let (Ok(short @ ..0x80), Some(byte)) = (u8::try_from(size), self.0.get_mut(at)) {
-            *byte = short;
+        let (length, used) = encode_varint(size as u64);
+        if let (true, Some(room), Some(length)) =
+            (used == N, self.0.get_mut(at..start), length.first_chunk::<N>())
+        {
+            room.copy_from_slice(length);
             return;
         }
-        let (length, used) = encode_varint(size as u64);
         let length = length.get(..used).unwrap_or_default();
         self.0.splice(at..start, length.iter().copied());
     }
+
+    /// The attribute `key` of a span with a string of at most `max` bytes, which need not be UTF-8.
+    pub(crate) fn attribute(&mut self, key: Key, value: &[u8], max: usize) {
+        let start = self.0.len();
+        let end = start.saturating_add(key.0.len());
+        let short = value.len().saturating_add(key.0.len()) < 0x80 && value.len() <= max;
+        if !short || std::str::from_utf8(value).is_err() {
+            return self.attribute_of(key, |w| w.text(1, value, max));
+        }
+        self.0.extend_from_slice(key.0);
+        self.0.extend_from_slice(value);
+        let size = |of: usize| u8::try_from(value.len().saturating_add(of)).unwrap_or_default();
+        let all = size(key.0.len().saturating_sub(2));
+        if let Some([_, attribute, .., any, _, text]) = self.0.get_mut(start..end) {
+            (*attribute, *any, *text) = (all, size(2), size(0));
+        }
+    }
+
+    /// The attribute `key` of a span with a number.
+    pub(crate) fn attribute_uint(&mut self, key: Key, value: u64) {
+        let (number, used) = encode_varint(value);
+        let size = |of: usize| u8::try_from(used.saturating_add(of)).unwrap_or_default();
+        let field = key.field();
+        self.0.extend_from_slice(&[(ATTRIBUTES << 3 | 2) as u8, size(field.len().saturating_add(3))]);
+        self.0.extend_from_slice(field);
+        self.0.extend_from_slice(&[2 << 3 | 2, size(1), 3 << 3]);
+        self.0.extend_from_slice(number.get(..used).unwrap_or_default());
+    }
+
+    /// The attribute `key` of a span, of whose `AnyValue` `write` appends the content.
+    pub(crate) fn attribute_of(&mut self, key: Key, write: impl FnOnce(&mut Writer<'_>)) {
+        self.message(ATTRIBUTES, |w| {
+            w.0.extend_from_slice(key.field());
+            w.message(2, write);
+        });
+    }
 }
+
+/// `Span.attributes`.
+const ATTRIBUTES: u32 = 9;
+
+/// A string attribute's bytes without the string: tag and size of the attribute, the key with its tag and
+/// size, tag and size of the `AnyValue`, tag and size of its string. The three sizes that depend on the
+/// string are zero.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key(&'static [u8]);
+
+impl Key {
+    /// To be had by [`key!`], which counts.
+    pub(crate) const fn new(bytes: &'static [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// `KeyValue.key`, tag and size with it.
+    fn field(self) -> &'static [u8] {
+        self.0.get(2..self.0.len().saturating_sub(4)).unwrap_or_default()
+    }
+
+    /// Lays the bytes out; `N` is the name's length and [`Self::AROUND`].
+    #[expect(clippy::indexing_slicing, reason = "run by the compiler, which refuses what is outside")]
+    pub(crate) const fn layout<const N: usize>(name: &str) -> [u8; N] {
+        let name = name.as_bytes();
+        assert!(name.len() + Self::AROUND == N && name.len() < 0x60, "a short name");
+        let mut bytes = [0; N];
+        bytes[0] = (ATTRIBUTES << 3 | 2) as u8;
+        bytes[2] = 1 << 3 | 2;
+        bytes[3] = name.len() as u8;
+        let mut at = 0;
+        while at < name.len() {
+            bytes[4 + at] = name[at];
+            at += 1;
+        }
+        bytes[N - 4] = 2 << 3 | 2;
+        bytes[N - 2] = 1 << 3 | 2;
+        bytes
+    }
+
+    /// Bytes beside the name.
+    pub(crate) const AROUND: usize = 8;
+}
+
+/// The [`Key`] of this name.
+macro_rules! key {
+    ($name:literal) => {{
+        const BYTES: [u8; $name.len() + Key::AROUND] = Key::layout($name);
+        Key::new(&BYTES)
+    }};
+}
+pub(crate) use key;
 
 /// Appends `value` as UTF-8, cut to `max` bytes of input at a character's border; what is no UTF-8
 /// becomes U+FFFD.
@@ -81,6 +187,9 @@ pub(crate) fn lossy(out: &mut Vec<u8>, value: &[u8], max: usize) {
 
 /// Appends a variable-length number.
 pub(crate) fn varint(out: &mut Vec<u8>, value: u64) {
+    if let Ok(byte @ ..0x80) = u8::try_from(value) {
+        return out.push(byte);
+    }
     let (bytes, used) = encode_varint(value);
     out.extend_from_slice(bytes.get(..used).unwrap_or_default());
 }

@@ -37,9 +37,9 @@ pub(crate) fn extract(carrier: &Carrier<'_>) -> Option<Parent> {
 pub(crate) fn inject(carrier: &Carrier<'_>, context: &Context, continued: bool, edits: &mut Edits) {
     let present = carrier.get(Field::XRay);
     edits.set(Field::XRay.name(), present, |out| {
-        let (time, random) = context.trace_id.split_at_checked(4).unwrap_or_default();
+        let [a, b, c, d, random @ ..] = &context.trace_id;
         out.extend_from_slice(b"Root=1-");
-        hex::write(out, time);
+        hex::write(out, &[*a, *b, *c, *d]);
         out.push(b'-');
         hex::write(out, random);
         out.extend_from_slice(b";Parent=");
