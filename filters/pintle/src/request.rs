@@ -217,6 +217,7 @@ impl Exchange {
         self.trace = Some(context);
     }
 
+    #[inline(never)]
     fn choose(
         &mut self,
         worker: &mut Worker,
@@ -394,6 +395,7 @@ impl Exchange {
         Verdict::Send(text)
     }
 
+    #[inline(never)]
     fn apply(
         &mut self,
         worker: &mut Worker,

@@ -4,7 +4,6 @@
 //! that has stopped ticking while a newer one goes on, so every root ticks, be it once in [`IDLE`].
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,8 +12,9 @@ use pintle_host::streams::{Action, Streams};
 use crate::request::Exchange;
 use crate::worker::Shared;
 
-/// Streams whose end is waited for, at most; the oldest gives way, as if its client had left.
-const MAX_OPEN: usize = 65_536;
+/// Places of [`Open`], and streams in each at most: 65,536 whose end is waited for.
+const PLACES: usize = 64;
+const IN_A_PLACE: usize = 1_024;
 /// Without a tick for so long a root counts as gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// From one tick to the next of a root that has nothing to do.
@@ -32,7 +32,35 @@ struct Root {
 
 thread_local! {
     static ROOTS: RefCell<Vec<Root>> = const { RefCell::new(Vec::new()) };
-    static OPEN: RefCell<BTreeMap<u32, Box<Exchange>>> = const { RefCell::new(BTreeMap::new()) };
+    static OPEN: RefCell<Open> = const { RefCell::new(Open([const { Vec::new() }; PLACES])) };
+}
+
+/// The requests whose streams are open. Envoy numbers streams in a row, so that they spread evenly over
+/// places that are searched from end to end: little code, and memory that is in use anyway.
+struct Open([Vec<(u32, Box<Exchange>)>; PLACES]);
+
+impl Open {
+    fn place(&mut self, stream: u32) -> Option<&mut Vec<(u32, Box<Exchange>)>> {
+        self.0.get_mut(usize::try_from(stream).ok()? % PLACES)
+    }
+
+    /// Keeps `exchange`. Of a full place the oldest gives way, as if its client had left.
+    fn insert(&mut self, stream: u32, exchange: Exchange) -> Option<Box<Exchange>> {
+        let place = self.place(stream)?;
+        place.push((stream, Box::new(exchange)));
+        if place.len() <= IN_A_PLACE {
+            return None;
+        }
+        let age = |&(_, (other, _)): &(usize, &(u32, _))| stream.wrapping_sub(*other);
+        let (oldest, _) = place.iter().enumerate().max_by_key(age)?;
+        Some(place.swap_remove(oldest).1)
+    }
+
+    fn remove(&mut self, stream: u32) -> Option<Box<Exchange>> {
+        let place = self.place(stream)?;
+        let at = place.iter().position(|(other, _)| *other == stream)?;
+        Some(place.swap_remove(at).1)
+    }
 }
 
 /// A root was configured.
@@ -81,18 +109,14 @@ fn headers(stream: u32, root: u32) -> Action {
     let mut exchange = Exchange::new(worker);
     let action = exchange.arrive();
     if exchange.ends() {
-        let evicted = OPEN.with(|open| {
-            let mut open = open.try_borrow_mut().ok()?;
-            open.insert(stream, Box::new(exchange));
-            (open.len() > MAX_OPEN).then(|| open.pop_first()).flatten()
-        });
+        let evicted = OPEN.with(|open| open.try_borrow_mut().ok()?.insert(stream, exchange));
         drop(evicted);
     }
     action
 }
 
 fn log(stream: u32) {
-    let ended = OPEN.with(|open| open.try_borrow_mut().ok()?.remove(&stream));
+    let ended = OPEN.with(|open| open.try_borrow_mut().ok()?.remove(stream));
     if let Some(mut exchange) = ended {
         exchange.leave();
     }

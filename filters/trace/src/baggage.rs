@@ -15,6 +15,7 @@ const MAX_MEMBERS: usize = 64;
 const MAX_BYTES: usize = 8192;
 
 /// Hands the baggage on, cut to the limits and to the keys of `allow`.
+#[inline(never)]
 pub(crate) fn inject(carrier: &Carrier<'_>, allow: Option<&[Box<str>]>, edits: &mut Edits) {
     let values = &carrier.baggage;
     if values.count == 0 || (allow.is_none() && !values.cut && fits(values.iter())) {

@@ -114,6 +114,7 @@ struct Single<'a> {
 /// The relevant headers of one request.
 #[derive(Debug)]
 pub(crate) struct Carrier<'a> {
+    empty: bool,
     single: [Single<'a>; FIELDS],
     /// A list has at most 32 members, and each of these values holds at least one.
     pub(crate) tracestate: Values<'a, 32>,
@@ -128,6 +129,7 @@ impl<'a> Carrier<'a> {
         headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Self {
         let mut carrier = Self {
+            empty: true,
             single: [Single::default(); FIELDS],
             tracestate: Values::new(),
             baggage: Values::new(),
@@ -144,12 +146,14 @@ impl<'a> Carrier<'a> {
             2 => (Format::B3, Field::B3),
             7 if is(name, BAGGAGE) => {
                 if formats.contains(Format::Baggage) {
+                    self.empty = false;
                     self.baggage.push(value);
                 }
                 return;
             }
             10 if is(name, TRACESTATE) => {
                 if formats.contains(Format::TraceContext) {
+                    self.empty = false;
                     self.tracestate.push(value);
                 }
                 return;
@@ -172,11 +176,17 @@ impl<'a> Carrier<'a> {
             && is(name, field.name())
             && let Some(slot) = self.single.get_mut(field as usize)
         {
+            self.empty = false;
             if slot.count == 0 {
                 slot.first = trim(value);
             }
             slot.count = slot.count.saturating_add(1);
         }
+    }
+
+    /// Whether the request has none of the headers that were looked for.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.empty
     }
 
     fn slot(&self, field: Field) -> Single<'a> {

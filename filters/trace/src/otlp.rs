@@ -10,10 +10,11 @@ use std::time::Duration;
 use pintle_snapshot::Now;
 use rand::Rng;
 
+use crate::context::Link;
 use crate::policy::{Direction, Export};
 use crate::propagate;
 use crate::proto::{Key, Reader, Value, Writer, key, varint};
-use crate::span::{Attempt, Span};
+use crate::span::{Attempt, Outcome, Span};
 
 /// Bytes of most strings, at most; what is longer is cut.
 const TEXT: usize = 256;
@@ -57,13 +58,12 @@ pub(crate) fn write_span(out: &mut Vec<u8>, span: &Span<'_>, style: Style) {
         w.uint(6, kind);
         times(w, span.start, span.end);
         request_attributes(w, span, method, style);
-        decision_attributes(w, span);
-        if let Some(link) = context.link {
-            w.message(13, |w| {
-                w.bytes(1, &link.trace_id);
-                w.bytes(2, &link.span_id);
-                w.fixed32(6, u32::from(link.sampled) | KNOWN_REMOTE | REMOTE);
-            });
+        let decided = span.decision.outcome != Outcome::None || !span.decision.service.is_empty();
+        if decided || !span.attempts.is_empty() {
+            decision_attributes(w, span);
+        }
+        if let Some(link) = &context.link {
+            write_link(w, link);
         }
         outcome(w, span.status, span.error, errors_from);
         let remote = if context.parent_span_id.is_some() { REMOTE } else { 0 };
@@ -140,6 +140,7 @@ fn request_attributes(
 }
 
 /// `url.full`, which the conventions require of client spans.
+#[inline(never)]
 fn url_full(
     w: &mut Writer<'_>,
     scheme: &[u8],
@@ -161,6 +162,16 @@ fn url_full(
     text(w, key!("url.full"), url.get(..used).unwrap_or_default(), PATH);
 }
 
+#[inline(never)]
+fn write_link(w: &mut Writer<'_>, link: &Link) {
+    w.message(13, |w| {
+        w.bytes(1, &link.trace_id);
+        w.bytes(2, &link.span_id);
+        w.fixed32(6, u32::from(link.sampled) | KNOWN_REMOTE | REMOTE);
+    });
+}
+
+#[inline(never)]
 fn decision_attributes(w: &mut Writer<'_>, span: &Span<'_>) {
     let decision = &span.decision;
     text(w, key!("pintle.service"), decision.service, TEXT);
@@ -217,6 +228,13 @@ fn outcome(w: &mut Writer<'_>, status: Option<u16>, error: Option<&[u8]>, errors
         w.attribute_uint(key!("http.response.status_code"), u64::from(status));
     }
     let failed = status.filter(|s| *s >= errors_from);
+    if error.is_some() || failed.is_some() {
+        failure(w, error, failed);
+    }
+}
+
+#[inline(never)]
+fn failure(w: &mut Writer<'_>, error: Option<&[u8]>, failed: Option<u16>) {
     match (error, failed) {
         (Some(error), _) => text(w, key!("error.type"), error, TEXT),
         (None, Some(status)) => w.attribute_of(key!("error.type"), |w| {

@@ -37,7 +37,8 @@ pub fn propagate<'a, R: Rng + ?Sized>(
 ) -> Context {
     edits.clear();
     let carrier = Carrier::pick(config.relevant, headers);
-    let (source, parent) = match extract(config, &carrier) {
+    let found = if carrier.is_empty() { None } else { extract(config, &carrier) };
+    let (source, parent) = match found {
         Some((format, parent)) => (Some(format), parent),
         None => (None, Parent::default()),
     };
@@ -47,7 +48,7 @@ pub fn propagate<'a, R: Rng + ?Sized>(
     for format in Format::ALL {
         if config.inject.contains(format) {
             inject(config, &carrier, &context, format, source, edits);
-        } else if config.relevant.contains(format) {
+        } else if config.relevant.contains(format) && !carrier.is_empty() {
             remove(&carrier, format, edits);
         }
     }
@@ -60,11 +61,7 @@ fn extract(config: &Config, carrier: &Carrier<'_>) -> Option<(Format, Parent)> {
         let parent = match format {
             Format::TraceContext => w3c::extract(carrier),
             Format::Baggage => None,
-            Format::B3 => b3::extract_single(carrier),
-            Format::B3Multi => b3::extract_multi(carrier),
-            Format::Jaeger => jaeger::extract(carrier),
-            Format::Datadog => datadog::extract(carrier),
-            Format::XRay => xray::extract(carrier),
+            other => extract_other(carrier, *other),
         };
         match parent {
             Some(parent) if parent.has_trace() => return Some((*format, parent)),
@@ -73,6 +70,18 @@ fn extract(config: &Config, carrier: &Carrier<'_>) -> Option<(Format, Parent)> {
         }
     }
     decision
+}
+
+#[inline(never)]
+fn extract_other(carrier: &Carrier<'_>, format: Format) -> Option<Parent> {
+    match format {
+        Format::TraceContext | Format::Baggage => None,
+        Format::B3 => b3::extract_single(carrier),
+        Format::B3Multi => b3::extract_multi(carrier),
+        Format::Jaeger => jaeger::extract(carrier),
+        Format::Datadog => datadog::extract(carrier),
+        Format::XRay => xray::extract(carrier),
+    }
 }
 
 fn decide<R: Rng + ?Sized>(
@@ -134,10 +143,24 @@ fn inject(
             w3c::inject(carrier, context, continued, own, edits);
         }
         // Baggage is no context: it is handed on only by those who read it.
-        Format::Baggage if config.extract.contains(&Format::Baggage) => {
+        Format::Baggage if carrier.baggage.count > 0 && config.extract.contains(&format) => {
             baggage::inject(carrier, config.baggage_allow.as_deref(), edits);
         }
         Format::Baggage => {}
+        other => inject_other(carrier, context, other, continued, edits),
+    }
+}
+
+#[inline(never)]
+fn inject_other(
+    carrier: &Carrier<'_>,
+    context: &Context,
+    format: Format,
+    continued: bool,
+    edits: &mut Edits,
+) {
+    match format {
+        Format::TraceContext | Format::Baggage => {}
         Format::B3 => b3::inject_single(carrier, context, edits),
         Format::B3Multi => b3::inject_multi(carrier, context, edits),
         Format::Jaeger => jaeger::inject(carrier, context, edits),
@@ -146,6 +169,7 @@ fn inject(
     }
 }
 
+#[inline(never)]
 fn remove(carrier: &Carrier<'_>, format: Format, edits: &mut Edits) {
     match format {
         Format::TraceContext => w3c::remove(carrier, edits),

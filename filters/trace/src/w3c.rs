@@ -80,6 +80,19 @@ pub(crate) fn inject(
     });
     // A member of ours names our span, so there is none while we only forward someone else's.
     let own = own.filter(|_| !context.forwarded);
+    if own.is_some() || carrier.tracestate.count > 0 {
+        inject_state(carrier, context, continued, own, edits);
+    }
+}
+
+#[inline(never)]
+fn inject_state(
+    carrier: &Carrier<'_>,
+    context: &Context,
+    continued: bool,
+    own: Option<&str>,
+    edits: &mut Edits,
+) {
     if !continued || carrier.tracestate.count == 0 {
         return write(carrier, context, std::iter::empty(), own, edits);
     }

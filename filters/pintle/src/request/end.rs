@@ -59,6 +59,7 @@ impl Exchange {
     }
 
     /// Charges every endpoint of the list with what it did.
+    #[inline(never)]
     fn settle(&self, worker: &mut Worker, sent: &Sent, ended: &Ended, now: Now) {
         let breaking = worker.config.breaker;
         let Some(service) = worker.services.get_mut(&sent.service) else { return };
