@@ -1,5 +1,6 @@
 //! Headers out, spans to a collector, and headers that are meant to hurt.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -237,4 +238,28 @@ fn ninety_six_kibibytes_of_headers_take_less_than_a_mebibyte_of_the_modules_memo
             assert_eq!(run.envoy.traps(), Vec::new());
         }
     }
+}
+
+#[test]
+fn of_too_many_open_streams_the_oldest_give_way() {
+    // As many as are kept, and one for each place that they are kept in.
+    const STREAMS: usize = 65_536 + 64;
+    let mut run = Run::start(EXPORTING);
+    let mut open = VecDeque::new();
+    for _ in 0..STREAMS {
+        open.push_back(run.envoy.worker(0).request(get("orders")));
+    }
+    let mut end = |request: Option<Request>| {
+        let request = request.expect("an open stream");
+        let id = request.header("traceparent").and_then(|v| v.get(3..35).map(str::to_owned));
+        run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+        id.expect("a trace id")
+    };
+    let given_up = end(open.pop_front());
+    let oldest = end(open.remove(63));
+    let newest = end(open.pop_back());
+    let hex = |id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let told = spans(&mut run, Duration::from_secs(2));
+    let told: Vec<_> = told.into_iter().map(|span| hex(span.trace_id)).collect();
+    assert_eq!(told, [oldest, newest], "{given_up} was the first to go");
 }

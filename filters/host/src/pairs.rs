@@ -7,11 +7,6 @@ pub struct Pairs {
     bytes: Vec<u8>,
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<usize> {
-    let field = bytes.get(at..)?.first_chunk::<4>()?;
-    usize::try_from(u32::from_le_bytes(*field)).ok()
-}
-
 impl Pairs {
     pub(crate) const fn new(bytes: Vec<u8>) -> Self {
         Self { bytes }
@@ -19,19 +14,14 @@ impl Pairs {
 
     /// Names (lower-case, as Envoy keeps them) and raw values. Ends early where the block is cut.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> + Clone {
-        let count = u32_at(&self.bytes, 0).unwrap_or(0);
-        let data = count.saturating_mul(8).saturating_add(4);
-        (0..count).scan(data, |at, index| {
-            let lengths = index.saturating_mul(8).saturating_add(4);
-            let name_size = u32_at(&self.bytes, lengths)?;
-            let value_size = u32_at(&self.bytes, lengths.saturating_add(4))?;
-            let name_end = at.checked_add(name_size)?;
-            let value_start = name_end.checked_add(1)?;
-            let value_end = value_start.checked_add(value_size)?;
-            let name = self.bytes.get(*at..name_end)?;
-            let value = self.bytes.get(value_start..value_end)?;
-            *at = value_end.checked_add(1)?;
-            Some((name, value))
+        let (count, rest) = self.bytes.split_first_chunk().unwrap_or((&[0; 4], &[]));
+        let sizes = usize::try_from(u32::from_le_bytes(*count)).unwrap_or_default();
+        let cut = sizes.checked_mul(SIZES).and_then(|end| rest.split_at_checked(end));
+        let (sizes, texts) = cut.unwrap_or_default();
+        sizes.chunks_exact(SIZES).scan(texts, |texts, sizes| {
+            let (name, sizes) = sizes.split_first_chunk()?;
+            let name = text(texts, name)?;
+            Some((name, text(texts, sizes.first_chunk()?)?))
         })
     }
 
@@ -40,6 +30,18 @@ impl Pairs {
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
         self.iter().find(|(candidate, _)| *candidate == name).map(|(_, value)| value)
     }
+}
+
+/// Bytes of the sizes of a name and its value.
+const SIZES: usize = 8;
+
+/// The text of this size, and the NUL behind it, off the beginning of `texts`.
+fn text<'a>(texts: &mut &'a [u8], size: &[u8; 4]) -> Option<&'a [u8]> {
+    let size = usize::try_from(u32::from_le_bytes(*size)).ok()?;
+    let (text, rest) = texts.split_at_checked(size)?;
+    let (_nul, rest) = rest.split_first()?;
+    *texts = rest;
+    Some(text)
 }
 
 pub(crate) fn serialize(pairs: &[(&[u8], &[u8])]) -> Vec<u8> {

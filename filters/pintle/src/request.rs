@@ -10,9 +10,10 @@
 //! | | each trace header that changes | 0 to 3 |
 //! | log | clock, code, flags, attempts, upstream service time | 5 |
 //!
-//! No shared data, no log line, no metric. With `trace` alone 2, or 4 where the trace begins here, and none
-//! at the end; a clock more with spans; a service named by its second source costs one more. What costs more
-//! is rare: a failure (its breaker's record), a probe, a sampled span, a hash key from the connection.
+//! No shared data, no log line, no metric. With `trace` alone 1 where a context comes along, or 4 where the
+//! trace begins here, and none at the end; one more for the first request that is not like the one before; a
+//! clock more with spans; a service named by its second source costs one more. What costs more is rare: a
+//! failure (its breaker's record), a probe, a sampled span, a hash key from the connection.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -170,6 +171,9 @@ impl Drop for Exchange {
 impl Exchange {
     /// The short way for trace alone: a request without any trace header begins a trace whatever its
     /// other headers say, so they are not read, unless a span will tell of them. Whether this was it.
+    ///
+    /// To ask for a header that is there costs nearly what all of them do, so nobody asks as long as
+    /// requests bring one.
     fn begin(&mut self, worker: &mut Worker, config: &Config) -> bool {
         let Some(trace) = &config.trace else { return config.select.is_none() };
         let policy = config.default_policy.trace;
@@ -177,6 +181,7 @@ impl Exchange {
         if config.select.is_some()
             || config.traces_by_service()
             || !worker.services.is_empty()
+            || worker.traced
             || probes.is_empty()
             || (policy.ratio == Ratio::ALWAYS && trace.participates(&policy))
             || !probes.iter().all(|name| host::lacks_request_header(name.as_bytes()))
@@ -210,6 +215,7 @@ impl Exchange {
             .and_then(|name| worker.services.get(name))
             .map_or_else(|| config.trace_policy(named), |service| service.policy.trace);
         let context = edit(worker, trace, &policy, headers.iter());
+        worker.traced = !context.new_root || context.link.is_some();
         if context.is_recorded() {
             self.kept = Kept::new(headers.iter(), &worker.edits);
             self.read(headers);

@@ -50,6 +50,8 @@ pub(crate) struct Worker {
     pub(crate) counters: Counters,
     pub(crate) dice: Dice,
     pub(crate) edits: Edits,
+    /// Whether the last request brought a trace context, as the next one then probably does.
+    pub(crate) traced: bool,
     pub(crate) exporter: Option<Exporter>,
     /// The call that carries the exporter's batch.
     export_call: Option<u32>,
@@ -101,6 +103,7 @@ impl Worker {
             counters: Counters::default(),
             dice: Dice::seed_from_u64(seed()),
             edits: Edits::new(),
+            traced: false,
             exporter,
             export_call: None,
             confirmed_at: Now(0),

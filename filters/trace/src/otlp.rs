@@ -100,12 +100,7 @@ pub(crate) fn write_attempt<R: Rng + ?Sized>(
     });
 }
 
-fn request_attributes(
-    w: &mut Writer<'_>,
-    span: &Span<'_>,
-    method: Option<&[u8]>,
-    style: Style,
-) {
+fn request_attributes(w: &mut Writer<'_>, span: &Span<'_>, method: Option<&[u8]>, style: Style) {
     match method {
         Some(method) => text(w, key!("http.request.method"), method, TEXT),
         None => {
@@ -131,7 +126,12 @@ fn request_attributes(
         }
         Direction::Egress => {
             url_full(w, span.scheme, authority, path, query);
-            address(w, key!("network.peer.address"), key!("network.peer.port"), host_and_port(span.upstream));
+            address(
+                w,
+                key!("network.peer.address"),
+                key!("network.peer.port"),
+                host_and_port(span.upstream),
+            );
         }
     }
     if span.resend_count > 0 {
@@ -358,12 +358,7 @@ fn host_and_port(authority: &[u8]) -> (&[u8], Option<u16>) {
     (host, port)
 }
 
-fn address(
-    w: &mut Writer<'_>,
-    host_key: Key,
-    port_key: Key,
-    (host, port): (&[u8], Option<u16>),
-) {
+fn address(w: &mut Writer<'_>, host_key: Key, port_key: Key, (host, port): (&[u8], Option<u16>)) {
     text(w, host_key, host, TEXT);
     if let Some(port) = port.filter(|_| !host.is_empty()) {
         w.attribute_uint(port_key, u64::from(port));

@@ -103,7 +103,8 @@ impl Writer<'_> {
         let (number, used) = encode_varint(value);
         let size = |of: usize| u8::try_from(used.saturating_add(of)).unwrap_or_default();
         let field = key.field();
-        self.0.extend_from_slice(&[(ATTRIBUTES << 3 | 2) as u8, size(field.len().saturating_add(3))]);
+        self.0
+            .extend_from_slice(&[(ATTRIBUTES << 3 | 2) as u8, size(field.len().saturating_add(3))]);
         self.0.extend_from_slice(field);
         self.0.extend_from_slice(&[2 << 3 | 2, size(1), 3 << 3]);
         self.0.extend_from_slice(number.get(..used).unwrap_or_default());
@@ -139,7 +140,10 @@ impl Key {
     }
 
     /// Lays the bytes out; `N` is the name's length and [`Self::AROUND`].
-    #[expect(clippy::indexing_slicing, reason = "run by the compiler, which refuses what is outside")]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "run by the compiler, which refuses what is outside"
+    )]
     pub(crate) const fn layout<const N: usize>(name: &str) -> [u8; N] {
         let name = name.as_bytes();
         assert!(name.len() + Self::AROUND == N && name.len() < 0x60, "a short name");
