@@ -2,12 +2,12 @@
 //!
 //! CPU per request: the processor time of the Envoy process over the requests it served, because on a
 //! shared machine latency says who else was running and CPU says what was done. In every round each
-//! variant gets an Envoy of its own, one after the other, forwards and then backwards, before the same
-//! upstream, and is compared with the others of that round, so that what disturbs one round disturbs both
-//! sides of a ratio. The figure is the median over the rounds. A new process each time, because two
-//! processes of one variant differ by up to a tenth for as long as they live, by where their memory
-//! lies; one worker, because with two the kernel deals the connections differently each time, and a worker
-//! with more of them does more for each waking.
+//! variant has an Envoy of its own before the same upstream; all of them are warmed, and then loaded in
+//! turn in short bursts, forwards and backwards, so that what disturbs the machine disturbs both sides of
+//! a ratio. The figure is the median over the rounds. New processes in each round, because two processes of
+//! one variant differ by some hundredths for as long as they live, by where their memory lies; one worker,
+//! because with two the kernel deals the connections differently each time, and a worker with more of them
+//! does more for each waking.
 //!
 //! Like is compared with like: at each sampling ratio both export to the same collector over the same
 //! kind of cluster, and a side that lost spans on the way is refused, since not sending is cheap.
@@ -20,33 +20,36 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use pintle_artifact::PINTLE_PATH;
 use pintle_tests::{Behaviour, Collector, Envoy, EnvoyConfig, Error, Load, Result, Upstream};
 use prost::Message as _;
 use serde_json::{Value, json};
 
 const ROUNDS: usize = 9;
-const SECONDS: f64 = 1.5;
+/// Of load for each variant in each round.
+const SECONDS: f64 = 1.35;
+/// Of load without a break. Before it, as long as `SETTLE` to have the caches again after another's turn.
+const BURST: f64 = 0.15;
+const SETTLE: f64 = 0.02;
 /// The first requests open connections and have V8 optimise the module, which with 0.6 s goes on into what
 /// is measured.
 const WARM: f64 = 2.0;
 /// As many requests at once as keep a worker busy without a queue in front of it.
 const CONNECTIONS: usize = 8;
-/// Spans that may be missing at the end, because they wait for a full batch: 512 in either.
-const WAITING: usize = 1_024;
+/// Spans in a batch of ours, which the native tracer does not say of its own.
+const BATCH: usize = 512;
+/// Spans that may be missing at the end, because they wait for a full batch.
+const WAITING: usize = 2 * BATCH;
 
 /// What propagates and reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Tracer {
     /// Nothing.
     Plain,
-    /// A module of nothing but the three callbacks that a request needs: what Wasm costs at the least.
-    Empty,
-    /// One that asks for the three trace headers and writes a constant one: no propagation costs less.
-    LeastPropagation,
-    /// One that reads what no span can do without (headers, clock, code) and writes a constant header, but
-    /// makes no span and sends none: no tracer in Wasm costs less.
-    LeastSpans,
+    /// A module that is none of ours.
+    Other(&'static str),
     /// Ours with every part off.
     Idle,
     /// The module without an exporter.
@@ -57,76 +60,155 @@ enum Tracer {
     Native(f64),
 }
 
-const VARIANTS: [(&str, Tracer); 10] = [
+const VARIANTS: [(&str, Tracer); 13] = [
     ("plain", Tracer::Plain),
-    ("empty", Tracer::Empty),
+    ("empty", Tracer::Other(EMPTY)),
     ("idle", Tracer::Idle),
-    ("least_propagation", Tracer::LeastPropagation),
+    ("native_0", Tracer::Native(0.0)),
+    ("least_propagation", Tracer::Other(LEAST_PROPAGATION)),
     ("propagation", Tracer::Propagation),
     ("native_1", Tracer::Native(0.01)),
     ("module_1", Tracer::Module(0.01)),
+    ("least_spans", Tracer::Other(LEAST_SPANS)),
+    ("same_calls", Tracer::Other(SAME_CALLS)),
     ("native_100", Tracer::Native(1.0)),
-    ("least_spans", Tracer::LeastSpans),
     ("module_100", Tracer::Module(1.0)),
+    ("plain_again", Tracer::Plain),
 ];
 
-/// A module with these bodies of its callbacks.
-fn module(headers: &str, log: &str) -> String {
+/// Nothing but the callbacks that ours needs.
+const EMPTY: &str = r#"
+  (func (export "proxy_on_context_create") (param i32 i32))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 0))
+  (func (export "proxy_on_log") (param i32))"#;
+
+/// In one callback, asks for the three trace headers and writes a constant one: no propagation costs less.
+const LEAST_PROPAGATION: &str = r#"
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (call $ask (i32.const 16) (i32.const 11))
+    (call $ask (i32.const 32) (i32.const 10))
+    (call $ask (i32.const 48) (i32.const 7))
+    (call $write)
+    (i32.const 0))"#;
+
+/// In two callbacks, reads what no span can do without (headers, clock, code) and writes a constant header,
+/// but makes no span and sends none: no tracer in Wasm costs less.
+const LEAST_SPANS: &str = r#"
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (call $headers) (call $clock) (call $write)
+    (i32.const 0))
+  (func (export "proxy_on_log") (param i32)
+    (call $clock)
+    (call $property (i32.const 64) (i32.const 13)))"#;
+
+/// The callbacks and host calls of ours, and a batch that was encoded beforehand: what Envoy does for our
+/// spans, without what the module does.
+const SAME_CALLS: &str = r#"
+  (func (export "proxy_on_context_create") (param i32 i32))
+  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
+    (call $headers) (call $clock) (call $write)
+    (i32.const 0))
+  (func (export "proxy_on_log") (param i32)
+    (call $clock)
+    (call $property (i32.const 64) (i32.const 13))
+    (call $property (i32.const 160) (i32.const 14))
+    (call $property (i32.const 192) (i32.const 30))
+    (call $property (i32.const 256) (i32.const 14))
+    (call $send_each))"#;
+
+/// Where [`batch`] lies in the memory of a module.
+const BATCH_AT: usize = 65_536;
+
+/// A module with these callbacks.
+fn module(callbacks: &str) -> String {
+    let message = batch();
+    let escaped: String = message.iter().map(|byte| format!("\\{byte:02x}")).collect();
+    let size = message.len();
     format!(
         r#"(module
   (import "env" "proxy_get_header_map_pairs" (func $pairs (param i32 i32 i32) (result i32)))
   (import "env" "proxy_get_header_map_value" (func $get (param i32 i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_replace_header_map_value" (func $set (param i32 i32 i32 i32 i32) (result i32)))
-  (import "env" "proxy_get_property" (func $property (param i32 i32 i32 i32) (result i32)))
+  (import "env" "proxy_get_property" (func $read (param i32 i32 i32 i32) (result i32)))
   (import "env" "proxy_get_current_time_nanoseconds" (func $now (param i32) (result i32)))
-  (memory (export "memory") 2)
+  (import "env" "proxy_grpc_call" (func $grpc
+    (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 8)
+  (global $spans (mut i32) (i32.const 0))
   (data (i32.const 16) "traceparent")
   (data (i32.const 32) "tracestate")
   (data (i32.const 48) "baggage")
   (data (i32.const 64) "response\00code")
   (data (i32.const 96) "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00")
+  (data (i32.const 160) "response\00flags")
+  (data (i32.const 192) "upstream\00request_attempt_count")
+  (data (i32.const 256) "source\00address")
+  (data (i32.const 288) "otlp")
+  (data (i32.const 304) "opentelemetry.proto.collector.trace.v1.TraceService")
+  (data (i32.const 368) "Export")
+  (data (i32.const {BATCH_AT}) "{escaped}")
+  (func $ask (param i32 i32)
+    (drop (call $get (i32.const 0) (local.get 0) (local.get 1) (i32.const 0) (i32.const 4))))
+  (func $write
+    (drop (call $set (i32.const 0) (i32.const 16) (i32.const 11) (i32.const 96) (i32.const 55))))
+  (func $headers (drop (call $pairs (i32.const 0) (i32.const 0) (i32.const 4))))
+  (func $clock (drop (call $now (i32.const 0))))
+  (func $property (param i32 i32)
+    (drop (call $read (local.get 0) (local.get 1) (i32.const 0) (i32.const 4))))
+  (func $send_each
+    (global.set $spans (i32.add (global.get $spans) (i32.const 1)))
+    (if (i32.eq (global.get $spans) (i32.const {BATCH})) (then
+      (global.set $spans (i32.const 0))
+      (drop (call $grpc (i32.const 288) (i32.const 4) (i32.const 304) (i32.const 51)
+        (i32.const 368) (i32.const 6) (i32.const 0) (i32.const 0)
+        (i32.const {BATCH_AT}) (i32.const {size}) (i32.const 10000) (i32.const 0))))))
   (func (export "_initialize"))
   (func (export "proxy_abi_version_0_2_1"))
   (func (export "proxy_on_memory_allocate") (param i32) (result i32) (i32.const 4096))
   (func (export "proxy_on_vm_start") (param i32 i32) (result i32) (i32.const 1))
   (func (export "proxy_on_configure") (param i32 i32) (result i32) (i32.const 1))
-  (func (export "proxy_on_context_create") (param i32 i32))
-  (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
-    {headers} (i32.const 0))
-  (func (export "proxy_on_log") (param i32) {log}))"#
+  {callbacks})"#
     )
 }
 
-/// Each asks for a trace header.
-const ASK: [&str; 3] = [
-    "(drop (call $get (i32.const 0) (i32.const 16) (i32.const 11) (i32.const 0) (i32.const 4)))",
-    "(drop (call $get (i32.const 0) (i32.const 32) (i32.const 10) (i32.const 0) (i32.const 4)))",
-    "(drop (call $get (i32.const 0) (i32.const 48) (i32.const 7) (i32.const 0) (i32.const 4)))",
-];
-const WRITE: &str =
-    "(drop (call $set (i32.const 0) (i32.const 16) (i32.const 11) (i32.const 96) (i32.const 55)))";
-const READ: &str = "(drop (call $pairs (i32.const 0) (i32.const 0) (i32.const 4)))";
-const TIME: &str = "(drop (call $now (i32.const 0)))";
-const CODE: &str =
-    "(drop (call $property (i32.const 64) (i32.const 13) (i32.const 0) (i32.const 4)))";
-
-/// The modules that are not ours, written to `dir`.
-fn write_modules(dir: &Path) -> Result<()> {
-    let modules = [
-        ("empty", module("", "")),
-        ("least_propagation", module(&format!("{}{WRITE}", ASK.concat()), "")),
-        ("least_spans", module(&format!("{READ}{TIME}{WRITE}"), &format!("{TIME}{CODE}"))),
-    ];
-    for (name, text) in modules {
-        let wasm = wat::parse_str(text).map_err(|e| Error::new(e.to_string()))?;
-        std::fs::write(dir.join(name), wasm)?;
-    }
-    Ok(())
+/// A batch of spans of the size of ours here, by the published encoder.
+fn batch() -> Vec<u8> {
+    let text = |key: &str, value: &str| KeyValue {
+        key: key.into(),
+        value: Some(AnyValue { value: Some(any_value::Value::StringValue(value.into())) }),
+        ..KeyValue::default()
+    };
+    let span = Span {
+        trace_id: vec![1; 16],
+        span_id: vec![2; 8],
+        name: "GET".into(),
+        kind: 2,
+        start_time_unix_nano: 1 << 60,
+        end_time_unix_nano: 1 << 60,
+        flags: 0x103,
+        attributes: vec![
+            text("http.request.method", "GET"),
+            text("url.scheme", "http"),
+            text("url.path", "/"),
+            text("server.address", "orders"),
+            text("client.address", "127.0.0.1"),
+            text("network.peer.address", "127.0.0.1"),
+            text("network.peer.port", "40000"),
+            text("http.response.status_code", "200"),
+        ],
+        ..Span::default()
+    };
+    let scope_spans = vec![ScopeSpans { spans: vec![span; BATCH], ..ScopeSpans::default() }];
+    let resource_spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
+    ExportTraceServiceRequest { resource_spans }.encode_to_vec()
 }
 
 /// Figures over another one that say how far down the bounds could be reached in Wasm at all.
-const FLOORS: [(&str, &str); 2] =
-    [("least_propagation", "native_1"), ("least_spans", "native_100")];
+const FLOORS: [(&str, &str); 3] = [
+    ("least_propagation", "native_1"),
+    ("least_spans", "native_100"),
+    ("same_calls", "native_100"),
+];
 
 /// A figure, over another one, and the most that may be.
 const BOUNDS: [(&str, &str, f64); 3] = [
@@ -194,8 +276,7 @@ fn options() -> Option<Options> {
 async fn run(options: &Options) -> Result<bool> {
     let upstream = Upstream::start("upstream").await?;
     upstream.set(Behaviour { body_bytes: Some(128), ..Behaviour::default() });
-    let dir = tempfile::tempdir()?;
-    write_modules(dir.path())?;
+    let modules = tempfile::tempdir()?;
     let mut subjects = VARIANTS.map(|(name, tracer)| Subject {
         name,
         tracer,
@@ -205,11 +286,7 @@ async fn run(options: &Options) -> Result<bool> {
         lost: 0,
     });
     for number in 0..options.rounds {
-        let backwards = number % 2 == 1;
-        for at in 0..subjects.len() {
-            let at = if backwards { subjects.len() - 1 - at } else { at };
-            round(&mut subjects[at], &upstream, dir.path(), options.seconds).await?;
-        }
+        round(&mut subjects, &upstream, modules.path(), options.seconds).await?;
         let line: Vec<String> = subjects
             .iter()
             .map(|s| format!("{} {:.1}", s.name, s.cpu.last().copied().unwrap_or_default()))
@@ -231,13 +308,15 @@ fn config(
     // As everywhere in the fixtures: another build can be measured against this one.
     let path = std::env::var_os("PINTLE_WASM").unwrap_or_else(|| PINTLE_PATH.into());
     let module = |plugin: Value| config.clone().wasm(path).plugin(|all| *all = plugin);
-    let other = |name: &str| config.clone().wasm(modules.join(name)).plugin(|all| *all = json!({}));
     let export = json!({"cluster": "otlp", "service_name": "bench"});
     Ok(match tracer {
         Tracer::Plain => config.without_filter(),
-        Tracer::Empty => other("empty"),
-        Tracer::LeastPropagation => other("least_propagation"),
-        Tracer::LeastSpans => other("least_spans"),
+        Tracer::Other(callbacks) => {
+            let wasm = wat::parse_str(self::module(callbacks));
+            let file = modules.join("other.wasm");
+            std::fs::write(&file, wasm.map_err(|e| Error::new(e.to_string()))?)?;
+            config.clone().wasm(file).plugin(|all| *all = json!({}))
+        }
         Tracer::Idle => module(json!({})),
         Tracer::Propagation => module(json!({"trace": {}})),
         Tracer::Module(ratio) => module(json!({"trace": {"ratio": ratio, "export": export}})),
@@ -254,35 +333,83 @@ fn config(
     })
 }
 
-/// Loads one Envoy and books what it used.
+/// An Envoy of a round, with its collector.
+struct Running {
+    envoy: Envoy,
+    collector: Collector,
+    load: Load,
+    used: Duration,
+    measured: usize,
+    served: usize,
+}
+
+impl Running {
+    async fn start(tracer: Tracer, upstream: &Upstream, modules: &Path) -> Result<Self> {
+        let collector = Collector::start().await?;
+        let config = config(tracer, upstream, &collector, modules)?;
+        let envoy = Envoy::start_with(config, 1, &[]).await?;
+        let load = Load::to(envoy.addr()).host("orders").closed().connections(CONNECTIONS);
+        Ok(Self { envoy, collector, load, used: Duration::ZERO, measured: 0, served: 0 })
+    }
+
+    /// The requests that were served.
+    async fn load(&mut self, seconds: f64) -> Result<usize> {
+        let report = self.load.clone().run_for_secs(seconds).await;
+        if report.failed() > 0 {
+            return Err(Error::new(report.summary()));
+        }
+        self.served += report.total();
+        Ok(report.total())
+    }
+
+    async fn burst(&mut self, seconds: f64) -> Result<()> {
+        self.load(SETTLE).await?;
+        let (before, _) = self.envoy.usage();
+        self.measured += self.load(seconds).await?;
+        let (after, _) = self.envoy.usage();
+        self.used += after.saturating_sub(before);
+        Ok(())
+    }
+}
+
+/// Loads an Envoy for each subject, in turn, and books what they used.
 async fn round(
-    subject: &mut Subject,
+    subjects: &mut [Subject],
     upstream: &Upstream,
     modules: &Path,
     seconds: f64,
 ) -> Result<()> {
-    let collector = Collector::start().await?;
-    let config = config(subject.tracer, upstream, &collector, modules)?;
-    let envoy = Envoy::start_with(config, 1, &[]).await?;
-    let load = Load::to(envoy.addr()).host("orders").closed().connections(CONNECTIONS);
-    let warm = load.clone().run_for_secs(WARM.min(seconds)).await;
-    let (before, _) = envoy.usage();
-    let report = load.run_for_secs(seconds).await;
-    // The last full batch is part of the price.
+    let mut all = Vec::new();
+    for subject in subjects.iter() {
+        let mut running = Running::start(subject.tracer, upstream, modules).await?;
+        running.load(WARM.min(seconds)).await?;
+        all.push(running);
+        upstream.forget();
+    }
+    let burst = BURST.min(seconds);
+    let turns = (seconds / burst).round() as usize;
+    for turn in 0..turns {
+        let order: Vec<usize> = match turn % 2 {
+            0 => (0..all.len()).collect(),
+            _ => (0..all.len()).rev().collect(),
+        };
+        for at in order {
+            all[at].burst(burst).await?;
+            upstream.forget();
+        }
+    }
+    // The last full batches.
     tokio::time::sleep(Duration::from_millis(150)).await;
-    let (after, _) = envoy.usage();
-    if warm.failed() + report.failed() > 0 {
-        return Err(Error::new(format!("{}: {}", subject.name, report.summary())));
+    for (subject, running) in subjects.iter_mut().zip(all) {
+        subject.cpu.push(running.used.as_secs_f64() * 1e6 / running.measured as f64);
+        let spans = count(&running.collector);
+        subject.requests += running.served;
+        subject.spans += spans;
+        let all_recorded = [Tracer::Module(1.0), Tracer::Native(1.0), Tracer::Other(SAME_CALLS)];
+        if all_recorded.contains(&subject.tracer) {
+            subject.lost = subject.lost.max(running.served.saturating_sub(spans + WAITING));
+        }
     }
-    let used = after.saturating_sub(before).as_secs_f64();
-    subject.cpu.push(used * 1e6 / report.total() as f64);
-    let (requests, spans) = (warm.total() + report.total(), count(&collector));
-    subject.requests += requests;
-    subject.spans += spans;
-    if matches!(subject.tracer, Tracer::Module(1.0) | Tracer::Native(1.0)) {
-        subject.lost = subject.lost.max(requests.saturating_sub(spans + WAITING));
-    }
-    upstream.forget();
     Ok(())
 }
 

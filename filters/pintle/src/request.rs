@@ -53,9 +53,14 @@ pub(crate) struct Exchange {
     decided: Decided,
 }
 
+/// A service that has a table: its name, and where it is among all, as long as none of them goes.
+struct Known {
+    name: Rc<str>,
+    at: usize,
+}
+
 /// A request that an endpoint was chosen for.
 struct Sent {
-    service: Rc<str>,
     /// Of the first in the list, in the balancer's books.
     ticket: Option<Ticket>,
     /// The list that Envoy got.
@@ -129,8 +134,8 @@ impl Exchange {
         let named = (known || config.select.is_some())
             .then(|| service_name(&config.sources, &headers))
             .flatten();
-        let service = named.as_deref().and_then(|name| worker.services.get_key_value(name));
-        let service = service.map(|(name, _)| name.clone());
+        let service = named.as_deref().and_then(|name| worker.services.get_full(name));
+        let service = service.map(|(at, name, _)| Known { name: name.clone(), at });
         self.propagate(&mut worker, service.as_ref(), named.as_deref(), &headers);
         config.select.as_ref().map_or(Action::Continue, |select| {
             let verdict = self.choose(&mut worker, select, service, &headers);
@@ -156,7 +161,8 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         if let Some(sent) = self.sent.take()
             && let Ok(mut worker) = self.worker.try_borrow_mut()
-            && let Some(service) = worker.services.get_mut(&sent.service)
+            && let Some(name) = &self.decided.service
+            && let Some(service) = worker.services.get_mut(name)
         {
             service.ended();
             if let Some(ticket) = sent.ticket {
@@ -205,14 +211,14 @@ impl Exchange {
     fn propagate(
         &mut self,
         worker: &mut Worker,
-        service: Option<&Rc<str>>,
+        service: Option<&Known>,
         named: Option<&str>,
         headers: &Pairs,
     ) {
         let config = worker.config.clone();
         let Some(trace) = &config.trace else { return };
         let policy = service
-            .and_then(|name| worker.services.get(name))
+            .and_then(|known| worker.service(known.at))
             .map_or_else(|| config.trace_policy(named), |service| service.policy.trace);
         let context = edit(worker, trace, &policy, headers.iter());
         worker.traced = !context.new_root || context.link.is_some();
@@ -228,10 +234,10 @@ impl Exchange {
         &mut self,
         worker: &mut Worker,
         select: &Select,
-        service: Option<Rc<str>>,
+        service: Option<Known>,
         headers: &Pairs,
     ) -> Verdict {
-        let Some(name) = service else {
+        let Some(known) = service else {
             worker.counters.add(Count::UnknownService);
             self.decided.outcome = pintle_trace::Outcome::Fallback;
             self.decided.reason = "no table";
@@ -243,11 +249,11 @@ impl Exchange {
                 }
             };
         };
-        self.decided.service = Some(name.clone());
+        self.decided.service = Some(known.name.clone());
         self.read(headers);
         let mut picks = Picks::new();
-        let pinned = self.pick(worker, &name, headers, &mut picks);
-        let verdict = self.book(worker, &name, select, &picks);
+        let pinned = self.pick(worker, &known, headers, &mut picks);
+        let verdict = self.book(worker, &known, select, &picks);
         if let Some(pinned) = pinned
             && host::set_filter_state(pinned.state.as_bytes(), pinned.value.as_bytes()).is_err()
         {
@@ -274,12 +280,12 @@ impl Exchange {
     fn pick(
         &mut self,
         worker: &mut Worker,
-        name: &Rc<str>,
+        known: &Known,
         headers: &Pairs,
         picks: &mut Picks,
     ) -> Option<Pinned> {
         let now = self.started;
-        let service = worker.services.get(name)?;
+        let service = worker.service(known.at)?;
         let rules = service.policy.clone();
         let policy = &rules.select;
         let view = View::read(policy, headers);
@@ -297,26 +303,26 @@ impl Exchange {
         };
         let mut probe = None;
         loop {
-            let service = worker.services.get_mut(name)?;
+            let (_, service) = worker.services.get_index_mut(known.at)?;
             let choice = service.balancer.pick(&request, now, &mut worker.dice, picks);
-            self.note(worker, name, choice);
+            self.note(worker, known, choice);
             if !picks.probe() {
                 break;
             }
             let first = picks.first()?;
-            probe = worker.sync_breaker(name, first, true, now);
+            probe = worker.sync_breaker(&known.name, first, true, now);
             if probe.is_some() || picks.lose_probe() {
                 break;
             }
             // Another worker holds the probe and there was nothing else: the same without it.
             request.may_probe = false;
         }
-        self.list(worker, name, picks, probe);
+        self.list(worker, known, picks, probe);
 
         if let Some(cookie) = key.set_cookie {
             return Some(Pinned { state: "pintle_set_cookie", value: cookie });
         }
-        let service = worker.services.get(name)?;
+        let service = worker.service(known.at)?;
         let pin = service.balancer.pin_of(picks.first()?)?;
         match policy.sticky.as_ref()? {
             _ if picks.pinned() => None,
@@ -327,7 +333,7 @@ impl Exchange {
         }
     }
 
-    fn note(&mut self, worker: &mut Worker, name: &Rc<str>, choice: Choice) {
+    fn note(&mut self, worker: &mut Worker, known: &Known, choice: Choice) {
         match choice {
             Choice::Eligible { candidates } => {
                 self.decided.candidates = Some(candidates);
@@ -338,7 +344,7 @@ impl Exchange {
                 self.decided.outcome = pintle_trace::Outcome::Panic;
                 self.decided.reason = "too few endpoints are eligible";
                 worker.counters.add(Count::Panic);
-                if let Some(service) = worker.services.get_mut(name) {
+                if let Some((_, service)) = worker.services.get_index_mut(known.at) {
                     service.panicked();
                 }
             }
@@ -354,11 +360,11 @@ impl Exchange {
     fn list(
         &mut self,
         worker: &Worker,
-        name: &Rc<str>,
+        known: &Known,
         picks: &Picks,
         probe: Option<pintle_breaker::Ticket>,
     ) {
-        let Some(service) = worker.services.get(name) else { return };
+        let Some(service) = worker.service(known.at) else { return };
         let entries = picks.as_slice().iter().enumerate().filter_map(|(position, &index)| {
             let index = usize::try_from(index).ok()?;
             let key = service.balancer.key_of(index)?;
@@ -367,18 +373,20 @@ impl Exchange {
             Some(Entry { key, breaker })
         });
         let list: Vec<Entry> = entries.collect();
-        self.sent = (!list.is_empty()).then(|| Sent { service: name.clone(), ticket: None, list });
+        self.sent = (!list.is_empty()).then(|| Sent { ticket: None, list });
     }
 
     /// Books the request with the balancer and writes the list in Envoy's form.
     fn book(
         &mut self,
         worker: &mut Worker,
-        name: &Rc<str>,
+        known: &Known,
         select: &Select,
         picks: &Picks,
     ) -> Verdict {
-        let Some(service) = worker.services.get_mut(name) else { return Verdict::Leave };
+        let Some((_, service)) = worker.services.get_index_mut(known.at) else {
+            return Verdict::Leave;
+        };
         let (Some(first), Some(sent)) = (picks.first(), &mut self.sent) else {
             service.refused();
             let wait = service.retry_after(self.started);

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 
+use indexmap::IndexMap;
 use pintle_balance::{Dice, LoadEntry};
 use pintle_breaker::{Need, Record, Ticket};
 use pintle_host::{self as host, Level, Queue, Status};
@@ -46,7 +47,7 @@ pub(crate) type Shared = Rc<RefCell<Worker>>;
 /// The state of one root context.
 pub(crate) struct Worker {
     pub(crate) config: Rc<Config>,
-    pub(crate) services: HashMap<Rc<str>, Service>,
+    pub(crate) services: IndexMap<Rc<str>, Service>,
     pub(crate) counters: Counters,
     pub(crate) dice: Dice,
     pub(crate) edits: Edits,
@@ -99,7 +100,7 @@ impl Worker {
         let id = seed().max(1);
         let exporter = config.trace.as_ref().and_then(|trace| Exporter::new(trace, seed()));
         let mut worker = Self {
-            services: HashMap::new(),
+            services: IndexMap::new(),
             counters: Counters::default(),
             dice: Dice::seed_from_u64(seed()),
             edits: Edits::new(),
@@ -133,6 +134,11 @@ impl Worker {
             worker.load_index(now);
         }
         worker
+    }
+
+    /// The service at this place.
+    pub(crate) fn service(&self, at: usize) -> Option<&Service> {
+        self.services.get_index(at).map(|(_, service)| service)
     }
 
     pub(crate) const fn ticks(&self) -> u64 {

@@ -1,6 +1,7 @@
 //! How a request ended: read what tells, and charge every endpoint of the list with what it did.
 
 use super::*;
+use crate::service::Service;
 
 /// How a request ended, as far as it had to be read.
 pub(super) struct Ended {
@@ -16,17 +17,19 @@ impl Exchange {
     pub(super) fn finish(&mut self, worker: &mut Worker) {
         let recorded = self.trace.is_some_and(|trace| trace.is_recorded());
         let now = host::now();
-        let ended = self.ended(worker, now);
+        // It may have got another place since, or be gone.
+        let at = self.decided.service.as_ref().and_then(|name| worker.services.get_index_of(name));
+        let ended = self.ended(at.and_then(|at| worker.service(at)), worker, now);
         if recorded {
-            self.record(worker, &ended, now);
+            self.record(worker, at, &ended, now);
         }
-        if let Some(sent) = self.sent.take() {
-            self.settle(worker, &sent, &ended, now);
+        if let (Some(sent), Some(at)) = (self.sent.take(), at) {
+            self.settle(worker, at, &sent, &ended, now);
         }
     }
 
     /// Reads how it went: the code and the flags, and beyond these only what they call for.
-    fn ended(&self, worker: &Worker, now: Now) -> Ended {
+    fn ended(&self, service: Option<&Service>, worker: &Worker, now: Now) -> Ended {
         let code = host::property_u64(keys::CODE).ok().and_then(|code| u16::try_from(code).ok());
         let code = code.filter(|code| *code > 0);
         let flags = host::property_u64(keys::FLAGS).unwrap_or_default();
@@ -52,7 +55,6 @@ impl Exchange {
         let latency = self.sent.as_ref().and_then(|_| latency(attempts));
         let latency = latency.unwrap_or_else(|| now.since(self.started));
         report.took = Some(latency);
-        let service = self.sent.as_ref().and_then(|sent| worker.services.get(&sent.service));
         let policy = service.map_or(&worker.config.default_policy, |service| &service.policy);
         let outcome = pintle_breaker::classify(&report, &policy.breaker);
         Ended { code, flags, attempts, outcome, latency: Some(latency) }
@@ -60,9 +62,9 @@ impl Exchange {
 
     /// Charges every endpoint of the list with what it did.
     #[inline(never)]
-    fn settle(&self, worker: &mut Worker, sent: &Sent, ended: &Ended, now: Now) {
+    fn settle(&self, worker: &mut Worker, at: usize, sent: &Sent, ended: &Ended, now: Now) {
         let breaking = worker.config.breaker;
-        let Some(service) = worker.services.get_mut(&sent.service) else { return };
+        let Some((name, service)) = worker.services.get_index_mut(at) else { return };
         service.ended();
         let took = now.since(self.started);
         service.answered(self.method, ended.code.unwrap_or_default(), took);
@@ -99,8 +101,12 @@ impl Exchange {
                 due.push(index);
             }
         }
+        if due.is_empty() {
+            return;
+        }
+        let name = name.clone();
         for index in due {
-            worker.sync_breaker(&sent.service, index, false, now);
+            worker.sync_breaker(&name, index, false, now);
         }
     }
 }

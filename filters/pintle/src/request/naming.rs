@@ -5,11 +5,10 @@ use super::*;
 /// The name of the service that the request is for, from the first source that has one.
 pub(super) fn service_name(sources: &[Source], headers: &Pairs) -> Option<String> {
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(ToOwned::to_owned);
+    let whole = |path| host::property(path).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let found = |source: &Source| match source {
-        Source::ClusterMetadata => {
-            host::property(keys::CLUSTER_SERVICE).ok().as_deref().and_then(text)
-        }
-        Source::RouteMetadata => host::property(keys::ROUTE_SERVICE).ok().as_deref().and_then(text),
+        Source::ClusterMetadata => whole(keys::CLUSTER_SERVICE),
+        Source::RouteMetadata => whole(keys::ROUTE_SERVICE),
         Source::Cluster(pattern) => {
             host::property(keys::CLUSTER).ok().as_deref().and_then(|n| pattern.of(n)).and_then(text)
         }

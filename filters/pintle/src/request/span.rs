@@ -5,7 +5,8 @@ use super::*;
 
 impl Exchange {
     /// Puts the span into the queue.
-    pub(super) fn record(&self, worker: &mut Worker, ended: &Ended, now: Now) {
+    #[inline(never)]
+    pub(super) fn record(&self, worker: &mut Worker, at: Option<usize>, ended: &Ended, now: Now) {
         let (Some(context), Some(trace)) = (&self.trace, &worker.config.trace) else { return };
         let kept = &self.kept;
         // A server's peer is the client, a client's the upstream; the other one is not on the span.
@@ -17,11 +18,7 @@ impl Exchange {
         };
         let client = read(ingress, keys::SOURCE_ADDRESS);
         let upstream = read(!ingress || (per_attempt && !listed), keys::UPSTREAM_ADDRESS);
-        let service = self
-            .decided
-            .service
-            .as_ref()
-            .and_then(|name| worker.services.get(name).map(|service| (name, service)));
+        let service = at.and_then(|at| worker.services.get_index(at));
         let mut decision = Decision {
             candidates: self.decided.candidates,
             outcome: self.decided.outcome,

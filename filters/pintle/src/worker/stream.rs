@@ -79,7 +79,7 @@ impl Worker {
                     self.counters.add(Count::HostError);
                 }
                 self.index_dirty = true;
-                self.services.remove(name.as_str());
+                self.services.swap_remove(name.as_str());
                 self.tell_others(&Note::Table(name));
             }
             Effect::Complete(version) => {

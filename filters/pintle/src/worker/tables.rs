@@ -41,7 +41,7 @@ impl Worker {
     pub(super) fn load_table(&mut self, name: &str, now: Now) {
         match host::shared_data(&keys::table(name)) {
             Ok((bytes, _)) if bytes.is_empty() => {
-                self.services.remove(name);
+                self.services.swap_remove(name);
             }
             Ok((bytes, _)) => match pintle_snapshot::Down::decode(&bytes) {
                 Ok(pintle_snapshot::Down::Table(table)) if table.service == name => {
