@@ -186,7 +186,10 @@ async fn each_rule_of_trace_context_holds_on_the_wire() {
     let sides = ["ingress", "egress"].map(|side| json!({"direction": side}));
     let [ingress, egress] = sides;
     let silent = json!({"participate": true});
-    for trace in [exporting(ingress), exporting(egress), silent] {
+    // Of traces that are not sampled an exporter has no spans; who is told to take part does all the same.
+    let (exporters, always) = ([exporting(ingress), exporting(egress)], silent.clone());
+    for trace in exporters.into_iter().chain([silent]) {
+        let stands_by = trace != always;
         let rig = Rig::start(trace).await;
         for (what, headers, becomes, tracestate) in ROWS {
             // Twice, each on a connection of its own: both workers are to see it.
@@ -195,7 +198,8 @@ async fn each_rule_of_trace_context_holds_on_the_wire() {
                 let (trace, span, flags) = sent.parent();
                 let found = if trace == TRACE { Trace::On(flags) } else { Trace::New };
                 assert_eq!(found, *becomes, "{what}: {:?}", sent.one("traceparent"));
-                assert_ne!(span, SPAN, "{what}");
+                let unsampled = matches!(becomes, Trace::On(flags) if flags & 1 == 0);
+                assert_eq!(span == SPAN, stands_by && unsampled, "{what}");
                 assert_eq!(sent.one("tracestate").as_deref(), *tracestate, "{what}");
             }
         }

@@ -373,7 +373,7 @@ impl Exchange {
             Some(Entry { key, breaker })
         });
         let list: Vec<Entry> = entries.collect();
-        self.sent = (!list.is_empty()).then(|| Sent { ticket: None, list });
+        self.sent = (!list.is_empty()).then_some(Sent { ticket: None, list });
     }
 
     /// Books the request with the balancer and writes the list in Envoy's form.

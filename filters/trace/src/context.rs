@@ -46,7 +46,7 @@ pub struct Context {
     /// The trace; never all zero.
     pub trace_id: [u8; 16],
     /// The span that the upstream sees as its parent: the proxy's own, newly made, or when the
-    /// proxy only forwards, the caller's. Never all zero.
+    /// proxy has no span in the trace, the caller's. Never all zero.
     pub span_id: [u8; 8],
     /// The caller's span, if the proxy's own span continues one.
     pub parent_span_id: Option<[u8; 8]>,
@@ -62,8 +62,10 @@ pub struct Context {
     pub new_root: bool,
     /// Whether the proxy is a span of its own in this trace.
     pub participates: bool,
-    /// Whether the ids are the caller's, unchanged.
+    /// Whether the ids are the caller's and the headers that they came in stay as they are.
     pub forwarded: bool,
+    /// Whether `span_id` is the proxy's own.
+    pub own_span: bool,
     /// The trace that a restart at a trust boundary left behind.
     pub link: Option<Link>,
     /// Which spans the policy asked for when the request came.

@@ -11,7 +11,9 @@
 //! the format that the context came from is left byte for byte as it was, since a span id that
 //! nobody ever sees would cut the caller from the upstream. Two things end forwarding, both by the
 //! specification: where there is no context a trace begins here, and where the sampling decision
-//! changes, `parent-id` has to change with it.
+//! changes, `parent-id` has to change with it. In between, an exporter *stands by* in W3C traces that
+//! are not sampled, in which it has no span either: the caller stays the parent, and the headers are
+//! only written where they are not as the specification wants them.
 
 use rand::Rng;
 
@@ -42,7 +44,7 @@ pub fn propagate<'a, R: Rng + ?Sized>(
         Some((format, parent)) => (Some(format), parent),
         None => (None, Parent::default()),
     };
-    let context = decide(config, policy, &parent, rng);
+    let context = decide(config, policy, &parent, source, rng);
     // A new trace does not come from any header.
     let source = source.filter(|_| !context.new_root);
     for format in Format::ALL {
@@ -88,6 +90,7 @@ fn decide<R: Rng + ?Sized>(
     config: &Config,
     policy: &Policy,
     parent: &Parent,
+    source: Option<Format>,
     rng: &mut R,
 ) -> Context {
     let new_root = !parent.has_trace() || config.boundary == Boundary::Restart;
@@ -98,21 +101,23 @@ fn decide<R: Rng + ?Sized>(
     let debug = parent.debug && trusted;
     let unchanged = parent.debug == debug && parent.sampled.is_none_or(|was| was == sampled);
     let participates = config.participates(policy);
-    let forwarded = match parent.span_id {
-        Some(span_id) if !new_root && unchanged && !participates => Some(span_id),
-        _ => None,
-    };
+    let forwarded = !new_root && unchanged && !participates && parent.span_id.is_some();
+    // Other formats would lose the caller's own parent, which only they name.
+    let stands_by =
+        !sampled && config.participate.is_none() && source == Some(Format::TraceContext);
+    let callers = parent.span_id.filter(|_| forwarded || (!new_root && unchanged && stands_by));
     Context {
         trace_id,
-        span_id: forwarded.unwrap_or_else(|| id(rng)),
-        parent_span_id: parent.span_id.filter(|_| !new_root && forwarded.is_none()),
+        span_id: callers.unwrap_or_else(|| id(rng)),
+        parent_span_id: parent.span_id.filter(|_| !new_root && callers.is_none()),
         sampled,
         debug,
         rejected: parent.rejected && !sampled,
         random: if new_root { true } else { parent.random },
         new_root,
         participates,
-        forwarded: forwarded.is_some(),
+        forwarded,
+        own_span: callers.is_none(),
         link: match parent.span_id {
             Some(span_id) if new_root && parent.has_trace() => Some(Link {
                 trace_id: parent.trace_id,

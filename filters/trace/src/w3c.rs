@@ -78,8 +78,8 @@ pub(crate) fn inject(
         let flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit);
         hex::write(out, &[flags]);
     });
-    // A member of ours names our span, so there is none while we only forward someone else's.
-    let own = own.filter(|_| !context.forwarded);
+    // A member of ours names our span, so there is none while someone else's goes on.
+    let own = own.filter(|_| context.own_span);
     if own.is_some() || carrier.tracestate.count > 0 {
         inject_state(carrier, context, continued, own, edits);
     }

@@ -289,6 +289,44 @@ fn a_proxy_participates_exactly_when_its_spans_are_exported_unless_told_otherwis
     }
 }
 
+#[test]
+fn in_a_trace_that_is_not_sampled_an_exporter_leaves_the_caller_the_parent() {
+    const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let exporting = r#"{"tracestate_member": "pintle",
+        "export": {"cluster": "otel", "service_name": "s"}}"#;
+    let sent = send(exporting, &[("traceparent", UNSAMPLED), ("tracestate", "a=1,pintle=2")]);
+    assert_eq!(sent.edits, 0, "valid headers are not touched: {sent:?}");
+    assert!(!sent.context.own_span && !sent.context.is_recorded());
+    // All that the specification asks is done, beside the caller's span.
+    for (flags, becomes) in [("02", "02"), ("fc", "00"), ("fe", "02")] {
+        let value = format!("{}{flags}", &UNSAMPLED[..53]);
+        let sent = send(exporting, &[("traceparent", &value)]);
+        assert_eq!(sent.traceparent(), ["00", TRACE, PARENT, becomes], "{flags}");
+    }
+    let future = format!("{}-more", UNSAMPLED.replacen("00", "cc", 1));
+    assert_eq!(send(exporting, &[("traceparent", &future)]).get("traceparent"), Some(UNSAMPLED));
+    let lists = [("traceparent", UNSAMPLED), ("tracestate", "a=1"), ("tracestate", "b=2")];
+    assert_eq!(send(exporting, &lists).get("tracestate"), Some("a=1,b=2"));
+    let malformed = [("traceparent", UNSAMPLED), ("tracestate", "a=1,=")];
+    assert_eq!(send(exporting, &malformed).get("tracestate"), None);
+    // Sampled, or told to take part, or where a decision changes: a span of ours.
+    let ignoring = r#"{"boundary": "ignore_sampled",
+        "export": {"cluster": "otel", "service_name": "s"}}"#;
+    for (config, value) in
+        [(exporting, VALID), (r#"{"participate": true}"#, UNSAMPLED), (ignoring, UNSAMPLED)]
+    {
+        let sent = send(config, &[("traceparent", value)]);
+        let [_, trace, span, _] = sent.traceparent();
+        assert!(trace == TRACE && span != PARENT && sent.context.own_span, "{config} {value}");
+    }
+    // B3 names the caller's parent, too, which only a span of ours can replace.
+    let b3 = r#"{"extract": ["b3"], "inject": ["b3"],
+        "export": {"cluster": "otel", "service_name": "s"}}"#;
+    let value = format!("{TRACE}-{PARENT}-0-00f067aa0ba902b7");
+    let sent = send(b3, &[("b3", &value)]);
+    assert!(sent.context.own_span && sent.get("b3").unwrap().ends_with(&format!("-0-{PARENT}")));
+}
+
 // Tracestate
 
 #[test]
