@@ -12,9 +12,10 @@ use pintle_host::streams::{Action, Streams};
 use crate::request::Exchange;
 use crate::worker::Shared;
 
-/// Places of [`Open`], and streams in each at most: 65,536 whose end is waited for.
+/// Streams whose end is waited for, at most.
+const MAX_OPEN: usize = 65_536;
+/// Places of [`Open`].
 const PLACES: usize = 64;
-const IN_A_PLACE: usize = 1_024;
 /// Without a tick for so long a root counts as gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// From one tick to the next of a root that has nothing to do.
@@ -32,34 +33,41 @@ struct Root {
 
 thread_local! {
     static ROOTS: RefCell<Vec<Root>> = const { RefCell::new(Vec::new()) };
-    static OPEN: RefCell<Open> = const { RefCell::new(Open([const { Vec::new() }; PLACES])) };
+    static OPEN: RefCell<Open> = const { RefCell::new(Open::EMPTY) };
 }
 
 /// The requests whose streams are open. Envoy numbers streams in a row, so that they spread evenly over
 /// places that are searched from end to end: little code, and memory that is in use anyway.
-struct Open([Vec<(u32, Box<Exchange>)>; PLACES]);
+struct Open {
+    places: [Vec<(u32, Box<Exchange>)>; PLACES],
+    count: usize,
+}
 
 impl Open {
+    const EMPTY: Self = Self { places: [const { Vec::new() }; PLACES], count: 0 };
+
     fn place(&mut self, stream: u32) -> Option<&mut Vec<(u32, Box<Exchange>)>> {
-        self.0.get_mut(usize::try_from(stream).ok()? % PLACES)
+        self.places.get_mut(usize::try_from(stream).ok()? % PLACES)
     }
 
-    /// Keeps `exchange`. Of a full place the oldest gives way, as if its client had left.
+    /// Keeps `exchange`. Of too many the oldest in its place gives way, as if its client had left.
     fn insert(&mut self, stream: u32, exchange: Exchange) -> Option<Box<Exchange>> {
-        let place = self.place(stream)?;
-        place.push((stream, Box::new(exchange)));
-        if place.len() <= IN_A_PLACE {
+        self.place(stream)?.push((stream, Box::new(exchange)));
+        self.count = self.count.saturating_add(1);
+        if self.count <= MAX_OPEN {
             return None;
         }
-        let age = |&(_, (other, _)): &(usize, &(u32, _))| stream.wrapping_sub(*other);
-        let (oldest, _) = place.iter().enumerate().max_by_key(age)?;
-        Some(place.swap_remove(oldest).1)
+        let age = |(other, _): &&(u32, _)| stream.wrapping_sub(*other);
+        let oldest = self.place(stream)?.iter().max_by_key(age)?.0;
+        self.remove(oldest)
     }
 
     fn remove(&mut self, stream: u32) -> Option<Box<Exchange>> {
         let place = self.place(stream)?;
         let at = place.iter().position(|(other, _)| *other == stream)?;
-        Some(place.swap_remove(at).1)
+        let (_, exchange) = place.swap_remove(at);
+        self.count = self.count.saturating_sub(1);
+        Some(exchange)
     }
 }
 
