@@ -223,6 +223,7 @@ async fn session(
             Seat { cluster, reached: [revision; 2] }
         }
     };
+    let opened = here.reached[0].max(here.reached[1]);
     let mut stream = watch(&mut client, config, here).await?;
     *seat = Some(here);
     let endpoint = config.endpoints.get(member % config.endpoints.len().max(1));
@@ -256,7 +257,7 @@ async fn session(
                 };
                 heard = Instant::now();
                 backoff.reset();
-                let changes = receive(message, &mut here, sound)?;
+                let changes = receive(message, &mut here, opened, sound)?;
                 *seat = Some(here);
                 context.etcd_heard(here.reached[0].max(here.reached[1]));
                 if changes.is_empty() {
@@ -405,8 +406,14 @@ async fn watch(
     Ok(stream)
 }
 
-/// Takes a message of the watch apart: what changed, and how far it reaches.
-fn receive(message: WatchResponse, here: &mut Seat, sound: bool) -> Result<Vec<Change>, EtcdError> {
+/// Takes a message of the watch apart: what changed, and how far it reaches. `opened` is the revision
+/// that was reached when the stream was opened.
+fn receive(
+    message: WatchResponse,
+    here: &mut Seat,
+    opened: u64,
+    sound: bool,
+) -> Result<Vec<Change>, EtcdError> {
     if message.compact_revision() > 0 {
         return Err(EtcdError::Relist("the revisions since are compacted"));
     }
@@ -421,10 +428,10 @@ fn receive(message: WatchResponse, here: &mut Seat, sound: bool) -> Result<Vec<C
     }
     let revision = u64::try_from(header.revision()).unwrap_or(0);
     let watch = WATCHES.iter().position(|id| *id == message.watch_id());
-    let newest = here.reached[0].max(here.reached[1]);
     // The answer to the creation of a watch tells the server's revision before anything else does; a
     // member that lags behind the one before it looks the same, and listing again makes it catch up.
-    if revision < newest && message.events().is_empty() {
+    // Events that came since say nothing against it: the server lets them overtake its answers.
+    if revision < opened && message.events().is_empty() {
         return Err(EtcdError::Relist("a lower revision than before"));
     }
     let mut changes = Vec::with_capacity(message.events().len());
@@ -552,6 +559,27 @@ mod tests {
         ] {
             assert_eq!(version_is_sound(version), expect, "{version}");
         }
+    }
+
+    #[test]
+    fn an_answer_that_events_have_overtaken_is_no_step_back() {
+        use etcd_client::proto::{PbResponseHeader, PbWatchResponse};
+        let created = |revision| {
+            let header =
+                PbResponseHeader { cluster_id: 1, revision, ..PbResponseHeader::default() };
+            WatchResponse(PbWatchResponse {
+                header: Some(header),
+                watch_id: WATCHES[1],
+                created: true,
+                ..PbWatchResponse::default()
+            })
+        };
+        // Opened at 10; the other watch has told of 15 before the second one's creation was answered.
+        let mut here = Seat { cluster: 1, reached: [15, 10] };
+        assert!(receive(created(12), &mut here, 10, false).is_ok_and(|changes| changes.is_empty()));
+        assert_eq!(here.reached, [15, 10]);
+        // The member itself is behind what another one told.
+        assert!(matches!(receive(created(9), &mut here, 10, false), Err(EtcdError::Relist(_))));
     }
 
     #[test]
