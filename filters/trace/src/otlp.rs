@@ -3,7 +3,7 @@
 //!
 //! A span is encoded once, when its request is done, as the field `spans` of a `ScopeSpans`; a
 //! batch is then nothing but a head and such bytes in a row. Each string is bounded, so that a span
-//! is at most about 20 KiB, whatever the client sent.
+//! is at most 16 KiB, whatever the client sent.
 
 use std::time::Duration;
 

@@ -39,7 +39,7 @@ impl Writer<'_> {
         self.0.extend_from_slice(value);
     }
 
-    /// A field of type string, from at most `max` bytes that need not be UTF-8.
+    /// A field of type string, of at most `max` bytes, from bytes that need not be UTF-8.
     pub(crate) fn text(&mut self, field: u32, value: &[u8], max: usize) {
         if value.len() <= max && std::str::from_utf8(value).is_ok() {
             self.bytes(field, value);
@@ -81,7 +81,8 @@ impl Writer<'_> {
         self.0.splice(at..start, length.iter().copied());
     }
 
-    /// The attribute `key` of a span with a string of at most `max` bytes, which need not be UTF-8.
+    /// The attribute `key` of a span with a string of at most `max` bytes, from bytes that need not be
+    /// UTF-8.
     pub(crate) fn attribute(&mut self, key: Key, value: &[u8], max: usize) {
         let start = self.0.len();
         let end = start.saturating_add(key.0.len());
@@ -174,17 +175,23 @@ macro_rules! key {
 }
 pub(crate) use key;
 
-/// Appends `value` as UTF-8, cut to `max` bytes of input at a character's border; what is no UTF-8
+/// Appends `value` as at most `max` bytes of UTF-8, cut at a character's border; what is no UTF-8
 /// becomes U+FFFD.
 pub(crate) fn lossy(out: &mut Vec<u8>, value: &[u8], max: usize) {
-    let cut = value.get(..max);
-    let mut chunks = cut.unwrap_or(value).utf8_chunks().peekable();
-    while let Some(chunk) = chunks.next() {
-        out.extend_from_slice(chunk.valid().as_bytes());
-        // The last character may be malformed only because it was cut.
-        let was_cut = cut.is_some_and(|c| c.len() < value.len()) && chunks.peek().is_none();
-        if !chunk.invalid().is_empty() && !was_cut {
-            out.extend_from_slice("\u{fffd}".as_bytes());
+    const REPLACEMENT: &str = "\u{fffd}";
+    // Nothing gets shorter, so that no character from behind `max` has room; the last before it is seen
+    // whole, or it would pass for malformed.
+    let near = value.get(..max.saturating_add(3)).unwrap_or(value);
+    let mut room = max;
+    for chunk in near.utf8_chunks() {
+        let replacement = if chunk.invalid().is_empty() { "" } else { REPLACEMENT };
+        for text in [chunk.valid(), replacement] {
+            let whole = text.get(..text.floor_char_boundary(room)).unwrap_or_default();
+            out.extend_from_slice(whole.as_bytes());
+            if whole.len() < text.len() {
+                return;
+            }
+            room = room.saturating_sub(whole.len());
         }
     }
 }

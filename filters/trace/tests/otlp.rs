@@ -15,7 +15,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1 as proto;
 use pintle_snapshot::Now;
-use pintle_trace::{Answer, Attempt, Context, Decision, Edits, Exporter, Outcome, Span, propagate};
+use pintle_trace::{
+    Answer, Attempt, Context, Decision, Edits, Exporter, Link, Outcome, Span, propagate,
+};
 use proptest::prelude::*;
 use prost::Message;
 use rand::SeedableRng;
@@ -321,6 +323,59 @@ fn strings_are_cut_at_a_characters_border_and_made_utf8() {
 }
 
 #[test]
+fn malformed_bytes_do_not_grow_beyond_the_bound() {
+    let context = context(EGRESS, "{}", &[]);
+    let agent = [b"aa".as_slice(), &[0xff; 300]].concat();
+    // A character of four bytes that begins within the bound and ends behind it.
+    let error = [&[b'e'; 255][..], "\u{10348}".as_bytes()].concat();
+    let span = one(EGRESS, &Span { user_agent: &agent, error: Some(&error), ..span(&context) });
+    let attributes = attributes(&span.attributes);
+    assert_eq!(attributes["user_agent.original"], "aa".to_owned() + &"\u{fffd}".repeat(84));
+    assert_eq!(attributes["error.type"], "e".repeat(255));
+}
+
+/// Everything at its longest, of bytes that take three each as UTF-8.
+#[test]
+fn a_span_is_at_most_16_kib() {
+    for junk in [[0xff; 4096], [b'a'; 4096]] {
+        let query = [&junk[..], b"?", &junk].concat();
+        let attempt =
+            Attempt { endpoint: &junk, status: Some(503), error: Some(&junk), times: None };
+        let attempts = vec![attempt; 20];
+        let mut context = context(EGRESS, "{}", &[(b"traceparent", VALID)]);
+        context.link = Some(Link { trace_id: [1; 16], span_id: [1; 8], sampled: true });
+        let span = Span {
+            method: &junk,
+            path: &query,
+            scheme: &junk,
+            authority: &junk,
+            client: &junk,
+            upstream: &junk,
+            status: Some(503),
+            error: Some(&junk),
+            user_agent: &junk,
+            tracestate: &junk,
+            resend_count: u32::MAX,
+            attempts: &attempts,
+            decision: Decision {
+                service: &junk,
+                strategy: "weighted_round_robin",
+                candidates: Some(u32::MAX),
+                endpoint: &junk,
+                breaker: "half-open",
+                version: Some((u64::MAX, u64::MAX)),
+                age: Some(Duration::MAX),
+                outcome: Outcome::LocalReply,
+                reason: "no_endpoints",
+            },
+            ..span(&context)
+        };
+        let size = one(EGRESS, &span).encoded_len();
+        assert!((14 * 1024..=16 * 1024).contains(&size), "{size}");
+    }
+}
+
+#[test]
 fn a_clock_that_stepped_back_makes_a_span_of_no_length() {
     let context = context(INGRESS, "{}", &[]);
     let span = one(INGRESS, &Span { end: Now(5), ..span(&context) });
@@ -385,11 +440,11 @@ proptest! {
             decision: Decision { service: path, endpoint: client, ..Decision::default() },
             ..span(&context)
         };
-        let request = decode(&json, &[span]);
-        prop_assert!(request.encoded_len() < 17 * 24 * 1024);
-        let spans = spans(request);
+        let spans = spans(decode(&json, &[span]));
         prop_assert_eq!(spans.len(), 1 + attempts.len().min(16));
-        prop_assert!(spans[0].encoded_len() < 24 * 1024, "{}", spans[0].encoded_len());
+        for span in spans {
+            prop_assert!(span.encoded_len() <= 16 * 1024, "{}", span.encoded_len());
+        }
     }
 
     #[test]
