@@ -110,6 +110,7 @@ async fn ten_thousand_instances_are_listed_in_pages_and_survive_compaction_while
     let took = began.elapsed();
     println!("10,000 instances listed in {took:?}");
     assert!(took < secs(10), "{took:?}");
+    agent.watching().await;
     let before = agent.snapshot().version;
 
     proxy.set(Fault::Refuse);
@@ -141,6 +142,7 @@ async fn a_backlog_longer_than_a_message_comes_in_fragments() {
     let proxy = Proxy::to(etcd.addr()).await.unwrap();
     let agent = Agent::start(with_etcd(vec![format!("http://{}", proxy.addr())]));
     agent.until(secs(5), "listed", |a| a.count() == 1).await;
+    agent.watching().await;
     proxy.set(Fault::Refuse);
     agent.until(secs(10), "the loss", |a| !a.sources().etcd.connected).await;
     let mut client = Client::connect([etcd.url()], None).await.unwrap();
@@ -165,6 +167,7 @@ async fn a_registry_restored_to_a_lower_revision_is_listed_again_and_met_with_pr
     put_many(&etcd.url(), "orders", 0..10, 0).await;
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
     agent.until(secs(5), "listed", |a| a.ids("orders").len() == 10).await;
+    agent.watching().await;
     let high = agent.snapshot().version;
 
     etcd.restart_empty().await.unwrap();
@@ -187,6 +190,7 @@ async fn a_connection_that_swallows_everything_is_noticed_within_ten_seconds() {
     let proxy = Proxy::to(etcd.addr()).await.unwrap();
     let agent = Agent::start(with_etcd(vec![format!("http://{}", proxy.addr())]));
     agent.until(secs(5), "first", |a| a.ids("orders") == ["a"]).await;
+    agent.watching().await;
     proxy.set(Fault::Blackhole);
     etcd.put(&key("orders", "b"), &value("orders", "b", 1)).await.unwrap();
     let noticed = agent.until(secs(10), "the silence", |a| !a.sources().etcd.connected).await;
@@ -203,6 +207,7 @@ async fn of_three_members_one_may_die_and_with_two_dead_what_is_known_stays() {
     cluster.members[0].put(&key("orders", "a"), &value("orders", "a", 1)).await.unwrap();
     let agent = Agent::start(with_etcd(cluster.urls()));
     agent.until(secs(10), "first", |a| a.ids("orders") == ["a"]).await;
+    agent.watching().await;
 
     let leader = cluster.leader().await.unwrap();
     cluster.members[leader].process().kill9();
@@ -288,7 +293,7 @@ async fn churn_under_constant_reconciliation_ends_in_what_etcd_holds() {
         etcd.page = 7;
     }
     let agent = Agent::start(config);
-    agent.until(secs(5), "connected", |a| a.sources().etcd.connected).await;
+    agent.watching().await;
     let mut published = 0u64;
     let mut snapshots = agent.running.snapshots.clone();
     let mut client = Client::connect([etcd.url()], None).await.unwrap();
@@ -422,6 +427,7 @@ async fn two_hundred_agents_that_come_back_at_once_do_not_come_as_a_herd() {
         .collect();
     for agent in &agents {
         agent.until(secs(30), "the start", |a| a.count() == 10).await;
+        agent.watching().await;
     }
     links.iter().for_each(|link| link.set(Fault::Refuse));
     for agent in &agents {

@@ -91,6 +91,12 @@ impl Agent {
         began.elapsed()
     }
 
+    /// Waits until the watch stands. A listing is published before; a fault in between would hit another
+    /// session than the one that is meant.
+    pub(crate) async fn watching(&self) {
+        self.until(secs(5), "the watch", |a| a.sources().etcd.connected).await;
+    }
+
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         self.running.join().await;
