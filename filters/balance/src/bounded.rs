@@ -139,7 +139,11 @@ impl Hashing {
             }
         }
         let want = want + usize::from(picks.probe());
-        let reach = picks.len().max(open as usize + usize::from(picks.probe())).min(want);
+        // A draining endpoint that keeps its session stands beside those that are open.
+        let stays = picks.pinned()
+            && picks.as_slice().first().is_some_and(|&i| field.state(i) == State::Shut);
+        let beside = usize::from(picks.probe()) + usize::from(stays);
+        let reach = picks.len().max(open as usize + beside).min(want);
         let len = self.len();
         for step in 0..len.min(WALK) {
             if picks.len() >= reach {

@@ -229,6 +229,21 @@ fn a_draining_endpoint_keeps_its_sessions_and_gets_nothing_new() {
 }
 
 #[test]
+fn a_session_with_a_draining_endpoint_is_retried_everywhere_else() {
+    let strategies = ["p2c", "least_request", "round_robin", "random", "ring_hash", "maglev"];
+    for (n, strategy) in [2, 3].into_iter().flat_map(|n| strategies.map(|s| (n, s))) {
+        let mut some = endpoints(n);
+        some[1].health = Health::Draining;
+        let mut balancer = balancer(&format!(r#"{{"strategy":"{strategy}"}}"#), &some);
+        let pinned = Request { pinned: balancer.pin_of(1), hash: Some(7), ..Request::default() };
+        let (first, picks) = one(&mut balancer, &pinned);
+        assert_eq!(first, Some(1));
+        let others = (0..u32::from(n)).filter(|i| picks.as_slice().contains(i)).count();
+        assert_eq!(others, usize::from(n), "{strategy} of {n}: {:?}", picks.as_slice());
+    }
+}
+
+#[test]
 fn a_session_leaves_an_open_breaker_and_an_unhealthy_endpoint() {
     let mut three = endpoints(3);
     let mut balancer = balancer("{}", &three);
