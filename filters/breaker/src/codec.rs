@@ -21,6 +21,7 @@ use std::fmt;
 use pintle_snapshot::Now;
 use xxhash_rust::xxh64::xxh64;
 
+use crate::machine::MAX_TRIPS;
 use crate::policy::{MAX_RETRY_AFTER, MAX_TIMEOUT};
 use crate::record::{MAX_PROBES, Origin, Probe, Record, State};
 use crate::window::{BUCKETS, Counts, Window};
@@ -165,7 +166,8 @@ impl Record {
         let short =
             self.probes.iter().all(|probe| probe.expires.since(self.touched) <= MAX_TIMEOUT)
                 && self.busy_until.since(self.touched) <= MAX_RETRY_AFTER;
-        slots && free && failures && short && past.iter().all(|time| *time <= self.touched)
+        let trips = self.trips <= MAX_TRIPS;
+        slots && free && failures && trips && short && past.iter().all(|time| *time <= self.touched)
     }
 }
 

@@ -50,7 +50,7 @@ use crate::window::{Counts, Window};
 pub const WATCH_BEFORE_RATE: Duration = Duration::from_millis(250);
 
 /// Trips are counted no further; `open_max` is reached long before.
-const MAX_TRIPS: u32 = 32;
+pub(crate) const MAX_TRIPS: u32 = 32;
 
 /// What the machine is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

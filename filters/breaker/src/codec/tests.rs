@@ -95,6 +95,9 @@ fn a_record_that_would_wedge_the_breaker_is_refused() {
     let from_the_future = Record { since: Now(now.0 + 1), ..half.clone() };
     assert_eq!(Record::decode(&encoded(&from_the_future)), Err(DecodeError::Value));
 
+    let worst_of_all = Record { trips: MAX_TRIPS + 1, ..half.clone() };
+    assert_eq!(Record::decode(&encoded(&worst_of_all)), Err(DecodeError::Value));
+
     let mut probe_while_closed = Record { state: State::Closed, ..half };
     probe_while_closed.probes[0] = Probe { id: 1, expires: now };
     assert_eq!(Record::decode(&encoded(&probe_while_closed)), Err(DecodeError::Value));
