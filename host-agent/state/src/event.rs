@@ -257,6 +257,12 @@ impl Draft {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self, check: crate::PolicyCheck) -> Result<(), Reject> {
+        // JSON has no NaN: it would be written as null, which ends what it was to set.
+        if let Action::Trace(Some(ratio)) = self.action
+            && !ratio.is_finite()
+        {
+            return Err(Reject::Type("ratio"));
+        }
         let subject = self.subject("events");
         let bytes = self.encode(Now(0));
         parse("events", &subject, &bytes, Origin::default(), check).map(drop)

@@ -251,7 +251,9 @@ impl State {
         let mut missing = Vec::new();
         for (name, model) in &mut self.services {
             let there = named.get(name);
-            for id in model.registry.keys() {
+            for (id, entry) in &mut model.registry {
+                // After a restore, what is kept from before it must not outrank what comes next.
+                entry.revision = entry.revision.min(self.listed);
                 if !there.is_some_and(|ids| ids.contains(id)) {
                     missing.push((name.clone(), id.clone()));
                 }
@@ -613,7 +615,11 @@ impl State {
     fn policy(&self, name: &str, model: &Model) -> String {
         let mut whole = Value::Null;
         for policy in [&model.file_policy, &model.registry_policy].into_iter().flatten() {
-            crate::json::compose(&mut whole, policy.value.clone());
+            let mut tried = whole;
+            crate::json::compose(&mut tried, policy.value.clone());
+            // Each is good by itself. Where both together are not, the registry's stands alone.
+            let good = (self.settings.check_policy)(&tried).is_ok();
+            whole = if good { tried } else { policy.value.clone() };
         }
         for patch in self.overlays.patches(name) {
             let mut tried = whole.clone();

@@ -175,6 +175,22 @@ fn a_lower_revision_after_a_restore_is_taken_as_it_is() {
     assert_eq!(ids(&state, "orders").len(), 10);
 }
 
+/// Held removals keep an endpoint of before the restore, with a revision that is not reached again soon.
+#[test]
+fn who_registers_anew_after_a_restore_is_taken_at_whatever_revision() {
+    let mut state = State::new(settings());
+    tell(&mut state, listing("orders", 3, 100), at(0));
+    tell(&mut state, Update::Listing(Listing { revision: 20, items: Vec::new() }), at(1));
+    assert_eq!(state.snapshot().held.len(), 2);
+    tell(&mut state, Update::Changes(vec![put("orders", "e00002", 21)]), at(2));
+    tell(&mut state, Update::Release { service: "orders".into() }, at(3));
+    assert_eq!(ids(&state, "orders"), ["e00002"]);
+    tell(&mut state, Update::Changes(vec![put("orders", "new", 22)]), at(4));
+    tell(&mut state, Update::Changes(vec![delete("orders", "e00002", 23)]), at(5));
+    tell(&mut state, Update::Release { service: "orders".into() }, at(6));
+    assert_eq!(ids(&state, "orders"), ["new"]);
+}
+
 #[test]
 fn the_registry_outranks_the_file_and_events_outrank_both_until_they_end() {
     let mut state = State::new(settings());
@@ -213,6 +229,30 @@ fn the_registry_outranks_the_file_and_events_outrank_both_until_they_end() {
     assert_eq!(next, Duration::from_secs(62));
     tell(&mut state, Update::Tick, at(62));
     assert_eq!(table(&state).policy, r#"{"a":1,"b":2,"c":null}"#);
+}
+
+#[test]
+fn of_two_policies_that_do_not_go_together_the_registrys_stands_alone() {
+    fn not_both(policy: &Value) -> Result<(), String> {
+        let both = policy.get("a").is_some() && policy.get("b").is_some();
+        if both { Err("one or the other".into()) } else { Ok(()) }
+    }
+    let mut state = State::new(Settings { check_policy: not_both, ..settings() });
+    let file = FileService {
+        name: "orders".into(),
+        policy: Some(br#"{"a":1}"#.to_vec()),
+        endpoints: vec![("x".into(), value("orders", "x", 1, ""))],
+    };
+    tell(&mut state, Update::File(vec![file]), at(0));
+    let policy = |state: &State| state.snapshot().services["orders"].table.policy.clone();
+    assert_eq!(policy(&state), r#"{"a":1}"#);
+    let change = Change {
+        key: b"/pintle/policies/orders".to_vec(),
+        value: Some(br#"{"b":1}"#.to_vec()),
+        revision: 1,
+    };
+    tell(&mut state, Update::Changes(vec![change]), at(1));
+    assert_eq!(policy(&state), r#"{"b":1}"#);
 }
 
 #[test]

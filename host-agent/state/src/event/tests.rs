@@ -105,6 +105,14 @@ fn every_kind_of_broken_event_is_refused_with_its_reason() {
 }
 
 #[test]
+fn a_ratio_that_json_cannot_say_is_refused_before_it_is_published() {
+    for ratio in [f64::NAN, f64::INFINITY] {
+        let draft = draft(Action::Trace(Some(ratio)), Some(60));
+        assert_eq!(draft.check(any), Err(Reject::Type("ratio")));
+    }
+}
+
+#[test]
 fn a_policy_must_follow_its_schema() {
     fn never(_: &Value) -> Result<(), String> {
         Err("no".into())
