@@ -7,6 +7,7 @@
 
 mod demo;
 mod dist;
+mod fuzz;
 mod setup;
 mod shell;
 mod story;
@@ -17,12 +18,14 @@ use std::process::ExitCode;
 const HELP: &str = "\
 usage: cargo xtask <command>
 
-  setup            install what is missing: wasm32-wasip1, protoc, etcd, nats-server, promtool, Envoy
+  setup            install what is missing: wasm32-wasip1, protoc, etcd, nats-server, prometheus, Envoy
   test             setup, then every check there is; the last line counts the tests
   demo [--check]   a story on real etcd, NATS, Envoy and agent; stays up until Ctrl-C
                    --check: ends by itself, exits 1 when a figure is out of bounds, last line JSON
   bench [NAME] [ARGS]  one bench (or all) of benches/, release build
-  dist             target/dist: pintle.wasm, the agent, the Envoy configuration, SHA256SUMS
+  fuzz [TARGET] [--runs N | --seconds N]  one target (or all) of fuzz/, a minute each unless said;
+                   last lines: runs, edges reached, crashes
+  dist             target/dist: pintle.wasm, the agent, all of envoy/, SHA256SUMS
 ";
 
 fn main() -> ExitCode {
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(false),
         ["demo", "--check"] => demo::run(true),
         ["bench", rest @ ..] => test::bench(rest),
+        ["fuzz", rest @ ..] => fuzz::run_fuzz(rest),
         ["dist"] => dist::run_dist(),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");

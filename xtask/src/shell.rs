@@ -2,7 +2,7 @@
 //!
 //! Children share our process group, so that a Ctrl-C reaches cargo and everything below it directly.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use pintle_tests::{Error, Result, tools};
@@ -17,19 +17,34 @@ pub fn run(line: &str, envs: &[(&str, &str)]) -> Result<()> {
 }
 
 /// As [`run`], and hands every line of standard output to `each` after printing it.
-pub fn run_reading(line: &str, envs: &[(&str, &str)], mut each: impl FnMut(&str)) -> Result<bool> {
-    let mut child = command(line, envs)
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| Error::from(e).during(line))?;
-    if let Some(out) = child.stdout.take() {
-        for line in BufReader::new(out).split(b'\n') {
+pub fn run_reading(line: &str, envs: &[(&str, &str)], each: impl FnMut(&str)) -> Result<bool> {
+    let child = command(line, envs).stdout(Stdio::piped()).spawn();
+    let mut child = child.map_err(|e| Error::from(e).during(line))?;
+    read_each(child.stdout.take(), each)?;
+    Ok(child.wait()?.success())
+}
+
+/// The same of standard error, where libFuzzer says everything.
+pub fn run_reading_errors(
+    line: &str,
+    envs: &[(&str, &str)],
+    each: impl FnMut(&str),
+) -> Result<bool> {
+    let child = command(line, envs).stderr(Stdio::piped()).spawn();
+    let mut child = child.map_err(|e| Error::from(e).during(line))?;
+    read_each(child.stderr.take(), each)?;
+    Ok(child.wait()?.success())
+}
+
+fn read_each(from: Option<impl Read>, mut each: impl FnMut(&str)) -> Result<()> {
+    if let Some(from) = from {
+        for line in BufReader::new(from).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
             println!("{line}");
             each(&line);
         }
     }
-    Ok(child.wait()?.success())
+    Ok(())
 }
 
 /// What a command prints; `None` when it cannot be run or does not succeed.
