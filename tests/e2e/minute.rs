@@ -110,7 +110,7 @@ async fn agent_stopped(mut world: World) {
     let load = load(&world).start();
     // Until the workers have settled: what grows after that grows for ever.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let heap = wasm_pages(&mut world);
+    let heap = world.envoy.wasm_pages();
     world.agent.stop();
     let stopped = Instant::now();
     let mut calls = 0;
@@ -119,7 +119,7 @@ async fn agent_stopped(mut world: World) {
         calls = calls.max(active.expect("the agent's cluster"));
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    let grown = wasm_pages(&mut world) - heap;
+    let grown = world.envoy.wasm_pages() - heap;
     println!("agent stopped: at most {calls} calls at once, {grown} pages more than {heap}");
     // The leader's stream and Envoy's own for EDS.
     assert!(calls <= 2, "{calls} calls");
@@ -293,23 +293,4 @@ async fn finish(name: &str, world: &World, load: pintle_tests::Running) {
 async fn endpoints(world: &World) -> usize {
     let services = world.agent.services().await.expect("the services");
     services["services"][0]["endpoints"].as_array().map_or(0, Vec::len)
-}
-
-/// Pages of all Wasm memories: each is the writable beginning of a reservation of gigabytes.
-fn wasm_pages(world: &mut World) -> usize {
-    let maps = std::fs::read_to_string(format!("/proc/{}/maps", world.envoy.pid()));
-    let maps = maps.expect("Envoy's memory");
-    let mut before = None;
-    let mut bytes = 0;
-    for line in maps.lines() {
-        let Some((range, rest)) = line.split_once(' ') else { continue };
-        let Some((from, to)) = range.split_once('-') else { continue };
-        let at = |text| usize::from_str_radix(text, 16).unwrap_or(0);
-        let (from, to) = (at(from), at(to));
-        if rest.starts_with("---p") && to - from > 1 << 31 {
-            bytes += before.filter(|(end, _)| *end == from).map_or(0, |(_, size)| size);
-        }
-        before = rest.starts_with("rw-p").then_some((to, to - from));
-    }
-    bytes / 65_536
 }

@@ -167,6 +167,26 @@ impl Envoy {
         http::get(self.admin(), "/config_dump?include_eds").await?.json()
     }
 
+    /// Pages of 64 KiB that all VMs together have as their memories: each is the start of a guarded
+    /// reservation of gigabytes.
+    pub fn wasm_pages(&self) -> usize {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.process.pid()));
+        let maps = maps.unwrap_or_default();
+        let mut before = None;
+        let mut bytes = 0;
+        for line in maps.lines() {
+            let Some((range, rest)) = line.split_once(' ') else { continue };
+            let Some((from, to)) = range.split_once('-') else { continue };
+            let at = |text| usize::from_str_radix(text, 16).unwrap_or(0);
+            let (from, to) = (at(from), at(to));
+            if rest.starts_with("---p") && to - from > 1 << 31 {
+                bytes += before.filter(|(end, _)| *end == from).map_or(0, |(_, size)| size);
+            }
+            before = rest.starts_with("rw-p").then_some((to, to - from));
+        }
+        bytes / 65_536
+    }
+
     /// CPU time and resident bytes of the process.
     pub fn usage(&self) -> (Duration, u64) {
         (self.process.threads_time(), self.process.resident_bytes())

@@ -50,6 +50,11 @@ pub fn promtool() -> Result<PathBuf> {
     find("PROMTOOL", "promtool", None, "apt-get install -y prometheus")
 }
 
+/// `$PROMETHEUS`, or `prometheus` from PATH.
+pub fn prometheus() -> Result<PathBuf> {
+    find("PROMETHEUS", "prometheus", None, "apt-get install -y prometheus")
+}
+
 /// What `promtool check metrics` has to say of an exposition; nothing is `Ok`.
 pub fn check_metrics(text: &str) -> Result<()> {
     let mut exposition = tempfile::tempfile()?;

@@ -1,13 +1,10 @@
 //! `cargo xtask dist`: what a user installs, in one directory, with its sums.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use pintle_tests::{Result, tools};
+use pintle_tests::{Error, Result, tools};
 
 use crate::shell::{output, run};
-
-/// Files of `envoy/` that go along.
-const CONFIGURATION: [&str; 3] = ["envoy.yaml", "original-dst.yaml", "clusters.yaml"];
 
 /// Builds and collects everything into `target/dist`.
 pub fn run_dist() -> Result<()> {
@@ -16,21 +13,24 @@ pub fn run_dist() -> Result<()> {
     if dist.exists() {
         std::fs::remove_dir_all(&dist)?;
     }
-    std::fs::create_dir_all(&dist)?;
     run("cargo build --release --locked -p pintle-agent", &[])?;
-    copy(&tools::target_dir().join("release/pintle"), &dist, "pintle")?;
-    copy(&tools::module()?, &dist, "pintle.wasm")?;
-    for file in CONFIGURATION {
-        copy(&tools::root().join("envoy").join(file), &dist, file)?;
+    let configuration = tools::root().join("envoy");
+    let mut files = vec![
+        ("pintle".into(), tools::target_dir().join("release/pintle")),
+        ("pintle.wasm".into(), tools::module()?),
+    ];
+    for file in files_below(&configuration)? {
+        let name = file.strip_prefix(&configuration).unwrap_or(&file);
+        files.push((name.display().to_string(), file.clone()));
     }
+    files.sort();
     let mut sums = String::new();
-    let mut files: Vec<_> = std::fs::read_dir(&dist)?.filter_map(|e| e.ok()).collect();
-    files.sort_by_key(std::fs::DirEntry::file_name);
-    for file in files {
-        let line = output(&format!("sha256sum {}", file.path().display())).unwrap_or_default();
+    for (name, from) in files {
+        let file = dist.join(&name);
+        copy(&from, &file)?;
+        let line = output(&format!("sha256sum {}", file.display())).unwrap_or_default();
         let sum = line.split(' ').next().unwrap_or_default();
-        let (name, bytes) = (file.file_name().display().to_string(), file.metadata()?.len());
-        println!("{sum}  {name}  {bytes} bytes");
+        println!("{sum}  {name}  {} bytes", file.metadata()?.len());
         sums += &format!("{sum}  {name}\n");
     }
     std::fs::write(dist.join("SHA256SUMS"), sums)?;
@@ -38,8 +38,20 @@ pub fn run_dist() -> Result<()> {
     Ok(())
 }
 
-fn copy(from: &Path, dist: &Path, name: &str) -> Result<()> {
-    std::fs::copy(from, dist.join(name))
-        .map_err(|e| pintle_tests::Error::from(e).during(from.display()))?;
+fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => files.extend(files_below(&path)?),
+            false => files.push(path),
+        }
+    }
+    Ok(files)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to.parent().unwrap_or(to))?;
+    std::fs::copy(from, to).map_err(|e| Error::from(e).during(from.display()))?;
     Ok(())
 }

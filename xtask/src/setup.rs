@@ -13,10 +13,11 @@ use crate::shell::{output, run};
 const WASM: &str = "wasm32-wasip1";
 
 /// A binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(&str, &str, &str); 5] = [
+const PACKAGES: [(&str, &str, &str); 6] = [
     ("protoc", "PROTOC", "protobuf-compiler"),
     ("etcd", "ETCD", "etcd-server"),
     ("nats-server", "NATS_SERVER", "nats-server"),
+    ("prometheus", "PROMETHEUS", "prometheus"),
     ("promtool", "PROMTOOL", "prometheus"),
     // Looks at the agent's status page, as a test.
     ("chromium", "CHROMIUM", "chromium"),
@@ -42,6 +43,7 @@ pub fn bring() -> Result<()> {
         })
         .map(|(_, _, package)| *package)
         .collect();
+    missing.dedup();
     if !has_includes() {
         missing.push(INCLUDES.1);
     }
