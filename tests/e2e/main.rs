@@ -8,13 +8,17 @@
 //! | `clock` | a wall clock that steps by an hour |
 //! | `commands` | the command line, and `pintle check` |
 //! | `page` | the status page in a browser |
+//! | `observe` | the alerts and the dashboard, on a Prometheus |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
+//! | `istio` | the objects for Istio and Kubernetes, in a sidecar that is a real Envoy |
 
 mod clock;
 mod commands;
 mod gone;
 mod hostile;
+mod istio;
 mod minute;
+mod observe;
 mod page;
 mod support;
 mod way;

@@ -141,6 +141,9 @@ fn node(all: &[&Object]) -> Option<Finding> {
     })
 }
 
+/// What Istio tells the VM of a `WasmPlugin`, which has neither `vm_id` nor `reload_config`.
+const ISTIO: &str = "ISTIO_META_WASM_PLUGIN_RESOURCE_VERSION";
+
 /// Every Wasm plugin: it is whatever has a `vm_config`.
 fn plugins(all: &[&Object]) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -150,12 +153,17 @@ fn plugins(all: &[&Object]) -> Vec<Finding> {
         let name = text(plugin, "name").unwrap_or("(no name)");
         let what = format!("wasm plugin {name}");
         let policy = text(plugin, "failure_policy").unwrap_or("UNSPECIFIED");
+        let by_istio = at(plugin, &["vm_config", "environment_variables", "key_values", ISTIO]);
         let vm_id = at(plugin, &["vm_config", "vm_id"]).and_then(Value::as_str);
         if !seen.insert((name, policy, vm_id)) {
             continue;
         }
         findings.push(match policy {
             "FAIL_RELOAD" => Finding::good(&what, "FAIL_RELOAD"),
+            "FAIL_OPEN" if by_istio.is_some() => Finding::good(
+                &what,
+                "FAIL_OPEN, by a WasmPlugin: after a trap a change of it brings the module back",
+            ),
             "FAIL_OPEN" => Finding::warn(
                 &what,
                 "FAIL_OPEN: after a trap that worker goes without the module for good",
@@ -187,7 +195,7 @@ fn plugins(all: &[&Object]) -> Vec<Finding> {
             )),
             _ => {}
         }
-        if vm_id.unwrap_or_default().is_empty() {
+        if vm_id.unwrap_or_default().is_empty() && by_istio.is_none() {
             findings.push(Finding::warn(
                 &what,
                 "vm_config.vm_id is empty: other plugins without one share its data",
@@ -237,6 +245,7 @@ fn settings(all: &[&Object]) -> Vec<Finding> {
         };
         let what = format!("settings of {}", text(plugin, "name").unwrap_or("(no name)"));
         match &config.agent {
+            None if config.select.is_none() => {}
             None => findings.push(Finding::bad(
                 &what,
                 "sync.cluster is not set: no table comes",
@@ -248,6 +257,13 @@ fn settings(all: &[&Object]) -> Vec<Finding> {
                 "name the cluster whose endpoint is the agent's socket",
             )),
             Some(_) => {}
+        }
+        if config.breaker && config.select.is_none() {
+            findings.push(Finding::bad(
+                &what,
+                "breaker does nothing without select, which asks the breakers",
+                "add select to the same plugin",
+            ));
         }
         let Some(select) = &config.select else { continue };
         if select.via == Via::OverrideHost && !sources.contains(select.header.as_str()) {
@@ -346,6 +362,7 @@ fn original_dst(all: &[&Object]) -> Vec<Finding> {
     }
 }
 
+/// Hosts of our clusters that a discovery service of their own brings, as the agent does.
 fn eds(all: &[&Object]) -> Vec<Finding> {
     let overridden = |cluster: &Object| {
         let mut found = false;
@@ -357,7 +374,10 @@ fn eds(all: &[&Object]) -> Vec<Finding> {
         found
     };
     let clusters = all.iter().filter(|object| {
-        object.get("type").and_then(Value::as_str) == Some("EDS") && overridden(object)
+        let source = at(object, &["eds_cluster_config", "eds_config"]);
+        object.get("type").and_then(Value::as_str) == Some("EDS")
+            && overridden(object)
+            && source.is_some_and(|it| it.get("api_config_source").is_some())
     });
     let mut findings = Vec::new();
     for cluster in clusters {

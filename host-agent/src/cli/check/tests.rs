@@ -27,7 +27,7 @@ fn good() -> Value {
             {"cluster": {"name": "sync", "type": "STATIC", "load_assignment": {"endpoints": [{"lb_endpoints": [
                 {"endpoint": {"address": {"pipe": {"path": SOCK}}}}]}]}}},
             {"cluster": {"name": "orders", "type": "EDS",
-                "eds_cluster_config": {"eds_config": {"initial_fetch_timeout": "2s"}},
+                "eds_cluster_config": {"eds_config": {"api_config_source": {}, "initial_fetch_timeout": "2s"}},
                 "load_balancing_policy": {"policies": [{"typed_extension_config": {"typed_config": {
                     "override_host_sources": [{"header": "x-pintle-endpoints"}]}}}]}}}
         ]}
@@ -58,6 +58,13 @@ fn the_shipped_shape_is_good() {
 }
 
 #[test]
+fn tracing_alone_needs_no_agent() {
+    let pointer = format!("{MANAGER}/http_filters/0/typed_config/config/configuration/value");
+    let findings = judge(&with(&pointer, Some(json!(r#"{"trace": {}}"#))), SOCK);
+    assert!(findings.iter().all(|it| it.state == State::Good), "{findings:?}");
+}
+
+#[test]
 fn each_thing_that_is_wrong_is_named_with_what_to_do() {
     use State::{Bad, Warn};
     let plugin = |key: &str| format!("{MANAGER}/http_filters/0/typed_config/config/{key}");
@@ -85,6 +92,12 @@ fn each_thing_that_is_wrong_is_named_with_what_to_do() {
             Some(json!(r#"{"sync": {"cluster": "other"}}"#)),
             Bad,
             "no such cluster",
+        ),
+        (
+            plugin("configuration/value"),
+            Some(json!(r#"{"sync": {"cluster": "sync"}, "breaker": {}}"#)),
+            Bad,
+            "without select",
         ),
         (
             plugin("configuration/value"),
