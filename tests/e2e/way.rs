@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use pintle_tests::{Agent, Behaviour, Fault, Instance, assert_eventually, http};
+use pintle_artifact::PINTLE_PATH;
+use pintle_tests::{
+    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Fault, Instance, Nats, assert_eventually, http,
+};
+use serde_json::json;
 
 use crate::support::{PATIENCE, World, in_turns, millis, quantile, quick};
 
@@ -103,6 +107,40 @@ async fn a_connection_that_is_refused_is_retried_elsewhere_and_nobody_notices() 
     // What was being answered when the process died may break; what was sent later must not.
     let broken = report.failed();
     assert!(broken <= 3, "{}", report.summary());
+    world.no_traps().await;
+}
+
+/// One VM serves both, as it does any number of configurations.
+#[tokio::test(flavor = "multi_thread")]
+async fn tracing_may_be_a_filter_of_its_own_in_the_same_chain() {
+    let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
+    let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
+    let mut config = EnvoyConfig::shipped()
+        .expect("the shipped configuration")
+        .agent_socket(agent.socket())
+        .wasm(PINTLE_PATH)
+        .plugin(|plugin| *plugin = json!({"trace": {"tracestate_member": "pintle"}}));
+    let tracing = config.wasm_filter().clone();
+    let mut config = config.plugin(|plugin| {
+        *plugin = json!({"sync": {"cluster": "pintle_agent"}, "breaker": {},
+            "select": {"strategy": "round_robin"}});
+    });
+    let filters = config.http_connection_manager()["http_filters"].as_array_mut();
+    filters.expect("filters").insert(0, tracing);
+    let envoy = Envoy::start(config).await.expect("Envoy");
+    let world = World { etcd, nats, agent, envoy };
+    let all = world.orders(2).await;
+    // Both served before there was a table.
+    assert_eventually!(PATIENCE, {
+        let before = world.envoy.stat("wasmcustom.pintle_unknown_service_total").await;
+        world.load(200.0).run_for_secs(0.1).await;
+        world.envoy.stat("wasmcustom.pintle_unknown_service_total").await == before
+    });
+    all[0].set(Behaviour::failing(Fault::Status(500)));
+    let report = world.load(200.0).run_for_secs(1.0).await;
+    assert_eq!(report.failed(), 5, "{}", report.summary());
+    let seen = all[1].seen();
+    assert!(seen.iter().all(|seen| seen.headers.contains_key("traceparent")));
     world.no_traps().await;
 }
 

@@ -98,6 +98,23 @@ fn a_configuration_that_is_wrong_is_refused_and_says_why() {
     }
 }
 
+#[test]
+fn a_part_that_can_do_nothing_says_so() {
+    let sync = r#""sync": {"cluster": "pintle_agent"}"#;
+    let table = [
+        (format!(r#"{{"breaker": {{}}, {sync}}}"#), Some("without select")),
+        (r#"{"select": {}}"#.to_owned(), Some("without sync.cluster")),
+        (format!(r#"{{"select": {{}}, "breaker": {{}}, {sync}}}"#), None),
+        (r#"{"trace": {}}"#.to_owned(), None),
+    ];
+    for (json, warned) in table {
+        let good = builder(&json).build().expect("the module starts");
+        let count = |text| good.logged(pintle_harness::LogLevel::Warn, text);
+        assert_eq!(count("does nothing") > 0, warned.is_some(), "{json}: {:?}", good.logs());
+        assert!(warned.is_none_or(|text| count(text) > 0), "{json}: {:?}", good.logs());
+    }
+}
+
 /// Nobody says that a configuration before is gone: it has stopped ticking, be there an agent or not.
 #[test]
 fn configurations_that_were_replaced_go_and_leave_no_memory_behind() {

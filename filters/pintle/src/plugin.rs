@@ -85,7 +85,7 @@ fn period(config: &Config) -> Duration {
     if config.agent.is_some() || config.exports() { pintle_sync::TICK } else { streams::IDLE }
 }
 
-/// Says once, at configuration, what the module will do.
+/// Says once, at configuration, what the module will do, and what it was asked for and can't.
 fn announce(config: &Config) {
     let part = |on: bool, name: &'static str| if on { name } else { "" };
     host::log(
@@ -97,4 +97,16 @@ fn announce(config: &Config) {
             part(config.trace.is_some(), " trace")
         ),
     );
+    if config.breaker && config.select.is_none() {
+        host::log(
+            Level::Warn,
+            "pintle: breaker does nothing without select, which asks the breakers",
+        );
+    }
+    if config.select.is_some() && config.agent.is_none() {
+        host::log(
+            Level::Warn,
+            "pintle: select does nothing without sync.cluster: no table will come",
+        );
+    }
 }
