@@ -313,3 +313,46 @@ fn a_clock_that_steps_an_hour_either_way_stops_nothing() {
     assert_eq!(run.envoy.traps().len(), 0);
     run.envoy.advance(TICK);
 }
+
+/// Each second an endpoint leaves and comes back under another id, fails until its breaker opens, and every
+/// fifth second the policy is another.
+#[test]
+fn endpoints_and_policies_that_come_and_go_leave_no_memory_behind() {
+    const SECONDS: u32 = 4_000;
+    const STRATEGIES: [&str; 5] = ["p2c", "maglev", "round_robin", "ring_hash", "random"];
+    let services = ["orders", "billing", "search"];
+    let mut run = Run::start(ALL);
+    let mut all = [endpoints(10), endpoints(10), endpoints(10)];
+    let threads = [Thread::Worker(0), Thread::Worker(1), Thread::Main];
+    let pages = |run: &Run| threads.map(|thread| run.envoy.memory_pages(thread));
+    let mut seen = Vec::new();
+    let mut policies = [""; 3].map(str::to_owned);
+    for second in 0..SECONDS {
+        let at = second as usize % services.len();
+        let place = second as usize / services.len() % all[at].len();
+        all[at][place].id = format!("life-{second}");
+        if second % 5 == 0 {
+            let strategy = STRATEGIES[second as usize / 5 % STRATEGIES.len()];
+            policies[at] = format!(r#"{{"select": {{"strategy": "{strategy}"}}}}"#);
+        }
+        let (service, policy) = (services[at], policies[at].clone());
+        run.table_with(service, all[at].clone(), &policy);
+        for worker in 0..2 {
+            for _ in 0..6 {
+                let request = run.envoy.worker(worker).request(get(service));
+                let first = list(&request).first().cloned().unwrap_or_default();
+                let ill = first == all[at][place].address.to_string();
+                let end = if ill { Outcome::status(503, &first) } else { Outcome::ok(&first) };
+                run.envoy.finish(request, end);
+            }
+        }
+        run.live(Duration::from_millis(1_000));
+        run.received();
+        run.envoy.clear_logs();
+        if second % 200 == 199 {
+            seen.push(pages(&run));
+        }
+    }
+    println!("{seen:?}");
+    assert_eq!(seen[seen.len() / 2], seen[seen.len() - 1], "{seen:?}");
+}
