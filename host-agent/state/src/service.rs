@@ -6,9 +6,11 @@
 //! wait in line; the last endpoint waits for the grace as well. What waits is still served, because
 //! the breaker finds a dead endpoint faster than anybody can find a wrongly removed one. An endpoint
 //! that the registry already called draining takes no traffic, so its going costs nothing and does
-//! not wait, unless the service would be left empty.
+//! not wait, unless the service would be left empty. Nor does one wait whose address another id has: it is
+//! the same under another name, and as two it would be asked twice as often and retried at itself.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use pintle_snapshot::{Endpoint, Health};
@@ -63,6 +65,8 @@ pub(crate) struct Service {
     line: VecDeque<(Origin, String, u64)>,
     waiting: usize,
     tickets: u64,
+    /// How many of those that do not wait have an address.
+    addresses: BTreeMap<SocketAddr, usize>,
     /// Bytes that the endpoints take in a frame, at most.
     pub(crate) size: usize,
 }
@@ -110,14 +114,46 @@ impl Service {
         let id = entry.endpoint.id.clone();
         let size = entry.size;
         let endpoint = entry.endpoint.clone();
+        *self.addresses.entry(endpoint.socket_addr()).or_default() += 1;
         let old = self.entries_mut(origin).insert(id, entry);
         self.size = self.size.saturating_add(size);
         let Some(old) = old else { return true };
         self.size = self.size.saturating_sub(old.size);
         if old.gone.is_some() {
             self.waiting = self.waiting.saturating_sub(1);
+        } else {
+            self.left(old.endpoint.socket_addr());
         }
         old.endpoint != endpoint || old.gone.is_some()
+    }
+
+    fn left(&mut self, address: SocketAddr) {
+        if let Some(count) = self.addresses.get_mut(&address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.addresses.remove(&address);
+            }
+        }
+    }
+
+    /// Whoever waits at this address goes: it has been registered under another id; how many went.
+    pub(crate) fn succeed(&mut self, address: SocketAddr) -> usize {
+        if self.waiting == 0 || !self.addresses.contains_key(&address) {
+            return 0;
+        }
+        let mut went = 0usize;
+        for origin in [Origin::Registry, Origin::File] {
+            let waits =
+                |entry: &Entry| entry.gone.is_some() && entry.endpoint.socket_addr() == address;
+            let entries = self.entries(origin).iter();
+            let ids: Vec<String> =
+                entries.filter(|(_, entry)| waits(entry)).map(|(id, _)| id.clone()).collect();
+            for id in ids {
+                self.drop_entry(origin, &id);
+                went = went.saturating_add(1);
+            }
+        }
+        went
     }
 
     /// Its source has deleted the endpoint.
@@ -136,18 +172,23 @@ impl Service {
         };
         let elsewhere = self.entries(other).get(id).is_some_and(|entry| entry.gone.is_none());
         let staying = present.saturating_sub(self.waiting);
-        let Some(entry) = self.entries_mut(origin).get_mut(id) else {
+        let Some(entry) = self.entries(origin).get(id) else {
             return Removal::Nothing;
         };
         if entry.gone.is_some() {
             return Removal::Nothing;
         }
         let idle = entry.endpoint.health == Health::Draining && staying > 1;
-        if !rules.enabled || elsewhere || idle {
+        let address = entry.endpoint.socket_addr();
+        let succeeded = self.addresses.get(&address).is_some_and(|count| *count > 1);
+        if !rules.enabled || elsewhere || idle || succeeded {
             self.drop_entry(origin, id);
             return Removal::Done;
         }
-        entry.gone = Some(Gone { since: now.mono, wall: now.wall, ticket });
+        if let Some(entry) = self.entries_mut(origin).get_mut(id) {
+            entry.gone = Some(Gone { since: now.mono, wall: now.wall, ticket });
+        }
+        self.left(address);
         self.tickets = self.tickets.wrapping_add(1);
         self.waiting = self.waiting.saturating_add(1);
         self.line.push_back((origin, id.to_owned(), ticket));
@@ -258,6 +299,8 @@ impl Service {
             self.size = self.size.saturating_sub(entry.size);
             if entry.gone.is_some() {
                 self.waiting = self.waiting.saturating_sub(1);
+            } else {
+                self.left(entry.endpoint.socket_addr());
             }
         }
     }

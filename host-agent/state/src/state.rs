@@ -438,6 +438,7 @@ impl State {
             }
             self.total = self.total.saturating_add(1);
         }
+        let address = endpoint.socket_addr();
         let entry = Entry { endpoint, raw: value.into(), revision, size, gone: None };
         let model = self.services.entry(name.to_owned()).or_default();
         if model.put(origin, entry) {
@@ -445,6 +446,14 @@ impl State {
             if replaces.is_none() && !self.stale {
                 work.notice("registry", name, Some(id), "registered".into(), false);
             }
+        }
+        let went = model.succeed(address);
+        if went > 0 {
+            self.total = self.total.saturating_sub(went);
+            work.changes.meta = true;
+            work.dirty.insert(name.to_owned());
+            let text = "its held removal took effect: registered under another id".into();
+            work.notice("removal", name, Some(id), text, false);
         }
         Ok(())
     }

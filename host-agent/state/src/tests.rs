@@ -43,10 +43,16 @@ fn value(service: &str, id: &str, port: u16, extra: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// Another for each id.
+fn port(id: &str) -> u16 {
+    let digits = id.bytes().fold(0, |sum: u64, byte| sum * 31 + u64::from(byte));
+    u16::try_from(1 + digits % 65_521).unwrap()
+}
+
 fn item(service: &str, id: &str, revision: u64) -> Item {
     Item {
         key: format!("/services/{service}/{id}").into_bytes(),
-        value: value(service, id, 80, ""),
+        value: value(service, id, port(id), ""),
         revision,
     }
 }
@@ -88,8 +94,12 @@ fn equal_tables_publish_nothing_and_a_heartbeat_is_no_change() {
     assert_eq!(first.version.sequence, 1);
     assert!(!first.stale);
     let mut change = put("orders", "e00000", 6);
-    change.value =
-        Some(value("orders", "e00000", 80, r#","last_heartbeat":"2026-01-01T00:00:00Z""#));
+    change.value = Some(value(
+        "orders",
+        "e00000",
+        port("e00000"),
+        r#","last_heartbeat":"2026-01-01T00:00:00Z""#,
+    ));
     tell(&mut state, Update::Changes(vec![change]), at(1));
     tell(&mut state, listing("orders", 2, 7), at(2));
     assert_eq!(state.snapshot().version, first.version);

@@ -104,6 +104,42 @@ fn who_drained_first_leaves_freely_but_not_the_last() {
     assert_eq!(ids(&state, "orders"), ["e00003"]);
 }
 
+/// An instance that starts again where it was, under another id, before or after the old one goes.
+#[test]
+fn whose_address_another_id_has_does_not_wait_and_takes_no_ones_turn() {
+    let again = |n: usize| {
+        let mut change = put("orders", &format!("again-{n}"), 2000);
+        change.value = put("orders", &format!("e{n:05}"), 2000).value.map(|old| {
+            String::from_utf8(old)
+                .unwrap()
+                .replace(&format!("e{n:05}"), &format!("again-{n}"))
+                .into()
+        });
+        change
+    };
+    let mut state = State::new(settings());
+    tell(&mut state, listing("orders", 10, 1), at(0));
+    let total = |state: &State| (ids(state, "orders").len(), state.snapshot().held.len());
+    // First the new one, then the old one goes: ten times, where one a minute may.
+    for n in 0..5 {
+        tell(&mut state, Update::Changes(vec![again(n)]), at(1));
+        assert_eq!(gone(&mut state, "orders", n..n + 1, at(1)).held, 0);
+        assert_eq!(total(&state), (10, 0));
+    }
+    // First the old one goes: the first has its turn, the others wait until they are registered again.
+    assert_eq!(gone(&mut state, "orders", 5..10, at(2)).held, 4);
+    assert_eq!(total(&state), (9, 4));
+    for n in 5..10 {
+        tell(&mut state, Update::Changes(vec![again(n)]), at(3));
+    }
+    assert_eq!(total(&state), (10, 0));
+    assert!(ids(&state, "orders").iter().all(|id| id.starts_with("again")));
+    // The address is one's own again, so that the last to go is held as ever.
+    let changes = (0..10).map(|n| delete("orders", &format!("again-{n}"), 3000)).collect();
+    tell(&mut state, Update::Changes(changes), at(4));
+    assert_eq!(total(&state), (10, 10));
+}
+
 #[test]
 fn a_stepped_wall_clock_removes_nothing_sooner() {
     let mut state = State::new(settings());
