@@ -411,26 +411,5 @@ async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let options = match options() {
-        Ok(Some(options)) => options,
-        Ok(None) => return ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("soak: {error}");
-            return ExitCode::from(64);
-        }
-    };
-    match run(&options).await {
-        Ok((mut figures, wrong)) => {
-            wrong.iter().for_each(|wrong| println!("WRONG: {wrong}"));
-            figures["bench"] = json!("soak");
-            figures["met"] = json!(wrong.is_empty());
-            figures["wrong"] = json!(wrong);
-            println!("{figures}");
-            ExitCode::from(u8::from(options.check && !wrong.is_empty()))
-        }
-        Err(error) => {
-            eprintln!("soak: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    pintle_benches::conclude("soak", options(), |options| options.check, run).await
 }

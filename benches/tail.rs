@@ -318,11 +318,7 @@ async fn measure(options: &Options) -> Result<(Value, Vec<String>)> {
             );
             cells.push((policy, cell));
         }
-        let why = case.short(&cells);
-        if let Some(why) = &why {
-            println!("{:<22} SHORT: {why}", case.name);
-            short.push(format!("{}: {why}", case.name));
-        }
+        short.extend(case.short(&cells).map(|why| format!("{}: {why}", case.name)));
         let row = cells.iter().map(|(policy, cell)| {
             let value = json!({"errors_percent": cell.errors, "p50_ms": cell.p50,
                 "p99_ms": cell.p99, "share_percent": cell.share, "requests": cell.total});
@@ -330,31 +326,10 @@ async fn measure(options: &Options) -> Result<(Value, Vec<String>)> {
         });
         table.insert(case.name.into(), Value::Object(row.collect()));
     }
-    Ok((Value::Object(table), short))
+    Ok((json!({"seconds": options.seconds, "cases": table}), short))
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let options = match options() {
-        Ok(Some(options)) => options,
-        Ok(None) => return ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("tail: {error}");
-            return ExitCode::from(64);
-        }
-    };
-    match measure(&options).await {
-        Ok((table, short)) => {
-            let met = short.is_empty();
-            println!(
-                "{}",
-                json!({"bench": "tail", "seconds": options.seconds, "met": met, "short": short, "cases": table})
-            );
-            ExitCode::from(u8::from(options.check && !met))
-        }
-        Err(error) => {
-            eprintln!("tail: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    pintle_benches::conclude("tail", options(), |options| options.check, measure).await
 }

@@ -26,7 +26,7 @@ async fn put_many(url: &str, service: &str, numbers: std::ops::Range<usize>, pad
     for chunk in numbers.chunks(100) {
         let puts = chunk.iter().map(|n| {
             let id = format!("i{n:05}");
-            let mut text = value(service, &id, 80);
+            let mut text = value(service, &id, 1000 + u16::try_from(*n).unwrap());
             text.insert_str(text.len() - 1, &format!(",\"pad\":\"{}\"", "x".repeat(pad)));
             TxnOp::put(key(service, &id), text, None)
         });
@@ -232,13 +232,44 @@ async fn of_three_members_one_may_die_and_with_two_dead_what_is_known_stays() {
     println!("fresh {took:?} after quorum");
 }
 
+/// As many as would be held, were they gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_that_start_again_where_they_were_under_other_ids_are_not_held() {
+    let etcd = Etcd::start().await.unwrap();
+    for n in 0..6 {
+        let id = format!("old-{n}");
+        etcd.put(&key("orders", &id), &value("orders", &id, 8000 + n)).await.unwrap();
+    }
+    let agent = Agent::start(with_etcd(vec![etcd.url()]));
+    agent.until(secs(5), "listed", |a| a.ids("orders").len() == 6).await;
+    for n in 0..6 {
+        let (old, new) = (format!("old-{n}"), format!("new-{n}"));
+        let put = async || {
+            etcd.put(&key("orders", &new), &value("orders", &new, 8000 + n)).await.unwrap();
+        };
+        // A process that is killed and started again may come before its lease ends, or after.
+        if n % 2 == 0 {
+            put().await;
+            etcd.deregister("orders", &old).await.unwrap();
+        } else {
+            etcd.deregister("orders", &old).await.unwrap();
+            put().await;
+        }
+    }
+    let all_new = |a: &Agent| {
+        a.ids("orders").len() == 6 && a.ids("orders").iter().all(|id| id.starts_with("new"))
+    };
+    agent.until(secs(5), "the new ones alone", all_new).await;
+    assert!(agent.snapshot().held.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_that_expire_together_are_held_with_an_alarm_and_released_by_a_person() {
     let etcd = Etcd::start().await.unwrap();
     let lease = etcd.grant(2).await.unwrap();
     for n in 0..20 {
         let id = format!("i{n:02}");
-        etcd.put_leased(&key("orders", &id), &value("orders", &id, 1), &lease).await.unwrap();
+        etcd.put_leased(&key("orders", &id), &value("orders", &id, 1 + n), &lease).await.unwrap();
     }
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
     agent.until(secs(5), "listed", |a| a.ids("orders").len() == 20).await;

@@ -1,0 +1,303 @@
+//! What the registry and the file say of endpoints and policies: taken in, compared, taken away.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pintle_snapshot::MAX_ENDPOINTS;
+
+use super::{FRAME_ROOM, MAX_TOTAL, Model, State, Work, show};
+use crate::entry::{self, Reject};
+use crate::service::{Entry, Origin, Policy, Removal};
+use crate::update::{Change, FileService, Item, Listing, Moment};
+
+impl State {
+    pub(super) fn take_listing(&mut self, listing: Listing, now: Moment, work: &mut Work) {
+        // What was refused before and is not there any more is forgotten at the end.
+        let refused_before: Vec<_> = self.rejected.keys().cloned().collect();
+        let mut keys = BTreeSet::new();
+        self.listed = listing.revision;
+        self.deleted.clear();
+        let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut policies = BTreeSet::new();
+        let items: Vec<Item> = listing.items;
+        for item in &items {
+            if let Ok((name, id)) = entry::split_key(&self.settings.services, &item.key) {
+                named.entry(name.into()).or_default().insert(id.into());
+            } else if let Ok(name) = entry::policy_key(&self.settings.policies, &item.key) {
+                policies.insert(name.to_owned());
+            }
+            if !refused_before.is_empty() {
+                keys.insert(show(&item.key));
+            }
+        }
+        // Puts come first: what moved to another id is there before its old one asks to go.
+        for item in items {
+            self.put_item(item, now, work);
+        }
+        let mut missing = Vec::new();
+        for (name, model) in &mut self.services {
+            let there = named.get(name);
+            for (id, entry) in &mut model.registry {
+                // After a restore, what is kept from before it must not outrank what comes next.
+                entry.revision = entry.revision.min(self.listed);
+                if !there.is_some_and(|ids| ids.contains(id)) {
+                    missing.push((name.clone(), id.clone()));
+                }
+            }
+            if model.registry_policy.is_some() && !policies.contains(name) {
+                model.registry_policy = None;
+                work.dirty.insert(name.clone());
+            }
+        }
+        for (name, id) in missing {
+            self.remove_endpoint(Origin::Registry, &name, &id, now, work);
+        }
+        for place in refused_before {
+            if matches!(place.0, "registry" | "policy") && !keys.contains(&place.1) {
+                self.rejected.remove(&place);
+                work.changes.meta = true;
+            }
+        }
+        self.confirm_source(self.settings.registry, now, work);
+    }
+
+    pub(super) fn take_changes(&mut self, changes: Vec<Change>, now: Moment, work: &mut Work) {
+        for change in changes {
+            if change.revision <= self.listed {
+                continue;
+            }
+            let known = self.deleted.get(&change.key).is_some_and(|at| *at > change.revision);
+            if known {
+                continue;
+            }
+            match change.value {
+                Some(value) => self.put_item(
+                    Item { key: change.key, value, revision: change.revision },
+                    now,
+                    work,
+                ),
+                None => self.delete_key(change.key, change.revision, now, work),
+            }
+        }
+        self.confirmed_at = Some(now.wall);
+    }
+
+    fn delete_key(&mut self, key: Vec<u8>, revision: u64, now: Moment, work: &mut Work) {
+        self.accept("registry", &key, work);
+        self.accept("policy", &key, work);
+        if let Ok((name, id)) = entry::split_key(&self.settings.services, &key) {
+            let (name, id) = (name.to_owned(), id.to_owned());
+            let newer = self
+                .services
+                .get(&name)
+                .and_then(|model| model.registry.get(&id))
+                .is_some_and(|entry| entry.revision > revision);
+            if newer {
+                return;
+            }
+            self.remove_endpoint(Origin::Registry, &name, &id, now, work);
+        } else if let Ok(name) = entry::policy_key(&self.settings.policies, &key)
+            && let Some(model) = self.services.get_mut(name)
+            && model.registry_policy.take().is_some()
+        {
+            work.dirty.insert(name.to_owned());
+        }
+        if self.deleted.len() < MAX_TOTAL {
+            self.deleted.insert(key, revision);
+        }
+    }
+
+    fn put_item(&mut self, item: Item, now: Moment, work: &mut Work) {
+        let key = &item.key;
+        let in_services = key.starts_with(self.settings.services.as_bytes());
+        let in_policies = key.starts_with(self.settings.policies.as_bytes());
+        // A policy's prefix may lie below the services' or the other way round: the longer one has it.
+        let is_policy = in_policies
+            && (!in_services || self.settings.policies.len() > self.settings.services.len());
+        if is_policy {
+            let read = entry::policy_key(&self.settings.policies, key)
+                .map(ToOwned::to_owned)
+                .and_then(|name| self.put_policy(Origin::Registry, &name, &item.value, work));
+            match read {
+                Ok(()) => self.accept("policy", key, work),
+                Err(reject) => self.reject("policy", key, &reject, now, work),
+            }
+        } else if in_services {
+            let read = entry::split_key(&self.settings.services, key)
+                .map(|(name, id)| (name.to_owned(), id.to_owned()))
+                .and_then(|(name, id)| {
+                    let value = &item.value;
+                    self.put_endpoint(Origin::Registry, &name, &id, value, item.revision, work)
+                });
+            match read {
+                Ok(()) => self.accept("registry", key, work),
+                Err(reject) => self.reject("registry", key, &reject, now, work),
+            }
+        }
+    }
+
+    pub(super) fn take_file(&mut self, services: Vec<FileService>, now: Moment, work: &mut Work) {
+        let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut policies = BTreeSet::new();
+        self.rejected.retain(|(source, _), _| *source != "file");
+        for service in services {
+            let ids = named.entry(service.name.clone()).or_default();
+            ids.extend(service.endpoints.iter().map(|(id, _)| id.clone()));
+            if let Some(policy) = &service.policy {
+                policies.insert(service.name.clone());
+                if let Err(reject) = self.put_policy(Origin::File, &service.name, policy, work) {
+                    self.reject("file", service.name.as_bytes(), &reject, now, work);
+                }
+            }
+            for (id, value) in &service.endpoints {
+                if let Err(reject) =
+                    self.put_endpoint(Origin::File, &service.name, id, value, 0, work)
+                {
+                    let key = format!("{}/{id}", service.name);
+                    self.reject("file", key.as_bytes(), &reject, now, work);
+                }
+            }
+        }
+        let mut missing = Vec::new();
+        for (name, model) in &mut self.services {
+            let there = named.get(name);
+            for id in model.file.keys() {
+                if !there.is_some_and(|ids| ids.contains(id)) {
+                    missing.push((name.clone(), id.clone()));
+                }
+            }
+            if model.file_policy.is_some() && !policies.contains(name) {
+                model.file_policy = None;
+                work.dirty.insert(name.clone());
+            }
+        }
+        for (name, id) in missing {
+            self.remove_endpoint(Origin::File, &name, &id, now, work);
+        }
+        self.confirm_source(!self.settings.registry, now, work);
+    }
+
+    pub(super) fn confirm_source(&mut self, decides: bool, now: Moment, work: &mut Work) {
+        if decides {
+            self.confirmed_at = Some(now.wall);
+            work.changes.meta |= self.stale;
+            self.stale = false;
+        }
+    }
+
+    pub(super) fn put_endpoint(
+        &mut self,
+        origin: Origin,
+        name: &str,
+        id: &str,
+        value: &[u8],
+        revision: u64,
+        work: &mut Work,
+    ) -> Result<(), Reject> {
+        if !pintle_snapshot::is_name(name) || !pintle_snapshot::is_name(id) {
+            return Err(Reject::Key);
+        }
+        let old = self.services.get(name).and_then(|model| model.entries(origin).get(id));
+        if let Some(old) = old {
+            if old.revision > revision && revision > self.listed {
+                return Ok(());
+            }
+            if old.gone.is_none() && *old.raw == *value && old.revision <= revision {
+                return Ok(());
+            }
+        }
+        let replaces = old.map(|old| old.size);
+        let endpoint = entry::parse(name, id, value, &self.settings.addresses)?;
+        let size = entry::encoded_size(&endpoint);
+        let model = self.services.get(name);
+        let after = model
+            .map_or(0, |model| model.size)
+            .saturating_sub(replaces.unwrap_or(0))
+            .saturating_add(size);
+        if after > FRAME_ROOM {
+            return Err(Reject::FrameTooLarge);
+        }
+        if replaces.is_none() {
+            let here = model.map_or(0, Model::present);
+            if here >= MAX_ENDPOINTS || self.total >= MAX_TOTAL {
+                return Err(Reject::TooMany);
+            }
+            self.total = self.total.saturating_add(1);
+        }
+        let address = endpoint.socket_addr();
+        let entry = Entry { endpoint, raw: value.into(), revision, size, gone: None };
+        let model = self.services.entry(name.to_owned()).or_default();
+        if model.put(origin, entry) {
+            work.dirty.insert(name.to_owned());
+            if replaces.is_none() && !self.stale {
+                work.notice("registry", name, Some(id), "registered".into(), false);
+            }
+        }
+        let went = model.succeed(address);
+        if went > 0 {
+            self.total = self.total.saturating_sub(went);
+            work.changes.meta = true;
+            work.dirty.insert(name.to_owned());
+            let text = "its held removal took effect: registered under another id".into();
+            work.notice("removal", name, Some(id), text, false);
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_policy(
+        &mut self,
+        origin: Origin,
+        name: &str,
+        value: &[u8],
+        work: &mut Work,
+    ) -> Result<(), Reject> {
+        if !pintle_snapshot::is_name(name) {
+            return Err(Reject::Key);
+        }
+        if !self.services.contains_key(name) && self.services.len() >= MAX_TOTAL {
+            return Err(Reject::TooMany);
+        }
+        let policy = Policy {
+            value: entry::parse_policy(value, self.settings.check_policy)?,
+            raw: value.into(),
+        };
+        let model = self.services.entry(name.to_owned()).or_default();
+        let place = match origin {
+            Origin::Registry => &mut model.registry_policy,
+            Origin::File => &mut model.file_policy,
+        };
+        if place.as_ref().is_none_or(|old| old.value != policy.value) {
+            work.dirty.insert(name.to_owned());
+        }
+        *place = Some(policy);
+        Ok(())
+    }
+
+    fn remove_endpoint(
+        &mut self,
+        origin: Origin,
+        name: &str,
+        id: &str,
+        now: Moment,
+        work: &mut Work,
+    ) {
+        let Some(model) = self.services.get_mut(name) else {
+            return;
+        };
+        match model.remove(origin, id, now, &self.settings.protection) {
+            Removal::Nothing => {}
+            Removal::Done => {
+                self.total = self.total.saturating_sub(1);
+                work.dirty.insert(name.to_owned());
+                work.notice("registry", name, Some(id), "removed".into(), false);
+            }
+            Removal::Held => {
+                let first = self.lines.insert(name.to_owned());
+                work.changes.meta = true;
+                work.changes.held = work.changes.held.saturating_add(1);
+                let text = "removal held: too many at once, or the last one".into();
+                work.notice("removal", name, Some(id), text, first);
+            }
+        }
+        self.forget_if_empty(name);
+    }
+}
