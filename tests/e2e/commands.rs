@@ -136,11 +136,12 @@ async fn held_and_released(world: &World, asked: &Asked) {
 async fn dead_letters(world: &World, nats: &str) {
     let list = ["dlq", "list", "--nats", nats];
     assert!(done(&list).await.contains("No dead letter."));
-    for body in ["hello", "again"] {
-        world.nats.publish("events.endpoint.orders", body.as_bytes()).await.expect("a message");
-    }
     let count = async || json_of(&list).await["dead_letters"].as_array().map_or(0, Vec::len);
-    assert_eventually!(PATIENCE, count().await == 2);
+    // One after the other: letters are written beside the events and in no order.
+    for (before, body) in ["hello", "again"].into_iter().enumerate() {
+        world.nats.publish("events.endpoint.orders", body.as_bytes()).await.expect("a message");
+        assert_eventually!(PATIENCE, count().await == before + 1);
+    }
     let letters = json_of(&list).await;
     let first = &letters["dead_letters"][0];
     assert_eq!((&first["payload"], &first["deliveries"]), (&json!("hello"), &json!(1)), "{first}");
