@@ -86,7 +86,7 @@ async fn several_instances_live_on_one_lease_are_never_rewritten_by_a_beat_and_l
     let etcd = Etcd::start().await.unwrap();
     let at: SocketAddr = "127.0.0.1:8080".parse().unwrap();
     let instances = vec![instance("a", at, None), instance("b", at, None)];
-    let registered = start(etcd.url(), instances, Duration::from_millis(700));
+    let registered = start(etcd.url(), instances, secs(3));
     assert_eventually!(secs(5), health(&etcd, "b").await.as_deref() == Some("healthy"));
     let value: Value =
         serde_json::from_str(&etcd.get(&key("orders", "a")).await.unwrap().unwrap()).unwrap();
@@ -113,11 +113,11 @@ async fn several_instances_live_on_one_lease_are_never_rewritten_by_a_beat_and_l
     tokio::time::sleep(secs(7)).await;
     assert_eq!(versions(&etcd, "a").await, (written, lease));
 
+    let began = Instant::now();
     registered.shutdown.cancel();
     assert_eventually!(secs(2), health(&etcd, "a").await.as_deref() == Some("draining"));
-    let began = Instant::now();
-    assert_eventually!(secs(3), etcd.list("/services/").await.unwrap().is_empty());
-    assert!(began.elapsed() >= Duration::from_millis(400), "it waits for what is under way");
+    assert_eventually!(secs(10), etcd.list("/services/").await.unwrap().is_empty());
+    assert!(began.elapsed() >= secs(3), "it waits for what is under way");
     registered.task.await.unwrap();
 }
 
@@ -133,10 +133,7 @@ async fn a_lost_lease_a_deleted_key_and_a_lost_connection_are_made_good() {
 
     let mut client = Client::connect([etcd.url()], None).await.unwrap();
     client.lease_revoke(lease).await.unwrap();
-    assert!(health(&etcd, "a").await.is_none());
-    assert_eventually!(secs(5), health(&etcd, "a").await.is_some());
-    let (_, second) = versions(&etcd, "a").await;
-    assert_ne!(lease, second);
+    assert_eventually!(secs(5), ![0, lease].contains(&versions(&etcd, "a").await.1));
 
     etcd.delete(&key("orders", "a")).await.unwrap();
     assert_eventually!(secs(5), health(&etcd, "a").await.is_some());
@@ -205,6 +202,8 @@ async fn health_follows_its_checks_and_is_written_only_when_it_changes() {
         is.iter().map(|h| h.as_deref().unwrap_or("")).eq(expect)
     };
     assert_eventually!(secs(5), all(["healthy"; 3]).await);
+    let first = async |id| versions(&etcd, id).await.0;
+    assert_eq!([first("http").await, first("grpc").await, first("tcp").await], [1; 3]);
     serving.store(false, Ordering::Relaxed);
     http.set(Behaviour { healthy: false, ..Behaviour::default() });
     assert_eventually!(secs(5), all(["unhealthy", "unhealthy", "healthy"]).await);

@@ -44,10 +44,10 @@ impl Verdict {
     }
 }
 
-/// Checks an instance until nobody listens any more.
-pub(crate) async fn watch_over(instance: Instance, health: watch::Sender<bool>) {
+/// Checks an instance until nobody listens any more. Nothing is said before the first probe is over.
+pub(crate) async fn watch_over(instance: Instance, health: watch::Sender<Option<bool>>) {
     let Some(check) = &instance.check else {
-        health.send_replace(true);
+        health.send_replace(Some(true));
         health.closed().await;
         return;
     };
@@ -62,8 +62,8 @@ pub(crate) async fn watch_over(instance: Instance, health: watch::Sender<bool>) 
         let result = probe(&instance, check).await;
         let healthy = verdict.take(result.is_ok(), check);
         let changed = health.send_if_modified(|current| {
-            let changed = *current != healthy;
-            *current = healthy;
+            let changed = *current != Some(healthy);
+            *current = Some(healthy);
             changed
         });
         if changed {
@@ -185,7 +185,8 @@ mod tests {
             ("/broken", Err("status 500 Internal Server Error")),
             ("/late", Err("no answer in time")),
         ] {
-            let check = serde_json::json!({"http": at, "timeout": "300ms"});
+            let timeout = if at == "/late" { "300ms" } else { "10s" };
+            let check = serde_json::json!({"http": at, "timeout": timeout});
             let instance: Instance = serde_json::from_value(serde_json::json!({
                 "name": "orders", "id": "1", "address": "127.0.0.1",
                 "port": server.address().port(), "check": check,

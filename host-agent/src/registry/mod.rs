@@ -47,9 +47,10 @@ pub async fn register(config: RegisterConfig, shutdown: CancellationToken) -> Re
 
 struct Seat {
     instance: Instance,
-    health: watch::Receiver<bool>,
+    /// Unknown until the first probe is over, and not registered before.
+    health: watch::Receiver<Option<bool>>,
     /// What was last put, to know what to expect.
-    put: Option<String>,
+    put: Option<&'static str>,
 }
 
 struct Registrar {
@@ -74,7 +75,7 @@ impl Registrar {
         let (wake, changed) = watch::channel(0u64);
         let wake = std::sync::Arc::new(wake);
         let seats = config.instances.iter().map(|instance| {
-            let (sender, health) = watch::channel(false);
+            let (sender, health) = watch::channel(None);
             tokio::spawn(health::watch_over(instance.clone(), sender));
             let (mut heard, wake) = (health.clone(), std::sync::Arc::clone(&wake));
             tokio::spawn(async move {
@@ -99,17 +100,16 @@ impl Registrar {
         format!("{}{}/{}", self.config.etcd.services, instance.name, instance.id)
     }
 
-    fn health(&self, seat: &Seat) -> &'static str {
-        if self.draining {
-            "draining"
-        } else if *seat.health.borrow() {
-            "healthy"
-        } else {
-            "unhealthy"
-        }
+    fn health(&self, seat: &Seat) -> Option<&'static str> {
+        let healthy = (*seat.health.borrow())?;
+        Some(match healthy {
+            _ if self.draining => "draining",
+            true => "healthy",
+            false => "unhealthy",
+        })
     }
 
-    fn value(&self, seat: &Seat) -> String {
+    fn value(&self, seat: &Seat, health: &str) -> String {
         let instance = &seat.instance;
         json!({
             "id": instance.id,
@@ -117,7 +117,7 @@ impl Registrar {
             "address": instance.address.to_canonical().to_string(),
             "port": instance.port,
             "metadata": instance.metadata,
-            "health": self.health(seat),
+            "health": health,
             "tags": instance.tags,
             "registered_at": self.registered_at,
             "last_heartbeat": time(),
@@ -225,11 +225,10 @@ impl Registrar {
             let Some(seat) = self.seats.get(at) else {
                 break;
             };
-            let health = self.health(seat).to_owned();
-            if seat.put.as_ref() == Some(&health) {
+            let Some(health) = self.health(seat).filter(|health| seat.put != Some(*health)) else {
                 continue;
-            }
-            let (key, value) = (self.key(&seat.instance), self.value(seat));
+            };
+            let (key, value) = (self.key(&seat.instance), self.value(seat, health));
             let options = PutOptions::new().with_lease(self.lease.unwrap_or(0));
             within("registering", client.put(key.clone(), value, Some(options))).await?;
             tracing::info!(%key, %health, "registered");
@@ -240,14 +239,14 @@ impl Registrar {
         Ok(())
     }
 
-    /// Draining, waiting, deleting.
+    /// Draining, waiting, deleting. The wait begins when etcd has been told, however often it is tried.
     async fn leave(&mut self) {
         self.draining = true;
         let most = self.config.drain.saturating_add(LAST_WORDS);
-        let until = Instant::now() + self.config.drain;
         let leaving = async {
             let mut backoff = Backoff::default();
-            while let Err(error) = self.try_leave(until).await {
+            let mut until = None;
+            while let Err(error) = self.try_leave(&mut until).await {
                 let text = show(error.to_string().as_bytes());
                 tracing::warn!(error = %text, "leaving the registry failed; trying again");
                 self.member = self.member.wrapping_add(1);
@@ -259,14 +258,15 @@ impl Registrar {
         }
     }
 
-    async fn try_leave(&mut self, until: Instant) -> Result<(), EtcdError> {
+    async fn try_leave(&mut self, until: &mut Option<Instant>) -> Result<(), EtcdError> {
         let Some(lease) = self.lease else {
             return Ok(());
         };
         let mut client = connect(&self.config.etcd, self.member).await?;
-        if Instant::now() < until {
+        if until.is_none_or(|until| Instant::now() < until) && !self.config.drain.is_zero() {
             let mut alive = self.ensure_lease(&mut client).await?;
             self.put_what_differs(&mut client).await?;
+            let until = *until.get_or_insert_with(|| Instant::now() + self.config.drain);
             let beat = self.config.lease / 3;
             while Instant::now() < until {
                 sleep_until(until.min(Instant::now() + beat)).await;
