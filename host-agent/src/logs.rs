@@ -162,15 +162,13 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Escaped<M> {
 }
 
 impl<W: Write> Write for Escaped<W> {
-    /// One event comes in one call, with one line feed, the last byte.
+    /// One event comes in one call, with one line feed, the last byte, and leaves in one, so that lines of
+    /// two threads stay lines.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
-        let (body, end) = match text.strip_suffix('\n') {
-            Some(body) => (body, "\n"),
-            None => (&*text, ""),
-        };
+        let body = text.strip_suffix('\n').unwrap_or(&text);
         if body.contains(char::is_control) {
-            let mut safe = String::with_capacity(body.len() + 16);
+            let mut safe = String::with_capacity(text.len() + 16);
             for c in body.chars() {
                 if c.is_control() {
                     safe.extend(c.escape_unicode());
@@ -178,11 +176,11 @@ impl<W: Write> Write for Escaped<W> {
                     safe.push(c);
                 }
             }
+            safe.push_str(&text[body.len()..]);
             self.0.write_all(safe.as_bytes())?;
         } else {
-            self.0.write_all(body.as_bytes())?;
+            self.0.write_all(text.as_bytes())?;
         }
-        self.0.write_all(end.as_bytes())?;
         Ok(line.len())
     }
 

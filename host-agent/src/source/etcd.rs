@@ -17,6 +17,8 @@
 //! member that lost its cluster say so instead of going silent.
 
 use std::collections::BTreeMap;
+use std::future::pending;
+use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use etcd_client::{
@@ -154,7 +156,10 @@ async fn sessions(context: Context) {
         let ended = tokio::select! {
             ended = session(&context, &config, member, &mut seat, &mut backoff) => ended,
             changed = reader.changed() => match changed {
-                Ok(()) => continue,
+                Ok(()) => {
+                    context.board.change(|sources| sources.etcd.connected = false);
+                    continue;
+                }
                 Err(_) => return,
             },
         };
@@ -246,7 +251,7 @@ async fn session(
     ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reconcile = Box::pin(sleep(jittered(config.reconcile)));
     // A listing on its way, and what the watch told while it was.
-    let mut listing = Box::pin(None::<ListingTask>.map_or_pending());
+    let mut listing: ListingTask = Box::pin(pending());
     let mut meanwhile: Option<Vec<Change>> = None;
     loop {
         tokio::select! {
@@ -259,7 +264,6 @@ async fn session(
                 backoff.reset();
                 let changes = receive(message, &mut here, opened, sound)?;
                 *seat = Some(here);
-                context.etcd_heard(here.reached[0].max(here.reached[1]));
                 if changes.is_empty() {
                     let revision = here.reached[0].min(here.reached[1]);
                     send(context, Update::Progress { revision }).await?;
@@ -269,6 +273,7 @@ async fn session(
                     }
                     send(context, Update::Changes(changes)).await?;
                 }
+                context.etcd_heard(here.reached[0].max(here.reached[1]));
             }
             listed = &mut listing => {
                 let (cluster, mut listed) = listed?;
@@ -287,14 +292,13 @@ async fn session(
                 *seat = Some(here);
                 meanwhile = None;
                 send(context, Update::Listing(listed)).await?;
-                listing.set(None::<ListingTask>.map_or_pending());
+                listing = Box::pin(pending());
                 reconcile.set(sleep(jittered(config.reconcile)));
             }
             () = &mut reconcile, if meanwhile.is_none() => {
                 meanwhile = Some(Vec::new());
                 let (mut client, config) = (client.clone(), config.clone());
-                let task: ListingTask = Box::pin(async move { list(&mut client, &config).await });
-                listing.set(Some(task).map_or_pending());
+                listing = Box::pin(async move { list(&mut client, &config).await });
             }
             _ = ask.tick() => {
                 within("asking for progress", stream.request_progress()).await?;
@@ -307,20 +311,7 @@ async fn session(
 }
 
 type Listed = Result<(u64, Listing), EtcdError>;
-type ListingTask = std::pin::Pin<Box<dyn Future<Output = Listed> + Send>>;
-
-trait MapOrPending {
-    async fn map_or_pending(self) -> Listed;
-}
-
-impl MapOrPending for Option<ListingTask> {
-    async fn map_or_pending(self) -> Listed {
-        match self {
-            Some(task) => task.await,
-            None => std::future::pending().await,
-        }
-    }
-}
+type ListingTask = Pin<Box<dyn Future<Output = Listed> + Send>>;
 
 async fn send(context: &Context, update: Update) -> Result<(), EtcdError> {
     context.updates.send(update).await.map_err(|_| EtcdError::Gone)
