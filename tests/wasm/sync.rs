@@ -56,6 +56,25 @@ fn every_worker_says_which_version_it_applied() {
 }
 
 #[test]
+fn that_nothing_is_registered_is_a_version_too() {
+    let mut run = Run::start(ALL);
+    run.tick();
+    run.tick();
+    run.received();
+    run.sequence += 1;
+    run.complete();
+    run.tick();
+    let only = |up| if let Up::Applied(applied) = up { Some(applied) } else { None };
+    let applied: Vec<_> = run.received().into_iter().filter_map(only).collect();
+    let workers: std::collections::BTreeSet<u64> = applied
+        .iter()
+        .filter(|applied| applied.version == run.version())
+        .map(|applied| applied.worker)
+        .collect();
+    assert_eq!(workers.len(), 3, "{applied:?}");
+}
+
+#[test]
 fn the_agent_hears_when_there_are_fewer_workers() {
     let mut run = Run::start(ALL);
     run.table("orders", endpoints(3));

@@ -83,8 +83,14 @@ impl Worker {
                 self.tell_others(&Note::Table(name));
             }
             Effect::Complete(version) => {
+                // Without any table this is all that the others hear of.
+                let news = version > self.version;
                 self.version = self.version.max(version);
+                self.index_dirty |= news;
                 self.flush_index(true);
+                if news {
+                    self.tell_others(&Note::Index(self.version));
+                }
                 self.tell_applied();
             }
         }
