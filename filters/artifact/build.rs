@@ -22,7 +22,7 @@ use walrus::ir::{BinaryOp, Value};
 use walrus::{ExportItem, FunctionId, ImportKind, Module, ValType};
 
 /// What Envoy needs to find, and nothing else.
-const EXPORTS: [&str; 12] = [
+const EXPORTS: [&str; 13] = [
     "memory",
     "_initialize",
     "proxy_abi_version_0_2_1",
@@ -35,10 +35,8 @@ const EXPORTS: [&str; 12] = [
     "proxy_on_request_headers",
     "proxy_on_log",
     "proxy_on_grpc_receive",
+    "proxy_on_grpc_close",
 ];
-
-/// As above; apart because they are about streams ending.
-const STREAM_EXPORTS: [&str; 1] = ["proxy_on_grpc_close"];
 
 /// What `filters/host` exports in the place of the SDK's: `pintle_on_…` becomes `proxy_on_…`.
 const RENAMED: [&str; 3] = ["context_create", "request_headers", "log"];
@@ -93,7 +91,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .arg(&target)
         // What the outer cargo or clippy set for the native build is not for this one.
         .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("CARGO_ENCODED_RUSTFLAGS", remap()?)
         .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .status()?;
@@ -116,6 +114,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     watch(&linked.with_extension("d"), &root)
 }
 
+/// Takes the builder's own folder off the names of dependencies' files, which panics carry: the same
+/// sources become the same bytes on any machine, and the module tells nothing about the one it is from.
+fn remap() -> Result<String, Box<dyn Error>> {
+    let home = match env::var_os("CARGO_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => PathBuf::from(env::var("HOME")?).join(".cargo"),
+    };
+    Ok(format!("--remap-path-prefix={}=", home.join("registry/src/").display()))
+}
+
 fn rename(module: &mut Module) -> Result<(), Box<dyn Error>> {
     for callback in RENAMED {
         let (ours, sdks) = (format!("pintle_on_{callback}"), format!("proxy_on_{callback}"));
@@ -130,9 +138,9 @@ fn rename(module: &mut Module) -> Result<(), Box<dyn Error>> {
 }
 
 fn prune(module: &mut Module) -> Result<(), Box<dyn Error>> {
-    let wanted = |name: &str| EXPORTS.contains(&name) || STREAM_EXPORTS.contains(&name);
-    for name in EXPORTS.iter().chain(&STREAM_EXPORTS) {
-        if !module.exports.iter().any(|export| export.name == *name) {
+    let wanted = |name: &str| EXPORTS.contains(&name);
+    for name in EXPORTS {
+        if !module.exports.iter().any(|export| export.name == name) {
             return Err(format!("the module does not export {name}").into());
         }
     }

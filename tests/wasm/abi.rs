@@ -71,6 +71,18 @@ fn the_module_exports_the_callbacks_it_uses_and_nothing_else() {
     assert_eq!(module().exports(), EXPORTS);
 }
 
+/// What two machines build from the same sources is then the same, and a checksum says something.
+#[test]
+fn the_module_does_not_know_where_it_was_built() {
+    let text = String::from_utf8_lossy(pintle_artifact::PINTLE);
+    let root = pintle_tests::tools::root().canonicalize().expect("the workspace");
+    for path in [root.to_str().expect("UTF-8"), "/registry/src/", "/.cargo/"] {
+        assert!(!text.contains(path), "it names {path}");
+    }
+    // A panic names its file all the same.
+    assert!(text.contains("filters/balance/src/") && text.contains("/proxy-wasm-"));
+}
+
 #[test]
 fn a_configuration_that_is_wrong_is_refused_and_says_why() {
     let table = [
