@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use pintle_tests::{Error, Result, tools};
 
+use crate::sbom;
 use crate::shell::{output, run};
 
 /// Builds and collects everything into `target/dist`.
@@ -23,11 +24,20 @@ pub fn run_dist() -> Result<()> {
         let name = file.strip_prefix(&configuration).unwrap_or(&file);
         files.push((name.display().to_string(), file.clone()));
     }
-    files.sort();
-    let mut sums = String::new();
     for (name, from) in files {
-        let file = dist.join(&name);
-        copy(&from, &file)?;
+        copy(&from, &dist.join(name))?;
+    }
+    for (binary, package, target) in
+        [("pintle", "pintle-agent", None), ("pintle.wasm", "pintle", Some("wasm32-wasip1"))]
+    {
+        let bill = serde_json::to_string_pretty(&sbom::bill(package, target)?)?;
+        std::fs::write(dist.join(format!("{binary}.cdx.json")), bill)?;
+    }
+    let mut sums = String::new();
+    let mut files = files_below(&dist)?;
+    files.sort();
+    for file in files {
+        let name = file.strip_prefix(&dist).unwrap_or(&file).display();
         let line = output(&format!("sha256sum {}", file.display())).unwrap_or_default();
         let sum = line.split(' ').next().unwrap_or_default();
         println!("{sum}  {name}  {} bytes", file.metadata()?.len());

@@ -8,6 +8,7 @@
 mod demo;
 mod dist;
 mod fuzz;
+mod sbom;
 mod setup;
 mod shell;
 mod story;
@@ -25,7 +26,8 @@ usage: cargo xtask <command>
   bench [NAME] [ARGS]  one bench (or all) of benches/, release build
   fuzz [TARGET] [--runs N | --seconds N]  one target (or all) of fuzz/, a minute each unless said;
                    last lines: runs, edges reached, crashes
-  dist             target/dist: pintle.wasm, the agent, all of envoy/, SHA256SUMS
+  dist             target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
+                   all of envoy/, SHA256SUMS
 ";
 
 fn main() -> ExitCode {
