@@ -10,9 +10,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::etcd_peers::Peers;
 use crate::process::{Process, Server, Spec};
 use crate::text::{base64, now_rfc3339, unbase64};
-use crate::{Error, Port, Result, Upstream, http, tools};
+use crate::{Error, Patience, Port, Result, Upstream, http, tools};
 
 const READY: Duration = Duration::from_secs(30);
 
@@ -29,6 +30,9 @@ pub struct Etcd {
 pub struct EtcdCluster {
     /// The members, in the order of their names `m0`, `m1`, ...
     pub members: Vec<Etcd>,
+    peers: Peers,
+    /// Where each is known to the others.
+    links: Vec<Port>,
 }
 
 /// What a write returned.
@@ -116,15 +120,23 @@ impl Etcd {
     pub async fn start_with(args: &[&str]) -> Result<Self> {
         let (client, peer) = (Port::take()?, Port::take()?);
         let cluster = format!("m0=http://{}", peer.addr());
-        let mut etcd = Self::launch("m0", client, peer, &cluster, args)?;
+        let known_at = peer.addr();
+        let mut etcd = Self::launch("m0", client, peer, known_at, &cluster, args)?;
         etcd.wait_ready().await?;
         Ok(etcd)
     }
 
-    fn launch(name: &str, client: Port, peer: Port, cluster: &str, args: &[&str]) -> Result<Self> {
+    fn launch(
+        name: &str,
+        client: Port,
+        peer: Port,
+        known_at: SocketAddr,
+        cluster: &str,
+        args: &[&str],
+    ) -> Result<Self> {
         let dir = TempDir::with_prefix("pintle-etcd-")?;
-        let (client_url, peer_url) =
-            (format!("http://{}", client.addr()), format!("http://{}", peer.addr()));
+        let url = |addr: SocketAddr| format!("http://{addr}");
+        let (client_url, peer_url) = (url(client.addr()), url(peer.addr()));
         let data = dir.path().join("data").display().to_string();
         let own = [
             ("--name", name),
@@ -132,7 +144,7 @@ impl Etcd {
             ("--listen-client-urls", &client_url),
             ("--advertise-client-urls", &client_url),
             ("--listen-peer-urls", &peer_url),
-            ("--initial-advertise-peer-urls", &peer_url),
+            ("--initial-advertise-peer-urls", &url(known_at)),
             ("--initial-cluster", cluster),
             ("--initial-cluster-token", "pintle-tests"),
         ];
@@ -182,6 +194,11 @@ impl Etcd {
             200 => reply.json(),
             status => Err(Error::new(format!("etcd {path}: {status} {}", reply.text()))),
         }
+    }
+
+    /// What the member says of itself.
+    async fn status(&self) -> Result<Value> {
+        self.call("/v3/maintenance/status", &json!({})).await
     }
 
     /// Writes a key.
@@ -253,22 +270,42 @@ impl Server for Etcd {
 impl EtcdCluster {
     /// So many members with a leader among them.
     pub async fn start(size: usize) -> Result<Self> {
-        let mut ports = Vec::new();
+        let mut peers = Peers::new();
+        let (mut ports, mut links) = (Vec::new(), Vec::new());
         for _ in 0..size {
-            ports.push((Port::take()?, Port::take()?));
+            let (client, peer, link) = (Port::take()?, Port::take()?, Port::take()?);
+            peers.link(link.addr(), peer.addr()).await?;
+            ports.push((client, peer));
+            links.push(link);
         }
-        let named = ports.iter().enumerate();
-        let peers: Vec<String> =
-            named.map(|(i, p)| format!("m{i}=http://{}", p.1.addr())).collect();
-        let peers = peers.join(",");
+        let named = links.iter().enumerate();
+        let all: Vec<String> =
+            named.map(|(i, link)| format!("m{i}=http://{}", link.addr())).collect();
+        let all = all.join(",");
         let mut members = Vec::new();
-        for (i, (client, peer)) in ports.into_iter().enumerate() {
-            members.push(Etcd::launch(&format!("m{i}"), client, peer, &peers, &[])?);
+        for (i, ((client, peer), link)) in ports.into_iter().zip(&links).enumerate() {
+            let name = format!("m{i}");
+            members.push(Etcd::launch(&name, client, peer, link.addr(), &all, &[])?);
         }
         for member in &mut members {
             member.wait_ready().await?;
         }
-        Ok(Self { members })
+        Ok(Self { members, peers, links })
+    }
+
+    /// Cuts a member off from the others; its clients still reach it.
+    pub async fn cut_off(&self, member: usize) -> Result<()> {
+        let no_member = || Error::new(format!("there is no member {member}"));
+        let link = self.links.get(member).ok_or_else(no_member)?;
+        let status = self.members.get(member).ok_or_else(no_member)?.status().await?;
+        let id = status["header"]["member_id"].as_str().and_then(|id| id.parse().ok());
+        self.peers.cut_off(link.addr(), id.ok_or_else(no_member)?);
+        Ok(())
+    }
+
+    /// The members reach each other again.
+    pub fn heal(&self) {
+        self.peers.heal();
     }
 
     /// All members' URLs.
@@ -276,18 +313,22 @@ impl EtcdCluster {
         self.members.iter().map(Etcd::url).collect()
     }
 
-    /// The index of the present leader, asked of every member that answers.
+    /// The index of the present leader, asked of every member that answers; during an election, the one
+    /// that comes of it.
     pub async fn leader(&self) -> Result<usize> {
-        for (i, member) in self.members.iter().enumerate() {
-            let Ok(status) = member.call("/v3/maintenance/status", &json!({})).await else {
-                continue;
-            };
-            let own = &status["header"]["member_id"];
-            if status["leader"].is_string() && status["leader"] == *own {
-                return Ok(i);
+        let mut patience = Patience::new(READY);
+        loop {
+            for (i, member) in self.members.iter().enumerate() {
+                let Ok(status) = member.status().await else { continue };
+                let own = &status["header"]["member_id"];
+                if status["leader"].is_string() && status["leader"] == *own {
+                    return Ok(i);
+                }
+            }
+            if !patience.lasts().await {
+                return Err(Error::new("no member of the etcd cluster says that it leads"));
             }
         }
-        Err(Error::new("no member of the etcd cluster says that it leads"))
     }
 }
 
