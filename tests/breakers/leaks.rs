@@ -14,6 +14,8 @@ use tokio::net::TcpStream;
 use crate::support::{PATIENCE, World, breakers, upstream};
 
 const STREAMS: usize = 20_000;
+/// Where nobody waits long for an answer.
+const HASTY: &str = "/hasty";
 const CLIENTS: usize = 32;
 
 fn patch(config: EnvoyConfig) -> EnvoyConfig {
@@ -24,7 +26,12 @@ fn patch(config: EnvoyConfig) -> EnvoyConfig {
     let hcm = config.http_connection_manager();
     let filters = hcm["http_filters"].as_array_mut().expect("filters");
     filters.insert(filters.len() - 1, buffer);
-    hcm["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["timeout"] = json!("0.05s");
+    let routes = &mut hcm["route_config"]["virtual_hosts"][0]["routes"];
+    let mut hasty = routes[0].clone();
+    hasty["name"] = json!("hasty");
+    hasty["match"] = json!({"path": HASTY});
+    hasty["route"]["timeout"] = json!("0.05s");
+    routes.as_array_mut().expect("routes").insert(0, hasty);
     config
 }
 
@@ -32,7 +39,8 @@ fn patch(config: EnvoyConfig) -> EnvoyConfig {
 async fn abort(addr: SocketAddr, number: usize) -> std::io::Result<()> {
     let mut stream = TcpStream::connect(addr).await?;
     stream.set_nodelay(true)?;
-    let get = b"GET / HTTP/1.1\r\nhost: orders\r\n\r\n";
+    let get = format!("GET {HASTY} HTTP/1.1\r\nhost: orders\r\n\r\n");
+    let get = get.as_bytes();
     let mut some = [0; 512];
     match number % 6 {
         // Gone in the middle of the request's head: there never was a stream.
@@ -56,8 +64,9 @@ async fn abort(addr: SocketAddr, number: usize) -> std::io::Result<()> {
         }
         // 413, from a filter after ours; the rest of the body never comes.
         4 => {
-            let head = b"POST / HTTP/1.1\r\nhost: orders\r\ncontent-length: 9000\r\n\r\n";
-            stream.write_all(head).await?;
+            let head =
+                format!("POST {HASTY} HTTP/1.1\r\nhost: orders\r\ncontent-length: 9000\r\n\r\n");
+            stream.write_all(head.as_bytes()).await?;
             stream.write_all(&[b'x'; 2000]).await?;
             let _ = stream.read(&mut some).await?;
         }

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use pintle_tests::{Behaviour, Fault, Load, Outcome, assert_eventually, http};
+use pintle_tests::{Behaviour, Fault, Load, Outcome, Report, Stalls, assert_eventually, http};
 
-use crate::support::{PATIENCE, World, call, millis, refused, since, strict, upstream};
+use crate::support::{PATIENCE, World, call, millis, quantile, refused, since, strict, upstream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_local_answer_is_quick_and_says_why_and_when() {
@@ -32,14 +32,20 @@ async fn a_local_answer_is_quick_and_says_why_and_when() {
     assert_eq!(reply.header("x-pintle-reason"), Some("no-endpoint"));
 
     // One at a time, so that what is measured is the answer and not the queue of a busy machine.
-    let load = Load::to(world.envoy.addr()).host("orders").closed().connections(1);
-    let report = load.run_for_secs(3.0).await;
-    assert!(report.total() >= 1_000, "{}", report.summary());
+    let stalls = Stalls::watch();
+    let mut report = Report::default();
+    while report.total() < 1_000 {
+        let load = Load::to(world.envoy.addr()).host("orders").closed().connections(1);
+        report.samples.extend(load.run_for_secs(3.0).await.samples);
+    }
     let all_503 = report.outcomes().keys().all(|outcome| *outcome == Outcome::Status(503));
     assert!(all_503, "{}", report.summary());
     let (p50, p99) = (millis(report.quantile(0.5)), millis(report.quantile(0.99)));
     println!("{} local answers: p50 {p50:.2} ms, p99 {p99:.2} ms", report.total());
-    assert!(p99 < 5.0, "{p99} ms");
+    assert!(p50 < 1.0, "{p50} ms");
+    report.samples.retain(|one| !stalls.between(one.due, one.due + one.took));
+    let undisturbed = millis(report.quantile(0.99));
+    assert!(undisturbed < 5.0, "{undisturbed} ms without a stall");
     world.no_traps().await;
 }
 
@@ -50,7 +56,8 @@ async fn it_is_over_within_a_second_of_the_first_endpoints_return() {
     let mut all = [upstream("one").await, upstream("two").await, upstream("three").await];
     world.serve("orders", &[&all[0], &all[1], &all[2]]).await;
     let load = Load::to(world.envoy.addr()).host("orders").rate(200.0).connections(8).start();
-    let mut took = Vec::new();
+    let stalls = Stalls::watch();
+    let (mut took, mut undisturbed) = (Vec::new(), Vec::new());
     for round in 0..5 {
         for one in &mut all {
             one.close().await;
@@ -62,6 +69,9 @@ async fn it_is_over_within_a_second_of_the_first_endpoints_return() {
         assert_eventually!(PATIENCE, load.since(back).first_from("one").is_some());
         let first = load.since(back).first_from("one").expect("an answer");
         took.push(since(first, back));
+        if stalls.longest(back, first) < Duration::from_millis(100) {
+            undisturbed.push(since(first, back));
+        }
         for one in &mut all[1..] {
             one.open().await.expect("listens again");
         }
@@ -73,5 +83,6 @@ async fn it_is_over_within_a_second_of_the_first_endpoints_return() {
     }
     load.stop().await;
     println!("from the return to the first answer, ms: {took:.0?}");
-    assert!(took.iter().all(|ms| *ms <= 1_000.0), "{took:?}");
+    assert!(undisturbed.iter().all(|ms| *ms <= 1_000.0), "without a stall: {undisturbed:?}");
+    assert!(quantile(&took, 0.5) <= 1_000.0, "{took:?}");
 }

@@ -1,13 +1,13 @@
 //! One state per Envoy: what one worker learns holds for all, and outlives a new configuration.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pintle_tests::{
-    Behaviour, EnvoyConfig, Fault, Latency, Load, Port, Upstream, assert_eventually, http,
+    Behaviour, EnvoyConfig, Fault, Latency, Load, Port, Stalls, Upstream, assert_eventually, http,
 };
 use serde_json::{Value, json};
 
-use crate::support::{PATIENCE, Stalls, World, millis, quantile, since, upstream};
+use crate::support::{PATIENCE, World, millis, quantile, since, upstream};
 
 /// Turns instead of costs, and a breaker that opens for so short that a test sees it close.
 fn quick(plugin: &mut Value) {
@@ -17,6 +17,26 @@ fn quick(plugin: &mut Value) {
 
 fn arrivals(upstream: &Upstream, from: Instant) -> Vec<Instant> {
     upstream.seen().iter().map(|seen| seen.at).filter(|at| *at >= from).collect()
+}
+
+/// Tells the upstream when Envoy took each request, by the clock of both.
+fn started(mut config: EnvoyConfig) -> EnvoyConfig {
+    let route = &mut config.http_connection_manager()["route_config"];
+    route["request_headers_to_add"] =
+        json!([{"header": {"key": "x-started", "value": "%START_TIME(%s.%6f)%"}}]);
+    config
+}
+
+/// When Envoy took the last request that arrived.
+fn taken(upstream: &Upstream, from: Instant) -> Instant {
+    let (now, wall) = (Instant::now(), SystemTime::now());
+    let wall = wall.duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_secs_f64();
+    let seen = upstream.seen();
+    let started = seen.iter().filter(|seen| seen.at >= from).map(|seen| {
+        let started = seen.headers["x-started"].to_str().expect("text").parse::<f64>();
+        now - Duration::from_secs_f64(wall - started.expect("seconds"))
+    });
+    started.max().expect("a request")
 }
 
 async fn three(world: &World) -> [Upstream; 3] {
@@ -33,7 +53,7 @@ async fn a_trip_in_one_worker_holds_in_all_within_ten_milliseconds() {
         plugin["breaker"]["open"] = json!("200ms");
         plugin["breaker"]["open_max"] = json!("200ms");
     };
-    let world = World::start(&["orders"], short, |config| config).await;
+    let world = World::start(&["orders"], short, started).await;
     let all = three(&world).await;
     let dead = &all[0];
     let load = Load::to(world.envoy.addr()).host("orders").rate(1000.0).connections(32).start();
@@ -49,9 +69,9 @@ async fn a_trip_in_one_worker_holds_in_all_within_ten_milliseconds() {
         let seen = arrivals(dead, began);
         let (fifth, last) = (seen[4], seen[seen.len() - 1]);
         late.push(since(last, fifth));
-        // One that ended just before may still be made up for.
-        if !stalls.between(fifth - Duration::from_millis(5), last) {
-            undisturbed.push(since(last, fifth));
+        // After a stall many come at once, and late; what counts is when Envoy has taken them.
+        if !stalls.between(fifth, last) {
+            undisturbed.push(taken(dead, began).saturating_duration_since(fifth));
         }
         dead.set(Behaviour::default());
         let healed = Instant::now();
@@ -62,16 +82,13 @@ async fn a_trip_in_one_worker_holds_in_all_within_ten_milliseconds() {
     println!(
         "the last request after the fifth failure: p50 {p50:.1}, p99 {p99:.1}, max {max:.1} ms"
     );
-    println!(
-        "{} rounds without a stall, max {:.1} ms",
-        undisturbed.len(),
-        quantile(&undisturbed, 1.0)
-    );
+    let most = undisturbed.iter().max().copied().unwrap_or_default();
+    println!("{} rounds without a stall, at most {most:.1?}", undisturbed.len());
     println!("{}", report.summary());
     assert!(p50 <= 10.0, "median of {late:?}");
     // Two cores are shared by Envoy, its load and its upstreams: a stalled test is not a late worker.
     assert!(quantile(&late, 0.75) <= 10.0, "three of four of {late:?}");
-    assert!(undisturbed.iter().all(|late| *late <= 10.0), "without a stall: {undisturbed:?}");
+    assert!(most <= Duration::from_millis(10), "without a stall: {undisturbed:.1?}");
     world.no_traps().await;
 }
 
@@ -80,7 +97,8 @@ async fn a_dead_endpoint_costs_five_failures_over_all_workers_and_no_client_anyt
     let turns = |plugin: &mut Value| plugin["select"]["strategy"] = json!("round_robin");
     let world = World::start(&["orders"], turns, |config| config).await;
     let mut all = three(&world).await;
-    let load = Load::to(world.envoy.addr()).host("orders").rate(300.0).connections(16).start();
+    // Two connections: what comes at once after a stall, while the fifth failure is on its way, is bounded.
+    let load = Load::to(world.envoy.addr()).host("orders").rate(300.0).connections(2).start();
     tokio::time::sleep(Duration::from_millis(500)).await;
     all[0].close().await;
     let closed = Instant::now();
@@ -92,7 +110,7 @@ async fn a_dead_endpoint_costs_five_failures_over_all_workers_and_no_client_anyt
     let failures =
         world.agent.metric("pintle_endpoint_failures_total", &["endpoint=\"one\""]).await;
     println!("{failures:?} failures; {}", report.summary());
-    // Those that were sent before the fifth had failed count, too; at 100 a second there is hardly one.
+    // Those that were sent before the fifth had failed count, too.
     assert!(failures.is_some_and(|count| (5.0..=7.0).contains(&count)), "{failures:?}");
     assert_eq!(report.failed(), 0, "{}", report.summary());
 }
@@ -110,6 +128,7 @@ async fn one_probe_at_a_time_over_all_workers() {
     assert_eventually!(PATIENCE, world.trips("orders").await >= 1.0);
     // What was under way has arrived.
     tokio::time::sleep(Duration::from_millis(50)).await;
+    let failed = all[0].requests();
     all[0].forget();
     all[0].set(Behaviour::slow(Latency::Fixed(Duration::from_millis(100))));
     assert_eventually!(PATIENCE, all[0].requests() >= 7);
@@ -117,7 +136,7 @@ async fn one_probe_at_a_time_over_all_workers() {
     assert_eq!(all[0].peak_in_flight(), 1);
     assert_eventually!(PATIENCE, all[0].requests() > 100, "and then it closes");
     let report = load.stop().await;
-    assert!(report.failed() <= 10, "{}", report.summary());
+    assert_eq!(report.failed(), failed, "nobody failed but there: {}", report.summary());
 }
 
 /// The first listener once more, from a file that Envoy watches.

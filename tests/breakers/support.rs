@@ -1,8 +1,6 @@
 //! An installation with as many services as a test has cases, each with its own upstreams.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ::http::Request;
@@ -10,8 +8,8 @@ use http_body_util::Full;
 use pintle_artifact::PINTLE_PATH;
 use pintle_tests::http::Reply;
 use pintle_tests::{
-    Agent, AgentBuilder, Envoy, EnvoyConfig, Etcd, Instance, Nats, Upstream, assert_eventually,
-    http,
+    Agent, AgentBuilder, Envoy, EnvoyConfig, Etcd, Instance, Nats, Upstream, Written,
+    assert_eventually, http,
 };
 use serde_json::{Value, json};
 
@@ -19,6 +17,17 @@ use serde_json::{Value, json};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Until every worker has heard of a trip, ten times over.
 pub const SETTLED: Duration = Duration::from_millis(100);
+/// So long after a trip the next request may be let through as the last resort, a stall having held it up.
+const LAST_RESORT: Duration = Duration::from_millis(450);
+
+/// Requests that came through until a breaker answered in the endpoint's place.
+#[derive(Debug)]
+pub struct Sent {
+    /// Before it opened.
+    pub before: usize,
+    /// After that, each a trip of its own.
+    pub probes: usize,
+}
 
 pub struct World {
     pub etcd: Etcd,
@@ -73,44 +82,55 @@ impl World {
 
     /// Registers these as instances of the service and waits until every worker and Envoy itself know.
     pub async fn serve(&self, service: &str, upstreams: &[&Upstream]) {
+        let mut last = None;
         for upstream in upstreams {
-            self.etcd.register(&Instance::of(service, upstream)).await.expect("a registration");
+            let written = self.etcd.register(&Instance::of(service, upstream)).await;
+            last = Some(written.expect("a registration"));
         }
         let hosts = async || self.envoy.hosts(service).await.map_or(0, |hosts| hosts.len());
         assert_eventually!(PATIENCE, hosts().await == upstreams.len(), "EDS of {service}");
-        self.settled().await;
+        self.settled(last.expect("an instance")).await;
     }
 
-    /// Waits until every worker holds what the registry says now.
-    pub async fn settled(&self) {
-        let proxies = async || {
-            let reply = http::get(self.agent.admin(), "/v1/proxies").await;
-            reply.map(|reply| reply.text()).unwrap_or_default()
-        };
-        assert_eventually!(PATIENCE, current(&self.agent).await, "{}", proxies().await);
+    /// Lays a policy over a service and waits until every worker holds it.
+    pub async fn policy(&self, service: &str, policy: Value) {
+        let key = format!("/pintle/policies/{service}");
+        let written = self.etcd.put(&key, &policy.to_string()).await.expect("a policy");
+        self.settled(written).await;
+    }
+
+    /// Waits until every worker holds what was written to the registry.
+    pub async fn settled(&self, written: Written) {
+        settled(&self.agent, written).await;
     }
 
     pub async fn get(&self, service: &str) -> Reply {
         get(&self.envoy, service).await
     }
 
-    /// Sends one after the other until a breaker answers in the endpoint's place, at most `most`; how
-    /// many came before it. After `expect` of them every worker is given the time to hear of it.
+    /// Sends one after the other until a breaker answers in the endpoint's place, at most `most`. After
+    /// `expect` of them every worker is given the time to hear of it.
     pub async fn until_refused(
         &self,
         expect: usize,
         most: usize,
         send: impl AsyncFn() -> bool,
-    ) -> usize {
-        for sent in 0..most {
-            if sent == expect {
+    ) -> Sent {
+        let (mut sent, mut opened) = (Sent { before: 0, probes: 0 }, None);
+        while sent.before < most {
+            if sent.before == expect && opened.is_none() {
+                opened = Some(Instant::now());
                 tokio::time::sleep(SETTLED).await;
             }
             if send().await {
-                return sent;
+                break;
+            }
+            match opened.is_some_and(|at| at.elapsed() > LAST_RESORT) && sent.probes < 3 {
+                true => sent.probes += 1,
+                false => sent.before += 1,
             }
         }
-        most
+        sent
     }
 
     /// Times that the breakers of a service opened, as Envoy's workers told the agent.
@@ -137,16 +157,20 @@ pub fn config(agent: &Agent, services: &[&str], plugin: impl FnOnce(&mut Value))
     config
 }
 
-/// Whether every worker of every connected proxy holds the newest version.
-pub async fn current(agent: &Agent) -> bool {
-    let Ok(reply) = http::get(agent.admin(), "/v1/proxies").await else { return false };
-    let proxies = reply.json().unwrap_or_default();
-    let proxies = proxies["proxies"].as_array().cloned().unwrap_or_default();
-    let whole = |p: &Value| {
-        let workers = p["workers"].as_array().map_or(0, Vec::len);
-        p["current"] == true && workers > 2 && p["expected"] == workers
+/// Waits until every worker of every connected proxy has said that it holds what was written.
+pub async fn settled(agent: &Agent, written: Written) {
+    agent.settled(written).await.expect("every worker holds it");
+    let all = async || {
+        let Ok(reply) = http::get(agent.admin(), "/v1/proxies").await else { return false };
+        let proxies = reply.json().unwrap_or_default();
+        let proxies = proxies["proxies"].as_array().cloned().unwrap_or_default();
+        let whole = |p: &Value| {
+            let workers = p["workers"].as_array().map_or(0, Vec::len);
+            p["current"] == true && workers > 2 && p["expected"] == workers
+        };
+        !proxies.is_empty() && proxies.iter().all(whole)
     };
-    !proxies.is_empty() && proxies.iter().all(whole)
+    assert_eventually!(PATIENCE, all().await);
 }
 
 pub async fn get(envoy: &Envoy, service: &str) -> Reply {
@@ -183,57 +207,6 @@ pub async fn breakers(agent: &Agent) -> BTreeMap<String, String> {
             (name, text(&row["breaker"]["state"]))
         })
         .collect()
-}
-
-/// A thread on every core that wakes each half a millisecond and writes down when it could not: then
-/// somebody else had the core, and what came late is not the fault of who is measured.
-pub struct Stalls {
-    seen: Arc<Mutex<Vec<(Instant, Instant)>>>,
-    done: Arc<AtomicBool>,
-}
-
-impl Stalls {
-    pub fn watch() -> Self {
-        let stalls = Self { seen: Arc::default(), done: Arc::default() };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        for core in 0..cores {
-            let (seen, done) = (stalls.seen.clone(), stalls.done.clone());
-            std::thread::spawn(move || {
-                stay_on(core);
-                let mut last = Instant::now();
-                while !done.load(Ordering::Relaxed) {
-                    std::thread::sleep(Duration::from_micros(500));
-                    let now = Instant::now();
-                    if now - last > Duration::from_micros(1_500) {
-                        seen.lock().expect("the stalls").push((last, now));
-                    }
-                    last = now;
-                }
-            });
-        }
-        stalls
-    }
-
-    /// Whether a core was taken at any time between the two.
-    pub fn between(&self, from: Instant, to: Instant) -> bool {
-        let seen = self.seen.lock().expect("the stalls");
-        seen.iter().any(|(began, ended)| *began < to && *ended > from)
-    }
-}
-
-impl Drop for Stalls {
-    fn drop(&mut self) {
-        self.done.store(true, Ordering::Relaxed);
-    }
-}
-
-fn stay_on(core: usize) {
-    // SAFETY: a set of cores is plain bits, of which all zero is one, and it outlives both calls.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        libc::sched_setaffinity(0, std::mem::size_of_val(&set), &set);
-    }
 }
 
 pub fn millis(duration: Duration) -> f64 {

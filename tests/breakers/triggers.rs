@@ -3,16 +3,11 @@
 use std::time::Duration;
 
 use pintle_tests::{Behaviour, Fault, Latency};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::support::{SETTLED, World, refused, strict, upstream};
+use crate::support::{World, refused, strict, upstream};
 
 const SERVICES: [&str; 6] = ["slow", "rate", "busy", "busy-rate", "spared", "changed"];
-
-async fn policy(world: &World, service: &str, policy: Value) {
-    let key = format!("/pintle/policies/{service}");
-    world.etcd.put(&key, &policy.to_string()).await.expect("a policy");
-}
 
 /// How many requests came before the breaker answered.
 async fn opened_after(world: &World, service: &str, most: usize) -> usize {
@@ -40,10 +35,10 @@ async fn rates_slow_calls_and_refusals_open_it_as_the_policy_says() {
         ("changed", json!({"consecutive_failures": 1000, "failure_rate": off})),
     ];
     for (service, breaker) in policies {
-        policy(&world, service, json!({"breaker": breaker})).await;
+        world.policy(service, json!({"breaker": breaker})).await;
     }
     let spread = json!({"select": {"strategy": "p2c"}, "breaker": {"failure_rate": off}});
-    policy(&world, "spared", spread).await;
+    world.policy("spared", spread).await;
     let mut all = Vec::new();
     for service in SERVICES {
         let one = upstream(service).await;
@@ -88,13 +83,10 @@ async fn rates_slow_calls_and_refusals_open_it_as_the_policy_says() {
 
     all[5].set(Behaviour::failing(Fault::Status(500)));
     assert_eq!(opened_after(&world, "changed", 20).await, 20);
-    policy(&world, "changed", json!({"breaker": {"consecutive_failures": 2}})).await;
-    world.settled().await;
+    world.policy("changed", json!({"breaker": {"consecutive_failures": 2}})).await;
     let after = opened_after(&world, "changed", 20).await;
     assert!(after <= 2, "the new limit holds at once, after {after}");
-    policy(&world, "changed", json!({"breaker": {"max_ejection_percent": 0}})).await;
-    world.settled().await;
-    tokio::time::sleep(SETTLED).await;
+    world.policy("changed", json!({"breaker": {"max_ejection_percent": 0}})).await;
     // More than one, because a last resort would be tried as well.
     assert_eq!(opened_after(&world, "changed", 20).await, 20, "none may be taken any more");
     world.no_traps().await;

@@ -90,7 +90,8 @@ async fn again(upstream: &Upstream, stepped: Instant) -> Instant {
     let settled = stepped + Duration::from_millis(500);
     tokio::time::sleep_until(settled.into()).await;
     assert_eventually!(PATIENCE, upstream.requests_since(settled) > 0, "it serves again");
-    upstream.last_at().expect("a request")
+    let seen = upstream.seen();
+    seen.iter().map(|seen| seen.at).find(|at| *at >= settled).expect("a request")
 }
 
 /// Envoy's age by its own clock, in seconds.

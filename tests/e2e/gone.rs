@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use pintle_tests::{Instance, NetworkFault, Server as _, assert_eventually, http};
 
-use crate::support::{PATIENCE, World, everybody_serves, millis, quick};
+use crate::support::{PATIENCE, World, everybody_serves, in_turns, millis, quick};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_start_without_etcd_serves_what_was_last_known() {
-    let mut world = World::start().await;
+    let mut world = World::with(in_turns).await;
     let _all = world.orders(2).await;
     // What is on disk may lag behind what is served by the time of one write.
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -29,7 +29,7 @@ async fn a_cold_start_without_etcd_serves_what_was_last_known() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compaction_while_the_agent_is_away_removes_what_went_and_nothing_else() {
-    let (world, to_etcd, _to_nats) = World::linked().await;
+    let (world, to_etcd, _to_nats) = World::linked(in_turns).await;
     let all = world.orders(4).await;
     let load = world.load(300.0).start();
     to_etcd.set(NetworkFault::Refuse);
@@ -64,7 +64,7 @@ async fn a_disk_that_is_full_or_read_only_costs_an_alarm_and_no_request() {
     // A mount that only the agent sees, and that goes with it.
     let apart: &[&str] = if is_root() { &["--mount"] } else { &["--mount", "--map-root-user"] };
     let under = [&["unshare"], apart, &["sh", "-c", script]].concat();
-    let mut world = World::changed(|agent| agent.under(&under), |_| {}).await;
+    let mut world = World::changed(|agent| agent.under(&under), in_turns).await;
     let disk = Disk { pid: world.agent.pid(), dir: world.agent.state_dir() };
     let mut all = world.orders(2).await;
     let load = world.load(300.0).start();

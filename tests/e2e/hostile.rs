@@ -7,7 +7,7 @@ use std::time::Duration;
 use pintle_tests::{Instance, Upstream, assert_eventually, http};
 use serde_json::{Value, json};
 
-use crate::support::{PATIENCE, World, quick};
+use crate::support::{PATIENCE, World, in_turns, quick};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn our_own_routing_headers_from_a_client_reach_no_stranger() {
@@ -31,9 +31,8 @@ async fn our_own_routing_headers_from_a_client_reach_no_stranger() {
                 "GET / HTTP/1.1\r\nhost: {cluster}\r\n{name}: {address}\r\n{name}: {address},{address}\r\n\
                  connection: close\r\n\r\n"
             );
-            let reply = http::raw(world.envoy.addr(), head.as_bytes(), Duration::from_secs(2))
-                .await
-                .expect("an answer");
+            let reply =
+                http::raw(world.envoy.addr(), head.as_bytes(), PATIENCE).await.expect("an answer");
             assert!(!reply.is_empty(), "{name}");
         }
     }
@@ -66,9 +65,7 @@ async fn hostile_headers_are_served_like_any_other() {
             let mut head = format!("GET / HTTP/1.1\r\nhost: orders\r\n{name}: ").into_bytes();
             head.extend_from_slice(value);
             head.extend_from_slice(b"\r\nconnection: close\r\n\r\n");
-            let reply = http::raw(world.envoy.addr(), &head, Duration::from_secs(2))
-                .await
-                .expect("an answer");
+            let reply = http::raw(world.envoy.addr(), &head, PATIENCE).await.expect("an answer");
             let reply = String::from_utf8_lossy(&reply);
             assert!(
                 reply.starts_with("HTTP/1.1 200"),
@@ -145,7 +142,7 @@ fn broken(good: &Value) -> Vec<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_registry_values_and_events_are_counted_and_the_good_ones_beside_them_served() {
-    let world = World::start().await;
+    let world = World::with(in_turns).await;
     let all = world.orders(2).await;
     let loopback: SocketAddr = "127.0.0.1:9".parse().expect("an address");
     let load = world.load(200.0).start();

@@ -6,12 +6,18 @@ use std::path::Path;
 use std::time::Duration;
 
 use pintle_tests::{Agent, Instance, Port, assert_eventually, browser};
+use serde_json::json;
 
 use crate::support::{PATIENCE, World, in_turns, quick};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_shows_an_installation_at_work() {
-    let world = World::with(in_turns).await;
+    // Open for as long as the browser may take.
+    let world = World::with(|plugin| {
+        in_turns(plugin);
+        plugin["breaker"] = json!({"open": "300s"});
+    })
+    .await;
     let mut all = Vec::new();
     for (number, zone, weight) in [(1, "eu-1a", "1"), (2, "eu-1a", "2"), (3, "eu-1b", "1")] {
         let upstream = quick(&format!("orders-{number}")).await;

@@ -41,7 +41,7 @@ impl World {
     }
 
     /// With links that can break between the agent and etcd, and between the agent and NATS.
-    pub async fn linked() -> (Self, Proxy, Proxy) {
+    pub async fn linked(plugin: impl FnOnce(&mut Value)) -> (Self, Proxy, Proxy) {
         let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
         let (to_etcd, to_nats) =
             tokio::try_join!(Proxy::to(etcd.addr()), Proxy::to(nats.addr())).expect("links");
@@ -51,7 +51,7 @@ impl World {
             .start()
             .await
             .expect("the agent");
-        (Self::of(etcd, nats, agent, |_| {}).await, to_etcd, to_nats)
+        (Self::of(etcd, nats, agent, plugin).await, to_etcd, to_nats)
     }
 
     async fn of(etcd: Etcd, nats: Nats, agent: Agent, plugin: impl FnOnce(&mut Value)) -> Self {
@@ -76,6 +76,16 @@ impl World {
             last.requests() > 0
         });
         upstreams
+    }
+
+    /// Waits until every worker has a table and so chooses for itself.
+    pub async fn chosen(&self) {
+        let unknown = async || self.envoy.stat("wasmcustom.pintle_unknown_service_total").await;
+        assert_eventually!(PATIENCE, {
+            let before = unknown().await;
+            self.load(200.0).run_for_secs(0.1).await;
+            unknown().await == before
+        });
     }
 
     pub fn load(&self, rate: f64) -> Load {
@@ -124,8 +134,8 @@ pub async fn quick(name: &str) -> Upstream {
     upstream
 }
 
-/// Endpoints take turns, so that the cost of a failure does not keep requests away before the breaker
-/// does.
+/// Endpoints take turns, so that neither the cost of a failure keeps requests away before the breaker does,
+/// nor that of an answer which the machine held up.
 pub fn in_turns(plugin: &mut Value) {
     plugin["select"]["strategy"] = "round_robin".into();
 }

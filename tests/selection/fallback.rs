@@ -12,7 +12,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pintle_tests::{Agent, Envoy, EnvoyConfig, Load, Server as _, Upstream};
+use pintle_tests::{Agent, Envoy, EnvoyConfig, Load, Server as _, Upstream, assert_eventually};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -112,6 +112,11 @@ async fn with_the_shipped_reload_a_trap_costs_those_inside_the_vm_and_nobody_aft
         assert!(proxy.trap().await, "the module is back for round {round}");
         let report = proxy.load().run_for_secs(0.2).await;
         assert_eq!(report.failed(), 0, "round {round}: {}", report.summary());
+        // Until a request has come to the worker that trapped, and built its VM anew.
+        assert_eventually!(Duration::from_secs(10), {
+            assert_eq!(ask(&proxy.envoy, &[]).await.status, 200);
+            proxy.envoy.stat_sum("vm_reload_success").await.unwrap() > round
+        });
     }
     // With others inside the VM when it traps: they share its fate. 300/s of 2 ms are one in flight.
     let (failed, total) = proxy.beside_traps(Duration::from_millis(150)).await;
@@ -122,7 +127,14 @@ async fn with_the_shipped_reload_a_trap_costs_those_inside_the_vm_and_nobody_aft
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn during_the_back_off_a_worker_answers_503_which_is_why_it_is_short() {
     let proxy = Trapped::start("FAIL_RELOAD", "1s").await;
-    let (long, total) = proxy.beside_traps(Duration::from_millis(100)).await;
+    // So many that each worker's VM traps, is rebuilt at once, being old enough, and traps again.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    for _ in 0..40 {
+        proxy.trap().await;
+    }
+    let long = proxy.load().run_for_secs(0.3).await;
+    println!("after forty traps: {}", long.summary());
+    let (long, total) = (long.failed(), long.total());
     assert!(long * 3 > total, "{long} of {total}: then the head of this file is out of date");
     let proxy = Trapped::start("FAIL_RELOAD", "0.01s").await;
     let (short, total) = proxy.beside_traps(Duration::from_millis(100)).await;

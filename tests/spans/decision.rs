@@ -119,6 +119,10 @@ async fn open_breakers_are_no_candidates_then_panic_then_a_local_reply_each_with
     for other in ["orders/orders-2", "orders/orders-3"] {
         world.order(&["breaker", "force-open", other, "--ttl", "5m"]).await;
     }
+    assert_eventually!(SOON, {
+        let reply = pintle_tests::http::get(world.agent.admin(), "/v1/breakers").await.unwrap();
+        reply.json().unwrap()["breakers"].as_array().map_or(0, Vec::len) == 3
+    });
     let mut span;
     assert_eventually!(SOON, {
         span = ask(&world).await.2;

@@ -172,7 +172,7 @@ async fn once(rig: &Rig, headers: &[(&str, &[u8])]) -> Duration {
     assert_eq!(reply.status, 200);
     // The client has its answer before the filters have said good-bye.
     tokio::time::sleep(Duration::from_millis(2)).await;
-    rig.envoy.usage().0 - before
+    rig.envoy.usage().0.saturating_sub(before)
 }
 
 /// The CPU time of a hundred, without the module and with it, sorted. One of each in turn, so that what

@@ -1,5 +1,6 @@
 //! An Envoy with the module, an upstream that says what it got, and a collector.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -66,11 +67,14 @@ impl Rig {
 
     /// Waits for so many spans and takes them, oldest first.
     pub async fn spans(&self, count: usize) -> Vec<Span> {
-        let mut spans = Vec::new();
+        let mut spans: Vec<Span> = Vec::new();
         assert_eventually!(
             SOON,
             {
                 spans.extend(self.resources().into_iter().flat_map(spans_of));
+                // A call whose answer came too late is made again: whoever collects has to expect that.
+                let mut known = BTreeSet::new();
+                spans.retain(|span| known.insert(span.span_id.clone()));
                 spans.len() >= count
             },
             "{} of {count} spans have come",

@@ -5,13 +5,13 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{Process, Server, Spec};
-use crate::{Error, Etcd, EtcdCluster, Nats, Port, Result, Written, http, tools};
+use crate::{Error, Etcd, EtcdCluster, Nats, Patience, Port, Result, Written, http, tools};
 
 const READY: Duration = Duration::from_secs(30);
 /// For commands that ask something and end.
@@ -192,10 +192,10 @@ impl Agent {
     /// Waits until the registry was read up to this write and every worker of every connected Envoy
     /// holds what came of it; an error after 30 s, with what the agent knows of its proxies.
     pub async fn settled(&self, written: Written) -> Result<()> {
-        /// The agent publishes at most ten snapshots a second, so what it has read may be under way.
+        /// What was read is published within this time: a service's table at most every 150 ms.
         const PUBLISHED: Duration = Duration::from_millis(250);
-        let began = Instant::now();
-        let mut since = None;
+        let mut patience = Patience::new(READY);
+        let mut settling = Patience::new(PUBLISHED);
         loop {
             let sources = http::get(self.admin(), "/v1/sources").await?.json()?;
             let proxies = http::get(self.admin(), "/v1/proxies").await?.json()?;
@@ -203,15 +203,20 @@ impl Agent {
             let list = proxies["proxies"].as_array().or_else(|| proxies.as_array());
             let mut connected =
                 list.into_iter().flatten().filter(|p| p["connected"] == true).peekable();
-            if !read || connected.peek().is_none() || !connected.all(|p| p["current"] == true) {
-                since = None;
-            } else if since.get_or_insert_with(Instant::now).elapsed() > PUBLISHED {
+            // A proxy is expected to have the workers that have spoken; there is more than its main thread.
+            let whole = |p: &Value| {
+                let workers = p["workers"].as_array().map_or(0, Vec::len);
+                p["current"] == true && workers > 1 && p["expected"] == workers
+            };
+            if !read || connected.peek().is_none() || !connected.all(whole) {
+                settling = Patience::new(PUBLISHED);
+            }
+            if !settling.lasts().await {
                 return Ok(());
             }
-            if began.elapsed() > READY {
+            if !patience.lasts().await {
                 return Err(Error::new(format!("not settled at {written:?}: {proxies} {sources}")));
             }
-            crate::pause().await;
         }
     }
 

@@ -32,13 +32,16 @@ mod envoy;
 mod envoy_config;
 mod error;
 mod etcd;
+mod etcd_peers;
 pub mod http;
 mod load;
 mod nats;
+mod patience;
 mod port;
 mod process;
 mod prometheus;
 mod proxy;
+mod stalls;
 pub mod text;
 mod tls;
 pub mod tools;
@@ -54,10 +57,12 @@ pub use error::{Error, Result};
 pub use etcd::{Etcd, EtcdCluster, Instance, Written};
 pub use load::{Load, Outcome, Report, Running, Sample};
 pub use nats::{Message, Nats, Tap};
+pub use patience::{Patience, pause};
 pub use port::Port;
 pub use process::{Process, Server, Spec};
 pub use prometheus::Prometheus;
 pub use proxy::{Fault as NetworkFault, Proxy, most_within};
+pub use stalls::Stalls;
 pub use tls::{Authority, Identity};
 pub use trap::trapping;
 pub use upstream::{Behaviour, Fault, Grpc, Latency, Seen, Upstream};
@@ -78,20 +83,11 @@ macro_rules! assert_eventually {
     };
     ($budget:expr, $condition:expr, $($message:tt)+) => {{
         let budget: ::std::time::Duration = $budget;
-        let began = ::std::time::Instant::now();
-        loop {
-            if $condition {
-                break;
-            }
-            if began.elapsed() >= budget {
+        let mut patience = $crate::Patience::new(budget);
+        while !$condition {
+            if !patience.lasts().await {
                 panic!("not within {budget:?}: {}", format_args!($($message)+));
             }
-            $crate::pause().await;
         }
     }};
-}
-
-/// One step of a wait: what [`assert_eventually!`] sleeps between two looks.
-pub async fn pause() {
-    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
 }

@@ -24,8 +24,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{Identity, Port, Result};
@@ -129,7 +129,8 @@ pub struct Seen {
 pub struct Upstream {
     port: Port,
     shared: Arc<Shared>,
-    serving: Option<tokio::task::JoinHandle<()>>,
+    /// Dropping the sender ends the task, and every connection before it.
+    serving: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
     tls: Option<Identity>,
 }
 
@@ -244,10 +245,11 @@ impl Upstream {
         lock(&self.shared.active).behaviour.clone()
     }
 
-    /// Stops listening and drops every connection: the next one is refused. The port stays reserved.
+    /// Stops listening and drops every connection: the next one is refused, and none is left when this
+    /// returns. The port stays reserved.
     pub async fn close(&mut self) {
-        if let Some(serving) = self.serving.take() {
-            serving.abort();
+        if let Some((end, serving)) = self.serving.take() {
+            drop(end);
             let _ = serving.await;
         }
     }
@@ -257,7 +259,9 @@ impl Upstream {
         self.close().await;
         let listener = TcpListener::bind(self.port.addr()).await?;
         let acceptor = self.tls.as_ref().map(Identity::acceptor).transpose()?;
-        self.serving = Some(tokio::spawn(accept(listener, acceptor, self.shared.clone())));
+        let (end, ended) = oneshot::channel();
+        let serving = tokio::spawn(accept(listener, acceptor, self.shared.clone(), ended));
+        self.serving = Some((end, serving));
         Ok(())
     }
 
@@ -309,25 +313,25 @@ impl Upstream {
     }
 }
 
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        if let Some(serving) = self.serving.take() {
-            serving.abort();
-        }
-    }
-}
-
-async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    // Dropped with this task, and every connection with it.
+async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    shared: Arc<Shared>,
+    mut ended: oneshot::Receiver<()>,
+) {
     let mut connections = JoinSet::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            continue;
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = &mut ended => break,
         };
+        let Ok((stream, _)) = accepted else { continue };
         let _ = stream.set_nodelay(true);
         connections.spawn(connection(stream, tls.clone(), shared.clone()));
         while connections.try_join_next().is_some() {}
     }
+    drop(listener);
+    connections.shutdown().await;
 }
 
 async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pintle_agent::link::Sources;
 use pintle_agent::source::{self, EtcdConfig, NatsConfig, Running, SourcesConfig, StateConfig};
 use pintle_state::Snapshot;
+use pintle_tests::Patience;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -79,14 +80,14 @@ impl Agent {
         check: impl Fn(&Self) -> bool,
     ) -> Duration {
         let began = Instant::now();
+        let mut patience = Patience::new(budget);
         while !check(self) {
             assert!(
-                began.elapsed() < budget,
+                patience.lasts().await,
                 "not within {budget:?}: {what}\n{:#?}\n{:?}",
                 self.sources(),
                 self.snapshot().services.keys()
             );
-            tokio::time::sleep(Duration::from_millis(2)).await;
         }
         began.elapsed()
     }
@@ -94,7 +95,7 @@ impl Agent {
     /// Waits until the watch stands. A listing is published before; a fault in between would hit another
     /// session than the one that is meant.
     pub(crate) async fn watching(&self) {
-        self.until(secs(5), "the watch", |a| a.sources().etcd.connected).await;
+        self.until(secs(30), "the watch", |a| a.sources().etcd.connected).await;
     }
 
     pub(crate) async fn stop(self) {

@@ -202,6 +202,13 @@ impl Made {
         let listener = bind(&options).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
+        // Workers report their totals again and again; one that does not is silent after ten seconds.
+        let (reports, ended) = (Arc::clone(&fleet), stop.clone());
+        tokio::spawn(async move {
+            while timeout(Duration::from_secs(1), ended.cancelled()).await.is_err() {
+                traffic(&reports, 8);
+            }
+        });
         let admin = Admin::new(
             options,
             Parts {
