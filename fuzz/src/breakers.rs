@@ -271,6 +271,7 @@ struct End<'a> {
     list: u8,
     endpoints: u32,
     percent: u8,
+    answered: Option<u8>,
 }
 
 /// What Envoy reports of a request's end, down to the header that an endpoint wrote.
@@ -310,14 +311,22 @@ pub(crate) fn outcomes(data: &[u8]) {
         Outcome::Soft { .. } | Outcome::Ignored => {}
     }
     let list = usize::from(end.list % 18);
-    let charged: Vec<_> = charges(end.attempts, list, outcome).collect();
+    let answered = end.answered.map(usize::from);
+    let charged: Vec<_> = charges(end.attempts, list, answered, outcome).collect();
     assert!(charged.iter().enumerate().all(|(place, (position, _))| place == *position));
     assert_eq!(charged.len(), list);
     let failed = charged
         .iter()
         .filter(|(_, outcome)| *outcome == Outcome::Failure(FailureKind::Attempt))
         .count();
-    assert_eq!(failed, list.min(usize::try_from(end.attempts).unwrap_or(0).saturating_sub(1)));
+    let attempts = usize::try_from(end.attempts).unwrap_or(0);
+    match answered.filter(|at| attempts > 0 && *at >= attempts) {
+        Some(at) => {
+            assert_eq!(failed, 0, "nobody knows who was skipped");
+            assert!(charged.get(at).is_none_or(|(_, last)| *last == outcome));
+        }
+        None => assert_eq!(failed, list.min(attempts.saturating_sub(1))),
+    }
 
     let allowed = pintle_breaker::allowed(end.endpoints as usize, end.percent);
     let exact = u64::from(end.endpoints) * u64::from(end.percent.min(100)) / 100;

@@ -68,6 +68,33 @@ fn five_failures_over_all_workers_open_it_for_all_workers() {
     assert_eq!(run.envoy.metrics().counter("pintle_breaker_opened_total"), Some(1));
 }
 
+/// In Istio the registry may name what is no host of the cluster. Envoy skips it, and the next of the list
+/// answers: five failures open the breaker of that one, and the skipped one is charged with nothing.
+#[test]
+fn who_is_skipped_is_not_charged_with_what_the_next_one_did() {
+    // Before the dead one in turn.
+    const STRAY: &str = "10.0.0.4:80";
+    let mut run = Run::start(ALL);
+    run.table_with("orders", endpoints(4), TURNS);
+    let (mut failed, mut through_the_stray) = (0, 0);
+    for turn in 0..200 {
+        let request = run.envoy.worker(turn % 2).request(get("orders"));
+        let sent = list(&request);
+        let skips = sent[0] == STRAY;
+        let answered = sent[usize::from(skips)].clone();
+        let dead = answered == DEAD;
+        through_the_stray += usize::from(dead && skips);
+        failed += usize::from(dead);
+        let outcome = if dead { Outcome::status(500, answered) } else { Outcome::ok(answered) };
+        run.envoy.finish(request, outcome);
+        run.envoy.settle();
+    }
+    assert_eq!(failed, 5, "{through_the_stray} through the stray one's turn");
+    assert!(through_the_stray > 0);
+    let told = transitions(&run);
+    assert_eq!(told.len(), 1, "{told:?}");
+}
+
 #[test]
 fn one_probe_at_a_time_and_two_successes_close_it() {
     let mut run = Run::start(ALL);

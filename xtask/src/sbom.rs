@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn every_dependency_is_as_permissive_as_we_are() {
-        let all = components("--workspace --edges all").expect("the tree");
+        let all = components("--workspace --edges normal,build,dev").expect("the tree");
         assert!(all.len() > 300, "{}", all.len());
         for part in all {
             let licence = spdx::Expression::parse(&part.licence).expect("SPDX");

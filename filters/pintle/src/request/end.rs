@@ -9,8 +9,19 @@ pub(super) struct Ended {
     pub(super) flags: u64,
     pub(super) attempts: u32,
     pub(super) outcome: Outcome,
+    /// The entry of the list that the last attempt went to; asked for where something went wrong.
+    pub(super) answered: Option<usize>,
     /// Of the last attempt.
     pub(super) latency: Option<Duration>,
+}
+
+impl Ended {
+    /// How many entries of the list the attempts came through, those included that Envoy skipped because they
+    /// are no hosts of its cluster.
+    pub(super) fn reached(&self) -> usize {
+        let made = usize::try_from(self.attempts).unwrap_or(usize::MAX);
+        self.answered.map_or(made, |at| made.max(at.saturating_add(1)))
+    }
 }
 
 impl Exchange {
@@ -43,8 +54,9 @@ impl Exchange {
             report.grpc =
                 host::property_u64(keys::GRPC_STATUS).ok().and_then(|s| u32::try_from(s).ok());
         }
-        let upstream = report.asks_upstream().then(|| host::property(keys::UPSTREAM_ADDRESS));
-        report.upstream = upstream.is_some_and(|address| address.is_ok_and(|a| !a.is_empty()));
+        let address = || host::property(keys::UPSTREAM_ADDRESS).ok();
+        let mut upstream = report.asks_upstream().then(address).flatten();
+        report.upstream = upstream.as_ref().is_some_and(|address| !address.is_empty());
         let details = report.asks_details().then(|| host::property(keys::DETAILS).ok()).flatten();
         report.details = details.as_deref().unwrap_or_default();
         if code == Some(429) || report.grpc == Some(8) {
@@ -57,7 +69,15 @@ impl Exchange {
         report.took = Some(latency);
         let policy = service.map_or(&worker.config.default_policy, |service| &service.policy);
         let outcome = pintle_breaker::classify(&report, &policy.breaker);
-        Ended { code, flags, attempts, outcome, latency: Some(latency) }
+        if upstream.is_none() && (attempts > 1 || matches!(outcome, Outcome::Failure(_))) {
+            upstream = address();
+        }
+        let answered = upstream.filter(|_| attempts > 0).zip(service).zip(self.sent.as_ref());
+        let answered = answered.and_then(|((address, service), sent)| {
+            let is = |index| service.address(index).as_bytes() == address;
+            sent.list.iter().position(|entry| service.balancer.by_key(entry.key).is_some_and(is))
+        });
+        Ended { code, flags, attempts, outcome, answered, latency: Some(latency) }
     }
 
     /// Charges every endpoint of the list with what it did.
@@ -70,10 +90,12 @@ impl Exchange {
         service.answered(self.method, ended.code.unwrap_or_default(), took);
 
         let mut due = Vec::new();
-        let charges = pintle_breaker::charges(ended.attempts, sent.list.len(), ended.outcome);
+        let charges =
+            pintle_breaker::charges(ended.attempts, sent.list.len(), ended.answered, ended.outcome);
+        let end = ended.reached();
         for ((position, outcome), entry) in charges.zip(&sent.list) {
             let ticket = sent.ticket.filter(|_| position == 0);
-            let last = u32::try_from(position).is_ok_and(|p| p.saturating_add(1) == ended.attempts);
+            let last = position.saturating_add(1) == end;
             let sample = sample(outcome, ended.latency.filter(|_| last || ended.attempts <= 1));
             match (ticket, outcome) {
                 (Some(ticket), Outcome::Ignored) => {

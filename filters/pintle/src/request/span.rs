@@ -26,8 +26,9 @@ impl Exchange {
             ..Decision::default()
         };
         let made = usize::try_from(ended.attempts).unwrap_or(usize::MAX);
+        let reached = ended.reached();
         let attempt = |position: usize, endpoint| {
-            let last = position.saturating_add(1) == made;
+            let last = position.saturating_add(1) == reached;
             Attempt {
                 endpoint,
                 status: ended.code.filter(|_| last),
@@ -51,14 +52,16 @@ impl Exchange {
                 decision.breaker = first
                     .and_then(|entry| service.balancer.by_key(entry.key))
                     .map_or("closed", |index| service.breaker_state(index).as_str());
-                let entries = sent.list.iter().take(made).enumerate();
+                // Who was skipped, nobody knows where there were more attempts than one.
+                let from = if reached > made { reached.saturating_sub(1) } else { 0 };
+                let entries = sent.list.iter().take(reached).enumerate().skip(from);
                 attempts.extend(entries.map(|(at, entry)| attempt(at, address(entry).as_bytes())));
             }
         }
         if per_attempt && !listed {
             // Envoy chose: of its attempts it tells how many there were, and where the last one went.
             let told = (0..made.min(MAX_ATTEMPTS)).map(|at| {
-                attempt(at, if at.saturating_add(1) == made { upstream.as_slice() } else { b"" })
+                attempt(at, if at.saturating_add(1) == reached { upstream.as_slice() } else { b"" })
             });
             attempts.extend(told);
         }
