@@ -74,6 +74,38 @@ fn that_nothing_is_registered_is_a_version_too() {
     assert_eq!(workers.len(), 3, "{applied:?}");
 }
 
+/// A lease that runs out because the clock stepped, and is renewed by whoever held it, with the stream in the
+/// middle of its first tables.
+#[test]
+fn a_lease_that_lapses_in_the_middle_of_a_start_loses_no_table() {
+    for step in [600_000_000, -200_000_000] {
+        let mut run = Run::start(ALL);
+        // Nobody else is there to take the lease.
+        run.envoy.kill_vm(Thread::Main);
+        run.envoy.kill_vm(Thread::Worker(1));
+        run.envoy.advance(Duration::from_secs(1));
+        run.agent.down();
+        run.tick();
+        run.agent.up();
+        run.reconnect();
+        run.table("orders", endpoints(3));
+        run.envoy.step_wall_clock(step);
+        run.tick();
+        run.tick();
+        run.table("search", endpoints(3));
+        run.complete();
+        run.live(Duration::from_secs(3));
+        for worker in 0..2 {
+            for service in ["orders", "search"] {
+                let request = run.envoy.worker(worker).request(get(service));
+                assert_eq!(list(&request).len(), 3, "{service} after a step of {step} ns");
+                let first = list(&request)[0].clone();
+                run.envoy.finish(request, Outcome::ok(first));
+            }
+        }
+    }
+}
+
 #[test]
 fn the_agent_hears_when_there_are_fewer_workers() {
     let mut run = Run::start(ALL);

@@ -77,6 +77,10 @@ pub(crate) struct Worker {
     leader_slot: Option<u32>,
     stream: Stream,
     inbox: Option<Inbox>,
+    /// Of the leadership that the inbox belongs to.
+    inbox_fence: Option<u64>,
+    /// Until it is made: what Envoy makes to try a configuration goes no further.
+    starting: bool,
     index_dirty: bool,
     outbox: VecDeque<Vec<u8>>,
     ticks: u64,
@@ -123,6 +127,8 @@ impl Worker {
             leader_slot: None,
             stream: Stream::default(),
             inbox: None,
+            inbox_fence: None,
+            starting: true,
             index_dirty: false,
             outbox: VecDeque::new(),
             ticks: 0,
@@ -133,6 +139,7 @@ impl Worker {
             // them, before the first tick. Only reads, so the canary may do it too.
             worker.load_index(now);
         }
+        worker.starting = false;
         worker
     }
 
@@ -292,7 +299,7 @@ impl Worker {
             return;
         }
         if leading {
-            if self.confirmed_at > self.told_confirmed {
+            if self.confirmed_at != self.told_confirmed {
                 let bytes = self.confirmed_at.0.to_le_bytes();
                 if host::set_shared_data(keys::CONFIRMED, &bytes, None).is_ok() {
                     self.told_confirmed = self.confirmed_at;
@@ -318,7 +325,6 @@ impl Worker {
                 return None;
             }
         };
-        let led = self.election.leads(now).is_some();
         match self.election.decide(current.as_ref(), place, now) {
             Step::Follow => {}
             Step::Write(lease) => {
@@ -331,7 +337,12 @@ impl Worker {
         let current = current.filter(|lease| pintle_sync::in_force(lease, now));
         self.leader_slot =
             if leads.is_some() { Some(place) } else { current.map(|lease| lease.slot) };
-        if leads.is_some() && !led {
+        // A lease that ran out and was renewed is the same leadership, with its stream in the middle of
+        // whatever it was telling.
+        if let Some(fence) = leads
+            && self.inbox_fence.replace(fence) != Some(fence)
+        {
+            self.run_stream(None, now);
             self.inbox = Some(Inbox::resume(self.read_index().unwrap_or_default()));
         }
         leads

@@ -98,6 +98,8 @@ impl Inbox {
         }
         match Down::decode(bytes).map_err(Refused::Malformed)? {
             Down::Table(table) => {
+                // Also of one that is refused: the service is there.
+                self.mention(&table.service);
                 let known = self.services.get(&table.service);
                 if known.is_some_and(|held| table.version < *held) {
                     return Err(Refused::Older);
@@ -106,8 +108,7 @@ impl Inbox {
                     return Err(Refused::Full);
                 }
                 let unchanged = known == Some(&table.version);
-                self.mention(&table.service);
-                self.version = self.version.max(table.version);
+                self.reach(table.version);
                 if unchanged {
                     return Ok(Vec::new());
                 }
@@ -118,14 +119,14 @@ impl Inbox {
                 if self.services.get(&removed.service).is_some_and(|held| removed.version < *held) {
                     return Err(Refused::Older);
                 }
-                self.version = self.version.max(removed.version);
+                self.reach(removed.version);
                 let held = self.services.remove(&removed.service).is_some();
                 Ok(if held { vec![Effect::Remove(removed.service)] } else { Vec::new() })
             }
             Down::InitialEnd(initial) => {
-                let mentioned = self.mentioned.take().unwrap_or_default();
                 let mut effects = Vec::new();
-                if initial.full {
+                // Who did not hear the start from its beginning cannot say what it left out.
+                if let (true, Some(mentioned)) = (initial.full, self.mentioned.take()) {
                     let gone = |name: &String| !mentioned.contains(name);
                     effects = self
                         .services
@@ -141,6 +142,14 @@ impl Inbox {
                 Ok(effects)
             }
             Down::Heartbeat(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Another epoch only once its start is whole: who asked to go on from there would not hear what is gone
+    /// since.
+    fn reach(&mut self, version: Version) {
+        if self.mentioned.is_none() || version.epoch == self.version.epoch {
+            self.version = self.version.max(version);
         }
     }
 
@@ -187,6 +196,36 @@ mod tests {
             inbox.frame(&end(3, true)),
             Ok(vec![Effect::Remove("a".into()), Effect::Complete(version(3))])
         );
+    }
+
+    #[test]
+    fn a_full_start_that_was_not_heard_from_its_beginning_removes_nothing() {
+        let mut inbox =
+            Inbox::resume(Index { version: version(5), services: vec![("a".into(), version(4))] });
+        assert!(inbox.frame(&table("b", 6)).is_ok());
+        assert_eq!(inbox.frame(&end(6, true)), Ok(vec![Effect::Complete(version(6))]));
+        assert_eq!(inbox.index().services.len(), 2);
+    }
+
+    /// An agent whose clock went back begins with a lower epoch.
+    #[test]
+    fn what_is_refused_as_older_is_there_all_the_same() {
+        let mut inbox =
+            Inbox::resume(Index { version: version(5), services: vec![("a".into(), version(5))] });
+        inbox.begin();
+        assert_eq!(inbox.frame(&table("a", 4)), Err(Refused::Older));
+        assert_eq!(inbox.frame(&end(4, true)), Ok(vec![Effect::Complete(version(5))]));
+        assert_eq!(inbox.index().services, vec![("a".into(), version(5))]);
+    }
+
+    #[test]
+    fn another_epoch_is_reached_only_by_a_whole_start() {
+        let mut inbox = Inbox::default();
+        inbox.begin();
+        assert!(inbox.frame(&table("a", 1)).is_ok());
+        assert_eq!(inbox.version(), Version::default(), "asked anew, it is a full start again");
+        assert!(inbox.frame(&end(1, true)).is_ok());
+        assert_eq!(inbox.version(), version(1));
     }
 
     #[test]
