@@ -6,7 +6,7 @@ use std::time::Duration;
 use pintle_harness::{Outcome, Thread};
 use pintle_snapshot::{BreakerState, Force, ForceAction, Now, Opinion, Transition, Up};
 
-use crate::support::{ALL, Run, TICK, endpoints, get, list};
+use crate::support::{ALL, Run, TICK, builder, endpoints, get, list};
 
 const DEAD: &str = "10.0.0.1:80";
 /// Round robin, so that the cost of a failure does not keep traffic away before the breaker does.
@@ -93,6 +93,58 @@ fn who_is_skipped_is_not_charged_with_what_the_next_one_did() {
     assert!(through_the_stray > 0);
     let told = transitions(&run);
     assert_eq!(told.len(), 1, "{told:?}");
+}
+
+/// By filter state Envoy knows one address, and every attempt goes there.
+#[test]
+fn by_original_dst_every_attempt_is_charged_to_the_one_endpoint() {
+    let configuration = ALL.replace("\"select\": {}", "\"select\": {\"via\": \"original_dst\"}");
+    let mut run = Run::of(builder(&configuration).build().expect("the module starts"));
+    run.table_with("orders", endpoints(3), TURNS);
+    let mut failed = 0;
+    for turn in 0..60 {
+        let request = run.envoy.worker(turn % 2).request(get("orders"));
+        let state = request.filter_state("envoy.network.transport_socket.original_dst_address");
+        let address = String::from_utf8(state.expect("an address")).expect("text");
+        let outcome = if address == DEAD {
+            failed += 1;
+            Outcome { attempt_count: 3, ..Outcome::refused(address) }
+        } else {
+            Outcome::ok(address)
+        };
+        run.envoy.finish(request, outcome);
+        run.envoy.settle();
+    }
+    assert_eq!(failed, 2, "of three attempts each");
+    let told = transitions(&run);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].endpoint, "a-0");
+}
+
+/// What is reported is counted since the VM started: a lower number would be an older report.
+#[test]
+fn an_endpoint_that_comes_back_goes_on_counting_where_it_was() {
+    let mut run = Run::start(ALL);
+    let counted = |run: &mut Run| {
+        run.live(Duration::from_secs(2));
+        let reports = run.received().into_iter();
+        let reports = reports.filter_map(|up| if let Up::Report(r) = up { Some(r) } else { None });
+        let endpoints = reports.flat_map(|r| r.services).flat_map(|service| service.endpoints);
+        endpoints.filter(|e| e.id == "a-0").map(|e| (e.requests, e.failures)).last()
+    };
+    let ask = |run: &mut Run, times| {
+        for _ in 0..times {
+            let request = run.envoy.worker(0).request(get("orders"));
+            run.envoy.finish(request, Outcome::status(500, DEAD));
+        }
+    };
+    run.table("orders", endpoints(1));
+    ask(&mut run, 3);
+    assert_eq!(counted(&mut run), Some((3, 3)));
+    run.table("orders", Vec::new());
+    run.table("orders", endpoints(1));
+    ask(&mut run, 1);
+    assert_eq!(counted(&mut run), Some((4, 4)));
 }
 
 #[test]

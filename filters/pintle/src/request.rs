@@ -368,8 +368,11 @@ impl Exchange {
         probe: Option<pintle_breaker::Ticket>,
     ) {
         let Some(service) = worker.service(known.at) else { return };
+        // By filter state one address is named, and every attempt goes there.
+        let via = worker.config.select.as_ref().map(|select| select.via);
+        let one = picks.as_slice().first().filter(|_| via == Some(Via::OriginalDst));
         let entries = picks.as_slice().iter().enumerate().filter_map(|(position, &index)| {
-            let index = usize::try_from(index).ok()?;
+            let index = usize::try_from(*one.unwrap_or(&index)).ok()?;
             let key = service.balancer.key_of(index)?;
             let ordinary = || service.mirror(index).map(|mirror| mirror.record().ticket());
             let breaker = probe.filter(|_| position == 0).or_else(ordinary)?;

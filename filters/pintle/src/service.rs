@@ -20,6 +20,8 @@ const FLEET: u32 = u32::MAX;
 /// The failure score, in thousandths, of an endpoint that the fleet advises against. With the default
 /// penalty it costs about six times as much: few requests go there, and one that fails decides.
 const ADVISED_MILLI: u32 = 100;
+/// Endpoints that are remembered after they have gone.
+const MAX_DEPARTED: usize = 100;
 
 /// An endpoint's own numbers, beside its load (balancer) and its breaker (mirror).
 #[derive(Debug, Default)]
@@ -43,6 +45,9 @@ pub(crate) struct Service {
     /// By index, as the balancer's.
     mirrors: Vec<Mirror>,
     seen: Vec<Seen>,
+    /// Requests and failures of endpoints that are gone: what is reported of one that comes back goes on from
+    /// there.
+    departed: BTreeMap<String, (u64, u64)>,
     /// Indices whose breaker is not closed, or that were not let pass when last looked at.
     tripped: BTreeSet<usize>,
     /// Whether nobody is eligible and panic is off, so that whoever is open is tried before its time. Of
@@ -73,6 +78,7 @@ impl Service {
             balancer,
             mirrors: Vec::new(),
             seen: Vec::new(),
+            departed: BTreeMap::new(),
             tripped: BTreeSet::new(),
             last_resort: false,
             counts: Counts::default(),
@@ -107,7 +113,8 @@ impl Service {
         for (index, endpoint) in table.endpoints.iter().enumerate() {
             let (mirror, mut seen) = old.remove(&endpoint.id).unwrap_or_else(|| {
                 fresh.push(index);
-                (Mirror::default(), Seen::default())
+                let (requests, failures) = self.departed.remove(&endpoint.id).unwrap_or_default();
+                (Mirror::default(), Seen { requests, failures, ..Seen::default() })
             });
             seen.tell(endpoint);
             if mirror.record().state() != State::Closed {
@@ -116,6 +123,12 @@ impl Service {
             self.mirrors.push(mirror);
             self.seen.push(seen);
         }
+        if self.departed.len().saturating_add(old.len()) > MAX_DEPARTED {
+            self.departed.clear();
+        }
+        let counted = old.into_iter().filter(|(_, (_, seen))| seen.requests > 0);
+        let counts = counted.map(|(id, (_, seen))| (id, (seen.requests, seen.failures)));
+        self.departed.extend(counts.take(MAX_DEPARTED));
         self.counts.fresh = true;
         fresh
     }
@@ -199,7 +212,9 @@ impl Service {
         pintle_breaker::honour(&mut honoured, self.mirrors.len(), share);
         for &index in &self.tripped {
             let Some(mirror) = self.mirrors.get(index) else { continue };
-            let counts = honoured.iter().any(|&(_, at)| usize::try_from(at) == Ok(index));
+            // Sorted by position.
+            let at = u32::try_from(index).unwrap_or(u32::MAX);
+            let counts = honoured.binary_search_by_key(&at, |&(_, at)| at).is_ok();
             let verdict = if counts {
                 self.verdict(mirror, now)
             } else {
