@@ -330,8 +330,10 @@ impl World {
         let (opens, probes, awakes) = (count(&open), count(&probe), count(&awake));
         let eligible = opens + if request.may_probe { probes } else { 0 };
         let percent = policy.panic_percent as usize;
-        let panics =
-            percent > 0 && awakes > 0 && (eligible == 0 || eligible * 100 < percent * counted);
+        let panics = percent > 0
+            && !pool.is_empty()
+            && (eligible == 0 || eligible * 100 < percent * counted);
+        let panicked = if awakes > 0 { awakes } else { pool.len() };
         let stays = pinned.filter(|i| {
             pool.contains(i)
                 && weighs(i)
@@ -348,7 +350,7 @@ impl World {
             return;
         }
         if panics {
-            assert_eq!(choice, Choice::Panic { candidates: awakes as u32 });
+            assert_eq!(choice, Choice::Panic { candidates: panicked as u32 });
         } else {
             // Probes that this request may not take are counted, but not chosen.
             let candidates = (opens + probes) as u32;
@@ -357,7 +359,7 @@ impl World {
         let first_is_probe = picks.probe();
         assert!(!first_is_probe || (request.may_probe && !panics && stays.is_none()));
         assert_eq!(list.len(), policy.attempts + usize::from(first_is_probe));
-        let may = |i: &usize| if panics { awake(i) } else { open(i) };
+        let may = |i: &usize| if panics { awake(i) || awakes == 0 } else { open(i) };
         let others = count(&|i| may(i) && stays != Some(*i));
         for (place, i) in list.iter().enumerate() {
             assert!(pool.contains(i), "{i} has not what was asked for");

@@ -86,7 +86,7 @@ impl Site {
         self.weight > 0 && matches!(self.health, Health::Healthy)
     }
 
-    pub(crate) const fn may_panic(&self) -> bool {
+    pub(crate) const fn is_awake(&self) -> bool {
         !matches!(self.health, Health::Draining)
     }
 

@@ -25,10 +25,9 @@ pub(crate) struct Pool {
     counted: u32,
     /// Those of them that are eligible, as a probe or fully.
     eligible: u32,
-    /// All but the draining ones, for a panic.
+    /// All but the draining ones, for a panic; these too, where there is nobody else.
     panic: Option<Tier>,
-    /// Whether anybody would be in it.
-    can_panic: bool,
+    only_draining: bool,
     /// See [`zone::stay`].
     stay: Option<u32>,
     hashing: Option<Hashing>,
@@ -55,7 +54,7 @@ impl Pool {
             counted: listed.iter().filter_map(of).filter(|s| s.counts()).count() as u32,
             eligible: 0,
             panic: None,
-            can_panic: listed.iter().filter_map(of).any(Site::may_panic),
+            only_draining: !listed.iter().filter_map(of).any(Site::is_awake),
             stay: None,
             hashing: None,
             panic_hashing: None,
@@ -119,7 +118,7 @@ impl Pool {
         let eligible =
             if may_probe { self.eligible } else { self.local.open.saturating_add(self.rest.open) };
         percent > 0
-            && self.can_panic
+            && !self.listed.is_empty()
             && (eligible == 0
                 || u64::from(eligible) * 100 < u64::from(percent) * u64::from(self.counted))
     }
@@ -192,7 +191,10 @@ impl Pool {
     #[cold]
     #[inline(never)]
     fn build_hashing(&mut self, field: &Field, sites: &[Site]) {
-        let fits = |s: &Site| if field.panics() { s.may_panic() } else { s.could_be_eligible() };
+        let fits = |s: &Site| match field.panics() {
+            true => s.is_awake() || self.only_draining,
+            false => s.could_be_eligible(),
+        };
         let (hosts, at) = self
             .listed
             .iter()
@@ -209,9 +211,9 @@ impl Pool {
     }
 
     fn panic_tier(&mut self, field: &Field, sites: &[Site]) -> &mut Tier {
-        let listed = &self.listed;
+        let (listed, all) = (&self.listed, self.only_draining);
         self.panic.get_or_insert_with(|| {
-            let fits = |i: &u32| sites.get(*i as usize).is_some_and(Site::may_panic);
+            let fits = |i: &u32| sites.get(*i as usize).is_some_and(|s| s.is_awake() || all);
             let mut tier = Tier::new(listed.iter().copied().filter(fits).collect());
             tier.rebuild(field, Some(u64::from(field.clock.now() as u32)));
             tier

@@ -45,7 +45,8 @@ pub enum Choice {
         /// How many there were.
         candidates: u32,
     },
-    /// Too few were eligible: from all but the draining ones, whatever health and breaker say.
+    /// Too few were eligible: from all but the draining ones, whatever health and breaker say; from these
+    /// where there is nobody else.
     Panic {
         /// How many there were.
         candidates: u32,
@@ -61,7 +62,7 @@ pub enum Nothing {
     Empty,
     /// No endpoint has what the request asked for, and the policy has no fallback.
     Subset,
-    /// None is eligible, and panic is off or would find only draining ones.
+    /// None is eligible, and panic is off.
     Ineligible,
 }
 

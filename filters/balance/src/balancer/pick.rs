@@ -153,7 +153,7 @@ impl Balancer {
             let at = i as usize;
             let (site, load) = (self.sites.get(at)?, self.field.loads.get(at)?);
             let may = if panic {
-                site.may_panic()
+                site.is_awake()
             } else {
                 self.field.open(i) && *self.field.grains.get(at)? > 0
             };
