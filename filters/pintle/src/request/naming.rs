@@ -29,6 +29,11 @@ pub(super) fn without_port(authority: &[u8]) -> &[u8] {
     }
 }
 
+/// An address as Envoy hashes it: it writes IPv6 in brackets only beside a port.
+fn without_brackets(host: &[u8]) -> &[u8] {
+    host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")).unwrap_or(host)
+}
+
 /// What the policy asks of the request beside its headers, read only when it asks.
 pub(super) struct View<'a> {
     headers: &'a Pairs,
@@ -45,10 +50,11 @@ impl<'a> View<'a> {
             .any(|part| matches!(part.source, pintle_balance::HashSource::SourceAddress))
             .then(|| host::property(keys::SOURCE_ADDRESS).ok())
             .flatten()
-            .map(|address| without_port(&address).to_vec());
+            .map(|address| without_brackets(without_port(&address)).to_vec());
         let mut route = Vec::new();
         for (index, selector) in policy.subset.iter().enumerate() {
-            let asked = headers.get(selector.header.as_bytes()).is_some();
+            let asked =
+                headers.get(selector.header.as_bytes()).is_some_and(|asks| !asks.is_empty());
             if let pintle_balance::SelectorTarget::Metadata(key) = &selector.with
                 && !asked
             {

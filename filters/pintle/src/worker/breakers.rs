@@ -61,6 +61,10 @@ impl Worker {
         claim: bool,
         now: Now,
     ) -> Option<Ticket> {
+        // What Envoy makes to try a configuration ends again, and what it would have to tell with it.
+        if self.starting {
+            return None;
+        }
         let service = self.services.get_mut(name)?;
         let id = service.balancer.id_of(index)?.to_owned();
         let key = keys::breaker(name, &id);

@@ -85,6 +85,8 @@ impl Worker {
         let fresh = match self.services.get_mut(&name) {
             Some(service) => service.update(&table, policy, &self.zone, now),
             None => {
+                let own = || self.config.policy(&table.service, "").ok();
+                let policy = policy.or_else(own);
                 let policy = policy.unwrap_or_else(|| self.config.default_policy.clone());
                 let service = Service::new(&table, policy, &self.zone, self.dice.next_u64(), now);
                 self.services.insert(name.clone(), service);
