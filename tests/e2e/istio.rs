@@ -464,6 +464,23 @@ async fn a_service_that_only_etcd_knows_has_its_hosts_from_the_agent() {
     assert_eq!(unknown().await, before, "with a table every request is the module's");
 }
 
+/// What the head of `pintle.yaml` warns of: a discovered filter that never had a configuration.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_that_starts_without_the_modules_file_answers_nothing() {
+    let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
+    let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
+    let upstream = Upstream::start("orders-0").await.expect("an upstream");
+    const HOST: &str = "orders.shop.svc.cluster.local";
+    let mut sidecar = Sidecar::new(&agent);
+    sidecar.service(HOST, &[&upstream], None);
+    sidecar.apply("istio/pintle.yaml");
+    let code = "/typed_config/config/vm_config/code/local/filename";
+    *sidecar.extensions[0].pointer_mut(code).expect("a file") = json!("/nowhere/pintle.wasm");
+    let (envoy, _istiod) = sidecar.start().await;
+    assert_eq!(ask(&envoy, HOST, &[]).await.status, 500);
+    assert_eq!(upstream.requests(), 0);
+}
+
 /// What the head of `orders.yaml` warns of.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_refuses_our_policy_beside_locality_weights() {
@@ -493,7 +510,7 @@ async fn the_agent_runs_as_the_daemon_set_has_it() {
     let variable = container["env"][0]["name"].as_str().expect("a variable");
     let etcd = Etcd::start().await.expect("etcd");
     // Where to listen, what to read and what is private differ here; all else is the file's.
-    let builder = Agent::builder().etcd(etcd.url()).env(variable, "node-7");
+    let builder = Agent::builder().etcd(etcd.url()).env(variable, "ip-10-0-1-2.eu.internal");
     let own = std::fs::metadata("/proc/self").expect("this process");
     let (builder, user, group) = if own.uid() == 0 {
         let context = &pod["securityContext"];
@@ -520,4 +537,36 @@ async fn the_agent_runs_as_the_daemon_set_has_it() {
         let path = container[probe]["httpGet"]["path"].as_str().expect("a path");
         assert_eq!(http::get(agent.admin(), path).await.expect("an answer").status, 200);
     }
+}
+
+/// With the arguments of the container that stands beside the service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_registers_itself_as_the_deployment_has_it() {
+    let objects = objects("kubernetes/orders.yaml");
+    let deployment = objects.iter().find(|object| object.kind == "Deployment").expect("one");
+    let container = &deployment.spec["template"]["spec"]["containers"][1];
+    let arguments: Vec<&str> =
+        container["args"].as_array().expect("arguments").iter().filter_map(Value::as_str).collect();
+    // What this machine has its own of; the rest is the file's.
+    let own = |argument: &str| {
+        let names = ["--config=", "--service=", "--id=", "--address=", "--port="];
+        names.iter().any(|name| argument.starts_with(name))
+    };
+    assert_eq!(arguments.iter().filter(|argument| own(argument)).count(), 5);
+    assert_eq!(arguments[0], "register");
+    let rest: Vec<&str> =
+        arguments[1..].iter().copied().filter(|argument| !own(argument)).collect();
+    let etcd = Etcd::start().await.expect("etcd");
+    let upstream = Upstream::start("orders-7d9c").await.expect("an upstream");
+    let mut pod =
+        Agent::register(&etcd.url(), "orders", "orders-7d9c", upstream.addr(), &rest).expect("it");
+    let key = Instance::of("orders", &upstream).key();
+    let health = async || {
+        let value = etcd.get(&key).await.expect("etcd")?;
+        let value: Value = serde_json::from_str(&value).expect("JSON");
+        value["health"].as_str().map(str::to_owned)
+    };
+    assert_eventually!(PATIENCE, health().await.as_deref() == Some("healthy"));
+    pod.terminate(PATIENCE).await.expect("it drains and goes");
+    assert_eq!(health().await, None);
 }

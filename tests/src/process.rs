@@ -243,8 +243,9 @@ fn launch(spec: &Spec, log: &Path) -> Result<Child> {
     let mut command = Command::new(&spec.program);
     command
         .args(&spec.args)
-        // Ours (`tools::module`), and the agent refuses what it does not know under its prefix.
+        // Ours, and the agent refuses what it does not know under its prefix.
         .env_remove("PINTLE_WASM")
+        .env_remove("PINTLE_OUTAGE_SECONDS")
         .envs(spec.envs.iter().map(|(k, v)| (k, v)))
         .stdin(Stdio::null())
         .stdout(out.try_clone()?)

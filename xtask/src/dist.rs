@@ -19,6 +19,9 @@ pub fn run_dist() -> Result<()> {
     let mut files = vec![
         ("pintle".into(), tools::target_dir().join("release/pintle")),
         ("pintle.wasm".into(), tools::module()?),
+        ("LICENSE".into(), tools::root().join("LICENSE")),
+        // envoy/ has a README of its own.
+        ("PINTLE.md".into(), tools::root().join("README.md")),
     ];
     for file in files_below(&configuration)? {
         let name = file.strip_prefix(&configuration).unwrap_or(&file);

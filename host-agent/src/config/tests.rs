@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::source::StateConfig;
 
 fn load(
     file: Value,
@@ -164,4 +165,72 @@ fn a_file_is_yaml_or_json_and_an_error_names_it() {
     assert!(error.contains("agent.yaml"), "{error}");
     let missing = Config::load(Some(Path::new("/nowhere.yaml")), [], &Flags::new());
     assert!(missing.unwrap_err().to_string().contains("/nowhere.yaml"));
+}
+
+/// `envoy/agent.yaml` has every key at its default: as it stands it is what an empty file with these sections is.
+#[test]
+fn the_shipped_file_is_accepted_and_its_values_are_the_defaults() {
+    let text = include_str!("../../../envoy/agent.yaml");
+    let shipped: Value = serde_yaml_ng::from_str(text).unwrap();
+    let mut empty = shipped.clone();
+    for (_, section) in empty.as_object_mut().unwrap() {
+        *section = json!({});
+    }
+    let mut shipped = load(shipped, &[], &[]).unwrap();
+    let empty = load(empty, &[], &[]).unwrap();
+    // Named there, because it can be replaced, and not by default.
+    let private = shipped.sources.state.allow.take().unwrap();
+    assert_eq!(shipped, empty);
+    let named = StateConfig { allow: Some(private), ..empty.sources.state.clone() };
+    let [named, default] = [&named, &empty.sources.state].map(|state| state.addresses().unwrap());
+    for address in
+        ["10.1.1.1", "172.16.0.1", "192.168.1.1", "100.64.0.1", "fc00::1", "127.0.0.1", "8.8.8.8"]
+    {
+        let address = address.parse().unwrap();
+        assert_eq!(named.check(address).is_ok(), default.check(address).is_ok(), "{address}");
+    }
+}
+
+/// With what is commented out put back, one way to prove who it is at a time, it is accepted as well.
+#[test]
+fn every_key_of_the_shipped_file_exists() {
+    let text = include_str!("../../../envoy/agent.yaml");
+    let key = |line: &str| {
+        let rest = line.trim_start().strip_prefix("# ")?;
+        let word = rest.trim_start().trim_start_matches("- ").split(':').next()?;
+        let is_key = !word.is_empty()
+            && rest.contains(':')
+            && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        is_key.then(|| line.replacen("# ", "", 1))
+    };
+    let mut restored = 0;
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| match key(line) {
+            Some(line) => {
+                restored += 1;
+                line
+            }
+            None => line.to_owned(),
+        })
+        .collect();
+    assert!(restored >= 20, "{restored}");
+    let all: Value = serde_yaml_ng::from_str(&lines.join("\n")).unwrap();
+    for only in ["user", "token", "nkey", "credentials"] {
+        let mut one = all.clone();
+        let nats = one["nats"].as_object_mut().unwrap();
+        for other in ["user", "token", "nkey", "credentials"] {
+            if other != only {
+                nats.remove(other);
+            }
+        }
+        if only != "user" {
+            nats.remove("password");
+        }
+        // What is for TLS alone wants addresses with TLS.
+        one["etcd"]["endpoints"] = json!(["https://127.0.0.1:2379"]);
+        one["nats"]["servers"] = json!(["tls://127.0.0.1:4222"]);
+        one["socket"]["group"] = json!("root");
+        load(one, &[], &[]).unwrap_or_else(|error| panic!("{only}: {error}"));
+    }
 }

@@ -13,7 +13,8 @@ use crate::source::{EtcdConfig, Invalid, human, within};
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegisterConfig {
-    /// The registry. In the agent's own configuration the top-level `etcd` section is used instead.
+    /// The registry: the configuration's own `etcd` section, and no key of this one.
+    #[serde(skip)]
     pub etcd: EtcdConfig,
     /// The instances; at least one.
     pub instances: Vec<Instance>,

@@ -3,7 +3,8 @@
 //! Everything is read-only but `POST /v1/release/{service}`, by which a person confirms held
 //! removals. Two things keep a web page in somebody's browser out: that request needs a header which
 //! a foreign page can't set without asking first (`x-pintle-request`), and every request must name a
-//! host that DNS can't have been rebound to: an address literal, `localhost`, or a configured name.
+//! host that DNS can't have been rebound to: an address literal, `localhost`, or a configured name. Who
+//! comes by the network, where that is allowed, changes nothing.
 //!
 //! | path | answer |
 //! |---|---|
@@ -26,6 +27,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HOST, X_CONTENT_TYPE_OPTIONS};
@@ -217,8 +219,9 @@ impl Admin {
                 () = stop.cancelled() => return,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    let service = TowerToHyperService::new(router.clone());
+                Ok((stream, peer)) => {
+                    let router = router.clone().layer(Extension(Peer(peer.ip())));
+                    let service = TowerToHyperService::new(router);
                     let stop = stop.clone();
                     tokio::spawn(async move {
                         let connection = hyper::server::conn::http1::Builder::new()
@@ -398,11 +401,26 @@ async fn overlays(State(admin): State<Admin>) -> Response {
     Json(OverlaysJson { overlays: rows.map(OverlayJson::of).collect() }).into_response()
 }
 
+/// Who asks.
+#[derive(Clone, Copy)]
+struct Peer(IpAddr);
+
+impl Peer {
+    /// Who reaches this address over the network may look, and change nothing.
+    fn may_change(self) -> bool {
+        self.0.to_canonical().is_loopback()
+    }
+}
+
 async fn release(
     State(admin): State<Admin>,
+    Extension(peer): Extension<Peer>,
     Path(service): Path<String>,
     headers: HeaderMap,
 ) -> Response {
+    if !peer.may_change() {
+        return fail(StatusCode::FORBIDDEN, "a change is taken from this machine alone");
+    }
     if !headers.contains_key(REQUEST_HEADER) {
         return fail(StatusCode::FORBIDDEN, "a change needs the header x-pintle-request");
     }

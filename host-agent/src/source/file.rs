@@ -3,7 +3,7 @@
 //! ```yaml
 //! services:
 //!   orders:
-//!     policy: {strategy: round_robin}       # optional, as under /pintle/policies/
+//!     policy: {select: {strategy: round_robin}}  # optional, as under /pintle/policies/
 //!     endpoints:
 //!       - {id: orders-1, address: 10.0.0.1, port: 8080}
 //!       - {id: orders-2, address: 10.0.0.2, port: 8080, health: healthy,

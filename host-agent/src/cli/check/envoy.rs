@@ -167,12 +167,12 @@ fn plugins(all: &[&Object]) -> Vec<Finding> {
             "FAIL_OPEN" => Finding::warn(
                 &what,
                 "FAIL_OPEN: after a trap that worker goes without the module for good",
-                "set failure_policy: FAIL_RELOAD with reload_config.backoff.base_interval: 0.1s",
+                "set failure_policy: FAIL_RELOAD with reload_config.backoff.base_interval: 0.01s",
             ),
             other => Finding::bad(
                 &what,
                 format!("failure_policy {other}: after a trap every request there gets 503"),
-                "set failure_policy: FAIL_RELOAD with reload_config.backoff.base_interval: 0.1s",
+                "set failure_policy: FAIL_RELOAD with reload_config.backoff.base_interval: 0.01s",
             ),
         });
         let interval = at(plugin, &["reload_config", "backoff", "base_interval"]);
@@ -190,7 +190,7 @@ fn plugins(all: &[&Object]) -> Vec<Finding> {
             None if policy == "FAIL_RELOAD" => findings.push(Finding::warn(
                 &what,
                 "reload_config.backoff is not set (1 s)",
-                "set reload_config.backoff.base_interval to 0.1s: until it is over, that worker \
+                "set reload_config.backoff.base_interval to 0.01s: until it is over, that worker \
                  answers 503",
             )),
             _ => {}

@@ -317,6 +317,21 @@ async fn ready_is_a_snapshot_stale_or_not_and_the_body_says_which() {
     assert!(body.contains("no snapshot yet"), "{body}");
 }
 
+#[test]
+fn a_change_is_taken_from_this_machine_alone() {
+    for (address, may) in [
+        ("127.0.0.1", true),
+        ("127.9.9.9", true),
+        ("::1", true),
+        ("::ffff:127.0.0.1", true),
+        ("10.0.0.1", false),
+        ("::ffff:10.0.0.1", false),
+        ("fe80::1", false),
+    ] {
+        assert_eq!(Peer(address.parse().unwrap()).may_change(), may, "{address}");
+    }
+}
+
 #[tokio::test]
 async fn a_release_needs_the_header_that_no_foreign_page_can_set() {
     let made = Made::start(false).await;
