@@ -51,14 +51,13 @@ impl World {
     async fn start() -> Result<Self> {
         let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start())?;
         let agent = Agent::with(&etcd, &nats).start().await?;
-        let mut upstreams = Vec::new();
+        let (mut upstreams, mut last) = (Vec::new(), None);
         for service in SERVICES {
             for number in 0..ENDPOINTS {
                 let upstream = Upstream::start(&format!("{service}-{number}")).await?;
                 let median = Duration::from_millis(5);
                 upstream.set(Behaviour::slow(Latency::LogNormal { median, sigma: 0.2 }));
-                let written = etcd.register(&Instance::of(service, &upstream)).await?;
-                agent.settled(written).await?;
+                last = Some(etcd.register(&Instance::of(service, &upstream)).await?);
                 upstreams.push(upstream);
             }
         }
@@ -68,6 +67,9 @@ impl World {
             config = config.service(service);
         }
         let envoy = Envoy::start_with(config, WORKERS, &[]).await?;
+        if let Some(last) = last {
+            agent.settled(last).await?;
+        }
         let load = |service| Load::to(envoy.addr()).host(service).rate(RATE).connections(48);
         let loads = SERVICES.map(|service| load(service).start()).into();
         Ok(Self { etcd, nats, agent, loads, _envoy: envoy, _upstreams: upstreams })
@@ -152,7 +154,8 @@ async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
         // Deaths and returns among them.
         let all = world.since(began);
         let (p50, p99) = (median(p50s), median(p99s));
-        println!("{who:>6} p50 x {p50:.3}, p99 x {p99:.3}, {}", all.summary());
+        let (total, failed) = (all.total(), all.failed());
+        println!("{who:>6} p50 x {p50:.3}, p99 x {p99:.3}, {total} requests, {failed} failed");
         if all.failed() > 0 {
             short.push(format!("{who}: {} requests failed", all.failed()));
         }
