@@ -125,6 +125,7 @@ impl State {
         self.pass_time(now, &mut work);
         for name in &work.dirty {
             self.seen.entry(name.clone()).or_insert(now.wall);
+            self.forget_if_empty(name);
         }
         self.meta_changed |= work.changes.meta;
         work.changes.services = work.dirty.into_iter().collect();
@@ -237,7 +238,6 @@ impl State {
                 work.notice("removal", name, None, text, false);
             }
         }
-        self.forget_if_empty(name);
     }
 
     fn take_event(&mut self, event: Event, now: Moment, work: &mut Work) -> Outcome {
@@ -300,7 +300,6 @@ impl State {
         }
         for name in settled {
             self.lines.remove(&name);
-            self.forget_if_empty(&name);
         }
     }
 

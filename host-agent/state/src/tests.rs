@@ -152,6 +152,63 @@ fn a_broken_value_leaves_what_was_there_and_what_is_beside_it() {
 }
 
 #[test]
+fn what_is_refused_again_for_the_same_reason_is_old_news_until_it_was_good_or_gone() {
+    let broken = |revision| {
+        let policy =
+            Item { key: b"/pintle/policies/orders".to_vec(), value: b"[".to_vec(), revision: 2 };
+        let bad = Item { value: b"{".to_vec(), ..item("orders", "x", 2) };
+        Update::Listing(Listing { revision, items: vec![bad, policy] })
+    };
+    let file = |value: &str| {
+        Update::File(vec![FileService {
+            name: "orders".into(),
+            policy: Some(b"{".to_vec()),
+            endpoints: vec![("f".into(), value.into())],
+        }])
+    };
+    let mut state = State::new(settings());
+    assert_eq!(tell(&mut state, broken(5), at(0)).refused.len(), 2);
+    assert_eq!(tell(&mut state, file("{"), at(1)).refused.len(), 2);
+    let first = state.snapshot();
+    for (update, now) in [(broken(6), at(60)), (file("{"), at(61)), (broken(7), at(120))] {
+        let changes = tell(&mut state, update, now);
+        assert_eq!(changes, Changes::default(), "nothing new");
+    }
+    assert_eq!(state.snapshot().rejected, first.rejected);
+    assert_eq!(state.snapshot().rejected.len(), 4);
+    // Another reason is news, and so is the same one after the value was good or gone.
+    assert_eq!(tell(&mut state, file("[]"), at(130)).refused.len(), 1);
+    assert!(tell(&mut state, Update::File(Vec::new()), at(131)).meta);
+    assert_eq!(state.snapshot().rejected.len(), 2);
+    assert_eq!(tell(&mut state, file("{"), at(132)).refused.len(), 2);
+    tell(&mut state, listing("orders", 1, 8), at(133));
+    assert_eq!(tell(&mut state, broken(9), at(134)).refused.len(), 2);
+}
+
+#[test]
+fn a_service_of_nothing_but_a_policy_is_forgotten_with_it() {
+    let policy =
+        || Item { key: b"/pintle/policies/orders".to_vec(), value: b"{}".to_vec(), revision: 1 };
+    let mut state = State::new(settings());
+    let mut gone = |with: Update, without: Update| {
+        tell(&mut state, with, at(0));
+        assert_eq!(state.names(), ["orders"]);
+        tell(&mut state, without, at(1));
+        assert!(state.names().is_empty());
+    };
+    let listing = |revision, items| Update::Listing(Listing { revision, items });
+    gone(listing(1, vec![policy()]), listing(2, Vec::new()));
+    let delete = Change { key: policy().key, value: None, revision: 4 };
+    gone(listing(3, vec![policy()]), Update::Changes(vec![delete]));
+    let file = FileService {
+        name: "orders".into(),
+        policy: Some(b"{}".to_vec()),
+        ..FileService::default()
+    };
+    gone(Update::File(vec![file]), Update::File(Vec::new()));
+}
+
+#[test]
 fn keys_that_were_refused_are_shown_without_control_characters() {
     let mut state = State::new(settings());
     let change = Change {

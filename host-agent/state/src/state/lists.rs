@@ -30,16 +30,22 @@ impl State {
         now: Moment,
         work: &mut Work,
     ) {
-        let key = show(key);
+        let place = (source, show(key));
         let detail = show(detail.as_bytes());
+        let same = |(_, old): &(u64, Rejected)| old.reason == reason && old.detail == detail;
+        // A registry or a file that is read again says the same again, and nobody need hear it twice.
+        if source != "event" && self.rejected.get(&place).is_some_and(same) {
+            return;
+        }
+        let key = place.1.clone();
         work.changes.refused.push((source, reason));
         work.changes.meta = true;
         let text = format!("refused {key}: {detail}");
         let kind = if source == "event" { "event" } else { "registry" };
         work.push(Notice { kind, service: None, endpoint: None, text, alarm: true });
         self.rejections = self.rejections.saturating_add(1);
-        let rejected = Rejected { source, key: key.clone(), reason, detail, at: now.wall };
-        self.rejected.insert((source, key), (self.rejections, rejected));
+        let rejected = Rejected { source, key, reason, detail, at: now.wall };
+        self.rejected.insert(place, (self.rejections, rejected));
         if self.rejected.len() > MAX_LISTED {
             let oldest = self.rejected.iter().min_by_key(|(_, (number, _))| *number);
             if let Some(key) = oldest.map(|(key, _)| key.clone()) {

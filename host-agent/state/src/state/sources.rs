@@ -138,13 +138,14 @@ impl State {
     pub(super) fn take_file(&mut self, services: Vec<FileService>, now: Moment, work: &mut Work) {
         let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let mut policies = BTreeSet::new();
-        self.rejected.retain(|(source, _), _| *source != "file");
+        let mut refused = BTreeSet::new();
         for service in services {
             let ids = named.entry(service.name.clone()).or_default();
             ids.extend(service.endpoints.iter().map(|(id, _)| id.clone()));
             if let Some(policy) = &service.policy {
                 policies.insert(service.name.clone());
                 if let Err(reject) = self.put_policy(Origin::File, &service.name, policy, work) {
+                    refused.insert(show(service.name.as_bytes()));
                     self.reject("file", service.name.as_bytes(), &reject, now, work);
                 }
             }
@@ -153,6 +154,7 @@ impl State {
                     self.put_endpoint(Origin::File, &service.name, id, value, 0, work)
                 {
                     let key = format!("{}/{id}", service.name);
+                    refused.insert(show(key.as_bytes()));
                     self.reject("file", key.as_bytes(), &reject, now, work);
                 }
             }
@@ -173,6 +175,10 @@ impl State {
         for (name, id) in missing {
             self.remove_endpoint(Origin::File, &name, &id, now, work);
         }
+        // What was refused before and is not refused any more is forgotten.
+        let before = self.rejected.len();
+        self.rejected.retain(|(source, key), _| *source != "file" || refused.contains(key));
+        work.changes.meta |= self.rejected.len() < before;
         self.confirm_source(!self.settings.registry, now, work);
     }
 
@@ -298,6 +304,5 @@ impl State {
                 work.notice("removal", name, Some(id), text, first);
             }
         }
-        self.forget_if_empty(name);
     }
 }
