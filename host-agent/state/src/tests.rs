@@ -208,6 +208,39 @@ fn a_service_of_nothing_but_a_policy_is_forgotten_with_it() {
     gone(Update::File(vec![file]), Update::File(Vec::new()));
 }
 
+/// One key may then be read as either: a policy, or an endpoint of a service called as the prefix is.
+#[test]
+fn of_two_prefixes_of_which_one_lies_below_the_other_the_longer_has_the_key() {
+    let item = |key: &str, value: Vec<u8>| Item { key: key.into(), value, revision: 1 };
+    let policy = || item("/pintle/policies/orders", br#"{"a":1}"#.to_vec());
+    let endpoint = |at: &str, service| item(at, value(service, "x", 1, ""));
+    for (services, policies, items) in [
+        ("/pintle/", "/pintle/policies/", [policy(), endpoint("/pintle/orders/x", "orders")]),
+        (
+            "/pintle/policies/of/",
+            "/pintle/policies/",
+            [policy(), endpoint("/pintle/policies/of/orders/x", "orders")],
+        ),
+    ] {
+        let settings =
+            Settings { services: services.into(), policies: policies.into(), ..settings() };
+        let mut state = State::new(settings);
+        let policy = |state: &State| state.snapshot().services["orders"].table.policy.clone();
+        let [first, second] = items.clone();
+        let put = |item: Item| Change { key: item.key, value: Some(item.value), revision: 1 };
+        let changes = Update::Changes(vec![put(first.clone()), put(second)]);
+        assert_eq!(tell(&mut state, changes, at(0)).refused, []);
+        assert_eq!(policy(&state), r#"{"a":1}"#);
+        let all = Update::Listing(Listing { revision: 5, items: items.to_vec() });
+        assert_eq!(tell(&mut state, all, at(1)).refused, []);
+        assert_eq!(policy(&state), r#"{"a":1}"#, "it is in the listing");
+        let gone = Change { key: first.key, value: None, revision: 6 };
+        tell(&mut state, Update::Changes(vec![gone]), at(2));
+        assert_eq!(policy(&state), "");
+        assert_eq!(ids(&state, "orders"), ["x"]);
+    }
+}
+
 #[test]
 fn keys_that_were_refused_are_shown_without_control_characters() {
     let mut state = State::new(settings());

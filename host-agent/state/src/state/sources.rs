@@ -7,7 +7,29 @@ use pintle_snapshot::MAX_ENDPOINTS;
 use super::{FRAME_ROOM, MAX_TOTAL, Model, State, Work, show};
 use crate::entry::{self, Reject};
 use crate::service::{Entry, Origin, Policy, Removal};
-use crate::update::{Change, FileService, Item, Listing, Moment};
+use crate::update::{Change, FileService, Item, Listing, Moment, Settings};
+
+/// What a registry's key stands for.
+enum Named {
+    Endpoint(Result<(String, String), Reject>),
+    Policy(Result<String, Reject>),
+}
+
+impl Named {
+    /// A policy's prefix may lie below the services' or the other way round: the longer one has it.
+    fn by(settings: &Settings, key: &[u8]) -> Option<Self> {
+        let in_services = key.starts_with(settings.services.as_bytes());
+        let in_policies = key.starts_with(settings.policies.as_bytes());
+        if in_policies && (!in_services || settings.policies.len() > settings.services.len()) {
+            let name = entry::policy_key(&settings.policies, key);
+            return Some(Self::Policy(name.map(ToOwned::to_owned)));
+        }
+        in_services.then(|| {
+            let names = entry::split_key(&settings.services, key);
+            Self::Endpoint(names.map(|(name, id)| (name.to_owned(), id.to_owned())))
+        })
+    }
+}
 
 impl State {
     pub(super) fn take_listing(&mut self, listing: Listing, now: Moment, work: &mut Work) {
@@ -20,10 +42,14 @@ impl State {
         let mut policies = BTreeSet::new();
         let items: Vec<Item> = listing.items;
         for item in &items {
-            if let Ok((name, id)) = entry::split_key(&self.settings.services, &item.key) {
-                named.entry(name.into()).or_default().insert(id.into());
-            } else if let Ok(name) = entry::policy_key(&self.settings.policies, &item.key) {
-                policies.insert(name.to_owned());
+            match Named::by(&self.settings, &item.key) {
+                Some(Named::Endpoint(Ok((name, id)))) => {
+                    named.entry(name).or_default().insert(id);
+                }
+                Some(Named::Policy(Ok(name))) => {
+                    policies.insert(name);
+                }
+                _ => {}
             }
             if !refused_before.is_empty() {
                 keys.insert(show(&item.key));
@@ -84,22 +110,25 @@ impl State {
     fn delete_key(&mut self, key: Vec<u8>, revision: u64, now: Moment, work: &mut Work) {
         self.accept("registry", &key, work);
         self.accept("policy", &key, work);
-        if let Ok((name, id)) = entry::split_key(&self.settings.services, &key) {
-            let (name, id) = (name.to_owned(), id.to_owned());
-            let newer = self
-                .services
-                .get(&name)
-                .and_then(|model| model.registry.get(&id))
-                .is_some_and(|entry| entry.revision > revision);
-            if newer {
-                return;
+        match Named::by(&self.settings, &key) {
+            Some(Named::Endpoint(Ok((name, id)))) => {
+                let newer = self
+                    .services
+                    .get(&name)
+                    .and_then(|model| model.registry.get(&id))
+                    .is_some_and(|entry| entry.revision > revision);
+                if newer {
+                    return;
+                }
+                self.remove_endpoint(Origin::Registry, &name, &id, now, work);
             }
-            self.remove_endpoint(Origin::Registry, &name, &id, now, work);
-        } else if let Ok(name) = entry::policy_key(&self.settings.policies, &key)
-            && let Some(model) = self.services.get_mut(name)
-            && model.registry_policy.take().is_some()
-        {
-            work.dirty.insert(name.to_owned());
+            Some(Named::Policy(Ok(name))) => {
+                let model = self.services.get_mut(&name);
+                if model.is_some_and(|model| model.registry_policy.take().is_some()) {
+                    work.dirty.insert(name);
+                }
+            }
+            _ => {}
         }
         if self.deleted.len() < MAX_TOTAL {
             self.deleted.insert(key, revision);
@@ -107,31 +136,23 @@ impl State {
     }
 
     fn put_item(&mut self, item: Item, now: Moment, work: &mut Work) {
-        let key = &item.key;
-        let in_services = key.starts_with(self.settings.services.as_bytes());
-        let in_policies = key.starts_with(self.settings.policies.as_bytes());
-        // A policy's prefix may lie below the services' or the other way round: the longer one has it.
-        let is_policy = in_policies
-            && (!in_services || self.settings.policies.len() > self.settings.services.len());
-        if is_policy {
-            let read = entry::policy_key(&self.settings.policies, key)
-                .map(ToOwned::to_owned)
-                .and_then(|name| self.put_policy(Origin::Registry, &name, &item.value, work));
-            match read {
-                Ok(()) => self.accept("policy", key, work),
-                Err(reject) => self.reject("policy", key, &reject, now, work),
+        let Item { key, value, revision } = &item;
+        let (source, put) = match Named::by(&self.settings, key) {
+            Some(Named::Policy(name)) => {
+                let put = |name: String| self.put_policy(Origin::Registry, &name, value, work);
+                ("policy", name.and_then(put))
             }
-        } else if in_services {
-            let read = entry::split_key(&self.settings.services, key)
-                .map(|(name, id)| (name.to_owned(), id.to_owned()))
-                .and_then(|(name, id)| {
-                    let value = &item.value;
-                    self.put_endpoint(Origin::Registry, &name, &id, value, item.revision, work)
-                });
-            match read {
-                Ok(()) => self.accept("registry", key, work),
-                Err(reject) => self.reject("registry", key, &reject, now, work),
+            Some(Named::Endpoint(names)) => {
+                let put = |(name, id): (String, String)| {
+                    self.put_endpoint(Origin::Registry, &name, &id, value, *revision, work)
+                };
+                ("registry", names.and_then(put))
             }
+            None => return,
+        };
+        match put {
+            Ok(()) => self.accept(source, key, work),
+            Err(reject) => self.reject(source, key, &reject, now, work),
         }
     }
 
