@@ -250,8 +250,9 @@ async fn session(
     let mut ask = tokio::time::interval(config.silence / 3);
     ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reconcile = Box::pin(sleep(jittered(config.reconcile)));
-    // A listing on its way, and what the watch told while it was.
+    // A listing on its way, how far the watches were when it began, and what they told since.
     let mut listing: ListingTask = Box::pin(pending());
+    let mut began = here.reached;
     let mut meanwhile: Option<Vec<Change>> = None;
     loop {
         tokio::select! {
@@ -276,26 +277,20 @@ async fn session(
                 context.etcd_heard(here.reached[0].max(here.reached[1]));
             }
             listed = &mut listing => {
-                let (cluster, mut listed) = listed?;
+                let (cluster, listed) = listed?;
                 if cluster != here.cluster {
                     return Err(EtcdError::Relist("another cluster"));
                 }
-                let newest = here.reached[0].max(here.reached[1]);
-                if listed.revision < newest {
-                    let newer = meanwhile.take().unwrap_or_default();
-                    if newer.iter().all(|change| change.revision <= listed.revision) {
-                        return Err(EtcdError::Relist("a lower revision than before"));
-                    }
-                    listed = patch(listed, newer, newest);
-                }
+                let newer = meanwhile.take().unwrap_or_default();
+                let listed = catch_up(listed, began, here.reached, newer)?;
                 here.reached = here.reached.map(|reached| reached.max(listed.revision));
                 *seat = Some(here);
-                meanwhile = None;
                 send(context, Update::Listing(listed)).await?;
                 listing = Box::pin(pending());
                 reconcile.set(sleep(jittered(config.reconcile)));
             }
             () = &mut reconcile, if meanwhile.is_none() => {
+                began = here.reached;
                 meanwhile = Some(Vec::new());
                 let (mut client, config) = (client.clone(), config.clone());
                 listing = Box::pin(async move { list(&mut client, &config).await });
@@ -321,8 +316,19 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(rand::rng().random_range(0.9..=1.1))
 }
 
-/// A listing brought up to date with what the watch told while it was read.
-fn patch(listing: Listing, newer: Vec<Change>, revision: u64) -> Listing {
+/// A listing brought up to date with what the watches told while it was read, if it is not from before
+/// what they had told when it began. It reaches as far as both of them do: what the slower one has yet
+/// to tell is in neither.
+fn catch_up(
+    listing: Listing,
+    began: [u64; 2],
+    reached: [u64; 2],
+    newer: Vec<Change>,
+) -> Result<Listing, EtcdError> {
+    if began.iter().any(|began| listing.revision < *began) {
+        return Err(EtcdError::Relist("a lower revision than before"));
+    }
+    let revision = listing.revision.max(reached[0].min(reached[1]));
     let mut items: BTreeMap<Vec<u8>, Item> =
         listing.items.into_iter().map(|item| (item.key.clone(), item)).collect();
     for change in newer {
@@ -339,7 +345,7 @@ fn patch(listing: Listing, newer: Vec<Change>, revision: u64) -> Listing {
             }
         }
     }
-    Listing { revision, items: items.into_values().collect() }
+    Ok(Listing { revision, items: items.into_values().collect() })
 }
 
 /// Whether the server's answers to progress requests never overtake events. Where it does not want to
@@ -589,10 +595,33 @@ mod tests {
             change("c", Some("new"), 7),
             change("d", Some("new"), 8),
         ];
-        let patched = patch(listing, newer, 8);
+        let patched = catch_up(listing, [4, 5], [8, 8], newer).unwrap();
         let keys: Vec<_> = patched.items.iter().map(|i| (i.key[0], i.revision)).collect();
         assert_eq!(keys, [(b'a', 1), (b'c', 7), (b'd', 8)]);
         assert_eq!(patched.revision, 8);
+    }
+
+    #[test]
+    fn a_listing_is_a_step_back_only_from_where_it_began_and_reaches_as_far_as_both_watches() {
+        let change = || Change { key: b"a".to_vec(), value: Some(Vec::new()), revision: 20 };
+        for (began, reached, newer, expect) in [
+            // Nobody told anything, or only that time passes.
+            ([10, 10], [10, 10], vec![], Some(10)),
+            ([10, 10], [14, 14], vec![], Some(14)),
+            ([8, 9], [8, 9], vec![], Some(10)),
+            // The other watch may have something between 10, or 12, and 20 to tell.
+            ([10, 10], [20, 10], vec![change()], Some(10)),
+            ([10, 10], [20, 12], vec![change()], Some(12)),
+            // A restore, whatever has been told since.
+            ([11, 9], [11, 9], vec![], None),
+            ([11, 11], [20, 11], vec![change()], None),
+        ] {
+            let listing = Listing { revision: 10, items: Vec::new() };
+            let items = newer.len();
+            let listed = catch_up(listing, began, reached, newer).ok();
+            let is = listed.map(|listed| (listed.revision, listed.items.len()));
+            assert_eq!(is, expect.map(|at| (at, items)), "{began:?} {reached:?}");
+        }
     }
 
     #[test]
