@@ -264,7 +264,6 @@ async fn session(
                 heard = Instant::now();
                 backoff.reset();
                 let changes = receive(message, &mut here, opened, sound)?;
-                *seat = Some(here);
                 if changes.is_empty() {
                     let revision = here.reached[0].min(here.reached[1]);
                     send(context, Update::Progress { revision }).await?;
@@ -274,6 +273,8 @@ async fn session(
                     }
                     send(context, Update::Changes(changes)).await?;
                 }
+                // Not before: a reload may end this session while it sends.
+                *seat = Some(here);
                 context.etcd_heard(here.reached[0].max(here.reached[1]));
             }
             listed = &mut listing => {
@@ -284,8 +285,8 @@ async fn session(
                 let newer = meanwhile.take().unwrap_or_default();
                 let listed = catch_up(listed, began, here.reached, newer)?;
                 here.reached = here.reached.map(|reached| reached.max(listed.revision));
-                *seat = Some(here);
                 send(context, Update::Listing(listed)).await?;
+                *seat = Some(here);
                 listing = Box::pin(pending());
                 reconcile.set(sleep(jittered(config.reconcile)));
             }
