@@ -333,6 +333,43 @@ async fn a_stream_made_anew_and_a_consumer_deleted_are_survived() {
     assert_eq!(health(&agent, "e2"), Some(Health::Draining), "until its ttl");
 }
 
+fn report(n: u64) -> Reported {
+    Reported {
+        proxy: "envoy-1".into(),
+        transition: Transition {
+            service: "orders".into(),
+            endpoint: format!("e{}", n % 10),
+            from: BreakerState::Closed,
+            to: BreakerState::Open,
+            reason: "5 consecutive failures".into(),
+            observed: true,
+            at: Now(1_000_000_000_000 + n),
+            until: Now(1_000_000_000_000 + n + 30_000_000_000),
+            trips: 1,
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transitions_that_come_faster_than_they_are_confirmed_get_out_nevertheless() {
+    let nats = Nats::start().await.unwrap();
+    let proxy = Proxy::to(nats.addr()).await.unwrap();
+    let place = Place::new();
+    let agent = Agent::start(place.config(&format!("nats://{}", proxy.addr())));
+    ready(&agent).await;
+    proxy.set(Fault::Delay(Duration::from_millis(100)));
+    let stream = js(&nats).await.get_stream("PINTLE_EVENTS").await.unwrap();
+    let stored = async || stream.get_info().await.unwrap().state.messages;
+    let mut n = 0;
+    while stored().await < 10 {
+        assert!(n < 800, "{} of {n} stored", stored().await);
+        agent.running.outgoing.send(report(n)).await.unwrap();
+        n += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(agent.sources().outgoing_dropped, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_gone_or_silent_is_noticed_and_resumed_and_transitions_wait_for_it() {
     let mut nats = Nats::start().await.unwrap();
@@ -349,20 +386,6 @@ async fn nats_gone_or_silent_is_noticed_and_resumed_and_transitions_wait_for_it(
     let far = Agent::start(far);
     ready(&agent).await;
     ready(&far).await;
-    let report = |n: u64| Reported {
-        proxy: "envoy-1".into(),
-        transition: Transition {
-            service: "orders".into(),
-            endpoint: format!("e{}", n % 10),
-            from: BreakerState::Closed,
-            to: BreakerState::Open,
-            reason: "5 consecutive failures".into(),
-            observed: true,
-            at: Now(1_000_000_000_000 + n),
-            until: Now(1_000_000_000_000 + n + 30_000_000_000),
-            trips: 1,
-        },
-    };
     agent.running.outgoing.send(report(7)).await.unwrap();
     let opinions = |a: &Agent| {
         let snapshot = a.snapshot();

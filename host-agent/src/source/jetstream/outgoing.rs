@@ -5,6 +5,7 @@
 //! beyond it the oldest go, because the newest state of a breaker is the one worth knowing.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::time::Duration;
 
 use async_nats::jetstream::Context as JetStream;
@@ -54,6 +55,8 @@ pub(crate) fn draft(agent: &str, reported: &Reported) -> Draft {
     }
 }
 
+type Sending = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
 /// Publishes until the senders are gone.
 pub(crate) async fn run(
     agent: String,
@@ -65,18 +68,27 @@ pub(crate) async fn run(
     shutdown: tokio_util::sync::CancellationToken,
 ) {
     let mut waiting: VecDeque<(Draft, Now)> = VecDeque::new();
+    // The first of them on its way. It outlives a turn of the loop, or whoever reports faster than
+    // NATS confirms would have it begin anew for ever.
+    let mut sending: Option<Sending> = None;
     let mut backoff = Backoff::default();
     let mut not_before = Instant::now();
     let mut ending: Option<Instant> = None;
     loop {
-        let js = connection.borrow_and_update().clone();
+        if sending.is_none()
+            && let Some((draft, at)) = waiting.front().cloned()
+            && let Some(js) = connection.borrow_and_update().clone()
+        {
+            let prefix = prefix.clone();
+            sending = Some(Box::pin(async move {
+                tokio::time::sleep_until(not_before).await;
+                publish(&js, &prefix, &draft, at).await
+            }));
+        }
         let send = async {
-            match (&js, waiting.front()) {
-                (Some(js), Some((draft, at))) => {
-                    tokio::time::sleep_until(not_before).await;
-                    publish(js, &prefix, draft, *at).await
-                }
-                _ => std::future::pending().await,
+            match &mut sending {
+                Some(sending) => sending.await,
+                None => std::future::pending().await,
             }
         };
         let deadline = async {
@@ -86,17 +98,20 @@ pub(crate) async fn run(
             }
         };
         tokio::select! {
-            sent = send => match sent {
-                Ok(()) => {
-                    waiting.pop_front();
-                    backoff.reset();
-                    not_before = Instant::now();
+            sent = send => {
+                sending = None;
+                match sent {
+                    Ok(()) => {
+                        waiting.pop_front();
+                        backoff.reset();
+                        not_before = Instant::now();
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "a transition could not be published yet");
+                        not_before = Instant::now() + backoff.next();
+                    }
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "a transition could not be published yet");
-                    not_before = Instant::now() + backoff.next();
-                }
-            },
+            }
             next = reported.recv(), if ending.is_none() => {
                 let Some(next) = next else { break };
                 if !next.transition.observed {
@@ -104,8 +119,10 @@ pub(crate) async fn run(
                 }
                 let at = next.transition.at;
                 waiting.push_back((draft(&agent, &next), at));
-                if waiting.len() > most {
-                    waiting.pop_front();
+                // The one on its way does not wait.
+                let first = usize::from(sending.is_some());
+                if waiting.len().saturating_sub(first) > most {
+                    waiting.remove(first);
                     board.change(|sources| {
                         sources.outgoing_dropped = sources.outgoing_dropped.saturating_add(1);
                         if sources.outgoing_dropped.is_power_of_two() {
@@ -114,7 +131,12 @@ pub(crate) async fn run(
                     });
                 }
             }
-            changed = connection.changed() => if changed.is_err() { break },
+            changed = connection.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                sending = None;
+            }
             () = shutdown.cancelled(), if ending.is_none() => {
                 ending = Some(Instant::now() + LAST_WORDS);
                 while let Ok(next) = reported.try_recv() {
