@@ -26,7 +26,7 @@ use pintle_agent::registry::{Check, Instance, RegisterConfig, register};
 use pintle_agent::source::EtcdConfig;
 use pintle_tests::{Behaviour, Etcd, NetworkFault as Fault, Proxy, Upstream, assert_eventually};
 use serde_json::Value;
-use support::{Agent, key, secs, with_etcd};
+use support::{Agent, key, secs, value, with_etcd};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +42,10 @@ fn start(url: String, instances: Vec<Instance>, drain: Duration) -> Registration
         lease: secs(5),
         drain,
     };
+    start_with(config)
+}
+
+fn start_with(config: RegisterConfig) -> Registration {
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let task = tokio::spawn(async move { register(config, token).await.unwrap() });
@@ -119,6 +123,33 @@ async fn several_instances_live_on_one_lease_are_never_rewritten_by_a_beat_and_l
     assert_eventually!(secs(10), etcd.list("/services/").await.unwrap().is_empty());
     assert!(began.elapsed() >= secs(3), "it waits for what is under way");
     registered.task.await.unwrap();
+}
+
+/// A successor registers under the ids of the one that goes, before it goes and while it drains.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_lets_be_what_another_has_registered_in_its_place() {
+    let etcd = Etcd::start().await.unwrap();
+    let at: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+    let registered = start_with(RegisterConfig {
+        etcd: EtcdConfig { endpoints: vec![etcd.url()], ..EtcdConfig::default() },
+        instances: ["before", "during", "ours"].map(|id| instance(id, at, None)).to_vec(),
+        // So long that no beat comes between, after which it would claim its own again.
+        lease: secs(60),
+        drain: secs(3),
+    });
+    assert_eventually!(secs(5), health(&etcd, "ours").await.as_deref() == Some("healthy"));
+    let lease = etcd.grant(60).await.unwrap();
+    let take = async |id| {
+        etcd.put_leased(&key("orders", id), &value("orders", id, 8081), &lease).await.unwrap();
+    };
+    take("before").await;
+    registered.shutdown.cancel();
+    assert_eventually!(secs(2), health(&etcd, "ours").await.as_deref() == Some("draining"));
+    take("during").await;
+    registered.task.await.unwrap();
+    let left = etcd.list("/services/").await.unwrap();
+    let expect = ["before", "during"].map(|id| (key("orders", id), value("orders", id, 8081)));
+    assert_eq!(left, expect);
 }
 
 #[tokio::test(flavor = "multi_thread")]

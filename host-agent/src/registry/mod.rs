@@ -187,6 +187,9 @@ impl Registrar {
         for seat in &mut self.seats {
             seat.put = None;
         }
+        if self.draining {
+            self.find_what_is_gone(client).await?;
+        }
         within("keeping the lease", client.lease_keep_alive(granted.id())).await
     }
 
@@ -202,7 +205,8 @@ impl Registrar {
             .ok_or_else(|| EtcdError::Cancelled("the lease's stream ended".into()))
     }
 
-    /// Forgets what somebody has deleted, or put under another lease.
+    /// Forgets what somebody has deleted, or put under another lease. Whoever leaves lets the latter be:
+    /// it is its successor's.
     async fn find_what_is_gone(&mut self, client: &mut Client) -> Result<(), EtcdError> {
         for at in 0..self.seats.len() {
             let Some(seat) = self.seats.get(at) else {
@@ -211,9 +215,12 @@ impl Registrar {
             let key = self.key(&seat.instance);
             let options = GetOptions::new().with_keys_only();
             let found = within("looking", client.get(key, Some(options))).await?;
-            let ours = found.kvs().first().is_some_and(|kv| Some(kv.lease()) == self.lease);
-            if !ours && let Some(seat) = self.seats.get_mut(at) {
-                seat.put = None;
+            let lease = found.kvs().first().map(etcd_client::KeyValue::lease);
+            let left = (self.draining && lease.is_some()).then_some("draining");
+            if lease != self.lease
+                && let Some(seat) = self.seats.get_mut(at)
+            {
+                seat.put = left;
             }
         }
         Ok(())
@@ -273,9 +280,7 @@ impl Registrar {
                 self.beat(&mut alive).await?;
             }
         }
-        for seat in &self.seats {
-            within("deleting", client.delete(self.key(&seat.instance), None)).await?;
-        }
+        // Deletes what is still ours, and nothing that another has put in its place.
         within("ending the lease", client.lease_revoke(self.lease.unwrap_or(lease))).await?;
         self.lease = None;
         tracing::info!("left the registry");
