@@ -86,7 +86,9 @@ fn nats_config(config: &SourcesConfig) -> NatsConfig {
 async fn events_take_effect_at_once_and_end_with_their_ttl() {
     let nats = Nats::start().await.unwrap();
     let place = Place::new();
-    let config = place.config(&nats.url());
+    let mut config = place.config(&nats.url());
+    // As a node is called; a consumer may not be.
+    config.agent = "node-7.eu.internal".into();
     let agent = Agent::start(config.clone());
     ready(&agent).await;
     let events = Events::connect(&nats_config(&config)).await.unwrap();

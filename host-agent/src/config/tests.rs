@@ -108,7 +108,8 @@ fn what_is_not_known_or_out_of_range_is_refused_by_name_with_what_is_accepted() 
         (json!({"etcd": {}, "log": {"format": "xml"}}), "log", "`text`"),
         (json!({"etcd": {}, "state": {"protect_percent": 0}}), "state.protect_percent", "1 to 100"),
         (json!({"etcd": {}, "state": {"allow": ["10.0.0.1/8"]}}), "state.allow", "10.0.0.1/8"),
-        (json!({"etcd": {}, "agent": "a b"}), "agent", "[A-Za-z0-9_-]"),
+        (json!({"etcd": {}, "agent": "a b"}), "agent", "[A-Za-z0-9._-]"),
+        (json!({"etcd": {}, "agent": "a=b"}), "agent", "[A-Za-z0-9._-]"),
         (json!({"etcd": {}, "agent": 7}), "agent", "text"),
         (json!({}), "etcd", "--file"),
         (json!([1]), "the file", "sections"),
@@ -158,7 +159,7 @@ fn a_file_is_yaml_or_json_and_an_error_names_it() {
         fs::write(&path, text).unwrap();
         Config::load(Some(&path), [], &Flags::new())
     };
-    let yaml = "agent: edge-1\netcd:\n  endpoints: [\"http://127.0.0.1:2379\"]\nsocket:\n  mode: \"0660\"\n";
+    let yaml = "agent: edge-1.eu.internal\netcd:\n  endpoints: [\"http://127.0.0.1:2379\"]\nsocket:\n  mode: \"0660\"\n";
     assert_eq!(load(yaml).unwrap().socket.mode, 0o660);
     assert!(load(r#"{"file": {"path": "services.json"}}"#).is_ok());
     let error = load("etcd: [").unwrap_err().to_string();

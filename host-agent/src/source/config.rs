@@ -16,7 +16,7 @@ use super::settings::{Invalid, SecretRef, Tls, human, human_list, is_loopback, w
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SourcesConfig {
-    /// This agent's id: 1 to 100 of `[A-Za-z0-9_-]`, unique in the fleet; names its consumer.
+    /// This agent's id: 1 to 100 of `[A-Za-z0-9._-]`, unique in the fleet; names its consumer.
     pub agent: String,
     /// The merged state.
     pub state: StateConfig,
@@ -32,9 +32,9 @@ impl SourcesConfig {
     /// # Errors
     /// The first field that is out of range.
     pub fn check(&self) -> Result<(), Invalid> {
-        let named = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        let named = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
         if !(1..=100).contains(&self.agent.len()) || !self.agent.bytes().all(named) {
-            return Err(Invalid::new("agent", "1 to 100 characters of [A-Za-z0-9_-]"));
+            return Err(Invalid::new("agent", "1 to 100 characters of [A-Za-z0-9._-]"));
         }
         self.state.check()?;
         self.etcd.as_ref().map_or(Ok(()), EtcdConfig::check)?;

@@ -38,7 +38,7 @@ file: {path: services.yaml, poll: 1s}
 fn what_is_out_of_range_or_unknown_is_refused_by_name() {
     let table = [
         ("agent: ''", "agent:"),
-        ("agent: a.b", "agent:"),
+        ("agent: a=b", "agent:"),
         ("agent: a\nwhatever: 1", "whatever"),
         ("agent: a\netcd: {endpoint: x}", "endpoint"),
         ("agent: a\netcd: {endpoints: []}", "etcd.endpoints"),

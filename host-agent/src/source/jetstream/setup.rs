@@ -23,9 +23,10 @@ pub(crate) fn advisory(config: &NatsConfig, consumer: &str) -> String {
     format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{}.{consumer}", config.stream)
 }
 
-/// The consumer's name.
+/// The consumer's name. It may hold no full stop, as a node's name does; no id holds the sign that
+/// stands for it, so that no two ids meet.
 pub(crate) fn durable(agent: &str) -> String {
-    format!("pintle-{agent}")
+    format!("pintle-{}", agent.replace('.', "="))
 }
 
 fn common(config: &NatsConfig) -> stream::Config {
