@@ -7,6 +7,7 @@
 //! node id or a registry key; secrets never reach a field (their type does not print).
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -171,7 +172,8 @@ impl<W: Write> Write for Escaped<W> {
             let mut safe = String::with_capacity(text.len() + 16);
             for c in body.chars() {
                 if c.is_control() {
-                    safe.extend(c.escape_unicode());
+                    // Four digits and no braces: the line may be JSON.
+                    let _ = write!(safe, "\\u{:04x}", u32::from(c));
                 } else {
                     safe.push(c);
                 }
@@ -228,6 +230,11 @@ mod tests {
             let body = text.strip_suffix('\n').unwrap();
             assert!(!body.contains(char::is_control), "{text:?}");
             assert!(body.contains("fake"), "{text:?}");
+            if json {
+                let line: serde_json::Value = serde_json::from_str(body).unwrap();
+                let key = line["fields"]["key"].as_str().unwrap();
+                assert!(key.ends_with("fake\u{9b}2J\u{7f}\0"), "{key:?}");
+            }
         }
     }
 
