@@ -37,13 +37,13 @@ pub(crate) struct Letter {
     pub(crate) payload: bytes::Bytes,
 }
 
-/// Writes the letter; it is stored when this returns.
+/// Writes the letter, which is stored when this returns; whether it was not before.
 pub(crate) async fn write(
     js: &JetStream,
     config: &NatsConfig,
     agent: &str,
     letter: &Letter,
-) -> Result<(), NatsError> {
+) -> Result<bool, NatsError> {
     let (identity, sequence) = letter.origin;
     let mut headers = HeaderMap::new();
     headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
@@ -66,9 +66,9 @@ pub(crate) async fn write(
         .await
         .map_err(failed("writing a dead letter"))?;
     match stored.await {
-        Ok(_) => Ok(()),
-        // Another agent was faster.
-        Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(()),
+        Ok(_) => Ok(true),
+        // Another agent was faster, or this one has been here before.
+        Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
         Err(error) => Err(failed("writing a dead letter")(error)),
     }
 }

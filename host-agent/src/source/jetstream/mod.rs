@@ -412,11 +412,11 @@ impl Session<'_> {
         tokio::spawn(async move {
             for ((message, letter), later) in poison.into_iter().zip(laters) {
                 match letters::write(&js, &config, &agent, &letter).await {
-                    Ok(()) => {
+                    Ok(stored) => {
                         ack(&message, AckKind::Term).await;
                         board.change(|sources| {
                             let count = &mut sources.events_dead_lettered;
-                            *count = count.saturating_add(1);
+                            *count = count.saturating_add(stored.into());
                         });
                     }
                     Err(error) => {
@@ -471,10 +471,10 @@ impl Session<'_> {
                     deliveries: i64::try_from(deliveries).unwrap_or(i64::MAX),
                     payload,
                 };
-                letters::write(js, self.config, self.agent, &letter).await?;
+                let stored = letters::write(js, self.config, self.agent, &letter).await?;
                 self.context.board.change(|sources| {
                     let count = &mut sources.events_dead_lettered;
-                    *count = count.saturating_add(1);
+                    *count = count.saturating_add(stored.into());
                 });
             }
             letters.delete_message(told.sequence).await.map_err(failed("ending an advisory"))?;
