@@ -156,14 +156,14 @@ impl Service {
         went
     }
 
-    /// Its source has deleted the endpoint.
+    /// Its source has deleted the endpoint; what became of it, and how many others had waited and went.
     pub(crate) fn remove(
         &mut self,
         origin: Origin,
         id: &str,
         now: Moment,
         rules: &Protection,
-    ) -> Removal {
+    ) -> (Removal, usize) {
         let ticket = self.tickets;
         let present = self.present();
         let other = match origin {
@@ -173,17 +173,17 @@ impl Service {
         let elsewhere = self.entries(other).get(id).is_some_and(|entry| entry.gone.is_none());
         let staying = present.saturating_sub(self.waiting);
         let Some(entry) = self.entries(origin).get(id) else {
-            return Removal::Nothing;
+            return (Removal::Nothing, 0);
         };
         if entry.gone.is_some() {
-            return Removal::Nothing;
+            return (Removal::Nothing, 0);
         }
         let idle = entry.endpoint.health == Health::Draining && staying > 1;
         let address = entry.endpoint.socket_addr();
         let succeeded = self.addresses.get(&address).is_some_and(|count| *count > 1);
         if !rules.enabled || elsewhere || idle || succeeded {
             self.drop_entry(origin, id);
-            return Removal::Done;
+            return (Removal::Done, 0);
         }
         if let Some(entry) = self.entries_mut(origin).get_mut(id) {
             entry.gone = Some(Gone { since: now.mono, wall: now.wall, ticket });
@@ -192,8 +192,12 @@ impl Service {
         self.tickets = self.tickets.wrapping_add(1);
         self.waiting = self.waiting.saturating_add(1);
         self.line.push_back((origin, id.to_owned(), ticket));
-        self.settle(now, rules);
-        if self.entries(origin).contains_key(id) { Removal::Held } else { Removal::Done }
+        let went = self.settle(now, rules);
+        if self.entries(origin).contains_key(id) {
+            (Removal::Held, went)
+        } else {
+            (Removal::Done, went.saturating_sub(1))
+        }
     }
 
     /// How many may go within one window.

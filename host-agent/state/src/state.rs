@@ -286,13 +286,8 @@ impl State {
                 continue;
             };
             let went = model.settle(now, &rules);
-            if went > 0 {
-                self.total = self.total.saturating_sub(went);
-                work.changes.meta = true;
-                work.dirty.insert(name.clone());
-                let text = format!("{went} held removals took effect");
-                work.notice("removal", name, None, text, false);
-            }
+            self.total = self.total.saturating_sub(went);
+            work.took_effect(name, went);
             if model.waiting() == 0 {
                 settled.push(name.clone());
                 work.changes.meta = true;
@@ -400,6 +395,15 @@ impl Work {
             text,
             alarm,
         });
+    }
+
+    fn took_effect(&mut self, service: &str, went: usize) {
+        if went > 0 {
+            self.changes.meta = true;
+            self.dirty.insert(service.to_owned());
+            let text = format!("{went} held removals took effect");
+            self.notice("removal", service, None, text, false);
+        }
     }
 
     fn push(&mut self, notice: Notice) {

@@ -310,7 +310,10 @@ impl State {
         let Some(model) = self.services.get_mut(name) else {
             return;
         };
-        match model.remove(origin, id, now, &self.settings.protection) {
+        let (removal, others) = model.remove(origin, id, now, &self.settings.protection);
+        self.total = self.total.saturating_sub(others);
+        work.took_effect(name, others);
+        match removal {
             Removal::Nothing => {}
             Removal::Done => {
                 self.total = self.total.saturating_sub(1);

@@ -34,6 +34,19 @@ fn single_removals_go_at_once_and_mass_ones_at_the_pace_of_the_budget() {
     assert!((180..600).contains(&now), "{now}");
 }
 
+/// A removal comes when the turn of others has come, and before the tick that would have told.
+#[test]
+fn whose_turn_comes_with_the_removal_of_another_is_gone_from_the_table_as_well() {
+    let mut state = State::new(settings());
+    tell(&mut state, listing("orders", 100, 1), at(0));
+    gone(&mut state, "orders", 0..60, at(1));
+    assert_eq!((ids(&state, "orders").len(), state.snapshot().held.len()), (85, 45));
+    let changes = gone(&mut state, "orders", 60..61, at(70));
+    assert_eq!(changes.services, ["orders"]);
+    assert!(changes.notices.iter().any(|n| n.text == "12 held removals took effect"));
+    assert_eq!((ids(&state, "orders").len(), state.snapshot().held.len()), (73, 34));
+}
+
 #[test]
 fn a_service_is_never_emptied_within_the_grace() {
     let mut state = State::new(settings());
