@@ -286,20 +286,21 @@ fn reload(
             Err(error) => tracing::error!(%error, "the old certificates stay"),
         }
     }
-    if let Err(error) = running.reload(fresh.sources.clone()) {
+    let kept = running.reload(fresh.sources.clone()).unwrap_or_else(|error| {
         tracing::error!(%error, "the sources go on as they were");
-    }
+        Vec::new()
+    });
     let fixed = [
-        ("agent", old.sources.agent != fresh.sources.agent),
-        ("state", old.sources.state != fresh.sources.state),
         ("socket", old.socket != fresh.socket),
         ("tcp", old.tcp != fresh.tcp),
         ("admin", old.admin != fresh.admin),
         ("register", old.register != fresh.register),
         ("log.format", old.log.format != fresh.log.format),
         ("metrics", old.max_endpoint_series != fresh.max_endpoint_series),
+        ("shutdown.deadline", old.deadline != fresh.deadline),
     ];
-    for (section, _) in fixed.iter().filter(|(_, changed)| *changed) {
+    let fixed = fixed.into_iter().filter_map(|(section, changed)| changed.then_some(section));
+    for section in kept.into_iter().chain(fixed) {
         tracing::warn!(section, "changed; takes effect with the next start");
     }
     tracing::info!("configuration and certificates were read again");

@@ -41,6 +41,43 @@ impl SourcesConfig {
         self.nats.as_ref().map_or(Ok(()), NatsConfig::check)?;
         self.file.as_ref().map_or(Ok(()), FileConfig::check)
     }
+
+    /// `fresh`, but for what the state and the sources were built with, and the names of what would have
+    /// been another.
+    #[must_use]
+    pub fn take_over(&self, mut fresh: Self) -> (Self, Vec<&'static str>) {
+        let mut kept = Vec::new();
+        keep("agent", &self.agent, &mut fresh.agent, &mut kept);
+        keep("state", &self.state, &mut fresh.state, &mut kept);
+        if let (Some(is), Some(fresh)) = (&self.etcd, &mut fresh.etcd) {
+            keep("etcd.services", &is.services, &mut fresh.services, &mut kept);
+            keep("etcd.policies", &is.policies, &mut fresh.policies, &mut kept);
+        } else {
+            keep("etcd", &self.etcd, &mut fresh.etcd, &mut kept);
+        }
+        if let (Some(is), Some(fresh)) = (&self.nats, &mut fresh.nats) {
+            keep("nats.prefix", &is.prefix, &mut fresh.prefix, &mut kept);
+            keep("nats.buffer", &is.buffer, &mut fresh.buffer, &mut kept);
+        } else {
+            keep("nats", &self.nats, &mut fresh.nats, &mut kept);
+        }
+        if self.file.is_none() || fresh.file.is_none() {
+            keep("file", &self.file, &mut fresh.file, &mut kept);
+        }
+        (fresh, kept)
+    }
+}
+
+fn keep<T: Clone + PartialEq>(
+    name: &'static str,
+    is: &T,
+    fresh: &mut T,
+    kept: &mut Vec<&'static str>,
+) {
+    if is != fresh {
+        fresh.clone_from(is);
+        kept.push(name);
+    }
 }
 
 /// The `state` section.

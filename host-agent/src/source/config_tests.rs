@@ -80,3 +80,32 @@ fn what_is_out_of_range_or_unknown_is_refused_by_name() {
     }
     assert!(read("agent: a\netcd: {endpoints: ['http://10.0.0.1:2379'], plaintext: true}").is_ok());
 }
+
+#[test]
+fn what_the_state_was_built_with_is_kept_and_named_and_the_rest_is_taken_over() {
+    let read = |text| read(text).unwrap();
+    let is = read("agent: a\netcd: {}\nnats: {}\nfile: {path: x}");
+    for (fresh, names, expect) in [
+        (
+            "agent: b\netcd: {}\nnats: {}\nfile: {path: y}\nstate: {protect: false}",
+            vec!["agent", "state"],
+            "agent: a\netcd: {}\nnats: {}\nfile: {path: y}",
+        ),
+        (
+            "agent: a\netcd: {services: /s/, policies: /p/, page: 7}\nnats: {}\nfile: {path: x}",
+            vec!["etcd.services", "etcd.policies"],
+            "agent: a\netcd: {page: 7}\nnats: {}\nfile: {path: x}",
+        ),
+        (
+            "agent: a\netcd: {}\nnats: {prefix: p, buffer: 7, replicas: 3}\nfile: {path: x}",
+            vec!["nats.prefix", "nats.buffer"],
+            "agent: a\netcd: {}\nnats: {replicas: 3}\nfile: {path: x}",
+        ),
+        ("agent: a", vec!["etcd", "nats", "file"], "agent: a\netcd: {}\nnats: {}\nfile: {path: x}"),
+    ] {
+        assert_eq!(is.take_over(read(fresh)), (read(expect), names), "{fresh}");
+    }
+    let none = read("agent: a");
+    assert_eq!(none.take_over(is.clone()), (none.clone(), vec!["etcd", "nats", "file"]));
+    assert_eq!(is.take_over(is.clone()), (is.clone(), Vec::new()));
+}

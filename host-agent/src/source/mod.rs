@@ -70,14 +70,18 @@ pub struct Running {
 
 impl Running {
     /// Takes another configuration over: sources reconnect, secrets and certificates are read again.
-    /// `agent` and `state` are not changed by this, nor whether a source is there at all.
+    /// What they were built with stays, such as `agent`, `state`, and whether a source is there at all;
+    /// the names of what would have been another.
     ///
     /// # Errors
     /// The first field that is out of range; then everything stays as it is.
-    pub fn reload(&self, config: SourcesConfig) -> Result<(), Invalid> {
+    pub fn reload(&self, config: SourcesConfig) -> Result<Vec<&'static str>, Invalid> {
+        config.check()?;
+        let (config, kept) = self.config.borrow().take_over(config);
+        // What stays need not go with what is new.
         config.check()?;
         self.config.send_replace(Arc::new(config));
-        Ok(())
+        Ok(kept)
     }
 
     /// Waits until all tasks have ended, which they do after shutdown.
