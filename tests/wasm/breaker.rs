@@ -130,7 +130,7 @@ fn an_endpoint_that_comes_back_goes_on_counting_where_it_was() {
         let reports = run.received().into_iter();
         let reports = reports.filter_map(|up| if let Up::Report(r) = up { Some(r) } else { None });
         let endpoints = reports.flat_map(|r| r.services).flat_map(|service| service.endpoints);
-        endpoints.filter(|e| e.id == "a-0").map(|e| (e.requests, e.failures)).last()
+        endpoints.filter(|e| e.id == "a-0").map(|e| (e.requests, e.failures)).next_back()
     };
     let ask = |run: &mut Run, times| {
         for _ in 0..times {
