@@ -162,7 +162,9 @@ async fn every_panel_shows_a_running_installation_and_every_metric_is_there() {
     everybody_serves(&all).await;
     // A breaker opens.
     all[0].set(Behaviour::failing(Fault::Status(503)));
-    // Nobody is eligible; nobody is known.
+    // Nobody is eligible, and a panic would not ask the draining one either; nobody is known.
+    let calm = r#"{"select": {"panic_percent": 0}}"#;
+    world.etcd.put("/pintle/policies/resting", calm).await.expect("a policy");
     let resting = quick("resting-1").await;
     let mut instance = Instance::of("resting", &resting);
     instance.health = "draining".into();
