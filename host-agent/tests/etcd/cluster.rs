@@ -70,7 +70,7 @@ async fn of_three_members_one_may_die_and_with_two_dead_what_is_known_stays() {
 
     cluster.members[other].restart().await.unwrap();
     put_at_last(&cluster.members[alive], "c").await;
-    let took = agent.until(secs(10), "after quorum", |a| a.ids("orders") == ["a", "b", "c"]).await;
+    let took = agent.until(secs(5), "after quorum", |a| a.ids("orders") == ["a", "b", "c"]).await;
     println!("fresh {took:?} after quorum");
 }
 

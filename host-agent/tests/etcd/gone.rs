@@ -23,7 +23,7 @@ async fn a_registry_restored_to_a_lower_revision_is_listed_again_and_met_with_pr
     etcd.restart_empty().await.unwrap();
     put_many(&etcd.url(), "orders", 5..11, 0).await;
     let took =
-        agent.until(secs(10), "the new one", |a| a.ids("orders").contains(&"i00010".into())).await;
+        agent.until(secs(5), "the new one", |a| a.ids("orders").contains(&"i00010".into())).await;
     println!("right after a restore in {took:?}");
     let ids: BTreeSet<_> = agent.ids("orders").into_iter().collect();
     assert!((5..11).all(|n| ids.contains(&format!("i{n:05}"))));
