@@ -156,13 +156,13 @@ async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
         let (p50, p99) = (median(p50s), median(p99s));
         let (total, failed) = (all.total(), all.failed());
         println!("{who:>6} p50 x {p50:.3}, p99 x {p99:.3}, {total} requests, {failed} failed");
-        if all.failed() > 0 {
-            short.push(format!("{who}: {} requests failed", all.failed()));
+        if failed > 0 {
+            short.push(format!("{who}: {failed} requests failed"));
         }
         if p99 > MOST {
             short.push(format!("{who}: p99 is {p99:.2} of what it was, {MOST:.2} allowed"));
         }
-        figures[who] = json!({"requests": all.total(), "failed": all.failed(),
+        figures[who] = json!({"requests": total, "failed": failed,
             "p50_ratio": p50, "p99_ratio": p99});
     }
     figures["seconds"] = json!(options.away.as_secs());
