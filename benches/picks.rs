@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
 use pintle_balance::{Balancer, Dice, Picks, Policy, Request, Sample};
+use pintle_contract::{Endpoint, Now};
 use pintle_harness::{Envoy, Module, Outcome, RequestBuilder};
-use pintle_snapshot::{Endpoint, Now};
 use pintle_tests::{Result, tools};
 use rand::SeedableRng;
 use serde_json::{Value, json};

@@ -18,7 +18,7 @@ use http::Request;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use pintle_snapshot::{Down, Hello, Message as _, Table, Up, Version};
+use pintle_contract::{Down, Hello, Message as _, Table, Up, Version};
 use pintle_tests::{Error, Result};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;

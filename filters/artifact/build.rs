@@ -1,11 +1,11 @@
 //! Builds `pintle.wasm` whenever a source of it changed, and finishes it for Envoy.
 //!
 //! Four things the compiler and the linker cannot do are done on the linked module:
-//! - *rename*: requests are served by functions of `filters/host`, under the names of the SDK's;
+//! - *rename*: requests are served by functions of `filters/hostcalls`, under the names of the SDK's;
 //! - *prune*: the SDK exports every callback there is, and Envoy calls every export it finds, so the
 //!   exports that the module does not use are removed, and the code behind them with them;
 //! - *narrow*: the SDK's traits have default methods for every host call, which their tables keep
-//!   alive though nothing calls them; imports that `filters/host` does not declare answer "internal
+//!   alive though nothing calls them; imports that `filters/hostcalls` does not declare answer "internal
 //!   failure" inside, so that what the module imports is what it uses;
 //! - *fold*: two imports are called by the SDK, whose wrappers panic on a status they do not list.
 //!   Unlisted statuses become "internal failure" on the way in, so that no status is a trap.
@@ -38,13 +38,13 @@ const EXPORTS: [&str; 13] = [
     "proxy_on_grpc_close",
 ];
 
-/// What `filters/host` exports in the place of the SDK's: `pintle_on_…` becomes `proxy_on_…`.
+/// What `filters/hostcalls` exports in the place of the SDK's: `pintle_on_…` becomes `proxy_on_…`.
 const RENAMED: [&str; 3] = ["context_create", "request_headers", "log"];
 
 /// Imports that the SDK calls itself, and the statuses beside OK that its wrappers expect.
 const FOLDED: [(&str, &[i32]); 2] = [("proxy_grpc_stream", &[4]), ("proxy_grpc_call", &[4])];
 
-/// What `filters/host` calls, itself or through the SDK.
+/// What `filters/hostcalls` calls, itself or through the SDK.
 const IMPORTS: [&str; 24] = [
     "proxy_call_foreign_function",
     "proxy_define_metric",
@@ -85,7 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let status = Command::new(env::var("CARGO")?)
         .current_dir(&root)
-        .args(["build", "--quiet", "--locked", "--package", "pintle"])
+        .args(["build", "--quiet", "--locked", "--package", "pintle-module"])
         .args(["--target", "wasm32-wasip1", "--profile", "wasm"])
         .arg("--target-dir")
         .arg(&target)
@@ -231,7 +231,8 @@ fn watch(dependencies: &Path, root: &Path) -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
     // A new file of a crate is in no list yet; its manifest or an old file names it.
-    for path in ["snapshot", "balance", "breaker", "trace", "policy", "sync", "host", "pintle"] {
+    for path in ["contract", "balance", "breaker", "trace", "policy", "sync", "hostcalls", "module"]
+    {
         println!(
             "cargo::rerun-if-changed={}",
             root.join("filters").join(path).join("Cargo.toml").display()

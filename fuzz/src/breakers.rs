@@ -9,7 +9,7 @@ use pintle_breaker::{
     FailureKind, Fleet, LAST_RESORT, MAX_PROBES, Origin, Outcome, Policy, RECORD_BYTES, Record,
     Report, SlowCall, State, Ticket, Transition, Verdict, charges, classify,
 };
-use pintle_snapshot::{Force, ForceAction, Now, Opinion};
+use pintle_contract::{Force, ForceAction, Now, Opinion};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::case;

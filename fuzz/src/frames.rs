@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::net::IpAddr;
 
-use pintle_snapshot::{
+use pintle_contract::{
     AddressPolicy, Cidr, Down, Index, Lease, MAX_ENDPOINTS, MAX_POLICY, Message, Note, Slot, Up,
     Version, is_name,
 };

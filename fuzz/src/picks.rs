@@ -9,7 +9,7 @@ use pintle_balance::{
     Balancer, Choice, Dice, LoadEntry, Nothing, Picks, Policy, Request, Sample, Ticket, Verdict,
     Want,
 };
-use pintle_snapshot::{Endpoint, Health, Now};
+use pintle_contract::{Endpoint, Health, Now};
 use rand::SeedableRng;
 use serde_json::json;
 

@@ -4,10 +4,10 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
-use pintle_policy::Policy;
-use pintle_snapshot::{
+use pintle_contract::{
     AddressPolicy, BreakerState, Down, MAX_WEIGHT, Message as _, Now, Table, Version, is_name,
 };
+use pintle_policy::Policy;
 use pintle_state::entry::{self, MAX_KEY};
 use pintle_state::event::{self, Action, Draft, Event, MAX_TTL, MIN_TTL, Origin, Target};
 use pintle_state::json::{self as strict, JsonError};

@@ -7,7 +7,7 @@ use arbitrary::Arbitrary;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use pintle_trace::{
     Answer, Attempt, Config, Context, Decision, Exporter, Link, Outcome, Span, Spans,
 };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use arbitrary::Arbitrary;
-use pintle_snapshot::{
+use pintle_contract::{
     AddressPolicy, BreakerState, Down, Endpoint, MAX_FRAME, Message as _, Now, Version,
 };
 use pintle_state::event::{Action, Event, Origin, Target};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use pintle_snapshot::{
+use pintle_contract::{
     Down, Index, Initial, Lease, Load, Message as _, Now, Removed, Slot, Table, Version,
 };
 use pintle_sync::{

@@ -7,7 +7,7 @@ use pintle_breaker::{
     MAX_PROBES, Merged, Mirror, Need, Origin, Policy, Record, State, Ticket, Verdict, allowed,
     honour, retry_after,
 };
-use pintle_snapshot::{Force, ForceAction, Now, Opinion};
+use pintle_contract::{Force, ForceAction, Now, Opinion};
 
 use crate::breakers::{BASE_MS, Rules, Said, check_codec, check_transition, written};
 use crate::case;

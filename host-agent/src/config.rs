@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::registry::RegisterConfig;
+use crate::registration::RegisterConfig;
 use crate::serve::admin::AdminOptions;
 use crate::serve::socket::{SocketOptions, group_id};
 use crate::serve::transport::TlsFiles;

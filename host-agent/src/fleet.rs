@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use pintle_snapshot::{Hello, Now, Transition, Up};
+use pintle_contract::{Hello, Now, Transition, Up};
 use pintle_state::Snapshot;
 use tokio::sync::mpsc::error::TrySendError;
 

@@ -8,7 +8,7 @@ pub mod fleet;
 pub mod link;
 pub mod logs;
 pub mod publish;
-pub mod registry;
+pub mod registration;
 pub mod run;
 pub mod serve;
 pub mod source;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use pintle_snapshot::Transition;
+use pintle_contract::Transition;
 use pintle_state::Snapshot;
 use tokio::sync::{broadcast, mpsc, watch};
 

@@ -1,4 +1,4 @@
-use pintle_snapshot::AddressPolicy;
+use pintle_contract::AddressPolicy;
 use pintle_state::{Change, Protection, Settings};
 use tokio::sync::broadcast;
 

@@ -25,7 +25,7 @@ use crate::fleet::{Fleet, When};
 use crate::link::Snapshots;
 use crate::logs::{self, Logs};
 use crate::publish::Updates;
-use crate::registry;
+use crate::registration;
 use crate::serve::admin::{self, Admin, Parts, Recent, Release, Releasing};
 use crate::serve::eds::Eds;
 use crate::serve::metrics::Metrics;
@@ -156,7 +156,7 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
     let register_stop = CancellationToken::new();
     let registered = config.register.clone().map(|register| {
         let stop = register_stop.clone();
-        tokio::spawn(registry::register(register, stop))
+        tokio::spawn(registration::register(register, stop))
     });
     let ended =
         hear(&mut signals, &origin, &config, &logs, &running, &certificates, &mut server).await;

@@ -16,7 +16,7 @@ use pintle_agent::events::{Action, Draft, Events, Target, new_id};
 use pintle_agent::link::Reported;
 use pintle_agent::source::jetstream::NatsError;
 use pintle_agent::source::{NatsConfig, SecretRef, SourcesConfig, Tls};
-use pintle_snapshot::{BreakerState, Health, Now, Transition};
+use pintle_contract::{BreakerState, Health, Now, Transition};
 use pintle_tests::{Authority, Nats, NetworkFault as Fault, Proxy, Server as _};
 use serde_json::{Value, json};
 use support::{Agent, secs, with_nats};

@@ -175,7 +175,7 @@ async fn etcd_gone((mut world, to_etcd, _to_nats): Linked) {
     println!("etcd gone: {per_minute:.0} tries a minute, {per_second} in a second at most");
     assert!((20.0..=60.0).contains(&per_minute), "{per_minute} tries a minute");
     assert!(per_second <= 2, "{per_second} in a second");
-    let age = world.agent.metric("pintle_snapshot_age_seconds", &[]).await;
+    let age = world.agent.metric("pintle_contract_age_seconds", &[]).await;
     assert!(age >= Some(OUTAGE.as_secs_f64() - 5.0), "its age is told: {age:?}");
     assert_eq!(world.held().await, 0.0);
     assert_eq!(endpoints(&world).await, 3);

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pintle_contract::{BreakerState, Force, ForceAction, Now, Opinion, Transition, Up};
 use pintle_harness::{Outcome, Thread};
-use pintle_snapshot::{BreakerState, Force, ForceAction, Now, Opinion, Transition, Up};
 
 use crate::support::{ALL, Run, TICK, builder, endpoints, get, list};
 
@@ -412,7 +412,7 @@ fn a_limit_that_leaves_somebody_ends_the_last_resort() {
 }
 
 /// An endpoint that the fleet holds open, for a minute from now.
-fn advised(run: &Run) -> Vec<pintle_snapshot::Endpoint> {
+fn advised(run: &Run) -> Vec<pintle_contract::Endpoint> {
     let mut all = endpoints(3);
     let expires_at = Now(u64::try_from(run.envoy.now().as_nanos()).expect("now") + 60_000_000_000);
     all[0].opinion = Some(Opinion { expires_at, reporters: 1 });

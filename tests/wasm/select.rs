@@ -1,7 +1,7 @@
 //! Which endpoint, told how, and what happens where there is none.
 
+use pintle_contract::Health;
 use pintle_harness::{Outcome, Request, RequestBuilder};
-use pintle_snapshot::Health;
 
 use crate::support::{ALL, Run, builder, endpoint, endpoints, get, list};
 

@@ -4,10 +4,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use pintle_artifact::PINTLE;
+use pintle_contract::{Down, Endpoint, Initial, Message, Table, Up, Version};
 use pintle_harness::{
     Builder, Cluster, Envoy, FailurePolicy, Module, RequestBuilder, ServerStream,
 };
-use pintle_snapshot::{Down, Endpoint, Initial, Message, Table, Up, Version};
 
 pub const TICK: Duration = Duration::from_millis(100);
 

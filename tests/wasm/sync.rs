@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use pintle_contract::{Applied, Down, Message, Note, Removed, Up, Version};
 use pintle_harness::{Outcome, Thread};
-use pintle_snapshot::{Applied, Down, Message, Note, Removed, Up, Version};
 
 use crate::support::{ALL, Run, TICK, builder, endpoints, get, list};
 
@@ -239,7 +239,7 @@ fn frames_that_are_cut_or_flipped_or_old_change_nothing() {
     let mut other = endpoints(2);
     other[0].port = 99;
     run.sequence += 1;
-    let frame = Down::Table(pintle_snapshot::Table {
+    let frame = Down::Table(pintle_contract::Table {
         service: "orders".to_owned(),
         version: run.version(),
         endpoints: other,

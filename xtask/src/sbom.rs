@@ -105,7 +105,7 @@ mod tests {
             parts.iter().filter_map(name).collect::<Vec<_>>()
         };
         let module = names("pintle", Some("wasm32-wasip1"));
-        for (name, there) in [("proxy-wasm", true), ("pintle-host", true), ("tokio", false)] {
+        for (name, there) in [("proxy-wasm", true), ("pintle-hostcalls", true), ("tokio", false)] {
             assert_eq!(module.contains(&name.to_owned()), there, "{name}: {module:?}");
         }
         let agent = names("pintle-agent", None);

@@ -10,8 +10,8 @@ use crate::shell::{run, run_reading};
 
 /// What runs inside Envoy, and so must be clean for its target. `pintle-artifact` compiles the module
 /// and is itself native.
-const IN_PROXY: &str = "-p pintle-snapshot -p pintle-balance -p pintle-breaker -p pintle-trace \
-                        -p pintle-policy -p pintle-sync -p pintle-host -p pintle -p pintle-picks-guest";
+const IN_PROXY: &str = "-p pintle-contract -p pintle-balance -p pintle-breaker -p pintle-trace \
+                        -p pintle-policy -p pintle-sync -p pintle-hostcalls -p pintle-module -p pintle-picks-guest";
 
 /// What it is called, the command, and variables for it.
 type Step<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
@@ -41,8 +41,7 @@ pub fn run_all() -> Result<()> {
     ])?;
 
     // The cdylib has no native test binary: the host's calls are not there to link.
-    let line =
-        "cargo test --workspace --exclude pintle --exclude pintle-picks-guest --no-fail-fast";
+    let line = "cargo test --workspace --exclude pintle-module --exclude pintle-picks-guest --no-fail-fast";
     println!("\n== tests: {line}");
     let began = Instant::now();
     let (mut passed, mut failed) = (0, 0);

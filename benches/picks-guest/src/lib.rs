@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pintle_balance::{Balancer, Dice, Picks, Policy, Request, Sample};
-use pintle_snapshot::{Endpoint, Now};
+use pintle_contract::{Endpoint, Now};
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::{Action, ContextType};
 use rand::SeedableRng;

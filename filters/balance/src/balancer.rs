@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use pintle_snapshot::{Endpoint, Health, MAX_ENDPOINTS, Now};
+use pintle_contract::{Endpoint, Health, MAX_ENDPOINTS, Now};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::eligible::Field;

@@ -1,4 +1,4 @@
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 
 use super::*;
 use crate::load::Load;

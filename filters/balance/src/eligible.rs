@@ -7,7 +7,7 @@
 //! again over the eligible ones (at most once per [`crate::slow_start::STEP`]). After a bounded number
 //! of rejections an exact scan answers, so an eligible endpoint is always found when there is one.
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use rand::Rng;
 
 use crate::alias::{Alias, scale};

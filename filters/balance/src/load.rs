@@ -34,7 +34,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 
 /// A fresh endpoint's estimate, ns. Zero would make it look free, and everybody would go there.
 const SEED: f64 = 30e6;

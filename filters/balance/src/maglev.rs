@@ -14,7 +14,7 @@ use std::collections::BinaryHeap;
 
 use xxhash_rust::xxh64::xxh64;
 
-/// For each place, which endpoint of the list. 16 bits hold [`pintle_snapshot::MAX_ENDPOINTS`].
+/// For each place, which endpoint of the list. 16 bits hold [`pintle_contract::MAX_ENDPOINTS`].
 #[derive(Clone, Debug)]
 pub(crate) struct Maglev {
     places: Vec<u16>,

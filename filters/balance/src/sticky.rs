@@ -8,7 +8,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use pintle_snapshot::Health;
+use pintle_contract::Health;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::hash::{RequestView, cookie_value};

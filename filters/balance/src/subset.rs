@@ -6,7 +6,7 @@
 //! anything grow: a value that no endpoint has leads to the fallback without being remembered, and pools
 //! are built only for combinations that some endpoint has, at most [`MAX_POOLS`] at a time.
 
-use pintle_snapshot::Endpoint;
+use pintle_contract::Endpoint;
 
 use crate::hash::RequestView;
 use crate::policy::{MAX_SELECTORS, Policy, Selector, SelectorTarget};

@@ -13,7 +13,7 @@ use pintle_balance::{
     Balancer, Choice, Dice, LoadEntry, Nothing, Picks, Pin, Policy, Request, RequestView, Sample,
     Verdict, Want, Wants,
 };
-use pintle_snapshot::{Endpoint, Health, Now};
+use pintle_contract::{Endpoint, Health, Now};
 use rand::SeedableRng;
 
 const NOW: Now = Now(1_700_000_000_000_000_000);

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use pintle_balance::{
     Balancer, Choice, Dice, Nothing, Picks, Policy, Request, Sample, Verdict, Want,
 };
-use pintle_snapshot::{Endpoint, Health, Now};
+use pintle_contract::{Endpoint, Health, Now};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 

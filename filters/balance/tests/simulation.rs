@@ -19,7 +19,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use pintle_balance::{Balancer, Dice, Picks, Policy, Request, Sample, Ticket, Verdict};
-use pintle_snapshot::{Endpoint, Now};
+use pintle_contract::{Endpoint, Now};
 use rand::{Rng, RngExt, SeedableRng};
 
 const ENDPOINTS: usize = 10;

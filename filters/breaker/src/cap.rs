@@ -9,7 +9,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 
 use crate::record::{Origin, Record, State, Verdict};
 

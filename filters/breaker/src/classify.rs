@@ -22,7 +22,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 
 use crate::policy::Policy;
 use crate::window::Counts;

@@ -18,7 +18,7 @@
 
 use std::fmt;
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::machine::MAX_TRIPS;

@@ -9,7 +9,7 @@
 //!
 //! ```
 //! use pintle_breaker::{FailureKind, Mirror, Need, Outcome, Policy, Record, State};
-//! use pintle_snapshot::Now;
+//! use pintle_contract::Now;
 //!
 //! let (policy, now) = (Policy::unconfigured(), Now::from_millis(1_700_000_000_000));
 //! let mut stored = Vec::new();             // the shared store's value

@@ -38,7 +38,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::{Force, ForceAction, Now, Opinion};
+use pintle_contract::{Force, ForceAction, Now, Opinion};
 
 use crate::classify::Outcome;
 use crate::policy::{Fleet, Policy};

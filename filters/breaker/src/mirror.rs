@@ -19,7 +19,7 @@
 //! what was read), write if [`Merged::changed`], and [`Mirror::commit`] only when the write was accepted. On a
 //! mismatch, read and merge again; nothing is lost by giving up, since the next tick tries again.
 
-use pintle_snapshot::{Force, Now, Opinion};
+use pintle_contract::{Force, Now, Opinion};
 
 use crate::classify::Outcome;
 use crate::machine::{Context, Input, Transition};

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 
 /// Buckets in a window. Ten, as in Linkerd's breaker: the sum covers 90 to 100 % of the window's length.
 pub const BUCKETS: usize = 10;

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::Policy;
-use pintle_snapshot::{AddressPolicy, Cidr};
+use pintle_contract::{AddressPolicy, Cidr};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

@@ -1,6 +1,6 @@
 //! Leader election by a lease that is written with compare-and-swap.
 
-use pintle_snapshot::{Lease, Now};
+use pintle_contract::{Lease, Now};
 
 use crate::LEASE;
 

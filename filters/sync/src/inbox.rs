@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pintle_snapshot::{DecodeError, Down, Index, MAX_FRAME, Message, Table, Version};
+use pintle_contract::{DecodeError, Down, Index, MAX_FRAME, Message, Table, Version};
 
 /// Services that one Envoy holds, at most. Beyond, a frame is refused.
 const MAX_SERVICES: usize = 20_000;
@@ -162,7 +162,7 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
-    use pintle_snapshot::{Initial, Removed};
+    use pintle_contract::{Initial, Removed};
 
     use super::*;
 

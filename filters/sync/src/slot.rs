@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::{Load, Now, Slot};
+use pintle_contract::{Load, Now, Slot};
 
 /// Slots that are looked at, at most: more threads than an Envoy has.
 pub const MAX_SLOTS: u32 = 256;

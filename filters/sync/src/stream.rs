@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 
 /// The first wait after a stream ended; a restarted agent is found again within a tick or two.
 const WAIT_MIN: Duration = Duration::from_millis(50);

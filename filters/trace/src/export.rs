@@ -20,7 +20,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use rand::Rng;
 
 use crate::otlp::{self, Head, MAX_ATTEMPTS, Style};

@@ -6,7 +6,7 @@
 //! with back-off. Nothing here knows a clock, a socket or the proxy: time comes as [`Now`], ids from
 //! the caller's generator, headers as byte slices.
 //!
-//! [`Now`]: pintle_snapshot::Now
+//! [`Now`]: pintle_contract::Now
 
 mod b3;
 mod baggage;

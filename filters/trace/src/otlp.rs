@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use rand::Rng;
 
 use crate::context::Link;

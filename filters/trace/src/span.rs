@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 
 use crate::context::Context;
 

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use common::{PARTICIPATING, config, policy};
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use pintle_trace::{Attempt, Context, Decision, Edits, Exporter, Span, propagate};
 use rand::SeedableRng;
 use rand::rngs::StdRng;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{PARTICIPATING, config, policy};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use pintle_trace::{Answer, Context, Counts, Decision, Edits, Exporter, Span, propagate};
 use proptest::prelude::*;
 use prost::Message;

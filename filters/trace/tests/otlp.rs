@@ -14,7 +14,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1 as proto;
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use pintle_trace::{
     Answer, Attempt, Context, Decision, Edits, Exporter, Link, Outcome, Span, propagate,
 };

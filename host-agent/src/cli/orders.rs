@@ -14,7 +14,7 @@ use super::{PublishArgs, RegisterArgs};
 use crate::config::{Flags, LogConfig};
 use crate::events::{self, Action, DeadLetter, Draft, Events, NatsError, Target};
 use crate::logs;
-use crate::registry::{self, RegisterConfig};
+use crate::registration::{self, RegisterConfig};
 use crate::run::{Origin, check_policy};
 use crate::serve::admin::view::time;
 use crate::source::{EtcdConfig, NatsConfig};
@@ -49,7 +49,7 @@ async fn connect(args: &NatsArgs) -> Result<Events, CliError> {
 fn target(endpoint: &str) -> Result<Target, CliError> {
     let bad = || CliError::Usage(format!("{endpoint:?} is not SERVICE/ID"));
     let (service, id) = endpoint.split_once('/').ok_or_else(bad)?;
-    if !pintle_snapshot::is_name(service) || !pintle_snapshot::is_name(id) {
+    if !pintle_contract::is_name(service) || !pintle_contract::is_name(id) {
         return Err(bad());
     }
     Ok(Target { service: service.to_owned(), endpoint: Some(id.to_owned()) })
@@ -278,5 +278,5 @@ pub(super) async fn register(args: RegisterArgs) -> Result<(), CliError> {
         }
         on_signal.cancel();
     });
-    registry::register(config, stop).await.map_err(|error| CliError::Usage(error.to_string()))
+    registration::register(config, stop).await.map_err(|error| CliError::Usage(error.to_string()))
 }

@@ -104,7 +104,7 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
             return Ok(table.render("No removal is held."));
         }
         if let Some(name) = &args.service {
-            if !pintle_snapshot::is_name(name) {
+            if !pintle_contract::is_name(name) {
                 return Err(CliError::Usage(format!("{name:?} is no service's name")));
             }
             let service: ServiceJson = agent.get(&format!("/v1/services/{name}")).await?;
@@ -294,7 +294,7 @@ pub(super) async fn events(args: &EventsArgs, json: bool) -> Result<(), CliError
 }
 
 pub(super) async fn release(args: &ReleaseArgs, json: bool) -> Result<(), CliError> {
-    if !pintle_snapshot::is_name(&args.service) {
+    if !pintle_contract::is_name(&args.service) {
         let error = format!("{:?} is no service's name", args.service);
         return Err(CliError::Usage(error));
     }

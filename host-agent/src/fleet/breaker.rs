@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Instant, SystemTime};
 
-use pintle_snapshot::{BreakerState, Now, Transition};
+use pintle_contract::{BreakerState, Now, Transition};
 
 use super::{When, wall};
 

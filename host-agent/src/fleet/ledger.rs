@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use pintle_snapshot::{
+use pintle_contract::{
     Applied, BreakerState, EndpointReport, Hello, LATENCY_BUCKETS_MS, METHODS, Now, Report,
     ServiceReport, Transition, Version,
 };
@@ -500,7 +500,7 @@ impl Ledger {
 
 const LAST_METHOD: u8 = METHODS.len() as u8 - 1;
 
-fn has(endpoints: &[pintle_snapshot::Endpoint], id: &str) -> bool {
+fn has(endpoints: &[pintle_contract::Endpoint], id: &str) -> bool {
     endpoints.binary_search_by(|endpoint| endpoint.id.as_str().cmp(id)).is_ok()
 }
 

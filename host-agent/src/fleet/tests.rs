@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use pintle_snapshot::{
+use pintle_contract::{
     Applied, BreakerState, Endpoint, EndpointReport, Hello, Now, Report, RequestCount,
     ServiceReport, Table, Transition, Up, Version,
 };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use pintle_snapshot::{BreakerState, Version};
+use pintle_contract::{BreakerState, Version};
 
 /// The sums of one moment.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +25,7 @@ pub struct View {
 /// One service over all proxies.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceView {
-    /// By index into [`pintle_snapshot::METHODS`] and status.
+    /// By index into [`pintle_contract::METHODS`] and status.
     pub requests: BTreeMap<(u8, u16), u64>,
     /// Per bucket, not cumulative over buckets.
     pub latency: Vec<u64>,

@@ -424,7 +424,7 @@ async fn release(
     if !headers.contains_key(REQUEST_HEADER) {
         return fail(StatusCode::FORBIDDEN, "a change needs the header x-pintle-request");
     }
-    if !pintle_snapshot::is_name(&service) {
+    if !pintle_contract::is_name(&service) {
         return fail(StatusCode::BAD_REQUEST, "not the name of a service");
     }
     tracing::info!(service, "held removals are released by request");

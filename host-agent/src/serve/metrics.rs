@@ -15,7 +15,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use pintle_snapshot::{BreakerState, Health, LATENCY_BUCKETS_MS, METHODS};
+use pintle_contract::{BreakerState, Health, LATENCY_BUCKETS_MS, METHODS};
 use pintle_state::Snapshot;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
@@ -358,22 +358,22 @@ fn services(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime
 
 fn state(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime) -> fmt::Result {
     out.gauge(
-        "pintle_snapshot_epoch",
+        "pintle_contract_epoch",
         "Epoch of the newest snapshot, the agent's start in milliseconds.",
         snapshot.version.epoch as f64,
     )?;
     out.gauge(
-        "pintle_snapshot_sequence",
+        "pintle_contract_sequence",
         "Sequence of the newest snapshot.",
         snapshot.version.sequence as f64,
     )?;
     out.gauge(
-        "pintle_snapshot_stale",
+        "pintle_contract_stale",
         "1 while the snapshot is from disk and the registry has not confirmed it.",
         f64::from(u8::from(snapshot.stale)),
     )?;
     out.gauges(
-        "pintle_snapshot_age_seconds",
+        "pintle_contract_age_seconds",
         "Time since the registry last confirmed the snapshot.",
         snapshot
             .confirmed_at

@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use pintle_snapshot::{Down, Hello, MAX_FRAME, Message, Up, Version};
+use pintle_contract::{Down, Hello, MAX_FRAME, Message, Up, Version};
 use pintle_state::Snapshot;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};

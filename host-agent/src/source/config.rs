@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pintle_snapshot::{AddressPolicy, Cidr};
+use pintle_contract::{AddressPolicy, Cidr};
 use pintle_state::Protection;
 use serde::Deserialize;
 

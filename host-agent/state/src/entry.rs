@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use pintle_snapshot::{
+use pintle_contract::{
     AddressError, AddressPolicy, Endpoint, Health, MAX_LABEL, MAX_LABELS, MAX_NAME, MAX_POLICY,
     MAX_WEIGHT, Now, is_name,
 };

@@ -18,7 +18,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::{BreakerState, MAX_WEIGHT, Now, is_name};
+use pintle_contract::{BreakerState, MAX_WEIGHT, Now, is_name};
 use serde_json::{Map, Value, json};
 
 use crate::entry::{MAX_VALUE, Reject, parse_time};

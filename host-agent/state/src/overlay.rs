@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use pintle_snapshot::{BreakerState, Endpoint, Force, ForceAction, Health, Now, Opinion};
+use pintle_contract::{BreakerState, Endpoint, Force, ForceAction, Health, Now, Opinion};
 use serde_json::{Value, json};
 
 use crate::event::{Action, Event, MAX_TTL};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use pintle_snapshot::ForceAction;
+use pintle_contract::ForceAction;
 
 use crate::event::MAX_TTL;
 use crate::overlay::{Effect, Key, Slot};

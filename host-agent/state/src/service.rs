@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use pintle_snapshot::{Endpoint, Health};
+use pintle_contract::{Endpoint, Health};
 use serde_json::Value;
 
 use crate::update::{Moment, Protection};

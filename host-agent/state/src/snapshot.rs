@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use pintle_snapshot::{Table, Version};
+use pintle_contract::{Table, Version};
 
 /// Everything the agent knows at one version. Shared as `Arc<Snapshot>`, never changed.
 #[derive(Clone, Debug, Default)]

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pintle_snapshot::{Down, MAX_ENDPOINTS, MAX_FRAME, MAX_POLICY, Message, Table, Version};
+use pintle_contract::{Down, MAX_ENDPOINTS, MAX_FRAME, MAX_POLICY, Message, Table, Version};
 use serde_json::Value;
 
 use crate::entry::Reject;

@@ -6,7 +6,7 @@ mod removal;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use pintle_snapshot::{AddressPolicy, Health};
+use pintle_contract::{AddressPolicy, Health};
 use serde_json::Value;
 
 use crate::*;
@@ -372,7 +372,7 @@ fn bounds_refuse_the_one_too_many_and_keep_the_rest() {
     let changes = tell(&mut state, update, at(0));
     assert!(changes.refused.iter().all(|r| *r == ("registry", "frame_too_large")));
     let service = state.snapshot().services["big"].clone();
-    assert!(service.frame.len() <= pintle_snapshot::MAX_FRAME);
+    assert!(service.frame.len() <= pintle_contract::MAX_FRAME);
     assert!(service.table.endpoints.len() > 1900);
     let items = (0..=MAX_TOTAL).map(|n| {
         let (service, id) = (format!("s{}", n % 20), format!("e{n:06}"));

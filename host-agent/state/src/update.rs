@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use pintle_snapshot::{AddressPolicy, Now};
+use pintle_contract::{AddressPolicy, Now};
 use serde_json::Value;
 
 use crate::event::Event;

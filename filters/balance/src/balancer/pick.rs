@@ -5,7 +5,7 @@
 //! The strategy never sees an endpoint that may not be chosen, unless the pool is in panic, and then it
 //! sees all but the draining ones.
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use rand::Rng;
 
 use super::Balancer;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pintle_snapshot::{MAX_ENDPOINTS, Now};
+use pintle_contract::{MAX_ENDPOINTS, Now};
 
 use super::Balancer;
 use crate::load::LoadEntry;

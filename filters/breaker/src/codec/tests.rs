@@ -1,4 +1,4 @@
-use pintle_snapshot::{Force, ForceAction, Opinion};
+use pintle_contract::{Force, ForceAction, Opinion};
 use proptest::prelude::*;
 
 use super::*;

@@ -1,6 +1,6 @@
 //! Several workers over one store.
 
-use pintle_snapshot::ForceAction;
+use pintle_contract::ForceAction;
 
 use super::*;
 use crate::classify::FailureKind;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use pintle_snapshot::{
+use pintle_contract::{
     Applied, BreakerState, Endpoint, EndpointReport, Health, Hello, Now, Report, RequestCount,
     ServiceReport, Table, Transition, Up, Version,
 };

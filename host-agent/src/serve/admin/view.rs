@@ -11,7 +11,7 @@ mod sources;
 
 use std::time::{Duration, SystemTime};
 
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use pintle_state::Snapshot;
 use serde::{Deserialize, Serialize};
 

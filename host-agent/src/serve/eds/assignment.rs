@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher};
 
-use pintle_snapshot::{Endpoint, Health, Table};
+use pintle_contract::{Endpoint, Health, Table};
 use prost::Message;
 
 use super::proto::envoy::config::endpoint::v3 as pb;

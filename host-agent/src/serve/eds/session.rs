@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pintle_snapshot::Version;
+use pintle_contract::Version;
 use pintle_state::{Service, Snapshot};
 use prost_types::Any;
 

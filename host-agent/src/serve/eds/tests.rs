@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pintle_snapshot::{Endpoint, Health, Table, Version};
+use pintle_contract::{Endpoint, Health, Table, Version};
 use pintle_state::{Service, Snapshot};
 use prost::Message;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pintle_snapshot::{
+use pintle_contract::{
     BreakerState, Endpoint, EndpointReport, Hello, Now, Opinion, Report, RequestCount,
     ServiceReport, Table, Transition, Up, Version,
 };
@@ -147,8 +147,8 @@ fn names_labels_and_values_are_those_of_the_semantics() {
         r#"pintle_fleet_opinions{service="orders"} 1.0"#,
         r#"pintle_panic_requests_total{service="orders"} 1"#,
         r#"pintle_no_endpoint_requests_total{service="orders"} 2"#,
-        "pintle_snapshot_sequence 7.0",
-        "pintle_snapshot_stale 0.0",
+        "pintle_contract_sequence 7.0",
+        "pintle_contract_stale 0.0",
         "pintle_events_applied_total 0",
         "pintle_removals_held_total 0",
         r#"pintle_rejected_entries{source="registry",reason="json"} 1.0"#,

@@ -1,6 +1,6 @@
 //! Frames as gRPC messages: gRPC's own five bytes of framing, and inside them nothing but the frame.
 //!
-//! No protobuf: the frame of [`pintle_snapshot::Message`] has its own schema, length and checksum,
+//! No protobuf: the frame of [`pintle_contract::Message`] has its own schema, length and checksum,
 //! and the filter that reads it should not carry a second decoder.
 
 use bytes::{Buf, BufMut, Bytes};

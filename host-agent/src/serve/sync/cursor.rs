@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pintle_snapshot::{Down, Initial, Message, Removed, Version};
+use pintle_contract::{Down, Initial, Message, Removed, Version};
 use pintle_state::{Service, Snapshot};
 
 /// The frame of a service, without a copy.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
-use pintle_snapshot::{
+use pintle_contract::{
     Applied, BreakerState, Endpoint, Report, ServiceReport, Table, Transition, Up,
 };
 use pintle_state::Service;
@@ -466,8 +466,8 @@ async fn what_is_reported_is_counted_and_what_is_broken_is_dropped() {
             to: BreakerState::Open,
             reason: "5 consecutive failures".to_owned(),
             observed: true,
-            at: pintle_snapshot::Now(5),
-            until: pintle_snapshot::Now(6),
+            at: pintle_contract::Now(5),
+            until: pintle_contract::Now(6),
             trips: 1,
         }))
         .await;

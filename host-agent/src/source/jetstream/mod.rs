@@ -24,7 +24,7 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::stream::{RawMessageErrorKind as RawKind, Stream};
 use async_nats::jetstream::{AckKind, Context as JetStream, Message};
 use futures::{FutureExt as _, StreamExt as _};
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 use pintle_state::event::{self, Event, Origin};
 use pintle_state::{Outcome, PolicyCheck, SavedStream, Update, show};
 use tokio::sync::{mpsc, watch};

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use async_nats::jetstream::Context as JetStream;
-use pintle_snapshot::{BreakerState, Now};
+use pintle_contract::{BreakerState, Now};
 use pintle_state::event::{Action, Draft, Target};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};

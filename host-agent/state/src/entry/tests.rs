@@ -1,5 +1,5 @@
 use super::*;
-use pintle_snapshot::Cidr;
+use pintle_contract::Cidr;
 
 fn loopback() -> AddressPolicy {
     let mut policy = AddressPolicy::default();

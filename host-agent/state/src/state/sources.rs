@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pintle_snapshot::MAX_ENDPOINTS;
+use pintle_contract::MAX_ENDPOINTS;
 
 use super::{FRAME_ROOM, MAX_TOTAL, Model, State, Work, show};
 use crate::entry::{self, Reject};
@@ -220,7 +220,7 @@ impl State {
         revision: u64,
         work: &mut Work,
     ) -> Result<(), Reject> {
-        if !pintle_snapshot::is_name(name) || !pintle_snapshot::is_name(id) {
+        if !pintle_contract::is_name(name) || !pintle_contract::is_name(id) {
             return Err(Reject::Key);
         }
         let old = self.services.get(name).and_then(|model| model.entries(origin).get(id));
@@ -277,7 +277,7 @@ impl State {
         value: &[u8],
         work: &mut Work,
     ) -> Result<(), Reject> {
-        if !pintle_snapshot::is_name(name) {
+        if !pintle_contract::is_name(name) {
             return Err(Reject::Key);
         }
         if !self.services.contains_key(name) && self.services.len() >= MAX_TOTAL {

@@ -1,6 +1,6 @@
 //! Events in any order, any number of times: the result is that of seeing each once, in its order.
 
-use pintle_snapshot::{BreakerState, Now};
+use pintle_contract::{BreakerState, Now};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
@@ -136,7 +136,7 @@ fn listing_items(service: &str) -> Vec<Item> {
     (0..2).map(|n| item(service, &format!("e{n:05}"), 1)).collect()
 }
 
-fn tables(state: &State) -> Vec<(Vec<pintle_snapshot::Endpoint>, String)> {
+fn tables(state: &State) -> Vec<(Vec<pintle_contract::Endpoint>, String)> {
     let snapshot = state.snapshot();
     let tables = snapshot.services.values().map(|s| &s.table);
     tables.map(|t| (t.endpoints.clone(), t.policy.clone())).collect()

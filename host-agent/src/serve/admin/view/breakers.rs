@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use pintle_snapshot::{Endpoint, ForceAction, Now};
+use pintle_contract::{Endpoint, ForceAction, Now};
 use pintle_state::Snapshot;
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pintle_snapshot::{Endpoint, Health};
+use pintle_contract::{Endpoint, Health};
 use pintle_state::{Service, Snapshot};
 use serde::{Deserialize, Serialize};
 

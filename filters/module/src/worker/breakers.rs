@@ -155,10 +155,10 @@ impl Worker {
     }
 }
 
-const fn state(state: pintle_breaker::State) -> pintle_snapshot::BreakerState {
+const fn state(state: pintle_breaker::State) -> pintle_contract::BreakerState {
     match state {
-        pintle_breaker::State::Closed => pintle_snapshot::BreakerState::Closed,
-        pintle_breaker::State::Open => pintle_snapshot::BreakerState::Open,
-        pintle_breaker::State::HalfOpen => pintle_snapshot::BreakerState::HalfOpen,
+        pintle_breaker::State::Closed => pintle_contract::BreakerState::Closed,
+        pintle_breaker::State::Open => pintle_contract::BreakerState::Open,
+        pintle_breaker::State::HalfOpen => pintle_contract::BreakerState::HalfOpen,
     }
 }

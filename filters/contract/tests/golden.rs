@@ -1,7 +1,7 @@
 //! The bytes of schema 1, held fast.
 //!
 //! A difference here means that an agent and a module of different builds do not understand each other:
-//! raise the schema number, or take the change back. `BLESS=1 cargo test -p pintle-snapshot` writes
+//! raise the schema number, or take the change back. `BLESS=1 cargo test -p pintle-contract` writes
 //! the files anew.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests may fail like tests")]
@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use pintle_snapshot::{
+use pintle_contract::{
     Applied, BreakerState, Down, Endpoint, EndpointReport, Force, ForceAction, Health, Hello,
     Index, Initial, Lease, Load, Message, Note, Now, Opinion, Removed, Report, RequestCount,
     ServiceReport, Slot, Table, Transition, Up, Version,

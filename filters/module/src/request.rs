@@ -24,10 +24,10 @@ use std::time::Duration;
 use pintle_balance::{Choice, Picks, Request, RequestView, Sample, Sticky, Ticket, Want, Wants};
 use pintle_breaker::classify::{flag, parse_retry_after};
 use pintle_breaker::{Outcome, Report};
-use pintle_host::streams::Action;
-use pintle_host::{self as host, Pairs};
+use pintle_contract::{METHODS, Now};
+use pintle_hostcalls::streams::Action;
+use pintle_hostcalls::{self as host, Pairs};
 use pintle_policy::{Config, Select, Source, Unknown, Via};
-use pintle_snapshot::{METHODS, Now};
 use pintle_trace::{Attempt, Decision, Direction, Edit, Kept, Ratio, Span, Spans};
 
 mod end;

@@ -26,5 +26,5 @@ mod worker;
 
 proxy_wasm::main! {{
     proxy_wasm::set_root_context(|id| Box::new(plugin::Plugin { id }));
-    pintle_host::streams::serve(streams::STREAMS);
+    pintle_hostcalls::streams::serve(streams::STREAMS);
 }}

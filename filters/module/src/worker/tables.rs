@@ -43,8 +43,8 @@ impl Worker {
             Ok((bytes, _)) if bytes.is_empty() => {
                 self.services.swap_remove(name);
             }
-            Ok((bytes, _)) => match pintle_snapshot::Down::decode(&bytes) {
-                Ok(pintle_snapshot::Down::Table(table)) if table.service == name => {
+            Ok((bytes, _)) => match pintle_contract::Down::decode(&bytes) {
+                Ok(pintle_contract::Down::Table(table)) if table.service == name => {
                     self.take_table(table, now);
                 }
                 _ => self.counters.add(Count::SharedRejected),

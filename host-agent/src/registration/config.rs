@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use pintle_snapshot::{AddressPolicy, MAX_LABEL, MAX_LABELS, MAX_WEIGHT, is_name};
+use pintle_contract::{AddressPolicy, MAX_LABEL, MAX_LABELS, MAX_WEIGHT, is_name};
 use serde::Deserialize;
 
 use crate::source::{EtcdConfig, Invalid, human, within};

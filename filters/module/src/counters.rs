@@ -3,7 +3,7 @@
 //! Each counter is there twice: in Envoy's statistics (`wasmcustom.pintle_*`, for who looks at Envoy)
 //! and in the report to the agent. The set is fixed: Envoy never frees a metric.
 
-use pintle_host::{Metric, MetricKind};
+use pintle_hostcalls::{Metric, MetricKind};
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use pintle_snapshot::{
+use pintle_contract::{
     DecodeError, Down, Endpoint, Health, Index, Lease, MAX_FRAME, Message, Note, Now, Slot, Table,
     Up, Version,
 };

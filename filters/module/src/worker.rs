@@ -11,12 +11,12 @@ use std::rc::Rc;
 use indexmap::IndexMap;
 use pintle_balance::{Dice, LoadEntry};
 use pintle_breaker::{Need, Record, Ticket};
-use pintle_host::{self as host, Level, Queue, Status};
-use pintle_policy::Config;
-use pintle_snapshot::{
+use pintle_contract::{
     Applied, Hello, Index, Lease, Load, Message, Note, Now, Report, Slot, Table, Transition, Up,
     Version,
 };
+use pintle_hostcalls::{self as host, Level, Queue, Status};
+use pintle_policy::Config;
 use pintle_sync::{Action, Effect, Election, Inbox, MAX_SLOTS, Step, Stream};
 use pintle_trace::{Answer, Edits, Exporter};
 use rand::{Rng, SeedableRng};

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use pintle_balance::{Balancer, LoadEntry, Verdict};
 use pintle_breaker::{Mirror, Need, State};
-use pintle_policy::Policy;
-use pintle_snapshot::{
+use pintle_contract::{
     BreakerState, Endpoint, EndpointReport, Force, LATENCY_BUCKETS_MS, Load, Now, Opinion,
     RequestCount, ServiceReport, Table, Version,
 };
+use pintle_policy::Policy;
 
 /// Combinations of method and code that are counted apart, at most; ten methods by the codes in use.
 const MAX_REQUEST_COUNTS: usize = 512;

@@ -1,13 +1,13 @@
 //! The streams of this VM: by which root's configuration each is served, and those whose end matters.
 //!
-//! What Envoy does not say: that a root is gone (`filters/host/src/streams.rs` has why). An old root is one
+//! What Envoy does not say: that a root is gone (`filters/hostcalls/src/streams.rs` has why). An old root is one
 //! that has stopped ticking while a newer one goes on, so every root ticks, be it once in [`IDLE`].
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pintle_host::streams::{Action, Streams};
+use pintle_hostcalls::streams::{Action, Streams};
 
 use crate::request::Exchange;
 use crate::worker::Shared;
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// From one tick to the next of a root that has nothing to do.
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
-/// For [`pintle_host::streams::serve`].
+/// For [`pintle_hostcalls::streams::serve`].
 pub(crate) const STREAMS: Streams = Streams { headers, log };
 
 struct Root {

@@ -21,7 +21,7 @@ pub mod streams;
 use std::time::Duration;
 
 pub use pairs::Pairs;
-use pintle_snapshot::Now;
+use pintle_contract::Now;
 
 /// What the host answered instead of OK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pintle_host::{self as host, Level};
+use pintle_hostcalls::{self as host, Level};
 use pintle_policy::Config;
 use proxy_wasm::traits::{Context, RootContext};
 
