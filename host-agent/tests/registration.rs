@@ -22,7 +22,7 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use pintle_agent::registry::{Check, Instance, RegisterConfig, register};
+use pintle_agent::registration::{Check, Instance, RegisterConfig, register};
 use pintle_agent::source::EtcdConfig;
 use pintle_tests::{Behaviour, Etcd, NetworkFault as Fault, Proxy, Upstream, assert_eventually};
 use serde_json::Value;
