@@ -216,7 +216,7 @@ impl World {
 
     fn change(&mut self, key: String, value: Option<Vec<u8>>) {
         let revision = self.next_revision();
-        let change = Change { key: key.into_bytes(), value, revision };
+        let change = Change { key: key.into_bytes(), value, revision, ..Change::default() };
         self.tell(Update::Changes(vec![change]));
     }
 
@@ -255,7 +255,12 @@ impl World {
                 let value = (back % 2 == 0).then(|| value.spell(service, &id));
                 let key = format!("/services/{service}/{id}").into_bytes();
                 if self.registry.contains_key(&(service, id)) && !self.unlisted {
-                    self.tell(Update::Changes(vec![Change { key, value, revision }]));
+                    self.tell(Update::Changes(vec![Change {
+                        key,
+                        value,
+                        revision,
+                        ..Change::default()
+                    }]));
                 }
             }
             Step::List(items, policies, back) => self.list(&items, &policies, back),
@@ -350,7 +355,7 @@ impl World {
         }
         let items = listed
             .into_iter()
-            .map(|(key, value)| Item { key: key.into_bytes(), value, revision })
+            .map(|(key, value)| Item { key: key.into_bytes(), value, revision, ..Item::default() })
             .collect();
         self.tell(Update::Listing(Listing { revision, items }));
         self.unlisted = false;
@@ -576,7 +581,12 @@ fn hear(batches: &[&[Event]]) -> (Tables, Vec<(String, Option<String>, String)>)
             let (service, id) = key_of(key);
             let value = Value { port: 1, health: 0, address: 0, weight: None };
             let value = value.spell(service, &id);
-            Item { key: format!("/services/{service}/{id}").into_bytes(), value, revision: 1 }
+            Item {
+                key: format!("/services/{service}/{id}").into_bytes(),
+                value,
+                revision: 1,
+                ..Item::default()
+            }
         })
         .collect();
     let mut tell = |update: Update| {

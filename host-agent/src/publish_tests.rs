@@ -29,6 +29,7 @@ fn put(service: &str, id: &str, port: u16, revision: u64) -> Update {
         key: format!("/services/{service}/{id}").into_bytes(),
         value: Some(value.into_bytes()),
         revision,
+        ..Change::default()
     }])
 }
 

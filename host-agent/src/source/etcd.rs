@@ -338,8 +338,8 @@ fn catch_up(
         }
         match change.value {
             Some(value) => {
-                let item = Item { key: change.key.clone(), value, revision: change.revision };
-                items.insert(change.key, item);
+                let Change { key, revision, created, lease, .. } = change;
+                items.insert(key.clone(), Item { key, value, revision, created, lease });
             }
             None => {
                 items.remove(&change.key);
@@ -445,7 +445,13 @@ fn receive(
             1 => None,
             _ => continue,
         };
-        changes.push(Change { key: kv.key().to_vec(), value, revision });
+        changes.push(Change {
+            key: kv.key().to_vec(),
+            value,
+            revision,
+            created: u64::try_from(kv.create_revision()).unwrap_or(0),
+            lease: u64::try_from(kv.lease()).unwrap_or(0),
+        });
     }
     if let Some(place) = watch.and_then(|watch| here.reached.get_mut(watch)) {
         if message.created() {
@@ -502,6 +508,8 @@ async fn list(client: &mut Client, config: &EtcdConfig) -> Result<(u64, Listing)
                 key: kv.key().to_vec(),
                 value: kept(kv.value()),
                 revision: u64::try_from(kv.mod_revision()).unwrap_or(0),
+                created: u64::try_from(kv.create_revision()).unwrap_or(0),
+                lease: u64::try_from(kv.lease()).unwrap_or(0),
             }));
             match last {
                 Some(mut last) if more => {
@@ -582,11 +590,17 @@ mod tests {
 
     #[test]
     fn a_listing_takes_over_what_changed_while_it_was_read() {
-        let item = |key: &str, revision| Item { key: key.into(), value: b"old".to_vec(), revision };
+        let item = |key: &str, revision| Item {
+            key: key.into(),
+            value: b"old".to_vec(),
+            revision,
+            ..Item::default()
+        };
         let change = |key: &str, value: Option<&str>, revision| Change {
             key: key.into(),
             value: value.map(Into::into),
             revision,
+            ..Change::default()
         };
         let listing =
             Listing { revision: 5, items: vec![item("a", 1), item("b", 2), item("c", 3)] };
@@ -604,7 +618,12 @@ mod tests {
 
     #[test]
     fn a_listing_is_a_step_back_only_from_where_it_began_and_reaches_as_far_as_both_watches() {
-        let change = || Change { key: b"a".to_vec(), value: Some(Vec::new()), revision: 20 };
+        let change = || Change {
+            key: b"a".to_vec(),
+            value: Some(Vec::new()),
+            revision: 20,
+            ..Change::default()
+        };
         for (began, reached, newer, expect) in [
             // Nobody told anything, or only that time passes.
             ([10, 10], [10, 10], vec![], Some(10)),

@@ -54,12 +54,13 @@ fn item(service: &str, id: &str, revision: u64) -> Item {
         key: format!("/services/{service}/{id}").into_bytes(),
         value: value(service, id, port(id), ""),
         revision,
+        ..Item::default()
     }
 }
 
 fn put(service: &str, id: &str, revision: u64) -> Change {
     let item = item(service, id, revision);
-    Change { key: item.key, value: Some(item.value), revision }
+    Change { key: item.key, value: Some(item.value), revision, ..Change::default() }
 }
 
 fn delete(service: &str, id: &str, revision: u64) -> Change {
@@ -154,8 +155,12 @@ fn a_broken_value_leaves_what_was_there_and_what_is_beside_it() {
 #[test]
 fn what_is_refused_again_for_the_same_reason_is_old_news_until_it_was_good_or_gone() {
     let broken = |revision| {
-        let policy =
-            Item { key: b"/pintle/policies/orders".to_vec(), value: b"[".to_vec(), revision: 2 };
+        let policy = Item {
+            key: b"/pintle/policies/orders".to_vec(),
+            value: b"[".to_vec(),
+            revision: 2,
+            ..Item::default()
+        };
         let bad = Item { value: b"{".to_vec(), ..item("orders", "x", 2) };
         Update::Listing(Listing { revision, items: vec![bad, policy] })
     };
@@ -187,8 +192,12 @@ fn what_is_refused_again_for_the_same_reason_is_old_news_until_it_was_good_or_go
 
 #[test]
 fn a_service_of_nothing_but_a_policy_is_forgotten_with_it() {
-    let policy =
-        || Item { key: b"/pintle/policies/orders".to_vec(), value: b"{}".to_vec(), revision: 1 };
+    let policy = || Item {
+        key: b"/pintle/policies/orders".to_vec(),
+        value: b"{}".to_vec(),
+        revision: 1,
+        ..Item::default()
+    };
     let mut state = State::new(settings());
     let mut gone = |with: Update, without: Update| {
         tell(&mut state, with, at(0));
@@ -198,7 +207,7 @@ fn a_service_of_nothing_but_a_policy_is_forgotten_with_it() {
     };
     let listing = |revision, items| Update::Listing(Listing { revision, items });
     gone(listing(1, vec![policy()]), listing(2, Vec::new()));
-    let delete = Change { key: policy().key, value: None, revision: 4 };
+    let delete = Change { key: policy().key, revision: 4, ..Change::default() };
     gone(listing(3, vec![policy()]), Update::Changes(vec![delete]));
     let file = FileService {
         name: "orders".into(),
@@ -211,7 +220,8 @@ fn a_service_of_nothing_but_a_policy_is_forgotten_with_it() {
 /// One key may then be read as either: a policy, or an endpoint of a service called as the prefix is.
 #[test]
 fn of_two_prefixes_of_which_one_lies_below_the_other_the_longer_has_the_key() {
-    let item = |key: &str, value: Vec<u8>| Item { key: key.into(), value, revision: 1 };
+    let item =
+        |key: &str, value: Vec<u8>| Item { key: key.into(), value, revision: 1, ..Item::default() };
     let policy = || item("/pintle/policies/orders", br#"{"a":1}"#.to_vec());
     let endpoint = |at: &str, service| item(at, value(service, "x", 1, ""));
     for (services, policies, items) in [
@@ -227,14 +237,19 @@ fn of_two_prefixes_of_which_one_lies_below_the_other_the_longer_has_the_key() {
         let mut state = State::new(settings);
         let policy = |state: &State| state.snapshot().services["orders"].table.policy.clone();
         let [first, second] = items.clone();
-        let put = |item: Item| Change { key: item.key, value: Some(item.value), revision: 1 };
+        let put = |item: Item| Change {
+            key: item.key,
+            value: Some(item.value),
+            revision: 1,
+            ..Change::default()
+        };
         let changes = Update::Changes(vec![put(first.clone()), put(second)]);
         assert_eq!(tell(&mut state, changes, at(0)).refused, []);
         assert_eq!(policy(&state), r#"{"a":1}"#);
         let all = Update::Listing(Listing { revision: 5, items: items.to_vec() });
         assert_eq!(tell(&mut state, all, at(1)).refused, []);
         assert_eq!(policy(&state), r#"{"a":1}"#, "it is in the listing");
-        let gone = Change { key: first.key, value: None, revision: 6 };
+        let gone = Change { key: first.key, revision: 6, ..Change::default() };
         tell(&mut state, Update::Changes(vec![gone]), at(2));
         assert_eq!(policy(&state), "");
         assert_eq!(ids(&state, "orders"), ["x"]);
@@ -248,6 +263,7 @@ fn keys_that_were_refused_are_shown_without_control_characters() {
         key: b"/services/\x1b[31m\n\xe2\x80\xae/x".to_vec(),
         value: Some(Vec::new()),
         revision: 1,
+        ..Change::default()
     };
     tell(&mut state, Update::Changes(vec![change]), at(0));
     let shown = state.snapshot().rejected[0].key.clone();
@@ -309,11 +325,13 @@ fn the_registry_outranks_the_file_and_events_outrank_both_until_they_end() {
             key: b"/services/orders/x".to_vec(),
             value: value("orders", "x", 2, ""),
             revision: 1,
+            ..Item::default()
         },
         Item {
             key: b"/pintle/policies/orders".to_vec(),
             value: br#"{"b":2,"c":null}"#.to_vec(),
             revision: 1,
+            ..Item::default()
         },
     ];
     tell(&mut state, Update::Listing(Listing { revision: 1, items }), at(1));
@@ -350,6 +368,7 @@ fn of_two_policies_that_do_not_go_together_the_registrys_stands_alone() {
         key: b"/pintle/policies/orders".to_vec(),
         value: Some(br#"{"b":1}"#.to_vec()),
         revision: 1,
+        ..Change::default()
     };
     tell(&mut state, Update::Changes(vec![change]), at(1));
     assert_eq!(policy(&state), r#"{"b":1}"#);
@@ -366,6 +385,7 @@ fn bounds_refuse_the_one_too_many_and_keep_the_rest() {
         key: format!("/services/big/e{n}").into_bytes(),
         value: value("big", &format!("e{n}"), 80, &big),
         revision: 2,
+        ..Item::default()
     });
     let update = Update::Listing(Listing { revision: 2, items: items.collect() });
     let mut state = State::new(settings());
@@ -377,7 +397,7 @@ fn bounds_refuse_the_one_too_many_and_keep_the_rest() {
     let items = (0..=MAX_TOTAL).map(|n| {
         let (service, id) = (format!("s{}", n % 20), format!("e{n:06}"));
         let key = format!("/services/{service}/{id}").into_bytes();
-        Item { key, value: value(&service, &id, 80, ""), revision: 2 }
+        Item { key, value: value(&service, &id, 80, ""), revision: 2, ..Item::default() }
     });
     let update = Update::Listing(Listing { revision: 2, items: items.collect() });
     let mut state = State::new(settings());

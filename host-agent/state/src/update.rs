@@ -81,7 +81,7 @@ pub struct Settings {
 }
 
 /// A registry's key and value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Item {
     /// The whole key.
     pub key: Vec<u8>,
@@ -89,6 +89,10 @@ pub struct Item {
     pub value: Vec<u8>,
     /// The revision that wrote it.
     pub revision: u64,
+    /// The revision that created the key; zero when it is not known.
+    pub created: u64,
+    /// The lease that the key goes with; zero when it has none.
+    pub lease: u64,
 }
 
 /// Everything that the registry held at one revision.
@@ -101,7 +105,7 @@ pub struct Listing {
 }
 
 /// One change that the registry told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// The whole key.
     pub key: Vec<u8>,
@@ -109,6 +113,10 @@ pub struct Change {
     pub value: Option<Vec<u8>>,
     /// The revision of the change.
     pub revision: u64,
+    /// Of a put: the revision that created the key; zero when it is not known.
+    pub created: u64,
+    /// Of a put: the lease that the key goes with; zero when it has none.
+    pub lease: u64,
 }
 
 /// One service of the file.

@@ -96,11 +96,10 @@ impl State {
                 continue;
             }
             match change.value {
-                Some(value) => self.put_item(
-                    Item { key: change.key, value, revision: change.revision },
-                    now,
-                    work,
-                ),
+                Some(value) => {
+                    let Change { key, revision, created, lease, .. } = change;
+                    self.put_item(Item { key, value, revision, created, lease }, now, work);
+                }
                 None => self.delete_key(change.key, change.revision, now, work),
             }
         }
@@ -136,7 +135,7 @@ impl State {
     }
 
     fn put_item(&mut self, item: Item, now: Moment, work: &mut Work) {
-        let Item { key, value, revision } = &item;
+        let Item { key, value, revision, .. } = &item;
         let (source, put) = match Named::by(&self.settings, key) {
             Some(Named::Policy(name)) => {
                 let put = |name: String| self.put_policy(Origin::Registry, &name, value, work);
