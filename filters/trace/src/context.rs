@@ -46,7 +46,8 @@ pub struct Context {
     /// The trace; never all zero.
     pub trace_id: [u8; 16],
     /// The span that the upstream sees as its parent: the proxy's own, newly made, or when the
-    /// proxy has no span in the trace, the caller's. Never all zero.
+    /// proxy has no span in the trace, the caller's. Never all zero; where the caller named a trace
+    /// and no span, only the formats that can't say so get it.
     pub span_id: [u8; 8],
     /// The caller's span, if the proxy's own span continues one.
     pub parent_span_id: Option<[u8; 8]>,

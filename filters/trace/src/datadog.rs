@@ -4,8 +4,10 @@
 //! `x-datadog-tags` holds the upper 64 bits of the trace id as 16 hexadecimal digits. A malformed
 //! `_dd.p.tid` makes the whole context malformed here: going on with half of an id would be the
 //! silent truncation that joins strangers. Priorities: -1 user reject, 0 and 1 the sampler's,
-//! 2 user keep, which is what B3 and Jaeger call debug. A trace id whose lower half is zero cannot
-//! be said in this format; then its headers are left out. `x-datadog-origin` is never touched.
+//! 2 user keep, which is what B3 and Jaeger call debug. A parent id that is missing or 0 says that
+//! the trace has no span yet: synthetic tests and browsers send that. A trace id whose lower half
+//! is zero cannot be said in this format; then its headers are left out. `x-datadog-origin` is
+//! never touched.
 
 use crate::carrier::{Carrier, Field};
 use crate::context::{Context, Parent};
@@ -22,7 +24,10 @@ const FIELDS: [Field; 4] =
 /// Reads `x-datadog-*`.
 pub(crate) fn extract(carrier: &Carrier<'_>) -> Option<Parent> {
     let low = decimal(carrier.get(Field::DatadogTraceId)?)?;
-    let span = decimal(carrier.get(Field::DatadogParentId)?)?;
+    let span = match carrier.has(Field::DatadogParentId) {
+        true => decimal(carrier.get(Field::DatadogParentId)?)?,
+        false => 0,
+    };
     if carrier.has(Field::DatadogTags) && carrier.get(Field::DatadogTags).is_none() {
         return None;
     }
@@ -39,12 +44,12 @@ pub(crate) fn extract(carrier: &Carrier<'_>) -> Option<Parent> {
         Some(b"2") => Some(2),
         _ => None,
     };
-    if low == 0 || span == 0 {
+    if low == 0 {
         return None;
     }
     Some(Parent {
         trace_id: ((u128::from(high) << 64) | u128::from(low)).to_be_bytes(),
-        span_id: Some(span.to_be_bytes()),
+        span_id: (span != 0).then(|| span.to_be_bytes()),
         sampled: priority.map(|p| p > 0),
         debug: priority == Some(2),
         rejected: priority == Some(-1),

@@ -16,6 +16,7 @@ mod datadog;
 mod edits;
 mod export;
 mod format;
+mod grpc;
 mod hex;
 mod jaeger;
 mod kept;

@@ -11,6 +11,7 @@ use pintle_contract::Now;
 use rand::Rng;
 
 use crate::context::Link;
+use crate::grpc;
 use crate::policy::{Direction, Export};
 use crate::propagate;
 use crate::proto::{Key, Reader, Value, Writer, key, varint};
@@ -65,7 +66,7 @@ pub(crate) fn write_span(out: &mut Vec<u8>, span: &Span<'_>, style: Style) {
         if let Some(link) = &context.link {
             write_link(w, link);
         }
-        outcome(w, span.status, span.error, errors_from);
+        outcome(w, span, errors_from, style.direction);
         let remote = if context.parent_span_id.is_some() { REMOTE } else { 0 };
         w.fixed32(16, flags(span) | KNOWN_REMOTE | remote);
     });
@@ -95,7 +96,7 @@ pub(crate) fn write_attempt<R: Rng + ?Sized>(
         if at > 0 {
             w.attribute_uint(key!("http.request.resend_count"), at as u64);
         }
-        outcome(w, attempt.status, attempt.error, 400);
+        http_outcome(w, attempt.status, attempt.error, 400);
         w.fixed32(16, flags(span) | KNOWN_REMOTE);
     });
 }
@@ -222,8 +223,23 @@ fn attempt_text(w: &mut Writer<'_>, attempt: &Attempt<'_>) {
     }
 }
 
+/// What came of the request, by the conventions of HTTP and, where it was a call, of gRPC.
+fn outcome(w: &mut Writer<'_>, span: &Span<'_>, errors_from: u16, direction: Direction) {
+    let Some(status) = span.grpc_status else {
+        return http_outcome(w, span.status, span.error, errors_from);
+    };
+    let name = grpc::name(status);
+    text(w, key!("rpc.system.name"), b"grpc", TEXT);
+    text(w, key!("rpc.response.status_code"), name, TEXT);
+    // As it was called until 1.37 of the conventions, by which many collectors still search.
+    text(w, key!("rpc.system"), b"grpc", TEXT);
+    w.attribute_uint(key!("rpc.grpc.status_code"), u64::from(status));
+    let failed = grpc::is_error(status, direction).then_some(name);
+    http_outcome(w, span.status, span.error.or(failed), errors_from);
+}
+
 /// Status code, `error.type` and the span's status.
-fn outcome(w: &mut Writer<'_>, status: Option<u16>, error: Option<&[u8]>, errors_from: u16) {
+fn http_outcome(w: &mut Writer<'_>, status: Option<u16>, error: Option<&[u8]>, errors_from: u16) {
     if let Some(status) = status {
         w.attribute_uint(key!("http.response.status_code"), u64::from(status));
     }

@@ -101,7 +101,9 @@ fn decide<R: Rng + ?Sized>(
     let debug = parent.debug && trusted;
     let unchanged = parent.debug == debug && parent.sampled.is_none_or(|was| was == sampled);
     let participates = config.participates(policy);
-    let forwarded = !new_root && unchanged && !participates && parent.span_id.is_some();
+    // A trace that has no span yet is the caller's as much as one that has: X-Ray's `Root` alone,
+    // Datadog's synthetic tests.
+    let forwarded = !new_root && unchanged && !participates;
     // Other formats would lose the caller's own parent, which only they name.
     let stands_by =
         !sampled && config.participate.is_none() && source == Some(Format::TraceContext);
@@ -117,7 +119,7 @@ fn decide<R: Rng + ?Sized>(
         new_root,
         participates,
         forwarded,
-        own_span: callers.is_none(),
+        own_span: callers.is_none() && !forwarded,
         link: match parent.span_id {
             Some(span_id) if new_root && parent.has_trace() => Some(Link {
                 trace_id: parent.trace_id,

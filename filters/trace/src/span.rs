@@ -33,6 +33,8 @@ pub struct Span<'a> {
     pub upstream: &'a [u8],
     /// The response's status code; `None` if there was no response.
     pub status: Option<u16>,
+    /// The call's gRPC status; `None` if the request was no gRPC call, or ended without one.
+    pub grpc_status: Option<u32>,
     /// Why the request failed, in few words that do not vary with the request (`timeout`,
     /// `connection_failure`, a gRPC status). `None`: the status code tells.
     pub error: Option<&'a [u8]>,

@@ -4,13 +4,13 @@
 //! defines them, `ff` is none, and what is written is always 00.
 //!
 //! `tracestate` is a list that belongs to others. It is left as it is, byte for byte, as long as it
-//! is valid, came in one header, fits and we have nothing to add. A list with a malformed member is
-//! dropped as a whole (the specification leaves that to us; its test suite wants it), because a
-//! half-understood list is worse than none. A list that is too long loses whole members: those over
-//! 128 characters first, then from the right, until at most 32 members and 8192 bytes are left. The
-//! specification wants at least 512 bytes propagated; 8192 is what Baggage allows, and well below
-//! the 60 KiB that Envoy accepts for all headers. Of a repeated key the left-most, which is the
-//! newest, stays.
+//! is valid, came in one header, fits and we have nothing to add. A list with a malformed member or
+//! with more than 32 members is dropped as a whole (the specification leaves that to us; its test
+//! suite wants it), because a half-understood list is worse than none. A list of too many bytes, or
+//! one that our own member makes too long, loses whole members: those over 128 characters first,
+//! then from the right, until at most 32 members and 8192 bytes are left. The specification wants
+//! at least 512 bytes propagated; 8192 is what Baggage allows, and well below the 60 KiB that Envoy
+//! accepts for all headers. Of a repeated key the left-most, which is the newest, stays.
 
 use crate::carrier::{Carrier, Field, LOOKED_AT, TRACESTATE, Values};
 use crate::context::{Context, Parent};
@@ -19,9 +19,6 @@ use crate::hex;
 
 /// Members that a list may have, by the specification.
 const MAX_MEMBERS: usize = 32;
-/// Members that are kept before the rest is cut off: twice what is allowed, so that the long
-/// ones can go first, and few enough to keep on the stack and compare every key with every other.
-const MAX_SEEN: usize = 64;
 /// Bytes of the combined list that are propagated.
 const MAX_BYTES: usize = 8192;
 /// Members above this length, in characters, are dropped first.
@@ -98,7 +95,7 @@ fn inject_state(
     }
     let mut list = List::EMPTY;
     if list.read(&carrier.tracestate, own).is_none() {
-        // Malformed: nothing of it goes on, which also makes room for our own member.
+        // No valid list: nothing of it goes on, which also makes room for our own member.
         return write(carrier, context, std::iter::empty(), own, edits);
     }
     if own.is_none() && !list.changed {
@@ -165,30 +162,30 @@ impl Member<'_> {
 
 /// A valid list, without empty members and repeated keys.
 struct List<'a> {
-    members: [Member<'a>; MAX_SEEN],
+    members: [Member<'a>; MAX_MEMBERS],
     len: usize,
     /// Whether it differs from what the request carries in its header.
     changed: bool,
 }
 
 impl<'a> List<'a> {
-    const EMPTY: Self = Self { members: [Member::NONE; MAX_SEEN], len: 0, changed: false };
+    const EMPTY: Self = Self { members: [Member::NONE; MAX_MEMBERS], len: 0, changed: false };
 
-    /// `None` if any member is malformed. The member of `own` is left out.
-    /// To be called once, on an empty list.
+    /// `None` if any member is malformed or there are more than [`MAX_MEMBERS`]. The member of
+    /// `own` is left out. To be called once, on an empty list.
     fn read(&mut self, values: &Values<'a, 32>, own: Option<&str>) -> Option<()> {
         let list = self;
-        list.changed = values.count > 1 || values.cut;
-        list.changed |= values.iter().any(|value| value.len() > MAX_BYTES);
+        if values.cut {
+            return None;
+        }
+        list.changed = values.count > 1 || values.iter().any(|value| value.len() > MAX_BYTES);
         let mut members = values.members();
-        for text in members.by_ref().take(LOOKED_AT).filter(|m| !m.is_empty()) {
-            let member = member(text)?;
-            // What would be cut off anyway is checked for its form only.
-            let full = list.len >= MAX_SEEN;
+        let looked_at = members.by_ref().take(LOOKED_AT);
+        for (read, text) in looked_at.filter(|m| !m.is_empty()).enumerate() {
+            let member = member(text).filter(|_| read < MAX_MEMBERS)?;
             let repeated =
                 |other: &Member<'_>| other.hash == member.hash && other.key == member.key;
-            if full
-                || own.is_some_and(|own| own.as_bytes() == member.key)
+            if own.is_some_and(|own| own.as_bytes() == member.key)
                 || list.members.iter().take(list.len).any(repeated)
             {
                 list.changed = true;
@@ -197,10 +194,9 @@ impl<'a> List<'a> {
                 list.len = list.len.saturating_add(1);
             }
         }
-        list.changed |= members.next().is_some();
         // An empty list must be accepted and should not be sent.
-        list.changed |= list.len > MAX_MEMBERS || list.len == 0;
-        Some(())
+        list.changed |= list.len == 0;
+        members.next().is_none().then_some(())
     }
 
     /// The members that are left, in order.

@@ -107,6 +107,7 @@ fn a_span_allocates_nothing_once_the_queue_has_its_size() {
         client: b"10.0.0.9:4711",
         upstream: b"10.0.0.2:80",
         status: Some(200),
+        grpc_status: None,
         error: None,
         user_agent: b"curl/8",
         tracestate: b"",

@@ -49,6 +49,7 @@ fn push(exporter: &mut Exporter, n: u64, now: Now) -> u64 {
             client: b"",
             upstream: b"",
             status: Some(200),
+            grpc_status: None,
             error: None,
             user_agent: b"",
             tracestate: b"",

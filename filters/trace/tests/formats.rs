@@ -178,7 +178,7 @@ fn ids_of_64_bits_are_padded_on_the_left_and_come_back_as_they_were() {
 #[test]
 fn an_id_that_does_not_fit_is_refused_and_never_cut() {
     let trace = "0af7651916cd43dd8448eb211c80319c";
-    let cases: [(&str, &[(&str, &str)]); 22] = [
+    let cases: [(&str, &[(&str, &str)]); 23] = [
         ("b3", &[("b3", "0af7651916cd43dd8448eb211c80319c1-b7ad6b7169203331-1")]),
         ("b3", &[("b3", "af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1")]),
         ("b3", &[("b3", "0af7651916cd43dd8448eb211c80319c-b7ad6b716920333-1")]),
@@ -207,7 +207,8 @@ fn an_id_that_does_not_fit_is_refused_and_never_cut() {
             &[("x-datadog-trace-id", "18446744073709551616"), ("x-datadog-parent-id", "1")],
         ),
         ("datadog", &[("x-datadog-trace-id", "-1"), ("x-datadog-parent-id", "1")]),
-        ("datadog", &[("x-datadog-trace-id", "1"), ("x-datadog-parent-id", "0")]),
+        ("datadog", &[("x-datadog-trace-id", "0"), ("x-datadog-parent-id", "1")]),
+        ("datadog", &[("x-datadog-trace-id", "1"), ("x-datadog-parent-id", "x")]),
         (
             "datadog",
             &[
@@ -228,6 +229,66 @@ fn an_id_that_does_not_fit_is_refused_and_never_cut() {
     for (from, headers) in cases {
         let sent = convert(from, "tracecontext", headers);
         assert!(sent.context.new_root, "{from} {headers:?}: {:?}", sent.context);
+    }
+}
+
+/// What names a trace and no span yet: synthetic tests and browsers, load balancers.
+const ROOTS: [(&str, &[(&str, &str)]); 6] = [
+    ("datadog", &[("x-datadog-trace-id", "7"), ("x-datadog-parent-id", "0")]),
+    ("datadog", &[("x-datadog-trace-id", "7")]),
+    (
+        "datadog",
+        &[
+            ("x-datadog-trace-id", "7"),
+            ("x-datadog-parent-id", "0"),
+            ("x-datadog-sampling-priority", "1"),
+            ("x-datadog-tags", "_dd.p.tid=0af7651916cd43dd,_dd.p.dm=-4"),
+            ("x-datadog-origin", "synthetics"),
+        ],
+    ),
+    ("xray", &[("x-amzn-trace-id", "Root=1-0af76519-16cd43dd8448eb211c80319c")]),
+    ("xray", &[("x-amzn-trace-id", "Root=1-0af76519-16cd43dd8448eb211c80319c;Sampled=1")]),
+    ("xray", &[("x-amzn-trace-id", "Self=1-0af76519-0;Root=1-0af76519-16cd43dd8448eb211c80319c")]),
+];
+
+#[test]
+fn a_trace_without_a_span_goes_on_byte_for_byte_where_nobody_exports() {
+    for (format, headers) in ROOTS {
+        for ratio in [0, 1] {
+            let json = format!(r#"{{"extract": ["{format}"], "inject": ["{format}"]}}"#);
+            let policy = policy(&format!(r#"{{"ratio": {ratio}}}"#));
+            let bytes: Vec<_> = headers.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes())).collect();
+            let sent = send_bytes(&config(&json), &policy, &bytes);
+            assert!(!sent.context.new_root && sent.context.forwarded, "{format} {headers:?}");
+            assert_eq!(sent.edits, 0, "{format} {headers:?}: {sent:?}");
+        }
+    }
+}
+
+#[test]
+fn a_trace_without_a_span_goes_on_under_the_proxys_own_where_it_takes_part() {
+    for (format, headers) in ROOTS {
+        let json = format!(
+            r#"{{"participate": true, "extract": ["{format}"],
+                "inject": ["{format}", "tracecontext"]}}"#
+        );
+        let sent = send(&json, headers);
+        let context = sent.context;
+        assert!(!context.new_root && context.own_span && context.link.is_none(), "{headers:?}");
+        assert_eq!(context.parent_span_id, None, "{headers:?}");
+        let [low @ .., _, _, _, _, _, _, _, _] = &context.trace_id;
+        let ours = sent.traceparent()[2].to_owned();
+        match format {
+            "xray" => {
+                assert_eq!(low[0], 0x0a);
+                assert!(sent.get("x-amzn-trace-id").unwrap().contains(&format!("Parent={ours}")));
+            }
+            _ => {
+                let parent = u64::from_str_radix(&ours, 16).unwrap().to_string();
+                assert_eq!(sent.get("x-datadog-trace-id"), Some("7"));
+                assert_eq!(sent.get("x-datadog-parent-id"), Some(&*parent));
+            }
+        }
     }
 }
 
@@ -331,7 +392,7 @@ fn a_trace_id_that_datadog_cannot_say_is_not_said_in_its_format() {
 
 #[test]
 fn an_xray_root_without_a_parent_names_the_trace_and_its_other_fields_are_kept() {
-    let json = r#"{"extract": ["xray"], "inject": ["xray"]}"#;
+    let json = r#"{"participate": true, "extract": ["xray"], "inject": ["xray"]}"#;
     let value = "Self=1-67891234-12456789abcdef012345678;Root=1-0af76519-16cd43dd8448eb211c80319c";
     let sent = send(json, &[("X-Amzn-Trace-Id", value)]);
     let got = sent.get("x-amzn-trace-id").unwrap_or_default();

@@ -48,6 +48,7 @@ fn span(context: &Context) -> Span<'_> {
         client: b"192.0.2.7:50123",
         upstream: b"10.0.0.2:8080",
         status: Some(200),
+        grpc_status: None,
         error: None,
         user_agent: b"curl/8.5",
         tracestate: b"",
@@ -106,6 +107,39 @@ fn attributes(list: &[KeyValue]) -> BTreeMap<&str, String> {
 fn expect(list: &[KeyValue], expected: &[(&str, &str)]) {
     let expected: BTreeMap<_, _> = expected.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
     assert_eq!(attributes(list), expected);
+}
+
+#[test]
+fn a_call_has_its_grpc_status_and_is_an_error_by_the_conventions_of_its_side() {
+    // Status, its name, and whether a server's span and a client's are errors.
+    let rows = [
+        (0, "OK", false, false),
+        (1, "CANCELLED", false, true),
+        (2, "UNKNOWN", true, true),
+        (4, "DEADLINE_EXCEEDED", true, true),
+        (5, "NOT_FOUND", false, true),
+        (8, "RESOURCE_EXHAUSTED", false, true),
+        (12, "UNIMPLEMENTED", true, true),
+        (13, "INTERNAL", true, true),
+        (14, "UNAVAILABLE", true, true),
+        (15, "DATA_LOSS", true, true),
+        (16, "UNAUTHENTICATED", false, true),
+        (99, "UNKNOWN", true, true),
+    ];
+    for (status, name, server, client) in rows {
+        for (json, error) in [(INGRESS, server), (EGRESS, client)] {
+            let context = context(json, "{}", &[(b"traceparent", VALID)]);
+            let span = one(json, &Span { grpc_status: Some(status), ..span(&context) });
+            let attributes = attributes(&span.attributes);
+            let is = |key: &str| attributes.get(key).map(String::as_str);
+            assert_eq!(is("rpc.system.name"), Some("grpc"));
+            assert_eq!(is("rpc.response.status_code"), Some(name));
+            assert_eq!(is("rpc.grpc.status_code"), Some(&*format!("int {status}")));
+            assert_eq!(is("error.type"), error.then_some(name), "{status} {json}");
+            let told = span.status.is_some_and(|told| told.code == 2);
+            assert_eq!(told, error, "{status} {json}");
+        }
+    }
 }
 
 #[test]

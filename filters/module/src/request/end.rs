@@ -6,6 +6,8 @@ use crate::service::Service;
 /// How a request ended, as far as it had to be read.
 pub(super) struct Ended {
     pub(super) code: Option<u16>,
+    /// The call's status, where the request was a gRPC call.
+    pub(super) grpc_status: Option<u32>,
     pub(super) flags: u64,
     pub(super) attempts: u32,
     pub(super) outcome: Outcome,
@@ -77,7 +79,15 @@ impl Exchange {
             let is = |index| service.address(index).as_bytes() == address;
             sent.list.iter().position(|entry| service.balancer.by_key(entry.key).is_some_and(is))
         });
-        Ended { code, flags, attempts, outcome, answered, latency: Some(latency) }
+        Ended {
+            code,
+            grpc_status: report.grpc,
+            flags,
+            attempts,
+            outcome,
+            answered,
+            latency: Some(latency),
+        }
     }
 
     /// Charges every endpoint of the list with what it did.

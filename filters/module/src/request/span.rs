@@ -80,6 +80,7 @@ impl Exchange {
             client: &client,
             upstream: &upstream,
             status: ended.code,
+            grpc_status: ended.grpc_status,
             error: error.map(str::as_bytes),
             user_agent: kept.user_agent(),
             tracestate: kept.tracestate(),
