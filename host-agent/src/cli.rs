@@ -218,6 +218,26 @@ struct NatsArgs {
     nats: Vec<String>,
 }
 
+/// How an order is given.
+#[derive(Clone, Debug, Args)]
+struct HowArgs {
+    /// How long to wait for the agents' word, 100ms to 60s.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = waiting)]
+    wait: Duration,
+    /// Publishes it and asks no agent.
+    #[arg(long)]
+    no_wait: bool,
+    /// Orders for a service or endpoint that no agent knows yet.
+    #[arg(long)]
+    force: bool,
+}
+
+fn waiting(text: &str) -> Result<Duration, String> {
+    let wait = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let good = (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&wait);
+    good.then_some(wait).ok_or_else(|| "100ms to 60s".to_owned())
+}
+
 #[derive(Debug, Args)]
 struct CheckArgs {
     #[command(flatten)]
@@ -306,12 +326,16 @@ struct PublishArgs {
     /// The event's id; the same id twice is one event. [default: a random one]
     #[arg(long)]
     id: Option<String>,
+    #[command(flatten)]
+    how: HowArgs,
 }
 
 #[derive(Debug, Args)]
 struct OrderArgs {
     #[command(flatten)]
     nats: NatsArgs,
+    #[command(flatten)]
+    how: HowArgs,
     /// SERVICE/ID.
     endpoint: String,
     /// For how long, 1s to 24h.
@@ -323,6 +347,8 @@ struct OrderArgs {
 struct EndArgs {
     #[command(flatten)]
     nats: NatsArgs,
+    #[command(flatten)]
+    how: HowArgs,
     /// SERVICE/ID.
     endpoint: String,
 }

@@ -5,12 +5,11 @@
 //! found by their place in the stream of dead letters; replaying one publishes the original bytes on
 //! the original subject again, under a new sequence, and then takes the letter away.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
-use async_nats::jetstream::Context as JetStream;
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use pintle_state::{now_of, show};
 use rand::RngExt as _;
@@ -19,12 +18,17 @@ pub use pintle_state::event::{Action, Draft, Event, MAX_TTL, MIN_TTL, Origin, Ta
 
 use crate::source::NatsConfig;
 pub use crate::source::jetstream::NatsError;
-use crate::source::jetstream::{connect, failed, jetstream, letters, setup};
+use crate::source::jetstream::connect::Connection;
+use crate::source::jetstream::{letters, setup};
+
+mod order;
+
+pub use order::{Applied, Done, How, OrderError};
 
 /// A connection for commands.
 #[derive(Clone, Debug)]
 pub struct Events {
-    js: JetStream,
+    link: Connection,
     config: NatsConfig,
 }
 
@@ -35,19 +39,6 @@ pub struct Published {
     pub sequence: u64,
     /// Whether the stream had it already.
     pub duplicate: bool,
-}
-
-/// An event as the stream holds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// Its sequence.
-    pub sequence: u64,
-    /// When the server took it.
-    pub at: SystemTime,
-    /// The NATS subject, made safe to show.
-    pub subject: String,
-    /// The bytes.
-    pub payload: Vec<u8>,
 }
 
 /// A dead letter.
@@ -89,18 +80,25 @@ impl Events {
     /// # Errors
     /// What stands in the way.
     pub async fn connect(config: &NatsConfig) -> Result<Self, NatsError> {
-        let client = connect(config, "pintle", Arc::default()).await?;
-        Ok(Self { js: jetstream(client), config: config.clone() })
+        let link = Connection::open(config, "pintle").await?;
+        Ok(Self { link, config: config.clone() })
     }
 
     /// Publishes a draft, and waits until the stream has confirmed it. Check it first
     /// ([`Draft::check`]); what is wrong with it would only be found by every agent.
     ///
     /// # Errors
-    /// The stream is not there, is another one than configured, or did not confirm.
+    /// The stream is not there and may not be created, or did not confirm.
     pub async fn publish(&self, draft: &Draft) -> Result<Published, NatsError> {
-        setup::events(&self.js, &self.config).await?;
-        let mut headers = HeaderMap::new();
+        self.publish_with(draft, HeaderMap::new()).await
+    }
+
+    async fn publish_with(
+        &self,
+        draft: &Draft,
+        mut headers: HeaderMap,
+    ) -> Result<Published, NatsError> {
+        setup::events(&self.link, &self.config).await?;
         headers.insert(NATS_MESSAGE_ID, draft.id.as_str());
         let payload = draft.encode(now_of(SystemTime::now()));
         let subject = draft.subject(&self.config.prefix);
@@ -113,38 +111,11 @@ impl Events {
         headers: HeaderMap,
         payload: Vec<u8>,
     ) -> Result<Published, NatsError> {
-        let sent = self
-            .js
-            .publish_with_headers(subject, headers, payload.into())
-            .await
-            .map_err(failed("publishing"))?;
-        let ack = sent.await.map_err(failed("publishing"))?;
+        let what = "publishing";
+        let sent = self.link.js.publish_with_headers(subject, headers, payload.into()).await;
+        let sent = sent.map_err(|error| self.link.failed(what, error))?;
+        let ack = self.link.ask(what, sent.into_future()).await?;
         Ok(Published { sequence: ack.sequence, duplicate: ack.duplicate })
-    }
-
-    /// The events from sequence `from` on, at most `limit`, oldest first. To follow, ask again from
-    /// after the last.
-    ///
-    /// # Errors
-    /// The stream is not there or did not answer.
-    pub async fn list(&self, from: u64, limit: usize) -> Result<Vec<Stored>, NatsError> {
-        let stream = setup::events(&self.js, &self.config).await?;
-        let subject = format!("{}.>", self.config.prefix);
-        let mut list = Vec::new();
-        let mut next = from;
-        while list.len() < limit {
-            let Some(found) = next_message(&stream, next, &subject).await? else {
-                break;
-            };
-            next = found.sequence.saturating_add(1);
-            list.push(Stored {
-                sequence: found.sequence,
-                at: wall(found.time.unix_timestamp_nanos()),
-                subject: show(found.subject.as_bytes()),
-                payload: found.payload.to_vec(),
-            });
-        }
-        Ok(list)
     }
 
     /// The sequence of the newest event; 0 when there is none.
@@ -152,7 +123,7 @@ impl Events {
     /// # Errors
     /// The stream is not there or did not answer.
     pub async fn newest(&self) -> Result<u64, NatsError> {
-        let stream = setup::events(&self.js, &self.config).await?;
+        let stream = setup::events(&self.link, &self.config).await?.stream;
         Ok(stream.cached_info().state.last_sequence)
     }
 
@@ -165,12 +136,12 @@ impl Events {
         from: u64,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, NatsError> {
-        let stream = setup::dead_letters(&self.js, &self.config).await?;
+        let stream = setup::dead_letters(&self.link, &self.config).await?.stream;
         let subject = format!("{}.>", self.config.dlq_prefix);
         let mut list = Vec::new();
         let mut next = from;
         while list.len() < limit {
-            let Some(found) = next_message(&stream, next, &subject).await? else {
+            let Some(found) = self.next_message(&stream, next, &subject).await? else {
                 break;
             };
             next = found.sequence.saturating_add(1);
@@ -193,14 +164,13 @@ impl Events {
     /// # Errors
     /// There is none of this number, it was cut, or the stream did not confirm.
     pub async fn replay(&self, number: u64) -> Result<Published, NatsError> {
-        let refused = |why: &str| NatsError::Request { what: "replaying", why: why.to_owned() };
         let letter = self.dead_letter(number).await?;
-        let letter = letter.ok_or_else(|| refused("there is no such dead letter"))?;
+        let letter = letter.ok_or(NatsError::Replay("there is no such dead letter"))?;
         if letter.cut.is_some() {
-            return Err(refused("the dead letter holds only a part of the message"));
+            return Err(NatsError::Replay("the dead letter holds only a part of the message"));
         }
         if !letter.subject.starts_with(&format!("{}.", self.config.prefix)) {
-            return Err(refused("the original is not known"));
+            return Err(NatsError::Replay("the original is not known"));
         }
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, format!("replay-{}-{number}", letter.sequence));
@@ -214,41 +184,37 @@ impl Events {
     /// # Errors
     /// The stream is not there or did not answer.
     pub async fn purge(&self, number: Option<u64>) -> Result<u64, NatsError> {
-        let stream = setup::dead_letters(&self.js, &self.config).await?;
+        let stream = setup::dead_letters(&self.link, &self.config).await?.stream;
         match number {
             // The server says of an absent one what it says of its own trouble.
             Some(number) if self.dead_letter(number).await?.is_none() => Ok(0),
             Some(number) => {
                 let deleted = stream.delete_message(number).await;
-                deleted.map(u64::from).map_err(failed("purging"))
+                deleted.map(u64::from).map_err(|error| self.link.failed("purging", error))
             }
             None => {
-                let purged = stream
-                    .purge()
-                    .filter(format!("{}.>", self.config.dlq_prefix))
-                    .await
-                    .map_err(failed("purging"))?;
-                Ok(purged.purged)
+                let purge = stream.purge().filter(format!("{}.>", self.config.dlq_prefix));
+                Ok(self.link.ask("purging", purge.into_future()).await?.purged)
             }
+        }
+    }
+
+    async fn next_message(
+        &self,
+        stream: &Stream,
+        from: u64,
+        subject: &str,
+    ) -> Result<Option<StreamMessage>, NatsError> {
+        let request = stream.raw_message_builder().sequence(from.max(1)).next_by_subject(subject);
+        match request.send().await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.link.failed("reading", error)),
         }
     }
 }
 
-async fn next_message(
-    stream: &Stream,
-    from: u64,
-    subject: &str,
-) -> Result<Option<async_nats::jetstream::message::StreamMessage>, NatsError> {
-    let asked =
-        stream.raw_message_builder().sequence(from.max(1)).next_by_subject(subject).send().await;
-    match asked {
-        Ok(message) => Ok(Some(message)),
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(failed("reading")(error)),
-    }
-}
-
-fn letter(found: async_nats::jetstream::message::StreamMessage) -> DeadLetter {
+fn letter(found: StreamMessage) -> DeadLetter {
     let text = |name: &str| {
         let value = found.headers.get(name).map(|value| value.as_str());
         show(value.unwrap_or("").as_bytes())

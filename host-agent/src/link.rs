@@ -58,6 +58,8 @@ pub struct SourceStatus {
     pub error: Option<String>,
     /// Connections made since the start.
     pub connects: u64,
+    /// What is missing though it answers, by what it is about.
+    pub warnings: BTreeMap<&'static str, String>,
 }
 
 /// The sources' states.

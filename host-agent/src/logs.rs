@@ -4,7 +4,8 @@
 //! through and then a few a second, and says every ten seconds how many it left out: a flood of bad
 //! frames must not become a flood of lines. Breaker transitions have a much larger bucket, because
 //! each of them is promised a line. And the writer escapes control characters, whoever put them in a
-//! node id or a registry key; secrets never reach a field (their type does not print).
+//! node id or a registry key, and cuts what is too long; secrets never reach a field (their type does
+//! not print). Lines of libraries and panics go the same way.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -27,6 +28,12 @@ use crate::config::{LogConfig, LogFormat};
 pub const REPORT_EVERY: Duration = Duration::from_secs(10);
 const BURST: f64 = 50.0;
 const EVERY_SECOND: f64 = 5.0;
+/// Bytes of a line, at most.
+const MAX_LINE: usize = 8 << 10;
+/// Bytes that a field of a JSON line keeps, when the line is too long.
+const MAX_FIELD: usize = 1 << 10;
+/// What ends a text that was cut.
+const CUT: &str = "... (cut)";
 /// A service of 1,000 endpoints may trip at once.
 const TRANSITION_BURST: f64 = 2_000.0;
 const TRANSITIONS_EVERY_SECOND: f64 = 200.0;
@@ -73,7 +80,18 @@ pub fn start(config: &LogConfig) -> Result<Logs, String> {
         .with(lines.with_filter(limit.clone()))
         .try_init()
         .map_err(|error| error.to_string())?;
+    std::panic::set_hook(Box::new(panicked));
     Ok(Logs { level, limit })
+}
+
+/// A panic as a line: the standard hook would write several, as they are.
+fn panicked(info: &std::panic::PanicHookInfo<'_>) {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+    let place = info.location().map(ToString::to_string).unwrap_or_default();
+    let thread = std::thread::current().name().unwrap_or("-").to_owned();
+    tracing::error!(place, thread, "panicked: {text}");
 }
 
 impl Logs {
@@ -167,6 +185,7 @@ impl<W: Write> Write for Escaped<W> {
     /// two threads stay lines.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
+        let text = if text.len() > MAX_LINE { shortened(&text).into() } else { text };
         let body = text.strip_suffix('\n').unwrap_or(&text);
         if body.contains(char::is_control) {
             let mut safe = String::with_capacity(text.len() + 16);
@@ -189,6 +208,28 @@ impl<W: Write> Write for Escaped<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
     }
+}
+
+/// A line that is too long, cut; one of JSON stays JSON, its longest fields cut.
+fn shortened(line: &str) -> String {
+    if let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_str(line) {
+        for value in fields.values_mut() {
+            let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+            if text.len() > MAX_FIELD {
+                *value = (cut(&text, MAX_FIELD).to_owned() + CUT).into();
+            }
+        }
+        let text = serde_json::Value::Object(fields).to_string();
+        if text.len() <= MAX_LINE {
+            return text + "\n";
+        }
+    }
+    format!("{}{CUT}\n", cut(line, MAX_LINE))
+}
+
+/// The first characters of a text, in at most so many bytes.
+fn cut(text: &str, most: usize) -> &str {
+    text.get(..text.floor_char_boundary(most)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -234,6 +275,23 @@ mod tests {
                 let line: serde_json::Value = serde_json::from_str(body).unwrap();
                 let key = line["fields"]["key"].as_str().unwrap();
                 assert!(key.ends_with("fake\u{9b}2J\u{7f}\0"), "{key:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_of_a_library_is_cut_and_json_stays_json() {
+        let long = "x".repeat(100_000);
+        for json in [false, true] {
+            let text = log(json, || {
+                tracing::warn!(target: "async_nats", long, "{}", "\u{e9}".repeat(50_000));
+            });
+            assert_eq!(text.lines().count(), 1);
+            assert!(text.len() <= MAX_LINE + CUT.len() + 1, "{}", text.len());
+            assert!(text.contains(CUT) && text.contains("async_nats"), "{text}");
+            if json {
+                let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(line["level"], "WARN");
             }
         }
     }

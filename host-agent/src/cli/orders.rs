@@ -1,5 +1,6 @@
 //! Commands that order something: events for the whole fleet, dead letters, registration.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Write, stdout};
 use std::time::Duration;
 
@@ -9,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::reads::print_json;
 use super::table::Table;
-use super::{BreakerCommand, CliError, DlqCommand, EndArgs, NatsArgs, OrderArgs};
+use super::{BreakerCommand, CliError, DlqCommand, EndArgs, HowArgs, NatsArgs, OrderArgs};
 use super::{PublishArgs, RegisterArgs};
 use crate::config::{Flags, LogConfig};
-use crate::events::{self, Action, DeadLetter, Draft, Events, NatsError, Target};
+use crate::events::{
+    self, Action, DeadLetter, Done, Draft, Events, How, NatsError, OrderError, Published, Target,
+};
 use crate::logs;
 use crate::registration::{self, RegisterConfig};
 use crate::run::{Origin, check_policy};
@@ -22,14 +25,25 @@ use crate::source::{EtcdConfig, NatsConfig};
 impl From<NatsError> for CliError {
     fn from(error: NatsError) -> Self {
         match error {
-            NatsError::Config(_) | NatsError::Differs { .. } | NatsError::Absent(_) => {
-                Self::Usage(error.to_string())
-            }
-            NatsError::Request { what: "replaying", .. } => Self::No(error.to_string()),
-            NatsError::Connect(_)
+            NatsError::Config(_) | NatsError::Absent(_) => Self::Usage(error.to_string()),
+            NatsError::Replay(_) => Self::No(error.to_string()),
+            NatsError::Connect { .. }
+            | NatsError::Denied { .. }
+            | NatsError::NoJetStream { .. }
             | NatsError::Request { .. }
             | NatsError::Lost(_)
             | NatsError::Gone => Self::Unavailable(format!("NATS: {error}")),
+        }
+    }
+}
+
+impl From<OrderError> for CliError {
+    fn from(error: OrderError) -> Self {
+        match error {
+            OrderError::Nats(error) => error.into(),
+            OrderError::NoAgent { .. }
+            | OrderError::Unknown { .. }
+            | OrderError::NotApplied { .. } => Self::No(error.to_string()),
         }
     }
 }
@@ -55,27 +69,65 @@ fn target(endpoint: &str) -> Result<Target, CliError> {
     Ok(Target { service: service.to_owned(), endpoint: Some(id.to_owned()) })
 }
 
-async fn send(args: &NatsArgs, draft: Draft, json: bool) -> Result<(), CliError> {
+async fn send(args: &NatsArgs, how: &HowArgs, draft: Draft, json: bool) -> Result<(), CliError> {
     draft.check(check_policy).map_err(|error| CliError::Usage(error.to_string()))?;
-    let published = connect(args).await?.publish(&draft).await?;
+    let events = connect(args).await?;
+    let done = if how.no_wait {
+        unasked(events.publish(&draft).await?)
+    } else {
+        events.order(&draft, How { wait: how.wait, force: how.force }).await?
+    };
     if json {
-        return print_json(&json!({
-            "id": draft.id,
-            "subject": draft.target.subject(),
-            "action": draft.action.name(),
-            "sequence": published.sequence,
-            "duplicate": published.duplicate,
-        }));
+        return print_json(&outcome(&draft, &done));
     }
-    let known = if published.duplicate { ", known already" } else { "" };
-    writeln!(
-        stdout(),
-        "{} {}: event {}{known}",
-        draft.action.name(),
-        draft.target.subject(),
-        published.sequence
-    )?;
+    let what = format!("{} {}", draft.action.name(), draft.target.subject());
+    writeln!(stdout(), "{what}: {}", words(&done, how))?;
+    for (agent, why) in &done.refused {
+        writeln!(stdout(), "not on {agent}: {why}")?;
+    }
     Ok(())
+}
+
+fn unasked(published: Published) -> Done {
+    let (applied, refused) = (BTreeMap::new(), BTreeMap::new());
+    Done { published, applied, refused, silent: BTreeSet::new() }
+}
+
+/// What became of an order, in a line.
+fn words(done: &Done, how: &HowArgs) -> String {
+    let event = format!("event {}", done.published.sequence);
+    if done.published.duplicate {
+        return format!("{event}, known already");
+    }
+    if how.no_wait {
+        return format!("{event} is published, and no agent was asked");
+    }
+    let until = done.applied.values().filter_map(|applied| applied.until.as_deref()).max();
+    let until = until.map_or_else(|| "done".to_owned(), |until| format!("in force until {until}"));
+    let all = done.applied.len() + done.refused.len() + done.silent.len();
+    let agents = if all == 1 { "agent" } else { "agents" };
+    let silent: Vec<&str> = done.silent.iter().map(String::as_str).collect();
+    let silent = if silent.is_empty() {
+        String::new()
+    } else {
+        format!("; no word yet from {}", silent.join(", "))
+    };
+    format!("{until} on {} of {all} {agents} ({event}){silent}", done.applied.len())
+}
+
+fn outcome(draft: &Draft, done: &Done) -> Value {
+    let until = done.applied.values().filter_map(|applied| applied.until.as_deref()).max();
+    json!({
+        "id": draft.id,
+        "subject": draft.target.subject(),
+        "action": draft.action.name(),
+        "sequence": done.published.sequence,
+        "duplicate": done.published.duplicate,
+        "until": until,
+        "agents": done.applied.keys().collect::<Vec<_>>(),
+        "refused": done.refused,
+        "silent": done.silent,
+    })
 }
 
 fn draft(endpoint: &str, action: Action, ttl: Option<Duration>) -> Result<Draft, CliError> {
@@ -90,11 +142,11 @@ fn draft(endpoint: &str, action: Action, ttl: Option<Duration>) -> Result<Draft,
 
 async fn order(args: OrderArgs, action: Action, json: bool) -> Result<(), CliError> {
     let draft = draft(&args.endpoint, action, Some(args.ttl))?;
-    send(&args.nats, draft, json).await
+    send(&args.nats, &args.how, draft, json).await
 }
 
 async fn end(args: EndArgs, action: Action, json: bool) -> Result<(), CliError> {
-    send(&args.nats, draft(&args.endpoint, action, None)?, json).await
+    send(&args.nats, &args.how, draft(&args.endpoint, action, None)?, json).await
 }
 
 pub(super) async fn drain(args: OrderArgs, json: bool) -> Result<(), CliError> {
@@ -144,7 +196,7 @@ pub(super) async fn publish(args: PublishArgs, json: bool) -> Result<(), CliErro
         action: event.action,
         ttl: Some(event.ttl),
     };
-    send(&args.nats, draft, json).await
+    send(&args.nats, &args.how, draft, json).await
 }
 
 fn letter(letter: &DeadLetter) -> Value {

@@ -286,9 +286,13 @@ fn check_server(
 pub struct NatsConfig {
     /// Servers of one cluster, `nats://host:port` or `tls://host:port`.
     pub servers: Vec<String>,
+    /// The JetStream domain, where the streams are behind a leafnode; not with `api_prefix`.
+    pub domain: Option<String>,
+    /// The prefix of JetStream's requests, where an account imports them; not with `domain`.
+    pub api_prefix: Option<String>,
     /// The stream of events.
     pub stream: String,
-    /// The first token of the events' subjects: `{prefix}.>`.
+    /// The first tokens of the events' subjects: `{prefix}.{kind}.>`.
     pub prefix: String,
     /// The stream of dead letters.
     pub dlq_stream: String,
@@ -335,6 +339,8 @@ impl Default for NatsConfig {
     fn default() -> Self {
         Self {
             servers: vec!["nats://127.0.0.1:4222".into()],
+            domain: None,
+            api_prefix: None,
             stream: "PINTLE_EVENTS".into(),
             prefix: "events".into(),
             dlq_stream: "PINTLE_DLQ".into(),
@@ -402,7 +408,33 @@ impl NatsConfig {
                 return Err(Invalid::new(field, "tokens of [A-Za-z0-9_-] joined by full stops"));
             }
         }
+        if self.domain.is_some() && self.api_prefix.is_some() {
+            return Err(Invalid::new("nats.api_prefix", "not set with nats.domain"));
+        }
+        if self.domain.as_deref().is_some_and(|domain| !token(domain)) {
+            return Err(Invalid::new("nats.domain", "1 to 64 characters of [A-Za-z0-9_-]"));
+        }
+        let api = |b: u8| b.is_ascii_graphic() && !matches!(b, b'*' | b'>');
+        let is_api = |prefix: &str| {
+            prefix.len() <= 128
+                && prefix.split('.').all(|t| !t.is_empty())
+                && prefix.bytes().all(api)
+        };
+        if self.api_prefix.as_deref().is_some_and(|prefix| !is_api(prefix)) {
+            return Err(Invalid::new(
+                "nats.api_prefix",
+                "tokens joined by full stops, no wildcard",
+            ));
+        }
         let below = |a: &str, b: &str| format!("{a}.").starts_with(&format!("{b}."));
+        for (field, prefix) in
+            [("nats.prefix", &self.prefix), ("nats.dlq_prefix", &self.dlq_prefix)]
+        {
+            // A stream over them would keep, and acknowledge, what agents ask each other.
+            if below(super::jetstream::FLEET, prefix) || below(prefix, super::jetstream::FLEET) {
+                return Err(Invalid::new(field, "subjects apart from pintle.fleet"));
+            }
+        }
         if below(&self.prefix, &self.dlq_prefix) || below(&self.dlq_prefix, &self.prefix) {
             return Err(Invalid::new("nats.dlq_prefix", "subjects apart from nats.prefix"));
         }

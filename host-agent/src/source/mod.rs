@@ -150,6 +150,7 @@ pub fn start(
     let source = Context {
         config: reader,
         updates: updates.clone(),
+        snapshots: snapshots.clone(),
         board,
         activities: activities.clone(),
         shutdown,
@@ -181,12 +182,36 @@ async fn discard(context: Context, mut reported: mpsc::Receiver<crate::link::Rep
 pub(crate) struct Context {
     pub(crate) config: watch::Receiver<Arc<SourcesConfig>>,
     pub(crate) updates: Updates,
+    /// What is served, for agents and commands that ask.
+    pub(crate) snapshots: Snapshots,
     pub(crate) board: Board,
     pub(crate) activities: Activities,
     pub(crate) shutdown: CancellationToken,
 }
 
 impl Context {
+    /// What is missing of NATS though events come, by what it is about; `None` when it is well. Logged
+    /// and told when it is news.
+    pub(crate) fn warn(&self, about: &'static str, warning: Option<String>) {
+        let mut news = false;
+        self.board.change(|sources| {
+            let warnings = &mut sources.nats.warnings;
+            news = warnings.get(about) != warning.as_ref();
+            match warning.clone() {
+                Some(warning) => warnings.insert(about, warning),
+                None => warnings.remove(about),
+            };
+        });
+        match warning {
+            Some(warning) if news => {
+                tracing::warn!(about, "nats: {warning}");
+                self.tell(format!("nats: {warning}"));
+            }
+            None if news => tracing::info!(about, "nats: well again"),
+            _ => {}
+        }
+    }
+
     /// A line on the status page.
     pub(crate) fn tell(&self, text: String) {
         // Nobody may be listening.

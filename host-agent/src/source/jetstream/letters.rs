@@ -7,11 +7,10 @@
 
 use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
-use async_nats::jetstream::Context as JetStream;
 use async_nats::jetstream::context::PublishErrorKind;
 use pintle_state::show;
 
-use super::connect::{NatsError, failed};
+use super::connect::{Connection, NatsError};
 use crate::source::NatsConfig;
 
 pub(crate) const REASON: &str = "Pintle-Reason";
@@ -39,7 +38,7 @@ pub(crate) struct Letter {
 
 /// Writes the letter, which is stored when this returns; whether it was not before.
 pub(crate) async fn write(
-    js: &JetStream,
+    link: &Connection,
     config: &NatsConfig,
     agent: &str,
     letter: &Letter,
@@ -54,22 +53,21 @@ pub(crate) async fn write(
     headers.insert(SEQUENCE, sequence.to_string());
     headers.insert(DELIVERIES, letter.deliveries.to_string());
     headers.insert(AGENT, agent);
-    let most = js.client().server_info().max_payload.saturating_sub(HEADERS);
+    let most = link.client.server_info().max_payload.saturating_sub(HEADERS);
     let mut payload = letter.payload.clone();
     if payload.len() > most {
         headers.insert(CUT, payload.len().to_string());
         payload.truncate(most);
     }
     let subject = format!("{}.{identity}.{sequence}", config.dlq_prefix);
-    let stored = js
-        .publish_with_headers(subject, headers, payload)
-        .await
-        .map_err(failed("writing a dead letter"))?;
+    let what = "writing a dead letter";
+    let stored = link.js.publish_with_headers(subject, headers, payload).await;
+    let stored = stored.map_err(|error| link.failed(what, error))?;
     match stored.await {
         Ok(_) => Ok(true),
         // Another agent was faster, or this one has been here before.
         Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
-        Err(error) => Err(failed("writing a dead letter")(error)),
+        Err(error) => Err(link.failed(what, error)),
     }
 }
 

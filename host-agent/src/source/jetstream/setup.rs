@@ -1,32 +1,56 @@
-//! Streams and consumer: created when absent, verified when present, never replaced.
+//! Streams and consumers: created when absent, compared when present.
 //!
-//! What is there belongs to somebody. Where it differs from what this agent would have made, the
-//! difference is named and nothing is done: an operator who shortened a retention by hand and an agent
-//! that silently "repairs" it would be at war.
+//! A stream that is there belongs to somebody. Where it differs from what this agent would have made,
+//! it is used as it is and the difference is said ([`Found::note`]): an operator who shortened a
+//! retention by hand and an agent that silently "repairs" it would be at war, and an agent that did
+//! without it would apply no order. A consumer is this agent's own and is made anew when it differs.
+//!
+//! There is one consumer a kind of event, so that orders are never behind a flood of breakers'
+//! transitions. One consumer with several filters would need nats-server 2.10.
 
-use async_nats::jetstream::Context as JetStream;
+use std::time::Duration;
+
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
-use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{ErrorCode, consumer};
 
-use super::connect::{NatsError, failed};
+use super::connect::{Connection, NatsError};
 use crate::source::NatsConfig;
 
+/// The kinds of events, most urgent first; breakers' transitions may come in floods and are last.
+pub(crate) const KINDS: [&str; 4] = ["endpoint", "service", "trace", BREAKER];
+/// The kind of breakers' orders and transitions.
+pub(crate) const BREAKER: &str = "breaker";
+
 /// Within this time a message id published twice is one message.
-const DUPLICATES: std::time::Duration = std::time::Duration::from_secs(120);
+const DUPLICATES: Duration = Duration::from_secs(120);
 /// Pull requests that may wait; one is enough for one agent, a reconnect leaves some behind.
 const WAITING: i64 = 64;
 
-/// Where a consumer's exhausted messages are told.
+/// Where exhausted messages of a consumer of the stream are told. The server names the subject; see
+/// `JSAdvisoryConsumerMaxDeliveryExceedPre` in nats-server.
 pub(crate) fn advisory(config: &NatsConfig, consumer: &str) -> String {
     format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{}.{consumer}", config.stream)
 }
 
-/// The consumer's name. It may hold no full stop, as a node's name does; no id holds the sign that
-/// stands for it, so that no two ids meet.
-pub(crate) fn durable(agent: &str) -> String {
+/// The consumer's name. It may hold no full stop, as a node's name does; no id holds the signs that
+/// stand for it and for the kind, so that no two names meet.
+pub(crate) fn durable(agent: &str, kind: &str) -> String {
+    format!("{}:{kind}", earlier(agent))
+}
+
+/// The name of the one consumer that an agent of an earlier release had.
+fn earlier(agent: &str) -> String {
     format!("pintle-{}", agent.replace('.', "="))
+}
+
+/// A stream, and what it has that was not wanted.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) stream: Stream,
+    /// How it differs, and what to do about it.
+    pub(crate) note: Option<String>,
 }
 
 fn common(config: &NatsConfig) -> stream::Config {
@@ -44,47 +68,70 @@ fn common(config: &NatsConfig) -> stream::Config {
     }
 }
 
-/// The stream of events.
-pub(crate) async fn events(js: &JetStream, config: &NatsConfig) -> Result<Stream, NatsError> {
+/// The stream of events. It takes the subjects of our kinds alone: a stream acknowledges whatever it
+/// takes, to the sender's reply subject, and would answer another application's requests.
+pub(crate) async fn events(link: &Connection, config: &NatsConfig) -> Result<Found, NatsError> {
     let wanted = stream::Config {
         name: config.stream.clone(),
-        subjects: vec![format!("{}.>", config.prefix)],
+        subjects: KINDS.iter().map(|kind| format!("{}.{kind}.>", config.prefix)).collect(),
         max_age: config.max_age,
         ..common(config)
     };
-    ensure(js, wanted, config.create).await
+    ensure(link, wanted, config.create).await
 }
 
 /// The stream of dead letters: one per origin, for ever within `max_bytes`, and the advisories of
 /// exhausted messages until they have become one.
-pub(crate) async fn dead_letters(js: &JetStream, config: &NatsConfig) -> Result<Stream, NatsError> {
+pub(crate) async fn dead_letters(
+    link: &Connection,
+    config: &NatsConfig,
+) -> Result<Found, NatsError> {
     let wanted = stream::Config {
         name: config.dlq_stream.clone(),
         subjects: vec![format!("{}.>", config.dlq_prefix), advisory(config, "*")],
-        max_messages_per_subject: -1,
         ..common(config)
     };
-    ensure(js, wanted, config.create).await
+    ensure(link, wanted, config.create).await
 }
 
-async fn ensure(js: &JetStream, wanted: stream::Config, create: bool) -> Result<Stream, NatsError> {
+async fn ensure(
+    link: &Connection,
+    wanted: stream::Config,
+    create: bool,
+) -> Result<Found, NatsError> {
+    let what = "looking for a stream";
     let name = wanted.name.clone();
-    let found = match js.get_stream(&name).await {
+    let asked = async { Ok::<_, GetStreamError>(link.js.get_stream(&name).await) };
+    let found = match link.ask(what, asked).await? {
         Ok(stream) => stream,
         Err(error) if is_absent(&error) => {
             if !create {
                 return Err(NatsError::Absent(name));
             }
             tracing::info!(stream = %name, "creating");
-            return js.create_stream(wanted).await.map_err(failed("creating a stream"));
+            let stream = link.ask("creating a stream", link.js.create_stream(wanted)).await?;
+            return Ok(Found { stream, note: None });
         }
-        Err(error) => return Err(failed("looking for a stream")(error)),
+        Err(error) => return Err(link.failed(what, error)),
     };
     let differences = stream_differences(&found.cached_info().config, &wanted);
-    if differences.is_empty() {
-        return Ok(found);
+    let note = (!differences.is_empty()).then(|| note(&name, &differences, &wanted.subjects));
+    Ok(Found { stream: found, note })
+}
+
+fn note(name: &str, differences: &[String], subjects: &[String]) -> String {
+    let differences = differences.join(", ");
+    if differences.starts_with("subjects") {
+        let subjects = subjects.join(",");
+        return format!(
+            "stream {name} differs and is used as it is: {differences}; it takes what is not an \
+             event, or misses some: nats stream edit {name} --subjects '{subjects}'"
+        );
     }
-    Err(NatsError::Differs { what: "stream", name, differences: differences.join(", ") })
+    format!(
+        "stream {name} differs and is used as it is: {differences}; change it by nats stream edit \
+         {name}, or the configuration"
+    )
 }
 
 fn is_absent(error: &GetStreamError) -> bool {
@@ -138,59 +185,64 @@ pub(crate) struct Start {
     pub(crate) anew: bool,
 }
 
-/// This agent's consumer.
+/// This agent's consumer of one kind of events. One that is there begins where what it has
+/// acknowledged ends, or at `start`, whichever is earlier: kinds do not advance in step.
 pub(crate) async fn consumer(
+    link: &Connection,
     stream: &Stream,
     config: &NatsConfig,
     agent: &str,
+    kind: &str,
     start: Start,
 ) -> Result<PullConsumer, NatsError> {
-    let name = durable(agent);
-    let wanted = pull::Config {
-        durable_name: Some(name.clone()),
-        name: Some(name.clone()),
-        deliver_policy: if start.sequence > 1 {
-            DeliverPolicy::ByStartSequence { start_sequence: start.sequence }
-        } else {
-            DeliverPolicy::All
-        },
+    let what = "looking for the consumer";
+    let name = durable(agent, kind);
+    let mut wanted = wanted(config, &name, kind);
+    let mut first = start.sequence;
+    match stream.consumer_info(&name).await {
+        Ok(info) => {
+            let differences = consumer_differences(&info.config, &wanted);
+            if !start.anew && differences.is_empty() {
+                return link.ask(what, stream.get_consumer(&name)).await;
+            }
+            if !differences.is_empty() {
+                let differences = differences.join(", ");
+                tracing::info!(consumer = name, differences, "is made anew as configured");
+            }
+            first = first.min(info.ack_floor.stream_sequence.saturating_add(1));
+            link.ask("making the consumer anew", stream.delete_consumer(&name)).await?;
+        }
+        Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {}
+        Err(error) => return Err(link.failed(what, error)),
+    }
+    if first > 1 {
+        wanted.deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: first };
+    }
+    link.ask("creating the consumer", stream.create_consumer(wanted)).await
+}
+
+fn wanted(config: &NatsConfig, name: &str, kind: &str) -> pull::Config {
+    pull::Config {
+        durable_name: Some(name.to_owned()),
+        name: Some(name.to_owned()),
+        deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
         // The server puts the first entry of the back-off in its place.
         ack_wait: config.backoff.first().copied().unwrap_or_default(),
         max_deliver: i64::from(config.max_deliver),
-        filter_subject: format!("{}.>", config.prefix),
+        filter_subject: format!("{}.{kind}.>", config.prefix),
         max_ack_pending: i64::from(config.max_ack_pending),
         max_waiting: WAITING,
         inactive_threshold: config.inactive,
         backoff: config.backoff.clone(),
         ..pull::Config::default()
-    };
-    let found = stream.consumer_info(&name).await;
-    match found {
-        Ok(info) => {
-            let differences = consumer_differences(&info.config, &wanted);
-            if !differences.is_empty() {
-                return Err(NatsError::Differs {
-                    what: "consumer",
-                    name,
-                    differences: differences.join(", "),
-                });
-            }
-            if start.anew {
-                stream.delete_consumer(&name).await.map_err(failed("making the consumer anew"))?;
-            } else {
-                return stream
-                    .get_consumer(&name)
-                    .await
-                    .map_err(failed("looking for the consumer"));
-            }
-        }
-        Err(error) => match error.kind() {
-            async_nats::jetstream::context::ConsumerInfoErrorKind::NotFound => {}
-            _ => return Err(failed("looking for the consumer")(error)),
-        },
     }
-    stream.create_consumer(wanted).await.map_err(failed("creating the consumer"))
+}
+
+/// Takes the consumer of an earlier release away, which nobody pulls from any more.
+pub(crate) async fn forget_earlier(stream: &Stream, agent: &str) {
+    // It goes by itself when it has been idle for `inactive`.
+    let _ = stream.delete_consumer(&earlier(agent)).await;
 }
 
 fn consumer_differences(is: &consumer::Config, wanted: &pull::Config) -> Vec<String> {

@@ -41,6 +41,7 @@ impl SourcesJson {
             last_seen: status.last_seen.map(time),
             error: status.error.as_deref().map(clean),
             connects: status.connects,
+            warnings: status.warnings.values().map(|warning| clean(warning)).collect(),
         };
         Self {
             etcd: source(&sources.etcd),
@@ -73,4 +74,7 @@ pub struct SourceJson {
     pub error: Option<String>,
     /// Connections made.
     pub connects: u64,
+    /// What is missing though it answers.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }

@@ -7,14 +7,17 @@
     reason = "a test, helpers included"
 )]
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod orders;
+mod shared;
 
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, Context as JetStream};
-use pintle_agent::events::{Action, Draft, Events, Target, new_id};
+use pintle_agent::events::{Action, Draft, Events, How, Target, new_id};
 use pintle_agent::link::Reported;
-use pintle_agent::source::jetstream::NatsError;
 use pintle_agent::source::{NatsConfig, SecretRef, SourcesConfig, Tls};
 use pintle_contract::{BreakerState, Health, Now, Transition};
 use pintle_tests::{Authority, Nats, NetworkFault as Fault, Proxy, Server as _};
@@ -123,7 +126,7 @@ async fn events_take_effect_at_once_and_end_with_their_ttl() {
     agent.until(secs(2), "patched", |a| policy(a).contains(r#""strategy":"random""#)).await;
     let ended = agent.until(secs(6), "ended", |a| health(a, "e1") == Some(Health::Healthy)).await;
     println!("the drain ended {ended:?} after the rest");
-    assert_eq!(events.list(1, 20).await.unwrap().len(), 9);
+    assert_eq!(events.newest().await.unwrap(), 9);
     assert_eq!(agent.sources().events_applied, 9);
 }
 
@@ -180,7 +183,11 @@ async fn poison_is_buried_once_with_its_reason_and_holds_nobody_up() {
         let action = if n % 2 == 0 { Action::Drain } else { Action::Undrain };
         events.publish(&draft("orders", "e3", action, 60)).await.unwrap();
     }
-    js.publish("events.nonsense", vec![b'x'; 200_000].into()).await.unwrap().await.unwrap();
+    js.publish("events.endpoint.nonsense", vec![b'x'; 200_000].into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
     let began = Instant::now();
     events.publish(&draft("orders", "e4", Action::Drain, 60)).await.unwrap();
     agent.until(secs(1), "the next good one", |a| health(a, "e4") == Some(Health::Draining)).await;
@@ -200,7 +207,7 @@ async fn poison_is_buried_once_with_its_reason_and_holds_nobody_up() {
     assert_eq!(letters[30].reason, "value_too_long");
     assert_eq!(letters[30].payload.len(), 200_000);
     let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
-    for consumer in ["pintle-test", "pintle-other"] {
+    for consumer in ["pintle-test:endpoint", "pintle-other:endpoint"] {
         let info = async || stream.consumer_info(consumer).await.unwrap();
         pintle_tests::assert_eventually!(secs(5), info().await.num_ack_pending == 0);
         let info = info().await;
@@ -238,7 +245,7 @@ async fn a_message_out_of_deliveries_becomes_a_dead_letter() {
     let js = js(&nats).await;
     let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
     let consumer: jetstream::consumer::PullConsumer =
-        stream.get_consumer("pintle-test").await.unwrap();
+        stream.get_consumer("pintle-test:endpoint").await.unwrap();
     use futures::StreamExt as _;
     for _ in 0..4 {
         let mut batch = consumer.fetch().max_messages(1).messages().await.unwrap();
@@ -256,59 +263,6 @@ async fn a_message_out_of_deliveries_becomes_a_dead_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_or_consumer_that_differs_is_refused_by_name_and_left_alone() {
-    let nats = Nats::start().await.unwrap();
-    let js = js(&nats).await;
-    js.create_stream(jetstream::stream::Config {
-        name: "PINTLE_EVENTS".into(),
-        subjects: vec!["events.>".into()],
-        max_age: secs(3600),
-        ..Default::default()
-    })
-    .await
-    .unwrap();
-    let place = Place::new();
-    let config = place.config(&nats.url());
-    let agent = Agent::start(config.clone());
-    agent
-        .until(secs(10), "refused", |a| {
-            a.sources().nats.error.is_some_and(|e| e.contains("max_age is 3600s, wanted 86400s"))
-        })
-        .await;
-    let events = Events::connect(&nats_config(&config)).await.unwrap();
-    let refused = events.publish(&draft("orders", "e1", Action::Drain, 60)).await;
-    assert!(matches!(refused, Err(NatsError::Differs { what: "stream", .. })), "{refused:?}");
-    let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
-    assert_eq!(stream.cached_info().config.max_age, secs(3600));
-
-    js.delete_stream("PINTLE_EVENTS").await.unwrap();
-    ready(&agent).await;
-    agent.stop().await;
-    let mut other = config;
-    if let Some(nats) = &mut other.nats {
-        nats.max_deliver = 7;
-    }
-    let agent = Agent::start(other.clone());
-    agent
-        .until(secs(10), "refused", |a| {
-            a.sources().nats.error.is_some_and(|e| e.contains("max_deliver is 20, wanted 7"))
-        })
-        .await;
-
-    let mut absent = other;
-    if let Some(nats) = &mut absent.nats {
-        nats.stream = "ELSEWHERE".into();
-        nats.create = false;
-    }
-    let agent = Agent::start(absent);
-    agent
-        .until(secs(10), "absent", |a| {
-            a.sources().nats.error.is_some_and(|e| e.contains("ELSEWHERE does not exist"))
-        })
-        .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_made_anew_and_a_consumer_deleted_are_survived() {
     let mut nats = Nats::start().await.unwrap();
     let place = Place::new();
@@ -323,7 +277,7 @@ async fn a_stream_made_anew_and_a_consumer_deleted_are_survived() {
 
     let js = js(&nats).await;
     let stream = js.get_stream("PINTLE_EVENTS").await.unwrap();
-    stream.delete_consumer("pintle-test").await.unwrap();
+    stream.delete_consumer("pintle-test:endpoint").await.unwrap();
     events.publish(&draft("orders", "e4", Action::Drain, 600)).await.unwrap();
     let took = agent
         .until(secs(15), "another consumer", |a| health(a, "e4") == Some(Health::Draining))
