@@ -1,129 +1,39 @@
 //! What counts as a failure of an endpoint: one function from what Envoy reports to an [`Outcome`].
 //!
-//! The order of the questions is the point. Whether the client left comes first, because a client
-//! that leaves during a slow answer looks like a reset from above. Whether the endpoint was reached
-//! comes next: a local overload, a missing route or another filter's reply says nothing of it, even
-//! when the code is 503. Only then do the transport, the code and the gRPC status speak.
+//! The head is the answer. Once an endpoint's head has come, its code (and gRPC status) judges it, and
+//! what ends the stream later says nothing more of the endpoint, unless the endpoint itself cut its
+//! answer short: a client that has read enough, a time-out of the route, an idle stream, the close of
+//! a tunnel. Without a head the order of the questions is the point. Whether the client left comes
+//! first, because a client that leaves during a slow answer looks like a reset from above. Whether
+//! the endpoint was reached comes next: a local overload, a missing route or another filter's reply
+//! says nothing of it, even when the code is 503. Only then do time-outs, the transport, the code and
+//! the gRPC status speak.
 //!
 //! Every value costs a host call, so they are read in this order and only as far as needed:
 //!
 //! | value | read when |
 //! |---|---|
 //! | `response.flags`, `response.code` | always, where the caller does not know them from elsewhere |
-//! | `response.grpc_status` | the request's content type is gRPC, the flags are 0 and the code is 200 |
-//! | `upstream.address` (is there one) | [`Report::asks_upstream`]: code 400 or above, no code, or a gRPC status other than 0 |
+//! | `response.grpc_status` | [`Report::asks_grpc`], of a gRPC request |
+//! | `upstream.address` (is there one) | [`Report::asks_upstream`] |
 //! | `response.code_details` | [`Report::asks_details`]: no flag decides and there is no code |
 //! | `retry-after` of the response | the code is 429, or the gRPC status 8 |
 //! | the duration | the policy has `slow_call` |
 //! | `upstream.request_attempt_count` | the list that was sent has more than one entry |
 //!
 //! `response.grpc_status` exists for every response, derived from the HTTP code where there is none:
-//! asking for it on a plain request would turn each 503 into a gRPC 14.
+//! asking for it on a plain request would turn each 503 into a gRPC 14, and on gRPC-Web, whose status
+//! stands in the body, each 200 into a gRPC 2.
 
 use std::time::Duration;
-
-use pintle_contract::Now;
 
 use crate::policy::Policy;
 use crate::window::Counts;
 
-/// Envoy's response flags: bit `n` is the `n`th of `CoreResponseFlag` in its `stream_info.h`.
-pub mod flag {
-    /// LH: this Envoy's own health check failed.
-    pub const LOCAL_HEALTH: u64 = 1;
-    /// UH: no healthy upstream.
-    pub const NO_HEALTHY_UPSTREAM: u64 = 1 << 1;
-    /// UT: the request timed out upstream, per try or as a whole.
-    pub const UPSTREAM_TIMEOUT: u64 = 1 << 2;
-    /// LR: Envoy's codec reset the stream.
-    pub const LOCAL_RESET: u64 = 1 << 3;
-    /// UR: the endpoint reset the stream.
-    pub const UPSTREAM_RESET: u64 = 1 << 4;
-    /// UF: the connection could not be made.
-    pub const CONNECTION_FAILURE: u64 = 1 << 5;
-    /// UC: the connection was closed.
-    pub const CONNECTION_TERMINATION: u64 = 1 << 6;
-    /// UO: the cluster's own limits were reached.
-    pub const OVERFLOW: u64 = 1 << 7;
-    /// NR: no route.
-    pub const NO_ROUTE: u64 = 1 << 8;
-    /// DI: a delay was injected.
-    pub const DELAY_INJECTED: u64 = 1 << 9;
-    /// FI: a fault was injected.
-    pub const FAULT_INJECTED: u64 = 1 << 10;
-    /// RL: limited by the local rate limit.
-    pub const RATE_LIMITED: u64 = 1 << 11;
-    /// UAEX: refused by the authorization service.
-    pub const UNAUTHORIZED: u64 = 1 << 12;
-    /// RLSE: the rate limit service failed.
-    pub const RATE_LIMIT_SERVICE: u64 = 1 << 13;
-    /// DC: the client closed the connection.
-    pub const CLIENT_GONE: u64 = 1 << 14;
-    /// URX: retries or connection attempts are used up. Comes with the cause.
-    pub const RETRIES_EXHAUSTED: u64 = 1 << 15;
-    /// SI: the stream was idle for too long, on whichever side.
-    pub const STREAM_IDLE: u64 = 1 << 16;
-    /// IH: the client's `x-envoy-*` headers were refused.
-    pub const INVALID_HEADERS: u64 = 1 << 17;
-    /// DPE: the client broke the protocol.
-    pub const CLIENT_PROTOCOL: u64 = 1 << 18;
-    /// UMSDR: the configured longest stream duration was reached.
-    pub const MAX_STREAM_DURATION: u64 = 1 << 19;
-    /// RFCF: answered from a cache.
-    pub const FROM_CACHE: u64 = 1 << 20;
-    /// NFCF: a filter's configuration never came.
-    pub const NO_FILTER_CONFIG: u64 = 1 << 21;
-    /// DT: the client's connection reached its longest duration.
-    pub const CLIENT_DURATION: u64 = 1 << 22;
-    /// UPE: the endpoint broke the protocol, or stopped in the middle of a body.
-    pub const UPSTREAM_PROTOCOL: u64 = 1 << 23;
-    /// NC: the cluster does not exist.
-    pub const NO_CLUSTER: u64 = 1 << 24;
-    /// OM: the overload manager ended the stream.
-    pub const OVERLOAD_MANAGER: u64 = 1 << 25;
-    /// DF: the name did not resolve.
-    pub const DNS: u64 = 1 << 26;
-    /// DO: dropped by `drop_overload`.
-    pub const DROP_OVERLOAD: u64 = 1 << 27;
-    /// DR: the client reset the stream.
-    pub const CLIENT_RESET: u64 = 1 << 28;
-    /// UDO: dropped by a `drop_overload` of 100 %.
-    pub const UNCONDITIONAL_DROP: u64 = 1 << 29;
+pub mod flag;
+mod header;
 
-    /// The client ended it.
-    pub const CLIENT: u64 =
-        CLIENT_GONE | CLIENT_RESET | CLIENT_PROTOCOL | CLIENT_DURATION | INVALID_HEADERS;
-
-    /// This Envoy ended or answered it, on its own account.
-    ///
-    /// `STREAM_IDLE` is here because it does not say which side was idle, and
-    /// `MAX_STREAM_DURATION` because Envoy's outlier detection does not count it either.
-    pub const LOCAL: u64 = LOCAL_HEALTH
-        | NO_HEALTHY_UPSTREAM
-        | OVERFLOW
-        | NO_ROUTE
-        | FAULT_INJECTED
-        | RATE_LIMITED
-        | UNAUTHORIZED
-        | RATE_LIMIT_SERVICE
-        | STREAM_IDLE
-        | MAX_STREAM_DURATION
-        | FROM_CACHE
-        | NO_FILTER_CONFIG
-        | NO_CLUSTER
-        | OVERLOAD_MANAGER
-        | DNS
-        | DROP_OVERLOAD
-        | UNCONDITIONAL_DROP;
-
-    /// The transport to the endpoint failed.
-    pub const TRANSPORT: u64 = UPSTREAM_TIMEOUT
-        | LOCAL_RESET
-        | UPSTREAM_RESET
-        | CONNECTION_FAILURE
-        | CONNECTION_TERMINATION
-        | UPSTREAM_PROTOCOL;
-}
+pub use header::{parse_grpc_timeout, parse_retry_after, parse_timeout_ms};
 
 /// What an answer says of the endpoint that gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,6 +104,12 @@ pub struct Report<'a> {
     pub code: Option<u16>,
     /// `response.flags`.
     pub flags: u64,
+    /// Whether the head of an endpoint's answer had come. A reply of this Envoy's own is none.
+    pub head: bool,
+    /// The request's method is CONNECT.
+    pub connect: bool,
+    /// The client's own deadline had passed at the end, see [`overdue`].
+    pub overdue: bool,
     /// `response.code_details`.
     pub details: &'a [u8],
     /// Whether there is an `upstream.address`.
@@ -202,7 +118,7 @@ pub struct Report<'a> {
     pub transport_failure: bool,
     /// `response.grpc_status`, only when the request was gRPC.
     pub grpc: Option<u32>,
-    /// How long the answer took, when the policy asks for it.
+    /// How long the answer's head took, when the policy asks for it.
     pub took: Option<Duration>,
     /// From the response, see [`parse_retry_after`].
     pub retry_after: Option<Duration>,
@@ -214,30 +130,72 @@ impl Report<'_> {
     /// Whether [`Report::upstream`] is needed beyond the code and the flags.
     #[must_use]
     pub const fn asks_upstream(&self) -> bool {
-        self.flags & (flag::CLIENT | flag::LOCAL | flag::TRANSPORT) == 0
-            && (!matches!(self.code, Some(code) if code < 400)
-                || !matches!(self.grpc, None | Some(0)))
+        if self.head {
+            return false;
+        }
+        let idle = self.flags & (flag::STREAM_IDLE | flag::MAX_STREAM_DURATION) != 0;
+        let bad =
+            !matches!(self.code, Some(code) if code < 400) || !matches!(self.grpc, None | Some(0));
+        idle || (self.flags & flag::DECIDES == 0 && bad)
     }
 
     /// Whether [`Report::details`] are needed beyond the code and the flags.
     #[must_use]
     pub const fn asks_details(&self) -> bool {
-        self.flags & (flag::CLIENT | flag::LOCAL | flag::TRANSPORT) == 0 && self.code.is_none()
+        self.flags & flag::DECIDES == 0 && self.code.is_none()
     }
+
+    /// Whether [`Report::grpc`] is needed, of a gRPC request.
+    #[must_use]
+    pub const fn asks_grpc(&self) -> bool {
+        self.flags & flag::DECIDES == 0 && matches!(self.code, Some(200))
+    }
+}
+
+/// Whether a request with this deadline of its client's was past it when it ended after `lasted`.
+///
+/// An endpoint that was handed the deadline gives up a little before, to be heard: from nine tenths on
+/// it counts as passed.
+#[must_use]
+pub fn overdue(deadline: Option<Duration>, lasted: Duration) -> bool {
+    deadline.is_some_and(|deadline| lasted >= deadline / 10 * 9)
 }
 
 /// What the report says of the endpoint that served the last attempt.
 #[must_use]
 pub fn classify(report: &Report<'_>, policy: &Policy) -> Outcome {
-    if report.flags & flag::CLIENT != 0 || client_left(report.details) {
-        return Outcome::Ignored;
+    match interrupted(report) {
+        Some(outcome) => outcome,
+        None => answered(report, policy),
     }
-    if report.flags & flag::LOCAL != 0 {
-        return Outcome::Ignored;
+}
+
+/// What the way in which it ended says; `None` where the answer speaks for itself.
+fn interrupted(report: &Report<'_>) -> Option<Outcome> {
+    let any = |bits: u64| report.flags & bits != 0;
+    let client = any(flag::CLIENT) || client_left(report.details);
+    if report.head && !any(flag::FROM_CACHE) {
+        // Either side may close a tunnel, and whoever is left sees a connection that ends.
+        let tunnel = report.code == Some(101)
+            || report.connect && report.code.is_some_and(|code| code / 100 == 2);
+        let whole = client || tunnel || any(flag::WAITED | flag::LOCAL);
+        return if whole { None } else { transport(report).map(Outcome::Failure) };
     }
-    if let Some(kind) = transport(report) {
-        return Outcome::Failure(kind);
+    if client || any(flag::LOCAL) {
+        return Some(Outcome::Ignored);
     }
+    if any(flag::WAITED) {
+        // 408 is what Envoy says where the client's request was not whole yet.
+        let unasked = !any(flag::UPSTREAM_TIMEOUT) && !report.upstream;
+        let theirs = report.overdue || report.code == Some(408);
+        let kind = Outcome::Failure(FailureKind::Timeout);
+        return Some(if theirs || unasked { Outcome::Ignored } else { kind });
+    }
+    transport(report).map(Outcome::Failure)
+}
+
+/// What the code and the gRPC status say.
+fn answered(report: &Report<'_>, policy: &Policy) -> Outcome {
     let Some(code) = report.code else {
         return match report.scope {
             Scope::Request => Outcome::Ignored,
@@ -246,7 +204,11 @@ pub fn classify(report: &Report<'_>, policy: &Policy) -> Outcome {
     };
     // A good answer is taken for the endpoint's without asking, which would cost every request.
     let good = code < 400 && matches!(report.grpc, None | Some(0));
-    if !good && !report.upstream {
+    if !good && !report.head && !report.upstream {
+        return Outcome::Ignored;
+    }
+    // It gave up when its caller would.
+    if report.overdue && (code == 504 || report.grpc == Some(4)) {
         return Outcome::Ignored;
     }
     if policy.failure_codes.contains(code) {
@@ -272,9 +234,7 @@ pub fn classify(report: &Report<'_>, policy: &Policy) -> Outcome {
 
 fn transport(report: &Report<'_>) -> Option<FailureKind> {
     let any = |bits: u64| report.flags & bits != 0;
-    if any(flag::UPSTREAM_TIMEOUT) {
-        Some(FailureKind::Timeout)
-    } else if any(flag::CONNECTION_FAILURE) {
+    if any(flag::CONNECTION_FAILURE) {
         let timed_out = contains(report.details, b"connection_timeout");
         Some(if timed_out { FailureKind::Timeout } else { FailureKind::Connect })
     } else if any(flag::UPSTREAM_PROTOCOL) {
@@ -327,58 +287,6 @@ pub fn charges(
         };
         (position, outcome)
     })
-}
-
-/// The value of a `retry-after` header (RFC 9110, section 10.2.3): seconds, or an IMF-fixdate.
-///
-/// `None` for anything else; a date in the past is zero. Seconds beyond `u32` are cut to that.
-#[must_use]
-pub fn parse_retry_after(value: &[u8], now: Now) -> Option<Duration> {
-    let text = value.trim_ascii();
-    if !text.is_empty() && text.iter().all(u8::is_ascii_digit) {
-        let seconds = text.iter().fold(0u64, |sum, digit| {
-            (sum.saturating_mul(10).saturating_add(u64::from(digit - b'0'))).min(u32::MAX.into())
-        });
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = Duration::from_secs(imf_fixdate(text)?);
-    Some(at.saturating_sub(Duration::from_nanos(now.0)))
-}
-
-/// Seconds since the Unix epoch of `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn imf_fixdate(text: &[u8]) -> Option<u64> {
-    const MONTHS: [&[u8]; 12] = [
-        b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov",
-        b"Dec",
-    ];
-    let field = |from: usize, to: usize| text.get(from..to);
-    let number = |from: usize, to: usize| -> Option<u64> {
-        field(from, to)?.iter().try_fold(0u64, |sum, digit| {
-            digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0'))
-        })
-    };
-    let spaced = text.len() == 29
-        && field(3, 5)? == b", "
-        && field(7, 8)? == b" "
-        && field(11, 12)? == b" "
-        && field(16, 17)? == b" "
-        && field(19, 20)? == b":"
-        && field(22, 23)? == b":"
-        && field(25, 29)? == b" GMT";
-    if !spaced {
-        return None;
-    }
-    let month = MONTHS.iter().position(|name| field(8, 11) == Some(*name))? as u64 + 1;
-    let (day, year) = (number(5, 7)?, number(12, 16)?);
-    let (hour, minute, second) = (number(17, 19)?, number(20, 22)?, number(23, 25)?);
-    if year < 1970 || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    // Days from the civil date, counted in years that begin in March so that the leap day is last.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days =
-        (y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + day - 1).checked_sub(719_468)?;
-    Some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
 #[cfg(test)]

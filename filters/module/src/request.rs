@@ -22,7 +22,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pintle_balance::{Choice, Picks, Request, RequestView, Sample, Sticky, Ticket, Want, Wants};
-use pintle_breaker::classify::{flag, parse_retry_after};
+use pintle_breaker::classify::{
+    flag, overdue, parse_grpc_timeout, parse_retry_after, parse_timeout_ms,
+};
 use pintle_breaker::{Outcome, Report};
 use pintle_contract::{METHODS, Now};
 use pintle_hostcalls::streams::Action;
@@ -49,6 +51,8 @@ pub(crate) struct Exchange {
     started: Now,
     method: u8,
     grpc: bool,
+    /// The client's own.
+    deadline: Option<Duration>,
     sent: Option<Sent>,
     trace: Option<pintle_trace::Context>,
     /// For the span, if there will be one.
@@ -109,6 +113,7 @@ impl Exchange {
             started: Now(0),
             method: 0,
             grpc: false,
+            deadline: None,
             sent: None,
             trace: None,
             kept: Kept::default(),
@@ -273,10 +278,18 @@ impl Exchange {
                     let other = METHODS.len().saturating_sub(1);
                     self.method = u8::try_from(known.unwrap_or(other)).unwrap_or_default();
                 }
-                b"content-type" => self.grpc = value.starts_with(b"application/grpc"),
+                b"content-type" => self.grpc = is_grpc(value),
+                b"grpc-timeout" => self.limit(parse_grpc_timeout(value)),
+                b"x-envoy-expected-rq-timeout-ms" | b"x-envoy-upstream-rq-timeout-ms" => {
+                    self.limit(parse_timeout_ms(value));
+                }
                 _ => {}
             }
         }
+    }
+
+    fn limit(&mut self, deadline: Option<Duration>) {
+        self.deadline = self.deadline.into_iter().chain(deadline).min();
     }
 
     /// Asks the balancer, and the breaker where the balancer would send a probe.
@@ -463,6 +476,12 @@ fn edit<'a>(
         }
     }
     context
+}
+
+/// Whether this content type is gRPC; gRPC-Web, whose status stands in the body, is none.
+fn is_grpc(value: &[u8]) -> bool {
+    let rest = value.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
 /// Filter state that `ORIGINAL_DST` clusters read; no header, so nothing a client could send.

@@ -1,3 +1,5 @@
+use pintle_contract::Now;
+
 use super::*;
 use crate::policy::{Rate, SlowCall};
 
@@ -20,6 +22,9 @@ const fn said(code: u16, flags: u64, details: &'static str, upstream: bool) -> R
     Report {
         code: if code == 0 { None } else { Some(code) },
         flags,
+        head: false,
+        connect: false,
+        overdue: false,
         details: details.as_bytes(),
         upstream,
         transport_failure: false,
@@ -32,6 +37,15 @@ const fn said(code: u16, flags: u64, details: &'static str, upstream: bool) -> R
 
 const fn grpc(status: u32) -> Report<'static> {
     Report { grpc: Some(status), ..said(200, 0, "via_upstream", true) }
+}
+
+/// The same after the head of the answer had come.
+const fn head(code: u16, flags: u64, details: &'static str) -> Report<'static> {
+    Report { head: true, ..said(code, flags, details, true) }
+}
+
+const fn overdue(report: Report<'static>) -> Report<'static> {
+    Report { overdue: true, ..report }
 }
 
 const fn attempt(report: Report<'static>) -> Report<'static> {
@@ -61,11 +75,11 @@ const ROWS: &[Row] = &[
     Row { name: "per-try timeout then ok", report: said(200, 0, "via_upstream", true), expect: SUCCESS },
     Row { name: "upstream close before response", report: said(503, 64, RESET, true), expect: failed(FailureKind::Reset) },
     Row { name: "upstream h2 reset before response", report: said(503, 16, REMOTE_RESET, true), expect: failed(FailureKind::Reset) },
-    Row { name: "upstream dies mid body", report: said(200, 8_388_608, MID_BODY, true), expect: failed(FailureKind::Protocol) },
-    Row { name: "upstream h2 reset mid body", report: said(200, 16, MID_BODY_H2, true), expect: failed(FailureKind::Reset) },
+    Row { name: "upstream dies mid body", report: head(200, 8_388_608, MID_BODY), expect: failed(FailureKind::Protocol) },
+    Row { name: "upstream h2 reset mid body", report: head(200, 16, MID_BODY_H2), expect: failed(FailureKind::Reset) },
     Row { name: "client gone before response", report: said(0, 16_384, CLIENT, true), expect: Outcome::Ignored },
-    Row { name: "client gone mid response", report: said(200, 16_384, CLIENT, true), expect: Outcome::Ignored },
-    Row { name: "h2 client reset", report: said(200, 268_435_456, "http2.remote_reset", true), expect: Outcome::Ignored },
+    Row { name: "client gone mid response", report: head(200, 16_384, CLIENT), expect: SUCCESS },
+    Row { name: "h2 client reset", report: head(200, 268_435_456, "http2.remote_reset"), expect: SUCCESS },
     Row { name: "h2 client reset before response", report: said(0, 268_435_456, "http2.remote_reset", true), expect: Outcome::Ignored },
     Row { name: "gRPC 14 trailers-only", report: grpc(14), expect: failed(FailureKind::Grpc(14)) },
     Row { name: "gRPC 14 in trailers", report: grpc(14), expect: failed(FailureKind::Grpc(14)) },
@@ -79,8 +93,22 @@ const ROWS: &[Row] = &[
     Row { name: "retries exhausted", report: said(503, 32_768, "via_upstream", true), expect: failed(FailureKind::Status(503)) },
     Row { name: "retries exhausted, refused", report: said(503, 32_768 | 32, REFUSED, true), expect: failed(FailureKind::Connect) },
     Row { name: "headers too large", report: said(431, 262_144, "http1.headers_too_large", false), expect: Outcome::Ignored },
-    Row { name: "websocket, closed by the client", report: said(101, 16_384, CLIENT, true), expect: Outcome::Ignored },
-    Row { name: "websocket, closed by the endpoint", report: said(101, 0, "via_upstream", true), expect: SUCCESS },
+    Row { name: "websocket, closed by the client", report: head(101, 16_384, CLIENT), expect: SUCCESS },
+    Row { name: "websocket, closed by the endpoint", report: head(101, 64, "upstream_reset_after_response_started{connection_termination}"), expect: SUCCESS },
+    Row { name: "websocket, reset by the endpoint", report: head(101, 16, MID_BODY_H2), expect: SUCCESS },
+    Row { name: "tunnel, closed by the endpoint", report: Report { connect: true, ..head(200, 64, RESET) }, expect: SUCCESS },
+    Row { name: "tunnel refused", report: Report { connect: true, ..head(503, 0, "via_upstream") }, expect: failed(FailureKind::Status(503)) },
+    Row { name: "client gone in the body of a 500", report: head(500, 16_384, CLIENT), expect: failed(FailureKind::Status(500)) },
+    Row { name: "route timeout during the body", report: head(200, 4, "response_timeout"), expect: SUCCESS },
+    Row { name: "idle during the body", report: head(200, 65_536, "stream_idle_timeout"), expect: SUCCESS },
+    Row { name: "longest duration during the body", report: head(200, 524_288, ""), expect: SUCCESS },
+    Row { name: "idle before the head", report: said(504, 65_536, "stream_idle_timeout", true), expect: failed(FailureKind::Timeout) },
+    Row { name: "idle in the request", report: said(408, 65_536, "stream_idle_timeout", true), expect: Outcome::Ignored },
+    Row { name: "idle in another filter", report: said(504, 65_536, "stream_idle_timeout", false), expect: Outcome::Ignored },
+    Row { name: "longest duration before the head", report: said(504, 524_288, "", true), expect: failed(FailureKind::Timeout) },
+    Row { name: "time-out that the client asked for", report: overdue(said(504, 4, "response_timeout", true)), expect: Outcome::Ignored },
+    Row { name: "refused after the client's deadline", report: overdue(said(503, 32, REFUSED, true)), expect: failed(FailureKind::Connect) },
+    Row { name: "from a cache", report: head(500, 1 << 20, ""), expect: Outcome::Ignored },
     // The same seen per attempt, by the router's upstream log or an upstream filter.
     Row { name: "attempt: 200", report: attempt(said(200, 0, "", true)), expect: SUCCESS },
     Row { name: "attempt: 503", report: attempt(said(503, 0, "", true)), expect: failed(FailureKind::Status(503)) },
@@ -103,6 +131,11 @@ const ROWS: &[Row] = &[
     Row { name: "UNKNOWN", report: grpc(2), expect: failed(FailureKind::Grpc(2)) },
     Row { name: "INVALID_ARGUMENT", report: grpc(3), expect: SUCCESS },
     Row { name: "DEADLINE_EXCEEDED of the server", report: grpc(4), expect: failed(FailureKind::Grpc(4)) },
+    Row { name: "DEADLINE_EXCEEDED at the client's own", report: overdue(grpc(4)), expect: Outcome::Ignored },
+    Row { name: "INTERNAL after the client's deadline", report: overdue(grpc(13)), expect: failed(FailureKind::Grpc(13)) },
+    Row { name: "504 at the client's own deadline", report: overdue(head(504, 0, "via_upstream")), expect: Outcome::Ignored },
+    Row { name: "UNAVAILABLE, retries exhausted", report: Report { grpc: Some(14), ..said(200, 32_768, "via_upstream", true) }, expect: failed(FailureKind::Grpc(14)) },
+    Row { name: "UNAVAILABLE after an injected delay", report: Report { grpc: Some(14), ..said(200, 512, "via_upstream", true) }, expect: failed(FailureKind::Grpc(14)) },
     Row { name: "NOT_FOUND", report: grpc(5), expect: SUCCESS },
     Row { name: "ALREADY_EXISTS", report: grpc(6), expect: SUCCESS },
     Row { name: "PERMISSION_DENIED", report: grpc(7), expect: SUCCESS },
@@ -119,7 +152,7 @@ const ROWS: &[Row] = &[
     Row { name: "gRPC over a 503", report: Report { grpc: Some(14), ..said(503, 0, "via_upstream", true) }, expect: failed(FailureKind::Status(503)) },
     Row { name: "gRPC over a 404", report: Report { grpc: Some(12), ..said(404, 0, "via_upstream", true) }, expect: SUCCESS },
     Row { name: "gRPC local reply to a refused connection", report: Report { grpc: Some(14), ..said(200, 32, REFUSED, true) }, expect: failed(FailureKind::Connect) },
-    Row { name: "gRPC, client's deadline", report: Report { grpc: Some(4), ..said(200, 268_435_456, "http2.remote_reset", true) }, expect: Outcome::Ignored },
+    Row { name: "gRPC, client's deadline", report: said(0, 268_435_456, "http2.remote_reset", true), expect: Outcome::Ignored },
 ];
 
 #[test]
@@ -142,7 +175,7 @@ fn values_that_are_not_asked_for_are_not_needed() {
         if !report.asks_details() && report.code.is_none() {
             read.details = b"";
         }
-        if report.flags != 0 || report.code != Some(200) {
+        if !report.asks_grpc() {
             read.grpc = None;
         }
         assert_eq!(classify(&read, &policy), *expect, "{name}");
@@ -154,6 +187,23 @@ fn a_plain_success_asks_for_nothing_more() {
     let report = said(200, 0, "", false);
     assert!(!report.asks_upstream() && !report.asks_details());
     assert_eq!(classify(&report, &Policy::unconfigured()), SUCCESS);
+}
+
+/// After a head of 200 only the endpoint itself can still fail.
+#[test]
+fn every_flag_of_envoy_is_decided_after_the_head() {
+    let cut = flag::TRANSPORT;
+    for bit in 0..31 {
+        let flags = 1 << bit;
+        let outcome = classify(&head(200, flags, ""), &Policy::unconfigured());
+        let expect = match flags {
+            flag::FROM_CACHE => Outcome::Ignored,
+            _ if cut & flags != 0 => outcome,
+            _ => SUCCESS,
+        };
+        assert_eq!(outcome, expect, "flag {bit}");
+        assert_eq!(matches!(outcome, Outcome::Failure(_)), cut & flags != 0, "flag {bit}");
+    }
 }
 
 /// Every flag alone, on a 503 that came from upstream: the client's, ours, the transport's, or none.
@@ -178,10 +228,10 @@ fn every_flag_of_envoy_is_decided() {
         ours,                          // RLSE
         ours,                          // DC
         by_code,                       // URX
-        ours,                          // SI
+        failed(FailureKind::Timeout),  // SI
         ours,                          // IH
         ours,                          // DPE
-        ours,                          // UMSDR
+        failed(FailureKind::Timeout),  // UMSDR
         ours,                          // RFCF
         ours,                          // NFCF
         ours,                          // DT
@@ -296,25 +346,64 @@ fn retry_after_in_seconds_or_as_a_date() {
     }
 }
 
+#[test]
+fn a_clients_deadline_as_grpc_and_as_envoy_writes_it() {
+    for (value, expect) in [
+        ("30m", Some(30_000)),
+        ("1S", Some(1_000_000)),
+        ("2M", Some(120_000_000)),
+        ("1H", Some(3_600_000_000)),
+        ("250u", Some(250)),
+        ("99999999n", Some(99_999)),
+        ("0m", Some(0)),
+        ("", None),
+        ("m", None),
+        ("30", None),
+        ("-1m", None),
+        ("999999999m", None),
+        ("3 0m", None),
+    ] {
+        let found = parse_grpc_timeout(value.as_bytes()).map(|d| d.as_micros());
+        assert_eq!(found, expect, "{value:?}");
+    }
+    for (value, expect) in [("30", Some(30)), ("0", None), ("", None), ("3s", None)] {
+        let found = parse_timeout_ms(value.as_bytes()).map(|d| d.as_millis());
+        assert_eq!(found, expect, "{value:?}");
+    }
+}
+
+#[test]
+fn a_deadline_counts_as_passed_from_nine_tenths_on() {
+    let ms = Duration::from_millis;
+    for (deadline, lasted, expect) in
+        [(Some(30), 26, false), (Some(30), 27, true), (Some(30), 100, true), (None, 100, false)]
+    {
+        assert_eq!(super::overdue(deadline.map(ms), ms(lasted)), expect, "{deadline:?} {lasted}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn nothing_that_is_reported_traps(
         code: Option<u16>, flags: u64, details: Vec<u8>, upstream: bool, transport_failure: bool,
-        grpc: Option<u32>, header: Vec<u8>, now: u64, attempt: bool,
+        grpc: Option<u32>, header: Vec<u8>, now: u64, attempt: bool, head: bool, connect: bool,
+        overdue: bool,
     ) {
         let retry_after = parse_retry_after(&header, Now(now));
         let scope = if attempt { Scope::Attempt } else { Scope::Request };
         let report = Report {
-            code, flags, details: &details, upstream, transport_failure, grpc, took: None,
-            retry_after, scope,
+            code, flags, head, connect, overdue, details: &details, upstream, transport_failure,
+            grpc, took: None, retry_after, scope,
         };
         let outcome = classify(&report, &Policy::unconfigured());
-        // Whatever else is reported, a client that left charges nobody.
-        let left = classify(&Report { flags: flags | flag::CLIENT_GONE, ..report }, &Policy::unconfigured());
+        // Whatever else is reported, a client that left before the head charges nobody.
+        let left = Report { flags: flags | flag::CLIENT_GONE, head: false, ..report };
+        let left = classify(&left, &Policy::unconfigured());
         proptest::prop_assert_eq!(left, Outcome::Ignored);
-        proptest::prop_assert!(outcome == Outcome::Ignored || upstream || report.flags & flag::TRANSPORT != 0
+        proptest::prop_assert!(outcome == Outcome::Ignored || upstream
+            || report.flags & (flag::TRANSPORT | flag::UPSTREAM_TIMEOUT) != 0
             || code.is_some_and(|code| code < 400) || attempt || details.starts_with(b"upstream_reset_")
-            || transport_failure);
+            || transport_failure || head);
     }
 
     #[test]

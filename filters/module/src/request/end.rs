@@ -10,6 +10,8 @@ pub(super) struct Ended {
     pub(super) grpc_status: Option<u32>,
     pub(super) flags: u64,
     pub(super) attempts: u32,
+    /// Past its client's own deadline.
+    overdue: bool,
     pub(super) outcome: Outcome,
     /// The entry of the list that the last attempt went to; asked for where something went wrong.
     pub(super) answered: Option<usize>,
@@ -51,8 +53,17 @@ impl Exchange {
             .ok()
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or(0);
-        let mut report = Report { code, flags, ..Report::default() };
-        if self.grpc && code == Some(200) && flags == 0 {
+        let sent = self.sent.is_some();
+        let head = sent.then(|| host::response_header(SERVICE_TIME).ok()).flatten();
+        let mut report = Report {
+            code,
+            flags,
+            head: head.is_some(),
+            connect: METHODS.get(usize::from(self.method)) == Some(&"CONNECT"),
+            overdue: overdue(self.deadline, now.since(self.started)),
+            ..Report::default()
+        };
+        if self.grpc && report.asks_grpc() {
             report.grpc =
                 host::property_u64(keys::GRPC_STATUS).ok().and_then(|s| u32::try_from(s).ok());
         }
@@ -66,7 +77,7 @@ impl Exchange {
             report.retry_after = value.and_then(|value| parse_retry_after(&value, now));
         }
         // Of an attempt, for the endpoint's books; a span has the request's own times.
-        let latency = self.sent.as_ref().and_then(|_| latency(attempts));
+        let latency = sent.then(|| latency(attempts, head.as_deref())).flatten();
         let latency = latency.unwrap_or_else(|| now.since(self.started));
         report.took = Some(latency);
         let policy = service.map_or(&worker.config.default_policy, |service| &service.policy);
@@ -84,6 +95,7 @@ impl Exchange {
             grpc_status: report.grpc,
             flags,
             attempts,
+            overdue: report.overdue,
             outcome,
             answered,
             latency: Some(latency),
@@ -109,7 +121,8 @@ impl Exchange {
             let sample = sample(outcome, ended.latency.filter(|_| last || ended.attempts <= 1));
             match (ticket, outcome) {
                 (Some(ticket), Outcome::Ignored) => {
-                    let waited = (ended.flags & flag::CLIENT != 0).then_some(took);
+                    let left = ended.flags & flag::CLIENT != 0 || ended.overdue;
+                    let waited = left.then_some(took);
                     service.balancer.abandoned(ticket, now, waited);
                 }
                 (Some(ticket), _) => service.balancer.finished(ticket, now, sample),
@@ -152,13 +165,15 @@ fn sample(outcome: Outcome, latency: Option<Duration>) -> Sample {
     Sample { latency, failed, retry_after }
 }
 
+/// What Envoy writes into the head of an endpoint's answer, and into no reply of its own.
+const SERVICE_TIME: &[u8] = b"x-envoy-upstream-service-time";
+
 /// Time to the response's head. With one attempt it is in a header that Envoy adds; that header
 /// counts from the first attempt, so with more the last one's whole time has to do.
-fn latency(attempts: u32) -> Option<Duration> {
+fn latency(attempts: u32, head: Option<&[u8]>) -> Option<Duration> {
     if attempts > 1 {
         return host::property_u64(keys::BACKEND_LATENCY).ok().map(Duration::from_nanos);
     }
-    let value = host::response_header(b"x-envoy-upstream-service-time").ok()?;
-    let millis: u64 = std::str::from_utf8(&value).ok()?.parse().ok()?;
+    let millis: u64 = std::str::from_utf8(head?).ok()?.parse().ok()?;
     Some(Duration::from_millis(millis))
 }
