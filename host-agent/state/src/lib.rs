@@ -19,9 +19,10 @@ mod state;
 mod tests;
 mod update;
 
+pub use overlay::MAX_OPINIONS;
 pub use saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedStream};
 pub use snapshot::{Held, Overlay, Rejected, Service, Snapshot};
-pub use state::{MAX_TOTAL, State, show};
+pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{
     Change, Changes, FileService, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,
     Settings, Update, now_of,

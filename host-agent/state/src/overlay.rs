@@ -10,10 +10,13 @@
 //! A proxy's opinion has one author, so its place is the time on that proxy's clock: also a transition
 //! that is published once more, as a new entry, says nothing new.
 //!
+//! Orders and opinions are bounded apart, so that no flood of opinions keeps an order out: of opinions the
+//! oldest give way; an order beyond the bounds of orders is refused, by count and by bytes.
+//!
 //! Slots are keyed by names, not by what is registered: an event for an endpoint that is not there
 //! waits for it until the ttl, and cannot bring back what the registry has deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use pintle_contract::{BreakerState, Endpoint, Force, ForceAction, Health, Now, Opinion};
@@ -22,8 +25,15 @@ use serde_json::{Value, json};
 use crate::event::{Action, Event, MAX_TTL};
 use crate::update::{Moment, Outcome, now_of};
 
-/// Slots in all: two for every endpoint that there may be.
-pub(crate) const MAX_SLOTS: usize = 200_000;
+mod opinions;
+
+pub use opinions::MAX_OPINIONS;
+use opinions::Opinions;
+
+/// Orders in all: one for every endpoint that there may be.
+pub(crate) const MAX_ORDERS: usize = 100_000;
+/// Bytes of their policies together; the next start has to read them at once.
+pub(crate) const MAX_ORDER_BYTES: usize = 32 << 20;
 /// A fleet's opinion is worth nothing after the longest time a breaker stays open (300 s and half of
 /// that as jitter, rounded up); keeping its place no longer than this bounds proxies x endpoints.
 const MAX_OPINION: Duration = Duration::from_secs(600);
@@ -35,9 +45,9 @@ pub(crate) enum Key {
     Eject(String),
     Weight(String),
     Force(String),
-    Reporter { endpoint: String, agent: String, proxy: String },
     Policy,
     Trace,
+    Reporter { endpoint: String, agent: String, proxy: String },
 }
 
 /// What it is set to.
@@ -66,7 +76,8 @@ pub(crate) struct Slot {
     pub(crate) until_wall: SystemTime,
     /// When the slot is forgotten, whatever it holds.
     pub(crate) forget: Duration,
-    timer: u64,
+    /// A later slot has a higher number.
+    number: u64,
 }
 
 impl Slot {
@@ -85,7 +96,15 @@ impl Slot {
             source,
             until_wall,
             forget,
-            timer: 0,
+            number: 0,
+        }
+    }
+
+    /// Bytes of its policy, if it is one.
+    fn bytes(&self) -> usize {
+        match &self.effect {
+            Some(Effect::Policy(patch)) => patch.to_string().len(),
+            _ => 0,
         }
     }
 }
@@ -94,8 +113,14 @@ impl Slot {
 pub(crate) struct Overlays {
     slots: BTreeMap<String, BTreeMap<Key, Slot>>,
     timers: BTreeMap<(Duration, u64), (String, Key)>,
-    next_timer: u64,
-    count: usize,
+    last_number: u64,
+    orders: usize,
+    /// Of the orders' policies.
+    bytes: usize,
+    opinions: Opinions,
+    /// Services of which opinions in force gave way, until [`Overlays::expire`] tells them.
+    changed: BTreeSet<String>,
+    gave_way: u64,
 }
 
 impl Overlays {
@@ -161,62 +186,94 @@ impl Overlays {
     }
 
     pub(crate) fn set(&mut self, service: &str, key: Key, mut slot: Slot) -> Outcome {
-        let slots = match self.slots.get_mut(service) {
-            Some(slots) => slots,
-            None => self.slots.entry(service.to_owned()).or_default(),
-        };
-        match slots.get(&key) {
-            Some(old) if old.place >= slot.place => return Outcome::Duplicate,
-            Some(old) => {
-                self.timers.remove(&(old.until, old.timer));
+        let old = self.slots.get(service).and_then(|slots| slots.get(&key));
+        if old.is_some_and(|old| old.place >= slot.place) {
+            return Outcome::Duplicate;
+        }
+        let (is_there, old_bytes) = (old.is_some(), old.map_or(0, Slot::bytes));
+        if let Key::Reporter { agent, .. } = &key {
+            let agent = agent.clone();
+            self.remove(service, &key);
+            if let Some((service, key)) = self.opinions.in_the_way(&agent) {
+                self.give_way(service, &key);
             }
-            None if self.count >= MAX_SLOTS => {
-                if slots.is_empty() {
-                    self.slots.remove(service);
-                }
+        } else {
+            let orders = self.orders.saturating_sub(usize::from(is_there));
+            let bytes = self.bytes.saturating_sub(old_bytes).saturating_add(slot.bytes());
+            if orders >= MAX_ORDERS || bytes > MAX_ORDER_BYTES {
                 return Outcome::Full;
             }
-            None => self.count = self.count.saturating_add(1),
+            self.remove(service, &key);
         }
-        self.next_timer = self.next_timer.wrapping_add(1);
-        slot.timer = self.next_timer;
-        self.timers.insert((slot.until, slot.timer), (service.to_owned(), key.clone()));
-        slots.insert(key, slot);
+        self.last_number = self.last_number.wrapping_add(1);
+        slot.number = self.last_number;
+        match &key {
+            Key::Reporter { agent, .. } => self.opinions.add(slot.number, service, &key, agent),
+            _ => {
+                self.orders = self.orders.saturating_add(1);
+                self.bytes = self.bytes.saturating_add(slot.bytes());
+            }
+        }
+        self.timers.insert((slot.until, slot.number), (service.to_owned(), key.clone()));
+        self.slots.entry(service.to_owned()).or_default().insert(key, slot);
         Outcome::Applied
     }
 
-    /// Ends what is due; the services that changed.
-    pub(crate) fn expire(&mut self, now: Duration) -> Vec<String> {
-        let mut changed = Vec::new();
+    fn remove(&mut self, service: &str, key: &Key) -> Option<Slot> {
+        let slots = self.slots.get_mut(service)?;
+        let slot = slots.remove(key)?;
+        if slots.is_empty() {
+            self.slots.remove(service);
+        }
+        self.timers.remove(&(slot.until, slot.number));
+        match key {
+            Key::Reporter { agent, .. } => self.opinions.remove(slot.number, agent),
+            _ => {
+                self.orders = self.orders.saturating_sub(1);
+                self.bytes = self.bytes.saturating_sub(slot.bytes());
+            }
+        }
+        Some(slot)
+    }
+
+    fn give_way(&mut self, service: String, key: &Key) {
+        self.gave_way = self.gave_way.saturating_add(1);
+        if self.remove(&service, key).is_some_and(|slot| slot.effect.is_some()) {
+            self.changed.insert(service);
+        }
+    }
+
+    /// How many opinions gave way since this was asked last.
+    pub(crate) const fn gave_way(&mut self) -> u64 {
+        std::mem::replace(&mut self.gave_way, 0)
+    }
+
+    /// Ends what is due; the services that changed since the last time.
+    pub(crate) fn expire(&mut self, now: Duration) -> BTreeSet<String> {
+        let mut changed = std::mem::take(&mut self.changed);
         while let Some(due) = self.timers.first_entry()
             && due.key().0 <= now
         {
-            let (at, (service, key)) = (due.key().0, due.get().clone());
-            let timer = due.key().1;
-            due.remove();
-            let Some(slots) = self.slots.get_mut(&service) else {
-                continue;
-            };
-            if let Some(slot) = slots.get_mut(&key)
+            let (at, number) = *due.key();
+            let (service, key) = due.remove();
+            let slot = self.slots.get_mut(&service).and_then(|slots| slots.get_mut(&key));
+            if let Some(slot) = slot
                 && slot.effect.is_some()
                 && slot.forget > at
             {
+                if !matches!(key, Key::Reporter { .. }) {
+                    self.bytes = self.bytes.saturating_sub(slot.bytes());
+                }
                 slot.effect = None;
                 slot.until = slot.forget;
-                self.timers.insert((slot.until, timer), (service.clone(), key));
-                changed.push(service);
+                self.timers.insert((slot.until, number), (service.clone(), key));
+                changed.insert(service);
                 continue;
             }
-            if slots.remove(&key).is_some_and(|slot| slot.effect.is_some()) {
-                changed.push(service.clone());
-            }
-            self.count = self.count.saturating_sub(1);
-            if slots.is_empty() {
-                self.slots.remove(&service);
+            if self.remove(&service, &key).is_some_and(|slot| slot.effect.is_some()) {
+                changed.insert(service);
             }
         }
-        changed.sort_unstable();
-        changed.dedup();
         changed
     }
 
@@ -225,7 +282,7 @@ impl Overlays {
         self.timers.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// All slots, by service.
+    /// All slots, by service; within one orders first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Key, &Slot)> {
         self.slots
             .iter()

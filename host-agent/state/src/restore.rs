@@ -83,6 +83,8 @@ impl State {
             );
             overlays.set(&overlay.service, overlay.key.load(), slot);
         }
+        // What an earlier release kept beyond today's bounds is nobody's news.
+        overlays.gave_way();
         let names = self.names();
         self.publish(names.iter().map(String::as_str), true, now);
     }

@@ -37,6 +37,8 @@ pub const MAX_TOTAL: usize = 100_000;
 const MAX_GONE: usize = 1_000;
 /// Entries of the lists for people in a snapshot; they are copied with every change.
 const MAX_LISTED: usize = 1_000;
+/// How an opinion that gave way to a newer one is counted: source and reason.
+pub const GAVE_WAY: (&str, &str) = ("event", "opinion_gave_way");
 /// Notices of one update: a listing of broken values must not become a flood of lines.
 const MAX_NOTICES: usize = 32;
 /// What a frame holds beside endpoints: header, checksum, names, versions and the largest policy.
@@ -277,6 +279,9 @@ impl State {
         for name in self.overlays.expire(now.mono) {
             work.dirty.insert(name);
             work.changes.meta = true;
+        }
+        for _ in 0..self.overlays.gave_way() {
+            work.changes.refused.push(GAVE_WAY);
         }
         let rules = self.settings.protection;
         let mut settled = Vec::new();

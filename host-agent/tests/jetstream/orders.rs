@@ -86,3 +86,48 @@ async fn an_order_that_agents_cannot_read_is_no_success() {
     let words = refused.unwrap_err().to_string();
     assert!(words.contains("in force on no agent: test: "), "{words}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_opinions_keeps_no_order_waiting_and_no_state_grows_by_it() {
+    const COUNT: u64 = 100_000;
+    let nats = Nats::start().await.unwrap();
+    let place = Place::new();
+    let config = place.config(&nats.url());
+    let agent = Agent::start(config.clone());
+    ready(&agent).await;
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    for n in 0..COUNT {
+        let action = Action::Transition {
+            proxy: format!("envoy-{n}"),
+            from: BreakerState::Closed,
+            to: BreakerState::Open,
+            reason: "5 consecutive failures".into(),
+            trips: 1,
+        };
+        let mut opinion = draft("orders", &format!("e{}", n % 10), action, 60);
+        opinion.source = format!("agent-{}", n % 100);
+        let payload = opinion.encode(Now(1_000_000_000 * n));
+        client.publish(opinion.subject("events"), payload.into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    let how = How { wait: secs(20), force: false };
+    let began = Instant::now();
+    let done = events.order(&draft("orders", "e1", Action::Drain, 600), how).await.unwrap();
+    println!("an order behind {COUNT} opinions: {:?}", began.elapsed());
+    assert_eq!(done.applied.len(), 1);
+    assert_eq!(health(&agent, "e1"), Some(Health::Draining));
+    let done = events.order(&draft("orders", "e2", Action::ForceOpen, 600), how).await.unwrap();
+    println!("an order to a breaker behind them: {:?}", began.elapsed());
+    assert_eq!(done.applied.len(), 1);
+    let stream = js(&nats).await.get_stream("PINTLE_EVENTS").await.unwrap();
+    let pending = async || stream.consumer_info("pintle-test:breaker").await.unwrap().num_pending;
+    pintle_tests::assert_eventually!(secs(60), pending().await == 0);
+    let gave_way = agent.sources().refused.get(&("event", "opinion_gave_way")).copied();
+    println!("{gave_way:?} gave way");
+    agent.stop().await;
+    let state = std::fs::metadata(place.dir.path().join("state/state")).unwrap().len();
+    assert!(state < 16 << 20, "{state} bytes");
+    let agent = Agent::start(config);
+    assert_eq!(health(&agent, "e1"), Some(Health::Draining), "from disk");
+}

@@ -18,7 +18,7 @@ use async_nats::jetstream::{AckKind, Message};
 use futures::{FutureExt as _, StreamExt as _};
 use pintle_contract::Now;
 use pintle_state::event::{self, Event, Origin};
-use pintle_state::{Changes, Outcome, PolicyCheck, Update};
+use pintle_state::{Changes, GAVE_WAY, MAX_OPINIONS, Outcome, PolicyCheck, Update};
 use tokio::task::unconstrained;
 use tokio::time::sleep;
 
@@ -37,6 +37,11 @@ const BATCH: usize = 512;
 const SWEEP: Duration = Duration::from_secs(30);
 /// Advisories made into letters in one sweep.
 const SWEEP_MOST: usize = 1000;
+/// An opinion with more messages behind it than there may be opinions gives way unread, so that orders
+/// to breakers do not wait behind a flood.
+const OPINIONS: u64 = MAX_OPINIONS as u64;
+/// What our agents' transitions have in them; nobody else's order has, unless it is written so.
+const TRANSITION: &[u8] = br#""action":"transition""#;
 /// A wait before a message comes again, where the configuration has none.
 const LATER: Duration = Duration::from_secs(2);
 
@@ -251,8 +256,14 @@ impl<'a> Session<'a> {
         let mut good: Vec<Event> = Vec::with_capacity(batch.len());
         let mut read: Vec<(Message, Option<Waiting>)> = Vec::with_capacity(batch.len());
         let mut poison: Vec<Poison> = Vec::new();
+        let mut gave_way = 0u64;
         for message in batch {
             let Ok(info) = message.info() else { continue };
+            if info.pending > OPINIONS && is_opinion(&message.payload) {
+                gave_way = gave_way.saturating_add(1);
+                ack(&message, AckKind::Ack).await;
+                continue;
+            }
             let (sequence, deliveries) = (info.stream_sequence, info.delivered);
             let published = info.published.unix_timestamp_nanos();
             let origin = Origin {
@@ -286,6 +297,12 @@ impl<'a> Session<'a> {
                     poison.push(Poison { message, letter, later });
                 }
             }
+        }
+        if gave_way > 0 {
+            self.given.context.board.change(|sources| {
+                let count = sources.refused.entry(GAVE_WAY).or_default();
+                *count = count.saturating_add(gave_way);
+            });
         }
         if !good.is_empty() {
             let highest = good.iter().map(|event| event.origin.sequence).max();
@@ -487,6 +504,10 @@ fn waiting(message: &Message, event: &Event) -> Option<Waiting> {
         sequence: event.origin.sequence,
         left: (!event.action.ends()).then_some(left),
     })
+}
+
+fn is_opinion(payload: &[u8]) -> bool {
+    payload.windows(TRANSITION.len()).any(|window| window == TRANSITION)
 }
 
 /// A failure here means a redelivery, which changes nothing.

@@ -6,6 +6,7 @@
 
 use super::{MAX_LISTED, State, Work};
 use crate::entry::Reject;
+use crate::overlay::{Key, Slot};
 use crate::snapshot::{Held, Overlay, Rejected};
 use crate::update::{Moment, Notice};
 
@@ -91,8 +92,12 @@ impl State {
         list.into_iter().map(|(_, rejected)| rejected.clone()).collect()
     }
 
+    /// Orders first: there may be more opinions than are listed.
     pub(super) fn list_overlays(&self) -> Vec<Overlay> {
-        let in_force = self.overlays.iter().filter_map(|(service, key, slot)| {
+        let is_order = |(_, key, _): &(&str, &Key, &Slot)| !matches!(key, Key::Reporter { .. });
+        let orders = self.overlays.iter().filter(is_order);
+        let opinions = self.overlays.iter().filter(|slot| !is_order(slot));
+        let in_force = orders.chain(opinions).filter_map(|(service, key, slot)| {
             let (kind, action) = slot.effect.as_ref()?.describe();
             Some(Overlay {
                 kind,

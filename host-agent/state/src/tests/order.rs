@@ -266,3 +266,56 @@ fn replaying_a_long_past_costs_no_memory() {
     assert!(changes.outcomes.iter().all(|outcome| *outcome == Outcome::Expired));
     assert_eq!(state.save(at(1)).overlays.len(), 0);
 }
+
+#[test]
+fn opinions_give_way_oldest_first_and_never_keep_an_order_out() {
+    let mut state = State::new(settings());
+    state.apply(Update::Stream { identity: 1 }, at(0));
+    let mut sequence = 0;
+    let mut opinion = |state: &mut State, agent: &str, proxy: &str| {
+        sequence += 1;
+        let (source, action) = transition(agent, proxy, BreakerState::Open);
+        let event = Event { source, ..event(sequence, "s", Some("e00001"), action, 60) };
+        state.apply(Update::Events(vec![event]), at(1))
+    };
+    let first = opinion(&mut state, "quiet", "p");
+    assert_eq!(first.outcomes, [Outcome::Applied]);
+    let mut gave_way = 0;
+    for n in 0..60_000 {
+        let agent = format!("flood-{}", n % 3);
+        gave_way += opinion(&mut state, &agent, &format!("p{n}")).refused.len();
+    }
+    assert_eq!(gave_way, 45_000, "each flood drives out its own");
+    let reporters = |state: &State| {
+        let kept = state.save(at(1)).overlays;
+        kept.iter().filter(|overlay| overlay.source == "quiet").count()
+    };
+    assert_eq!(reporters(&state), 1, "who is quiet stays");
+    for n in 0..40_000 {
+        opinion(&mut state, &format!("many-{n}"), "p");
+    }
+    assert_eq!(reporters(&state), 0, "the oldest of all goes");
+    let saved = state.save(at(1));
+    assert_eq!(saved.overlays.len(), MAX_OPINIONS);
+    let bytes = serde_json::to_vec(&saved).unwrap().len();
+    assert!(bytes < 16 << 20, "{bytes}");
+    let order = event(200_000, "s", Some("e00001"), Action::Drain, 60);
+    let done = state.apply(Update::Events(vec![order]), at(1));
+    assert_eq!(done.outcomes, [Outcome::Applied]);
+
+    // Policies are bounded by their bytes.
+    let patch = serde_json::json!({"pad": "x".repeat(60_000)});
+    let fits = (0..1_000).filter(|n| {
+        let action = Action::Policy(patch.clone());
+        let order = event(300_000 + n, &format!("s{n}"), None, action, 60);
+        state.apply(Update::Events(vec![order]), at(1)).outcomes == [Outcome::Applied]
+    });
+    let fits = fits.count();
+    assert!((500..600).contains(&fits), "{fits}");
+    let order = event(400_000, "s", Some("e00002"), Action::Drain, 60);
+    assert_eq!(
+        state.apply(Update::Events(vec![order]), at(1)).outcomes,
+        [Outcome::Applied],
+        "what has no bytes has room"
+    );
+}
