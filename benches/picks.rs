@@ -54,7 +54,8 @@ fn native(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("native-{strategy}-{attempts}"));
         for count in COUNTS {
             let policy = format!(r#"{{"strategy": "{strategy}", "attempts": {attempts}}}"#);
-            let policy: Policy = serde_json::from_str(&policy).expect("a policy");
+            let policy = serde_json::from_str(&policy).expect("JSON");
+            let policy: Policy = pintle_settings::read("select", policy).expect("a policy");
             let now = Now::from_millis(1_000_000);
             let mut balancer = Balancer::new("s", &policy, &endpoints(count), "", 1, now);
             let mut dice = Dice::seed_from_u64(1);

@@ -110,7 +110,7 @@ struct Case<'a> {
 static NEXT: LazyLock<Vec<Config>> = LazyLock::new(|| {
     let only = |(format, _): &(&str, _)| {
         let config = json!({"extract": [format], "inject": [format], "participate": true});
-        serde_json::from_value(config).expect("a configuration")
+        pintle_settings::read("trace", config).expect("a configuration")
     };
     FORMATS.iter().map(only).collect()
 });
@@ -194,21 +194,27 @@ pub(crate) fn headers(data: &[u8]) {
     let export = case.export.then(|| json!({"cluster": "otel", "service_name": "cart"}));
     let boundary = ["trust", "ignore_sampled", "restart"][usize::from(case.boundary % 3)];
     let spans = ["per_request", "per_attempt", "off"][usize::from(case.spans % 3)];
-    let config: Config = serde_json::from_value(json!({
-        "extract": names(&extract),
-        "inject": names(&inject),
-        "boundary": boundary,
-        "direction": if case.egress { "egress" } else { "ingress" },
-        "participate": case.participate,
-        "tracestate_member": case.member.then_some("pintle"),
-        "baggage_allow": allow,
-        "export": export,
-    }))
+    let config: Config = pintle_settings::read(
+        "trace",
+        json!({
+            "extract": names(&extract),
+            "inject": names(&inject),
+            "boundary": boundary,
+            "direction": if case.egress { "egress" } else { "ingress" },
+            "participate": case.participate,
+            "tracestate_member": case.member.then_some("pintle"),
+            "baggage_allow": allow,
+            "export": export,
+        }),
+    )
     .expect("a configuration");
-    let policy: Policy = serde_json::from_value(json!({
-        "ratio": f64::from(case.ratio) / 255.0,
-        "spans": spans,
-    }))
+    let policy: Policy = pintle_settings::read(
+        "trace",
+        json!({
+            "ratio": f64::from(case.ratio) / 255.0,
+            "spans": spans,
+        }),
+    )
     .expect("a policy");
     let all: Vec<&str> = FORMATS.iter().flat_map(|(_, names)| *names).copied().collect();
     let headers: Vec<Header> = case

@@ -105,20 +105,23 @@ fn policy(rules: &Rules) -> Policy {
     let slow_start = rules.slow_start.then(|| json!({"window": "200s", "aggression": 1.5}));
     let panic_percent = [50, 0, 100, 1][usize::from(rules.panic % 4)];
     let fallback = ["none", "any", "default"][usize::from(rules.fallback % 3)];
-    serde_json::from_value(json!({
-        "strategy": STRATEGIES[usize::from(rules.strategy) % STRATEGIES.len()],
-        "panic_percent": panic_percent,
-        "attempts": rules.attempts % 16 + 1,
-        "table_size": 101,
-        "minimum_ring_size": 64,
-        "maximum_ring_size": 256,
-        "hash_balance_factor": if rules.balance { 120 } else { 0 },
-        "slow_start": slow_start,
-        "zone_aware": rules.zones,
-        "subset": [{"header": "x-version", "metadata": "version"}],
-        "subset_fallback": fallback,
-        "subset_default": {"metadata": {"version": "1"}},
-    }))
+    pintle_settings::read(
+        "select",
+        json!({
+            "strategy": STRATEGIES[usize::from(rules.strategy) % STRATEGIES.len()],
+            "panic_percent": panic_percent,
+            "attempts": rules.attempts % 16 + 1,
+            "table_size": 101,
+            "minimum_ring_size": 64,
+            "maximum_ring_size": 256,
+            "hash_balance_factor": if rules.balance { 120 } else { 0 },
+            "slow_start": slow_start,
+            "zone_aware": rules.zones,
+            "subset": [{"header": "x-version", "metadata": "version"}],
+            "subset_fallback": fallback,
+            "subset_default": {"metadata": {"version": "1"}},
+        }),
+    )
     .expect("a policy")
 }
 

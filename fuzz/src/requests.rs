@@ -38,7 +38,7 @@ fn read(data: &[u8]) -> arbitrary::Result<()> {
     }
     let request = Request { headers, address: u.arbitrary()? };
     let select = vary(&POLICY["select"], &mut u)?;
-    let Ok(policy) = serde_json::from_value::<Policy>(select) else { return Ok(()) };
+    let Ok(policy) = pintle_settings::read::<Policy>("select", select) else { return Ok(()) };
 
     let hash = |seed| hash_key(&policy, &request, &mut Dice::seed_from_u64(seed));
     let key = hash(1);

@@ -100,13 +100,16 @@ pub(crate) fn spans(data: &[u8]) {
     let Some(case) = case::<Case<'_>>(data) else { return };
     let queue = usize::from(case.queue % 40) + 1;
     let batch = usize::from(case.batch) % queue + 1;
-    let config: Config = serde_json::from_value(json!({
-        "direction": if case.egress { "egress" } else { "ingress" },
-        "export": {
-            "cluster": "otel", "service_name": "cart", "query": case.query, "batch": batch,
-            "queue": queue, "retries": case.retries % 4,
-        },
-    }))
+    let config: Config = pintle_settings::read(
+        "trace",
+        json!({
+            "direction": if case.egress { "egress" } else { "ingress" },
+            "export": {
+                "cluster": "otel", "service_name": "cart", "query": case.query, "batch": batch,
+                "queue": queue, "retries": case.retries % 4,
+            },
+        }),
+    )
     .expect("a configuration");
     let mut books = Books {
         exporter: Exporter::new(&config, 1).expect("an exporter"),

@@ -339,7 +339,7 @@ struct OrderArgs {
     /// SERVICE/ID.
     endpoint: String,
     /// For how long, 1s to 24h.
-    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "60s", value_parser = pintle_settings::parse_duration)]
     ttl: Duration,
 }
 

@@ -10,19 +10,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use pintle_settings::{Invalid, MINUTE, SECOND, Section, Settings};
 use serde_json::{Map, Value};
 
 use crate::registration::RegisterConfig;
 use crate::serve::admin::AdminOptions;
 use crate::serve::socket::{SocketOptions, group_id};
 use crate::serve::transport::TlsFiles;
-use crate::source::{Invalid, SourcesConfig, human};
+use crate::source::SourcesConfig;
 
 /// Where the admin address is unless said otherwise; the CLI looks there.
 pub const ADMIN: &str = "127.0.0.1:19100";
@@ -53,8 +52,7 @@ pub struct Config {
 }
 
 /// The `log` section.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
     /// `text` or `json`.
     pub format: LogFormat,
@@ -64,8 +62,7 @@ pub struct LogConfig {
 }
 
 /// How lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people.
     #[default]
@@ -131,91 +128,11 @@ const fn key(
 /// What is laid over the file: flags by name, with their values.
 pub type Flags = BTreeMap<&'static str, Vec<String>>;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawSocket {
-    path: PathBuf,
-    mode: String,
-    group: Option<String>,
-    allow_uids: Vec<u32>,
-    allow_gids: Vec<u32>,
-}
-
-impl Default for RawSocket {
-    fn default() -> Self {
-        Self {
-            path: SOCKET.into(),
-            mode: "0600".to_owned(),
-            group: None,
-            allow_uids: Vec::new(),
-            allow_gids: Vec::new(),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTcp {
-    listen: SocketAddr,
-    cert: PathBuf,
-    key: PathBuf,
-    client_ca: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawAdmin {
-    listen: SocketAddr,
-    allow_remote: bool,
-    hosts: Vec<String>,
-}
-
-impl Default for RawAdmin {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 19100)),
-            allow_remote: false,
-            hosts: Vec::new(),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawMetrics {
-    max_endpoints: usize,
-}
-
-impl Default for RawMetrics {
-    fn default() -> Self {
-        // 10,000 endpoints give about 60,000 series, a large but common size of one target.
-        Self { max_endpoints: 10_000 }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawShutdown {
-    #[serde(with = "human")]
-    deadline: Duration,
-}
-
-impl Default for RawShutdown {
-    fn default() -> Self {
-        Self { deadline: Duration::from_secs(10) }
-    }
-}
-
 impl Default for LogConfig {
     fn default() -> Self {
         Self { format: LogFormat::Text, level: "info".to_owned() }
     }
 }
-
-const SECTIONS: &[&str] = &[
-    "admin", "agent", "etcd", "file", "log", "metrics", "nats", "register", "shutdown", "socket",
-    "state", "tcp",
-];
 
 // === impl Config ===
 
@@ -248,17 +165,15 @@ impl Config {
         let mut tree = match tree {
             Value::Null => Map::new(),
             Value::Object(map) => map,
-            _ => return Err(Invalid::new("the file", "a map of sections")),
+            other => return Err(Invalid::new("the file", "a map of sections").found(&other)),
         };
         for (name, value) in env {
             if let Some(key) = KEYS.iter().find(|key| key.env == name) {
                 lay(&mut tree, key, key.split(&value));
             } else if name.starts_with("PINTLE_") && !is_expected(&name, &tree) {
                 let known: Vec<&str> = KEYS.iter().map(|key| key.env).collect();
-                return Err(Invalid::new(
-                    name,
-                    format!("not a variable that means something; known: {}", known.join(", ")),
-                ));
+                let accepts = format!("unset, or one of {}", known.join(", "));
+                return Err(Invalid::new(name, accepts));
             }
         }
         for key in KEYS {
@@ -266,7 +181,13 @@ impl Config {
                 lay(&mut tree, key, values.clone());
             }
         }
-        Self::read(tree)
+        for (name, section) in &mut tree {
+            // A section that is named and empty has its defaults.
+            if section.is_null() && name != "agent" {
+                *section = Value::Object(Map::new());
+            }
+        }
+        pintle_settings::read("", Value::Object(tree))
     }
 
     /// One section alone, for commands that need no more: environment and flags are laid over it as
@@ -274,7 +195,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn part<T: DeserializeOwned + Default>(
+    pub fn part<T: Settings>(
         name: &str,
         file: Option<&Path>,
         env: impl IntoIterator<Item = (String, String)>,
@@ -293,82 +214,119 @@ impl Config {
                 lay(&mut tree, key, values.clone());
             }
         }
-        Ok(section(&mut tree, name)?.unwrap_or_default())
+        Ok(pintle_settings::read(name, tree.remove(name).unwrap_or_default())?)
     }
+}
 
-    fn read(mut tree: Map<String, Value>) -> Result<Self, Invalid> {
-        if let Some(unknown) = tree.keys().find(|key| !SECTIONS.contains(&key.as_str())) {
-            return Err(Invalid::new(
-                unknown.clone(),
-                format!("not a section; known: {}", SECTIONS.join(", ")),
-            ));
+impl Settings for Config {
+    fn read(keys: &mut Section) -> Self {
+        if !keys.has("agent") {
+            keys.preset("agent", hostname().into());
         }
-        let agent = match tree.remove("agent") {
-            None | Some(Value::Null) => hostname(),
-            Some(Value::String(agent)) => agent,
-            Some(_) => return Err(Invalid::new("agent", "text")),
-        };
-        let sources = SourcesConfig {
-            agent: agent.clone(),
-            state: section(&mut tree, "state")?.unwrap_or_default(),
-            etcd: section(&mut tree, "etcd")?,
-            nats: section(&mut tree, "nats")?,
-            file: section(&mut tree, "file")?,
-        };
-        if sources.etcd.is_none() && sources.file.is_none() {
-            return Err(Invalid::new(
-                "etcd",
-                "a source of services: give etcd (--etcd http://127.0.0.1:2379) or file \
-                 (--file services.yaml)",
-            ));
-        }
-        sources.check()?;
-        let socket: RawSocket = section(&mut tree, "socket")?.unwrap_or_default();
-        let tcp: Option<RawTcp> = section(&mut tree, "tcp")?;
-        let admin: RawAdmin = section(&mut tree, "admin")?.unwrap_or_default();
-        let metrics: RawMetrics = section(&mut tree, "metrics")?.unwrap_or_default();
-        let shutdown: RawShutdown = section(&mut tree, "shutdown")?.unwrap_or_default();
-        let log: LogConfig = section(&mut tree, "log")?.unwrap_or_default();
-        let mut register: Option<RegisterConfig> = section(&mut tree, "register")?;
+        let sources = SourcesConfig::read(keys);
+        let agent = sources.agent.clone();
+        keys.ensure(
+            sources.etcd.is_some() || sources.file.is_some(),
+            "etcd",
+            "there, or file: a source of services (--etcd http://127.0.0.1:2379 or \
+             --file services.yaml)",
+        );
+        let registers = keys.has("register");
+        keys.ensure(!registers || sources.etcd.is_some(), "register", "beside an etcd section");
+        let mut register: Option<RegisterConfig> = keys.section("register");
         if let Some(register) = &mut register {
-            let Some(etcd) = &sources.etcd else {
-                return Err(Invalid::new("register", "an etcd section to register in"));
-            };
-            register.etcd = etcd.clone();
-            register.check()?;
+            register.etcd = sources.etcd.clone().unwrap_or_default();
         }
-        if metrics.max_endpoints > 100_000 {
-            return Err(Invalid::new("metrics.max_endpoints", "0 to 100000"));
-        }
-        let (least, most) = (Duration::from_secs(1), Duration::from_secs(600));
-        if !(least..=most).contains(&shutdown.deadline) {
-            return Err(Invalid::new("shutdown.deadline", "1s to 10m"));
-        }
-        if let Some(register) = &register
-            && register.drain >= shutdown.deadline
-        {
-            return Err(Invalid::new("shutdown.deadline", "a duration longer than register.drain"));
-        }
-        crate::logs::directives(&log.level).map_err(|error| Invalid::new("log.level", error))?;
-        Ok(Self {
-            socket: socket.check()?,
-            tcp: tcp.map(|tcp| {
-                let files = TlsFiles { cert: tcp.cert, key: tcp.key, client_ca: tcp.client_ca };
-                (tcp.listen, files)
+        let deadline = SECOND.saturating_mul(10);
+        let deadline = keys
+            .section_with("shutdown", |keys| {
+                keys.duration("deadline", SECOND..=MINUTE.saturating_mul(10), deadline)
+            })
+            .unwrap_or(deadline);
+        let drains = register.as_ref().is_none_or(|register| register.drain < deadline);
+        keys.ensure(drains, "shutdown.deadline", "longer than register.drain");
+        Self {
+            socket: keys.section_or_default("socket", socket),
+            tcp: keys.section_with("tcp", tcp),
+            admin: keys.section_or_default("admin", |keys| admin(keys, agent)),
+            max_endpoint_series: keys.section_or_default("metrics", |keys| {
+                // 10,000 endpoints give about 60,000 series, a large but common size of one target.
+                keys.whole("max_endpoints", 0..=100_000, 10_000)
             }),
-            admin: AdminOptions {
-                agent,
-                listen: admin.listen,
-                allow_remote: admin.allow_remote,
-                hosts: admin.hosts,
-            },
-            max_endpoint_series: metrics.max_endpoints,
-            log,
-            deadline: shutdown.deadline,
+            log: keys.section_or_default("log", LogConfig::read),
+            deadline,
             register,
             sources,
-        })
+        }
     }
+}
+
+impl Settings for LogConfig {
+    fn read(keys: &mut Section) -> Self {
+        let default = Self::default();
+        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let level = keys.parse("level", crate::logs::LEVELS, |level| {
+            level.as_str().filter(|level| crate::logs::directives(level).is_ok()).map(str::to_owned)
+        });
+        Self {
+            format: keys.word("format", &formats, default.format),
+            level: level.unwrap_or(default.level),
+        }
+    }
+}
+
+fn socket(keys: &mut Section) -> SocketOptions {
+    let mode =
+        keys.parse("mode", "octal text such as \"0600\" or \"0660\"; others get nothing", |mode| {
+            let mode = u32::from_str_radix(mode.as_str()?, 8).ok()?;
+            (mode <= 0o777 && mode & 0o600 == 0o600 && mode & 0o007 == 0).then_some(mode)
+        });
+    let path = keys.parse("path", "an absolute path of at most 103 bytes", |path| {
+        let path = PathBuf::from(path.as_str()?);
+        (path.is_absolute() && path.as_os_str().len() <= 103).then_some(path)
+    });
+    SocketOptions {
+        path: path.unwrap_or_else(|| SOCKET.into()),
+        mode: mode.unwrap_or(0o600),
+        group: keys.parse("group", "a group of this machine", |name| group_id(name.as_str()?)),
+        allow_uids: ids(keys, "allow_uids"),
+        allow_gids: ids(keys, "allow_gids"),
+    }
+}
+
+fn ids(keys: &mut Section, key: &'static str) -> Vec<u32> {
+    let id = |path: &str, value: Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| Invalid::new(path, "a number of a user or group").found(&value))
+    };
+    keys.list(key, 0..=1024, id).unwrap_or_default()
+}
+
+fn tcp(keys: &mut Section) -> (SocketAddr, TlsFiles) {
+    let mut file = |key| {
+        let path = keys.required(key, "a path", |path| path.as_str().map(PathBuf::from));
+        path.unwrap_or_default()
+    };
+    let files = TlsFiles { cert: file("cert"), key: file("key"), client_ca: file("client_ca") };
+    let listen = keys.required("listen", ADDRESS, address);
+    (listen.unwrap_or(DEFAULT_ADMIN), files)
+}
+
+fn admin(keys: &mut Section, agent: String) -> AdminOptions {
+    AdminOptions {
+        agent,
+        listen: keys.parse("listen", ADDRESS, address).unwrap_or(DEFAULT_ADMIN),
+        allow_remote: keys.flag("allow_remote", false),
+        hosts: keys.texts("hosts", 0..=64).unwrap_or_default(),
+    }
+}
+
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 19_100));
+
+const ADDRESS: &str = "an address and a port, such as 127.0.0.1:19100";
+
+fn address(value: &Value) -> Option<SocketAddr> {
+    value.as_str()?.parse().ok()
 }
 
 impl Key {
@@ -382,35 +340,6 @@ impl Key {
     }
 }
 
-impl RawSocket {
-    fn check(self) -> Result<SocketOptions, Invalid> {
-        let mode = u32::from_str_radix(&self.mode, 8)
-            .ok()
-            .filter(|mode| *mode <= 0o777 && mode & 0o600 == 0o600 && mode & 0o007 == 0)
-            .ok_or_else(|| {
-                Invalid::new(
-                    "socket.mode",
-                    "octal text such as \"0600\" or \"0660\"; others get nothing",
-                )
-            })?;
-        let group = self.group.map(|group| {
-            group_id(&group).ok_or_else(|| {
-                Invalid::new("socket.group", format!("a group of this machine, not {group:?}"))
-            })
-        });
-        if !self.path.is_absolute() || self.path.as_os_str().len() > 103 {
-            return Err(Invalid::new("socket.path", "an absolute path of at most 103 bytes"));
-        }
-        Ok(SocketOptions {
-            path: self.path,
-            mode,
-            group: group.transpose()?,
-            allow_uids: self.allow_uids,
-            allow_gids: self.allow_gids,
-        })
-    }
-}
-
 fn read(path: &Path) -> Result<Value, ConfigError> {
     let fail = |error| ConfigError::Read(path.to_owned(), error);
     let size = fs::metadata(path).map_err(fail)?.len();
@@ -419,18 +348,6 @@ fn read(path: &Path) -> Result<Value, ConfigError> {
     }
     let text = fs::read_to_string(path).map_err(fail)?;
     serde_yaml_ng::from_str(&text).map_err(|error| ConfigError::Parse(path.to_owned(), error))
-}
-
-fn section<T: DeserializeOwned>(
-    tree: &mut Map<String, Value>,
-    name: &str,
-) -> Result<Option<T>, Invalid> {
-    let value = match tree.remove(name) {
-        None => return Ok(None),
-        Some(Value::Null) => Value::Object(Map::new()),
-        Some(value) => value,
-    };
-    serde_json::from_value(value).map(Some).map_err(|error| Invalid::new(name, error.to_string()))
 }
 
 fn lay(tree: &mut Map<String, Value>, key: &Key, values: Vec<String>) {

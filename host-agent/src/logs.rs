@@ -54,14 +54,14 @@ impl std::fmt::Debug for Logs {
 /// A level or directives as a filter.
 ///
 /// # Errors
-/// What is wrong and what is accepted.
+/// [`LEVELS`], and what is wrong.
 pub fn directives(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::builder().parse(level).map_err(|error| {
-        format!(
-            "error, warn, info, debug, trace, or directives like info,pintle_agent=debug: {error}"
-        )
-    })
+    EnvFilter::builder().parse(level).map_err(|error| format!("{LEVELS}: {error}"))
 }
+
+/// What a level may be.
+pub(crate) const LEVELS: &str =
+    "error, warn, info, debug, trace, or directives like info,pintle_agent=debug";
 
 /// Begins to log to standard error.
 ///

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
+use pintle_settings::Settings;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -85,7 +85,7 @@ impl Origin {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn part<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, ConfigError> {
+    pub fn part<T: Settings>(&self, name: &str) -> Result<T, ConfigError> {
         Config::part(name, self.file.as_deref(), environment(), &self.flags)
     }
 }
@@ -118,8 +118,7 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let stop = CancellationToken::new();
     let sources_stop = CancellationToken::new();
-    let running = source::start(config.sources.clone(), check_policy, sources_stop.clone())
-        .map_err(ConfigError::from)?;
+    let running = source::start(config.sources.clone(), check_policy, sources_stop.clone());
     let fleet = Arc::new(Fleet::new(running.activities.clone(), running.outgoing.clone()));
     let recent = Recent::default();
     let mut tasks = vec![

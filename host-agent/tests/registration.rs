@@ -48,7 +48,7 @@ fn start(url: String, instances: Vec<Instance>, drain: Duration) -> Registration
 fn start_with(config: RegisterConfig) -> Registration {
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
-    let task = tokio::spawn(async move { register(config, token).await.unwrap() });
+    let task = tokio::spawn(async move { register(config, token).await });
     Registration { shutdown, task }
 }
 
@@ -65,7 +65,7 @@ fn instance(id: &str, at: SocketAddr, check: Option<Check>) -> Instance {
 }
 
 fn check(json: &str) -> Option<Check> {
-    let check: Check = serde_json::from_str(json).unwrap();
+    let check: Check = pintle_settings::read("check", serde_json::from_str(json).unwrap()).unwrap();
     Some(Check {
         interval: Duration::from_millis(100),
         timeout: Duration::from_millis(500),

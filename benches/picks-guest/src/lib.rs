@@ -61,7 +61,8 @@ impl RootContext for Root {
 impl Bench {
     fn new(strategy: &str, count: u16, attempts: u8) -> Option<Self> {
         let policy = format!(r#"{{"strategy": "{strategy}", "attempts": {attempts}}}"#);
-        let policy: Policy = serde_json::from_str(&policy).ok()?;
+        let policy: Policy =
+            pintle_settings::read("select", serde_json::from_str(&policy).ok()?).ok()?;
         let endpoint = |n: u16| {
             let [high, low] = n.to_be_bytes();
             Endpoint::new(format!("e-{n:05}"), SocketAddr::from(([10, 0, high, low], 80)))

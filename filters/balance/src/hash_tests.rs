@@ -20,7 +20,8 @@ impl RequestView for Seen {
 }
 
 fn key(policy: &str, headers: &[(&'static str, &'static str)]) -> HashKey {
-    let policy: Policy = serde_json::from_str(&format!(r#"{{"hash_key":{policy}}}"#)).unwrap();
+    let policy = serde_json::from_str(&format!(r#"{{"hash_key":{policy}}}"#)).unwrap();
+    let policy: Policy = pintle_settings::read("select", policy).unwrap();
     let seen = Seen { headers: headers.to_vec(), address: Some("192.0.2.7") };
     hash_key(&policy, &seen, &mut Dice::seed_from_u64(1))
 }

@@ -45,8 +45,8 @@ pub use hash::{HashKey, RequestView, hash_key};
 pub use load::LoadEntry;
 pub use policy::{
     Cookie, HashFunction, HashKeyPart, HashSource, MAX_ATTEMPTS, MAX_HASH_KEYS, MAX_RING_SIZE,
-    MAX_SELECTORS, MAX_TABLE_SIZE, Policy, PolicyError, RawPolicy, Selector, SelectorTarget,
-    SlowStart, Sticky, Strategy, SubsetDefault, SubsetFallback,
+    MAX_SELECTORS, MAX_TABLE_SIZE, Policy, Selector, SelectorTarget, SlowStart, Sticky, Strategy,
+    SubsetDefault, SubsetFallback,
 };
 pub use rand::rngs::Xoshiro256PlusPlus as Dice;
 pub use sticky::{Pin, pin};

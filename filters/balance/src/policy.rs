@@ -1,16 +1,12 @@
 //! How one service wants its endpoints chosen: the `select` section, checked.
 //!
-//! [`RawPolicy`] mirrors what a user writes, every key optional, unknown keys refused; [`Policy`] holds
-//! only values that can be served, so nothing after this file has to doubt them. An error names the
-//! field and the accepted range, because it is read by whoever put a policy into etcd and can't see the
-//! code. Durations are human text (`"30s"`, `"1h 30m"`).
-//!
-//! A policy is small and cloned on every table change, never per request.
+//! [`Policy`] holds only values that can be served, so nothing after this file has to doubt them.
+//! It is small and cloned on every table change, never per request.
 
-use std::fmt;
 use std::time::Duration;
 
-use serde::Deserialize;
+use pintle_contract::{MAX_LABEL, MAX_LABELS};
+use pintle_settings::{DAY, HOUR, MILLISECOND, SECOND, Section, Settings};
 
 /// Entries of the ordered list, at most. Envoy takes one per attempt; nobody retries 16 times.
 pub const MAX_ATTEMPTS: usize = 16;
@@ -24,8 +20,7 @@ pub const MAX_SELECTORS: usize = 8;
 pub const MAX_HASH_KEYS: usize = 16;
 
 /// How to choose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Strategy {
     /// Two weighted draws, the lower cost wins.
     #[default]
@@ -45,18 +40,21 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// Each with its name in configuration, logs and spans.
+    const NAMES: [(&str, Self); 7] = [
+        ("p2c", Self::P2c),
+        ("least_request", Self::LeastRequest),
+        ("round_robin", Self::RoundRobin),
+        ("weighted_round_robin", Self::WeightedRoundRobin),
+        ("random", Self::Random),
+        ("ring_hash", Self::RingHash),
+        ("maglev", Self::Maglev),
+    ];
+
     /// The name in configuration, logs and spans.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::P2c => "p2c",
-            Self::LeastRequest => "least_request",
-            Self::RoundRobin => "round_robin",
-            Self::WeightedRoundRobin => "weighted_round_robin",
-            Self::Random => "random",
-            Self::RingHash => "ring_hash",
-            Self::Maglev => "maglev",
-        }
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, strategy)| *strategy == self).map_or("", |(name, _)| name)
     }
 
     /// Whether requests are placed by a hash key.
@@ -67,8 +65,7 @@ impl Strategy {
 }
 
 /// The function that places endpoints on the ring. Request keys are always xxHash64, as in Envoy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum HashFunction {
     /// xxHash64, seed 0.
     #[default]
@@ -131,8 +128,7 @@ pub enum SelectorTarget {
 }
 
 /// What happens when no endpoint at all has what was asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SubsetFallback {
     /// Nothing is chosen; Envoy's default.
     #[default]
@@ -144,8 +140,7 @@ pub enum SubsetFallback {
 }
 
 /// What `subset_default` asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubsetDefault {
     /// Metadata keys with the value each must have.
     pub metadata: std::collections::BTreeMap<String, String>,
@@ -174,8 +169,7 @@ pub struct SlowStart {
 }
 
 /// How one service's endpoints are chosen. Every field is within its documented range.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(try_from = "RawPolicy")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// How to choose. Default `p2c`.
     pub strategy: Strategy,
@@ -243,351 +237,172 @@ impl Default for Policy {
     }
 }
 
-/// Why a policy was refused: the field, and what it accepts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyError {
-    /// The key as the user writes it, with a full stop between levels.
-    pub field: &'static str,
-    /// The accepted range or form.
-    pub expected: &'static str,
-}
+// === impl Settings ===
 
-impl fmt::Display for PolicyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} must be {}", self.field, self.expected)
-    }
-}
-
-impl std::error::Error for PolicyError {}
-
-/// The `select` section as written.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawPolicy {
-    strategy: Option<Strategy>,
-    choice_count: Option<u32>,
-    active_request_bias: Option<f64>,
-    hash_key: Option<Vec<RawHashKeyPart>>,
-    hash_function: Option<HashFunction>,
-    minimum_ring_size: Option<u64>,
-    maximum_ring_size: Option<u64>,
-    table_size: Option<u64>,
-    hash_balance_factor: Option<u32>,
-    slow_start: Option<RawSlowStart>,
-    panic_percent: Option<u32>,
-    zone_aware: Option<bool>,
-    subset: Option<Vec<RawSelector>>,
-    subset_fallback: Option<SubsetFallback>,
-    subset_default: Option<SubsetDefault>,
-    sticky: Option<RawSticky>,
-    attempts: Option<usize>,
-    ewma_decay: Option<String>,
-    failure_penalty: Option<f64>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawHashKeyPart {
-    header: Option<String>,
-    cookie: Option<RawCookie>,
-    query: Option<String>,
-    path: Option<bool>,
-    source_address: Option<bool>,
-    terminal: bool,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawCookie {
-    name: String,
-    ttl: Option<String>,
-    path: Option<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawSlowStart {
-    window: Option<String>,
-    aggression: Option<f64>,
-    min_weight_percent: Option<u32>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawSelector {
-    header: Option<String>,
-    metadata: Option<String>,
-    tag: Option<bool>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawSticky {
-    cookie: Option<RawCookie>,
-    header: Option<String>,
-}
-
-// === impl Policy ===
-
-impl TryFrom<RawPolicy> for Policy {
-    type Error = PolicyError;
-
-    fn try_from(raw: RawPolicy) -> Result<Self, PolicyError> {
-        let d = Self::default();
-        let minimum_ring_size = within(
-            "minimum_ring_size",
-            raw.minimum_ring_size.unwrap_or(d.minimum_ring_size),
-            1,
-            MAX_RING_SIZE,
-            "1 to 8388608",
-        )?;
-        let maximum_ring_size = within(
+impl Settings for Policy {
+    fn read(keys: &mut Section) -> Self {
+        let default = Self::default();
+        let minimum_ring_size =
+            keys.whole("minimum_ring_size", 1..=MAX_RING_SIZE, default.minimum_ring_size);
+        let maximum_ring_size =
+            keys.whole("maximum_ring_size", 1..=MAX_RING_SIZE, default.maximum_ring_size);
+        keys.ensure(
+            minimum_ring_size <= maximum_ring_size,
             "maximum_ring_size",
-            raw.maximum_ring_size.unwrap_or(d.maximum_ring_size),
-            minimum_ring_size,
-            MAX_RING_SIZE,
-            "minimum_ring_size to 8388608",
-        )?;
-        let table_size = raw.table_size.unwrap_or(d.table_size);
-        if table_size > MAX_TABLE_SIZE || !is_prime(table_size) {
-            return Err(refuse("table_size", "a prime from 2 to 5000011"));
-        }
-        let hash_balance_factor = raw.hash_balance_factor.unwrap_or(d.hash_balance_factor);
-        if hash_balance_factor != 0 && !(100..=10_000).contains(&hash_balance_factor) {
-            return Err(refuse("hash_balance_factor", "0, or 100 to 10000"));
-        }
-        let ewma_decay = match raw.ewma_decay {
-            None => d.ewma_decay,
-            Some(text) => duration(
-                "ewma_decay",
-                &text,
-                Duration::from_millis(100),
-                Duration::from_secs(3600),
-                "a duration from 100ms to 1h",
-            )?,
-        };
-        let hash_key = raw.hash_key.unwrap_or_default();
-        if hash_key.len() > MAX_HASH_KEYS {
-            return Err(refuse("hash_key", "at most 16 parts"));
-        }
-        let subset = raw.subset.unwrap_or_default();
-        if subset.len() > MAX_SELECTORS {
-            return Err(refuse("subset", "at most 8 selectors"));
-        }
-        Ok(Self {
-            strategy: raw.strategy.unwrap_or(d.strategy),
-            choice_count: within(
-                "choice_count",
-                raw.choice_count.unwrap_or(d.choice_count),
-                2,
-                100,
-                "2 to 100",
-            )?,
-            active_request_bias: within(
+            "at least minimum_ring_size",
+        );
+        let table_size = keys.whole("table_size", 2..=MAX_TABLE_SIZE, default.table_size);
+        keys.ensure(is_prime(table_size), "table_size", "a prime");
+        let hash_balance_factor =
+            keys.whole("hash_balance_factor", 0..=10_000, default.hash_balance_factor);
+        let bounds_load = hash_balance_factor == 0 || hash_balance_factor >= 100;
+        keys.ensure(bounds_load, "hash_balance_factor", "0, or 100 to 10000");
+        Self {
+            strategy: keys.word("strategy", &Strategy::NAMES, default.strategy),
+            choice_count: keys.whole("choice_count", 2..=100, default.choice_count),
+            active_request_bias: keys.real(
                 "active_request_bias",
-                raw.active_request_bias.unwrap_or(d.active_request_bias),
-                0.0,
-                100.0,
-                "0 to 100",
-            )?,
-            hash_key: hash_key.into_iter().map(HashKeyPart::try_from).collect::<Result<_, _>>()?,
-            hash_function: raw.hash_function.unwrap_or(d.hash_function),
+                0.0..=100.0,
+                default.active_request_bias,
+            ),
+            hash_key: keys
+                .list("hash_key", 0..=MAX_HASH_KEYS, pintle_settings::read)
+                .unwrap_or_default(),
+            hash_function: keys.word("hash_function", &HASH_FUNCTIONS, default.hash_function),
             minimum_ring_size,
             maximum_ring_size,
             table_size,
             hash_balance_factor,
-            slow_start: raw.slow_start.map(SlowStart::try_from).transpose()?,
-            panic_percent: within(
-                "panic_percent",
-                raw.panic_percent.unwrap_or(d.panic_percent),
-                0,
-                100,
-                "0 to 100",
-            )?,
-            zone_aware: raw.zone_aware.unwrap_or(d.zone_aware),
-            subset: subset.into_iter().map(Selector::try_from).collect::<Result<_, _>>()?,
-            subset_fallback: raw.subset_fallback.unwrap_or(d.subset_fallback),
-            subset_default: raw.subset_default.unwrap_or_default(),
-            sticky: raw.sticky.map(Sticky::try_from).transpose()?,
-            attempts: within(
-                "attempts",
-                raw.attempts.unwrap_or(d.attempts),
-                1,
-                MAX_ATTEMPTS,
-                "1 to 16",
-            )?,
-            ewma_decay,
-            failure_penalty: within(
-                "failure_penalty",
-                raw.failure_penalty.unwrap_or(d.failure_penalty),
-                0.0,
-                1000.0,
-                "0 to 1000",
-            )?,
-        })
-    }
-}
-
-// === impl parts ===
-
-impl TryFrom<RawHashKeyPart> for HashKeyPart {
-    type Error = PolicyError;
-
-    fn try_from(raw: RawHashKeyPart) -> Result<Self, PolicyError> {
-        let one_of = || {
-            refuse(
-                "hash_key",
-                "parts with exactly one of header, cookie, query, path, source_address",
-            )
-        };
-        let source = match (raw.header, raw.cookie, raw.query, raw.path, raw.source_address) {
-            (Some(name), None, None, None, None) => {
-                HashSource::Header(header_name("hash_key.header", name)?)
-            }
-            (None, Some(cookie), None, None, None) => {
-                HashSource::Cookie(cookie.check("hash_key.cookie")?)
-            }
-            (None, None, Some(name), None, None) if !name.is_empty() && name.len() <= 256 => {
-                HashSource::Query(name)
-            }
-            (None, None, None, Some(true), None) => HashSource::Path,
-            (None, None, None, None, Some(true)) => HashSource::SourceAddress,
-            _ => return Err(one_of()),
-        };
-        Ok(Self { source, terminal: raw.terminal })
-    }
-}
-
-impl RawCookie {
-    fn check(self, field: &'static str) -> Result<Cookie, PolicyError> {
-        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-        if self.name.is_empty() || self.name.len() > 128 || !self.name.bytes().all(token) {
-            return Err(refuse(field, "named by a token of 1 to 128 characters"));
+            slow_start: keys.section("slow_start"),
+            panic_percent: keys.whole("panic_percent", 0..=100, default.panic_percent),
+            zone_aware: keys.flag("zone_aware", default.zone_aware),
+            subset: keys
+                .list("subset", 0..=MAX_SELECTORS, pintle_settings::read)
+                .unwrap_or_default(),
+            subset_fallback: keys.word("subset_fallback", &FALLBACKS, default.subset_fallback),
+            subset_default: keys.section("subset_default").unwrap_or_default(),
+            sticky: keys
+                .section_with("sticky", |keys| {
+                    let cookie = keys.section("cookie").map(Sticky::Cookie);
+                    let header = header_name(keys).map(Sticky::Header);
+                    one_of(keys, [cookie, header], "either a cookie or a header")
+                })
+                .flatten(),
+            attempts: keys.whole("attempts", 1..=MAX_ATTEMPTS, default.attempts),
+            ewma_decay: keys.duration(
+                "ewma_decay",
+                MILLISECOND.saturating_mul(100)..=HOUR,
+                default.ewma_decay,
+            ),
+            failure_penalty: keys.real("failure_penalty", 0.0..=1000.0, default.failure_penalty),
         }
-        let path = self.path.unwrap_or_default();
-        if path.len() > 1024 || !path.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b';') {
-            return Err(refuse(field, "given a path of printable characters without ';'"));
-        }
-        let ttl = self
-            .ttl
-            .map(|text| {
-                duration(
-                    field,
-                    &text,
-                    Duration::ZERO,
-                    Duration::from_secs(400 * 86_400),
-                    "given a ttl from 0s to 400d",
-                )
-            })
-            .transpose()?;
-        Ok(Cookie { name: self.name, ttl, path })
     }
 }
 
-impl TryFrom<RawSlowStart> for SlowStart {
-    type Error = PolicyError;
+const HASH_FUNCTIONS: [(&str, HashFunction); 2] =
+    [("xxhash64", HashFunction::Xxhash64), ("murmur2", HashFunction::Murmur2)];
 
-    fn try_from(raw: RawSlowStart) -> Result<Self, PolicyError> {
-        let range = "a duration from 1s to 1d";
-        let Some(window) = raw.window else {
-            return Err(refuse("slow_start.window", range));
-        };
-        let percent = within(
-            "slow_start.min_weight_percent",
-            raw.min_weight_percent.unwrap_or(10),
-            1,
-            100,
-            "1 to 100",
-        )?;
-        Ok(Self {
-            window: duration(
-                "slow_start.window",
-                &window,
-                Duration::from_secs(1),
-                Duration::from_secs(86_400),
-                range,
-            )?,
-            aggression: within(
-                "slow_start.aggression",
-                raw.aggression.unwrap_or(1.0),
-                0.1,
-                100.0,
-                "0.1 to 100",
-            )?,
+const FALLBACKS: [(&str, SubsetFallback); 3] = [
+    ("none", SubsetFallback::None),
+    ("any", SubsetFallback::Any),
+    ("default", SubsetFallback::Default),
+];
+
+impl Settings for HashKeyPart {
+    fn read(keys: &mut Section) -> Self {
+        let sources = [
+            header_name(keys).map(HashSource::Header),
+            keys.section("cookie").map(HashSource::Cookie),
+            keys.has("query").then(|| HashSource::Query(keys.text("query", 1..=256, None))),
+            keys.flag("path", false).then_some(HashSource::Path),
+            keys.flag("source_address", false).then_some(HashSource::SourceAddress),
+        ];
+        let accepts = "a part with exactly one of header, cookie, query, path, source_address";
+        let source = one_of(keys, sources, accepts);
+        Self { source: source.unwrap_or(HashSource::Path), terminal: keys.flag("terminal", false) }
+    }
+}
+
+impl Settings for Cookie {
+    fn read(keys: &mut Section) -> Self {
+        let accepts = "a token of 1 to 128 characters";
+        let name = keys.required("name", accepts, |name| {
+            name.as_str().filter(|name| is_token(name, 128)).map(ToOwned::to_owned)
+        });
+        let path = keys.parse("path", "at most 1024 printable characters without ';'", |path| {
+            let printable = |b: u8| (0x20..0x7f).contains(&b) && b != b';';
+            let path = path.as_str()?;
+            (path.len() <= 1024 && path.bytes().all(printable)).then(|| path.to_owned())
+        });
+        let ttl = keys.has("ttl").then(|| {
+            keys.duration("ttl", Duration::ZERO..=DAY.saturating_mul(400), Duration::ZERO)
+        });
+        Self { name: name.unwrap_or_default(), ttl, path: path.unwrap_or_default() }
+    }
+}
+
+impl Settings for SlowStart {
+    fn read(keys: &mut Section) -> Self {
+        let percent: u32 = keys.whole("min_weight_percent", 1..=100, 10);
+        Self {
+            window: keys.duration("window", SECOND..=DAY, None),
+            aggression: keys.real("aggression", 0.1..=100.0, 1.0),
             min_fraction: f64::from(percent) / 100.0,
-        })
+        }
     }
 }
 
-impl TryFrom<RawSelector> for Selector {
-    type Error = PolicyError;
-
-    fn try_from(raw: RawSelector) -> Result<Self, PolicyError> {
-        let with = match (raw.metadata, raw.tag) {
-            (Some(key), None) if !key.is_empty() => SelectorTarget::Metadata(key),
-            (None, Some(true)) => SelectorTarget::Tag,
-            _ => {
-                return Err(refuse(
-                    "subset",
-                    "selectors with either a metadata key or \"tag\": true",
-                ));
-            }
-        };
-        let header = match raw.header {
-            None => String::new(),
-            Some(name) => header_name("subset.header", name)?,
-        };
-        Ok(Self { header, with })
+impl Settings for Selector {
+    fn read(keys: &mut Section) -> Self {
+        let metadata = keys
+            .has("metadata")
+            .then(|| SelectorTarget::Metadata(keys.text("metadata", 1..=MAX_LABEL, None)));
+        let tag = keys.flag("tag", false).then_some(SelectorTarget::Tag);
+        let accepts = "a selector with either a metadata key or \"tag\": true";
+        let with = one_of(keys, [metadata, tag], accepts);
+        Self {
+            header: header_name(keys).unwrap_or_default(),
+            with: with.unwrap_or(SelectorTarget::Tag),
+        }
     }
 }
 
-impl TryFrom<RawSticky> for Sticky {
-    type Error = PolicyError;
-
-    fn try_from(raw: RawSticky) -> Result<Self, PolicyError> {
-        match (raw.cookie, raw.header) {
-            (Some(cookie), None) => Ok(Self::Cookie(cookie.check("sticky.cookie")?)),
-            (None, Some(name)) => Ok(Self::Header(header_name("sticky.header", name)?)),
-            _ => Err(refuse("sticky", "either a cookie or a header")),
+impl Settings for SubsetDefault {
+    fn read(keys: &mut Section) -> Self {
+        Self {
+            metadata: keys.labels("metadata", MAX_LABELS).unwrap_or_default(),
+            tags: keys.texts("tags", 0..=MAX_LABELS).unwrap_or_default(),
         }
     }
 }
 
 // === helpers ===
 
-const fn refuse(field: &'static str, expected: &'static str) -> PolicyError {
-    PolicyError { field, expected }
+/// The only one of several ways that was written.
+fn one_of<T, const N: usize>(
+    keys: &mut Section,
+    ways: [Option<T>; N],
+    accepts: &'static str,
+) -> Option<T> {
+    let mut written = ways.into_iter().flatten();
+    let one = written.next();
+    keys.ensure(one.is_some() && written.next().is_none(), "", accepts);
+    one
 }
 
-/// NaN is refused as well: it is within nothing.
-fn within<T: PartialOrd>(
-    field: &'static str,
-    value: T,
-    low: T,
-    high: T,
-    expected: &'static str,
-) -> Result<T, PolicyError> {
-    if value >= low && value <= high { Ok(value) } else { Err(refuse(field, expected)) }
+/// The key `header`, lower-case.
+fn header_name(keys: &mut Section) -> Option<String> {
+    keys.parse("header", "a header name of 1 to 256 characters", |name| {
+        let name = name.as_str()?;
+        let plain = name.strip_prefix(':').unwrap_or(name);
+        is_token(plain, 256).then(|| name.to_ascii_lowercase())
+    })
 }
 
-fn duration(
-    field: &'static str,
-    text: &str,
-    low: Duration,
-    high: Duration,
-    expected: &'static str,
-) -> Result<Duration, PolicyError> {
-    let value = humantime::parse_duration(text).map_err(|_| refuse(field, expected))?;
-    within(field, value, low, high, expected)
-}
-
-fn header_name(field: &'static str, name: String) -> Result<String, PolicyError> {
+/// A token of RFC 9110 of at most so many bytes.
+fn is_token(text: &str, most: usize) -> bool {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    let rest = name.strip_prefix(':').unwrap_or(&name);
-    if rest.is_empty() || rest.len() > 256 || !rest.bytes().all(token) {
-        return Err(refuse(field, "a header name of 1 to 256 characters"));
-    }
-    Ok(name.to_ascii_lowercase())
+    (1..=most).contains(&text.len()) && text.bytes().all(token)
 }
 
 /// Trial division; the bound is `MAX_TABLE_SIZE`, so at most 1,118 divisions.

@@ -1,7 +1,8 @@
 use super::*;
 
 fn parse(json: &str) -> Result<Policy, String> {
-    serde_json::from_str(json).map_err(|e| e.to_string())
+    let value = serde_json::from_str(json).expect("JSON");
+    pintle_settings::read("select", value).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -38,30 +39,49 @@ fn everything_can_be_said() {
 #[test]
 fn a_refusal_names_the_field_and_the_range() {
     for (json, says) in [
-        (r#"{"choice_count":1}"#, "choice_count must be 2 to 100"),
-        (r#"{"active_request_bias":-1}"#, "active_request_bias must be 0 to 100"),
-        (r#"{"table_size":8}"#, "table_size must be a prime from 2 to 5000011"),
-        (r#"{"table_size":5000029}"#, "table_size must be a prime from 2 to 5000011"),
-        (r#"{"minimum_ring_size":0}"#, "minimum_ring_size must be 1 to 8388608"),
+        (
+            r#"{"choice_count":1}"#,
+            "select.choice_count must be a whole number from 2 to 100, found 1",
+        ),
+        (
+            r#"{"active_request_bias":-1}"#,
+            "select.active_request_bias must be a number from 0.0 to 100.0, found -1",
+        ),
+        (r#"{"table_size":8}"#, "table_size must be a prime"),
+        (r#"{"table_size":5000029}"#, "table_size must be a whole number from 2 to 5000011"),
+        (
+            r#"{"minimum_ring_size":0}"#,
+            "minimum_ring_size must be a whole number from 1 to 8388608",
+        ),
         (
             r#"{"minimum_ring_size":20,"maximum_ring_size":10}"#,
-            "maximum_ring_size must be minimum_ring_size to 8388608",
+            "maximum_ring_size must be at least minimum_ring_size",
         ),
         (r#"{"hash_balance_factor":99}"#, "hash_balance_factor must be 0, or 100 to 10000"),
-        (r#"{"panic_percent":101}"#, "panic_percent must be 0 to 100"),
-        (r#"{"attempts":0}"#, "attempts must be 1 to 16"),
-        (r#"{"attempts":17}"#, "attempts must be 1 to 16"),
+        (r#"{"panic_percent":101}"#, "panic_percent must be a whole number from 0 to 100"),
+        (r#"{"attempts":0}"#, "attempts must be a whole number from 1 to 16"),
+        (r#"{"attempts":17}"#, "attempts must be a whole number from 1 to 16"),
         (r#"{"ewma_decay":"1ms"}"#, "ewma_decay must be a duration from 100ms to 1h"),
         (r#"{"ewma_decay":"soon"}"#, "ewma_decay must be a duration from 100ms to 1h"),
         (r#"{"slow_start":{}}"#, "slow_start.window must be a duration from 1s to 1d"),
-        (r#"{"sticky":{}}"#, "sticky must be either a cookie or a header"),
-        (r#"{"sticky":{"cookie":{"name":"a b"}}}"#, "sticky.cookie must be named by a token"),
-        (r#"{"hash_key":[{"header":"a","query":"b"}]}"#, "hash_key must be parts with exactly one"),
-        (r#"{"hash_key":[{"header":"a b"}]}"#, "hash_key.header must be a header name"),
-        (r#"{"subset":[{"header":"a"}]}"#, "subset must be selectors with"),
-        (r#"{"failure_penalty":1001}"#, "failure_penalty must be 0 to 1000"),
-        (r#"{"stratgy":"p2c"}"#, "unknown field `stratgy`"),
-        (r#"{"strategy":"best"}"#, "unknown variant `best`"),
+        (r#"{"sticky":{}}"#, "select.sticky must be either a cookie or a header"),
+        (
+            r#"{"sticky":{"cookie":{"name":"a b"}}}"#,
+            "sticky.cookie.name must be a token of 1 to 128 characters",
+        ),
+        (
+            r#"{"hash_key":[{"header":"a","query":"b"}]}"#,
+            "select.hash_key[0] must be a part with exactly one",
+        ),
+        (r#"{"hash_key":[{"header":"a b"}]}"#, "hash_key[0].header must be a header name"),
+        (r#"{"subset":[{"header":"a"}]}"#, "subset[0] must be a selector with"),
+        (r#"{"failure_penalty":1001}"#, "failure_penalty must be a number from 0.0 to 1000.0"),
+        (r#"{"stratgy":"p2c"}"#, "unknown key select.stratgy, accepted are"),
+        (r#"{"attempts":"3"}"#, "attempts must be a whole number from 1 to 16, found \"3\""),
+        (r#"{"ewma_decay":10}"#, "ewma_decay must be a duration from 100ms to 1h, found 10"),
+        (r#"{"zone_aware":"yes"}"#, "zone_aware must be true or false, found \"yes\""),
+        (r#"{"sticky":{"cookie":{"name":"a","ttl":60}}}"#, "sticky.cookie.ttl must be a duration"),
+        (r#"{"strategy":"best"}"#, "or maglev, found \"best\""),
     ] {
         let error = parse(json).expect_err(json);
         assert!(error.contains(says), "{json}: {error}");

@@ -19,7 +19,7 @@ use rand::SeedableRng;
 const NOW: Now = Now(1_700_000_000_000_000_000);
 
 fn policy(json: &str) -> Policy {
-    serde_json::from_str(json).unwrap()
+    pintle_settings::read("select", serde_json::from_str(json).unwrap()).unwrap()
 }
 
 fn endpoint(i: u8) -> Endpoint {

@@ -1,22 +1,18 @@
 //! What the operator may ask of the breaker, checked.
 //!
-//! `RawPolicy` mirrors what was written and owns the defaults; [`Policy`] has none of its own and cannot
-//! hold a value that the machine has no answer for. Every key may be left out, unknown keys are
-//! refused (a misspelt limit must not silently be the default), and an error names the key and the
-//! range that would have been accepted. Durations are text such as `250ms`, `10s` or `1m30s`.
+//! [`Policy`] cannot hold a value that the machine has no answer for. Every key may be left out.
 
-use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use pintle_settings::{DAY, HOUR, Invalid, MILLISECOND, MINUTE, SECOND, Section, Settings};
+use serde_json::Value;
 
 use crate::record::MAX_PROBES;
 
-/// When a breaker opens, for how long, and how it closes again. `serde` reads it from an object with
-/// the field names below; the default of each is given there.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "RawPolicy")]
+/// When a breaker opens, for how long, and how it closes again. It is read from an object with the
+/// field names below; the default of each is given there.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Policy {
     /// Failures in a row that open it. 5; 0 to 1,000,000, 0 = never.
@@ -124,25 +120,6 @@ impl Codes {
     }
 }
 
-/// A policy was refused: the key, and what would have been accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyError {
-    /// The key, with dots between levels.
-    pub field: &'static str,
-    /// What the key accepts.
-    pub expected: &'static str,
-    /// What was written.
-    pub found: String,
-}
-
-impl fmt::Display for PolicyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} must be {}, found {}", self.field, self.expected, self.found)
-    }
-}
-
-impl std::error::Error for PolicyError {}
-
 impl Policy {
     /// The policy of an operator who wrote nothing.
     ///
@@ -188,321 +165,108 @@ impl Policy {
 
 // === what the operator wrote ===
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPolicy {
-    consecutive_failures: Option<RawNumber>,
-    failure_rate: Option<RawRate>,
-    window: Option<RawText>,
-    slow_call: Option<RawSlowCall>,
-    open: Option<RawText>,
-    open_max: Option<RawText>,
-    jitter_percent: Option<RawNumber>,
-    half_open: Option<RawHalfOpen>,
-    max_ejection_percent: Option<RawNumber>,
-    failure_codes: Option<Vec<RawCodes>>,
-    fleet: Option<RawText>,
-    fleet_ttl: Option<RawText>,
-    retry_after: Option<RawText>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRate {
-    percent: Option<RawNumber>,
-    min_requests: Option<RawNumber>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSlowCall {
-    threshold: Option<RawText>,
-    percent: Option<RawNumber>,
-    min_requests: Option<RawNumber>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawHalfOpen {
-    probes: Option<RawNumber>,
-    successes: Option<RawNumber>,
-    timeout: Option<RawText>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum RawCodes {
-    One(u64),
-    Text(String),
-    Other(IgnoredAny),
-}
-
-/// A number, or what else was written in its place: `serde`'s own error would not name the key.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum RawNumber {
-    Whole(i64),
-    Other(IgnoredAny),
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum RawText {
-    Text(String),
-    Other(IgnoredAny),
-}
-
-/// What an error says was found when it was of another kind.
-const OTHER: &str = "another kind of value";
-
-const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
 /// The longest `half_open.timeout`.
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(300);
 /// The longest `retry_after`.
 pub(crate) const MAX_RETRY_AFTER: Duration = HOUR;
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const TENTH: Duration = MILLISECOND.saturating_mul(100);
 
-impl TryFrom<RawPolicy> for Policy {
-    type Error = PolicyError;
-
-    fn try_from(raw: RawPolicy) -> Result<Self, PolicyError> {
+impl Settings for Policy {
+    fn read(keys: &mut Section) -> Self {
         let default = Self::unconfigured();
-        let (rate_percent, rate_min) =
-            raw.failure_rate.map_or((None, None), |rate| (rate.percent, rate.min_requests));
-        let failure_rate = Rate {
-            percent: percent("failure_rate.percent", rate_percent, default.failure_rate.percent)?,
-            min_requests: min_requests("failure_rate.min_requests", rate_min)?,
-        };
-        let open =
-            duration("open", raw.open, default.open, Duration::from_millis(100)..=HOUR, OPEN)?;
-        let open_max = match raw.open_max {
-            // The default limit follows a base that lies above it.
-            None => default.open_max.max(open),
-            written => duration("open_max", written, open, open..=DAY, OPEN_MAX)?,
-        };
-        Ok(Self {
-            consecutive_failures: number(
+        let open = keys.duration("open", TENTH..=HOUR, default.open);
+        // The default limit follows a base that lies above it.
+        let open_max = keys.duration("open_max", TENTH..=DAY, default.open_max.max(open));
+        keys.ensure(open <= open_max, "open_max", "at least open");
+        Self {
+            consecutive_failures: keys.whole(
                 "consecutive_failures",
-                raw.consecutive_failures,
-                default.consecutive_failures,
                 0..=1_000_000,
-                "between 0 (off) and 1000000",
-            )?,
-            failure_rate,
-            window: duration(
-                "window",
-                raw.window,
-                default.window,
-                SECOND..=Duration::from_secs(600),
-                "between 1s and 10m",
-            )?,
-            slow_call: raw.slow_call.map(slow_call).transpose()?,
+                default.consecutive_failures,
+            ),
+            failure_rate: keys.section("failure_rate").unwrap_or(default.failure_rate),
+            window: keys.duration("window", SECOND..=MINUTE.saturating_mul(10), default.window),
+            slow_call: keys.section("slow_call"),
             open,
             open_max,
-            jitter_percent: percent("jitter_percent", raw.jitter_percent, default.jitter_percent)?,
-            half_open: raw
-                .half_open
-                .map_or(Ok(default.half_open), |raw| half_open(raw, default.half_open))?,
-            max_ejection_percent: percent(
+            jitter_percent: keys.whole("jitter_percent", 0..=100, default.jitter_percent),
+            half_open: keys.section("half_open").unwrap_or(default.half_open),
+            max_ejection_percent: keys.whole(
                 "max_ejection_percent",
-                raw.max_ejection_percent,
+                0..=100,
                 default.max_ejection_percent,
-            )?,
-            failure_codes: raw.failure_codes.map_or(Ok(default.failure_codes), codes)?,
-            fleet: fleet(raw.fleet, default.fleet)?,
-            fleet_ttl: duration(
-                "fleet_ttl",
-                raw.fleet_ttl,
-                default.fleet_ttl,
-                SECOND..=HOUR,
-                "between 1s and 1h",
-            )?,
-            retry_after: duration(
+            ),
+            failure_codes: codes(keys).unwrap_or(default.failure_codes),
+            fleet: keys.word("fleet", &FLEET, default.fleet),
+            fleet_ttl: keys.duration("fleet_ttl", SECOND..=HOUR, default.fleet_ttl),
+            retry_after: keys.duration(
                 "retry_after",
-                raw.retry_after,
-                default.retry_after,
                 SECOND..=MAX_RETRY_AFTER,
-                "between 1s and 1h",
-            )?,
-        })
-    }
-}
-
-const OPEN: &str = "between 100ms and 1h";
-const OPEN_MAX: &str = "between open and 24h";
-
-fn slow_call(raw: RawSlowCall) -> Result<SlowCall, PolicyError> {
-    Ok(SlowCall {
-        threshold: duration(
-            "slow_call.threshold",
-            raw.threshold,
-            SECOND,
-            Duration::from_millis(1)..=HOUR,
-            "between 1ms and 1h",
-        )?,
-        rate: Rate {
-            percent: percent("slow_call.percent", raw.percent, 50)?,
-            min_requests: min_requests("slow_call.min_requests", raw.min_requests)?,
-        },
-    })
-}
-
-fn half_open(raw: RawHalfOpen, default: HalfOpen) -> Result<HalfOpen, PolicyError> {
-    Ok(HalfOpen {
-        probes: number(
-            "half_open.probes",
-            raw.probes,
-            default.probes,
-            1..=MAX_PROBES as u64,
-            "between 1 and 8",
-        )?,
-        successes: number(
-            "half_open.successes",
-            raw.successes,
-            default.successes,
-            1..=100,
-            "between 1 and 100",
-        )?,
-        timeout: duration(
-            "half_open.timeout",
-            raw.timeout,
-            default.timeout,
-            Duration::from_millis(100)..=MAX_TIMEOUT,
-            "between 100ms and 5m",
-        )?,
-    })
-}
-
-fn min_requests(field: &'static str, raw: Option<RawNumber>) -> Result<u32, PolicyError> {
-    number(field, raw, 10, 1..=1_000_000, "between 1 and 1000000")
-}
-
-fn percent(field: &'static str, raw: Option<RawNumber>, default: u8) -> Result<u8, PolicyError> {
-    number(field, raw, default, 0..=100, "between 0 and 100")
-}
-
-fn number<T: TryFrom<u64>>(
-    field: &'static str,
-    raw: Option<RawNumber>,
-    default: T,
-    accepted: std::ops::RangeInclusive<u64>,
-    expected: &'static str,
-) -> Result<T, PolicyError> {
-    let refused = |found| PolicyError { field, expected, found };
-    match raw {
-        None => Ok(default),
-        Some(RawNumber::Other(_)) => Err(refused(OTHER.to_owned())),
-        Some(RawNumber::Whole(found)) => u64::try_from(found)
-            .ok()
-            .filter(|found| accepted.contains(found))
-            .and_then(|found| T::try_from(found).ok())
-            .ok_or_else(|| refused(found.to_string())),
-    }
-}
-
-fn duration(
-    field: &'static str,
-    raw: Option<RawText>,
-    default: Duration,
-    accepted: std::ops::RangeInclusive<Duration>,
-    expected: &'static str,
-) -> Result<Duration, PolicyError> {
-    let refused = |found| PolicyError { field, expected, found };
-    match raw {
-        None => Ok(default),
-        Some(RawText::Other(_)) => Err(refused(OTHER.to_owned())),
-        Some(RawText::Text(found)) => parse_duration(&found)
-            .filter(|duration| accepted.contains(duration))
-            .ok_or_else(|| refused(quoted(&found))),
-    }
-}
-
-fn fleet(raw: Option<RawText>, default: Fleet) -> Result<Fleet, PolicyError> {
-    let expected = "off, advise or enforce";
-    let refused = |found| PolicyError { field: "fleet", expected, found };
-    match raw {
-        None => Ok(default),
-        Some(RawText::Other(_)) => Err(refused(OTHER.to_owned())),
-        Some(RawText::Text(found)) => match found.as_str() {
-            "off" => Ok(Fleet::Off),
-            "advise" => Ok(Fleet::Advise),
-            "enforce" => Ok(Fleet::Enforce),
-            _ => Err(refused(quoted(&found))),
-        },
-    }
-}
-
-/// `1h`, `90s`, `1m30s`, `250ms`, `500us`: whole numbers, each with a unit, added up.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let mut rest = text.trim();
-    let mut sum = Duration::ZERO;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let (number, after) = rest.split_at_checked(digits)?;
-        let number: u32 = number.parse().ok()?;
-        let letters = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
-        let (unit, next) = after.split_at_checked(letters)?;
-        let unit = match unit {
-            "us" => Duration::from_micros(1),
-            "ms" => Duration::from_millis(1),
-            "s" => SECOND,
-            "m" => Duration::from_secs(60),
-            "h" => HOUR,
-            _ => return None,
-        };
-        sum = sum.checked_add(unit.checked_mul(number)?)?;
-        rest = next.trim_start();
-    }
-    Some(sum)
-}
-
-/// Codes in one list, at most.
-const MAX_CODES: usize = 16;
-
-const CODES: &str = "at most 16 codes or ranges between 400 and 599, such as \"500-599\"";
-
-fn codes(raw: Vec<RawCodes>) -> Result<Codes, PolicyError> {
-    let refused = |found| PolicyError { field: "failure_codes", expected: CODES, found };
-    if raw.len() > MAX_CODES {
-        return Err(refused(format!("{} entries", raw.len())));
-    }
-    let mut set = Codes::default();
-    for entry in raw {
-        let text = match entry {
-            RawCodes::One(code) => code.to_string(),
-            RawCodes::Text(text) => text,
-            RawCodes::Other(_) => return Err(refused(OTHER.to_owned())),
-        };
-        let (low, high) = text.split_once('-').unwrap_or((&text, &text));
-        let parse = |part: &str| part.trim().parse::<u16>().ok().filter(is_error);
-        match (parse(low), parse(high)) {
-            (Some(low), Some(high)) if low <= high => {
-                (low..=high).for_each(|code| set.insert(code));
-            }
-            _ => return Err(refused(quoted(&text))),
+                default.retry_after,
+            ),
         }
     }
-    Ok(set)
 }
 
-fn is_error(code: &u16) -> bool {
-    (400..=599).contains(code)
+const FLEET: [(&str, Fleet); 3] =
+    [("off", Fleet::Off), ("advise", Fleet::Advise), ("enforce", Fleet::Enforce)];
+
+impl Settings for Rate {
+    fn read(keys: &mut Section) -> Self {
+        Self {
+            percent: keys.whole("percent", 0..=100, 50),
+            min_requests: keys.whole("min_requests", 1..=1_000_000, 10),
+        }
+    }
+}
+
+impl Settings for SlowCall {
+    fn read(keys: &mut Section) -> Self {
+        Self {
+            threshold: keys.duration("threshold", MILLISECOND..=HOUR, SECOND),
+            rate: Rate::read(keys),
+        }
+    }
+}
+
+impl Settings for HalfOpen {
+    fn read(keys: &mut Section) -> Self {
+        let default = Policy::unconfigured().half_open;
+        Self {
+            probes: keys.whole("probes", 1..=MAX_PROBES as u8, default.probes),
+            successes: keys.whole("successes", 1..=100, default.successes),
+            timeout: keys.duration("timeout", TENTH..=MAX_TIMEOUT, default.timeout),
+        }
+    }
+}
+
+/// Codes or ranges in one list, at most.
+const MAX_CODES: usize = 16;
+
+fn codes(keys: &mut Section) -> Option<Codes> {
+    let ranges = keys.list("failure_codes", 0..=MAX_CODES, code_range)?;
+    let mut set = Codes::default();
+    ranges.into_iter().flatten().for_each(|code| set.insert(code));
+    Some(set)
+}
+
+fn code_range(path: &str, entry: Value) -> Result<RangeInclusive<u16>, Invalid> {
+    let text = entry.as_str().map_or_else(|| entry.to_string(), ToOwned::to_owned);
+    let (low, high) = text.split_once('-').unwrap_or((&text, &text));
+    let parse = |part: &str| part.trim().parse().ok().filter(|code| (400..=599).contains(code));
+    match (parse(low), parse(high)) {
+        (Some(low), Some(high)) if low <= high => Ok(low..=high),
+        _ => {
+            let accepts = "a code or a range between 400 and 599, such as 503 or \"500-599\"";
+            Err(Invalid::new(path, accepts).found(&entry))
+        }
+    }
 }
 
 fn server_errors() -> Codes {
     let mut set = Codes::default();
     (500..=599).for_each(|code| set.insert(code));
     set
-}
-
-/// What the operator wrote, cut to a length that fits a log line.
-fn quoted(text: &str) -> String {
-    let cut: String = text.chars().take(40).collect();
-    format!("{cut:?}")
 }
 
 #[cfg(test)]

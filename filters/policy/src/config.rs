@@ -13,16 +13,15 @@
 //! Unknown keys are refused by name, because a misspelt limit must not silently be the default.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use crate::Policy;
 use pintle_contract::{AddressPolicy, Cidr};
-use serde::Deserialize;
+use pintle_settings::{Invalid, Section, Settings};
 use serde_json::{Map, Value};
 
+use crate::Policy;
+
 /// How the chosen endpoint reaches Envoy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Via {
     /// A header with the whole list, for clusters with the `override_host` policy.
     #[default]
@@ -32,8 +31,7 @@ pub enum Via {
 }
 
 /// What to do with a request whose service has no table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unknown {
     /// Leave it to Envoy.
     #[default]
@@ -114,143 +112,151 @@ pub struct Config {
     pub default_policy: Policy,
 }
 
-/// Why the configuration was refused.
-#[derive(Debug)]
-pub struct ConfigError(String);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-fn refuse<T>(why: impl fmt::Display) -> Result<T, ConfigError> {
-    Err(ConfigError(why.to_string()))
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Raw {
-    service: RawService,
-    sync: Option<RawSync>,
-    select: Option<Map<String, Value>>,
-    breaker: Option<Map<String, Value>>,
-    trace: Option<Map<String, Value>>,
-    addresses: Option<RawAddresses>,
-    services: BTreeMap<String, Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawService {
-    from: Vec<RawSource>,
-}
-
-impl Default for RawService {
-    fn default() -> Self {
-        let word = |word: &str| RawSource::Word(word.to_owned());
-        Self { from: vec![word("cluster_metadata"), word("cluster")] }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum RawSource {
-    Word(String),
-    With(BTreeMap<String, String>),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSync {
-    cluster: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawAddresses {
-    allow: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawSelect {
-    via: Via,
-    header: String,
-    unknown_service: Unknown,
-}
-
-impl Default for RawSelect {
-    fn default() -> Self {
-        Self {
-            via: Via::default(),
-            header: "x-pintle-endpoints".to_owned(),
-            unknown_service: Unknown::default(),
-        }
-    }
-}
-
-/// Keys of `select` and `trace` that are not, or that are, the policy's.
-const SELECT_PLUGIN: [&str; 3] = ["via", "header", "unknown_service"];
-const TRACE_POLICY: [&str; 2] = ["ratio", "spans"];
-
 impl Config {
     /// Reads the plugin's configuration. Nothing at all is `{}`.
-    pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+    ///
+    /// # Errors
+    /// The first key that is refused, and what it accepts.
+    pub fn parse(json: &[u8]) -> Result<Self, Invalid> {
         let json = if json.trim_ascii().is_empty() { b"{}" } else { json };
-        // By way of a map: a struct would be read from an array, too, field by field.
-        let object: Map<String, Value> = serde_json::from_slice(json).or_else(refuse)?;
-        let raw: Raw = serde_json::from_value(Value::Object(object)).or_else(refuse)?;
+        let tree = serde_json::from_slice(json)
+            .map_err(|error| Invalid::new("the configuration", format!("JSON: {error}")))?;
+        pintle_settings::read("", tree)
+    }
+}
+
+impl Settings for Config {
+    fn read(keys: &mut Section) -> Self {
         let mut base = Map::new();
-
-        let select = raw.select.map(|keys| split(keys, |key| SELECT_PLUGIN.contains(&key)));
-        let select = match select {
-            None => None,
-            Some((plugin, policy)) => {
-                base.insert("select".to_owned(), policy);
-                Some(select_of(plugin)?)
-            }
+        // Of each part the plugin's keys are taken first; what is left then is the policy's layer. It is
+        // read from here once, so that a key that is unknown is told all the known ones.
+        let mut layer = |part: &str, keys: &Section| {
+            base.insert(part.to_owned(), Value::Object(keys.rest().clone()));
         };
-        let trace = raw.trace.map(|keys| split(keys, |key| !TRACE_POLICY.contains(&key)));
-        let trace = match trace {
-            None => None,
-            Some((plugin, policy)) => {
-                base.insert("trace".to_owned(), policy);
-                let trace = serde_json::from_value(plugin);
-                Some(trace.or_else(|error| refuse(format_args!("trace: {error}")))?)
-            }
-        };
-        let breaker = raw.breaker.is_some();
-        if let Some(policy) = raw.breaker {
-            base.insert("breaker".to_owned(), Value::Object(policy));
-        }
-
+        let select = keys.section_with("select", |keys| {
+            let select = Select::read(keys);
+            layer("select", keys);
+            pintle_balance::Policy::read(keys);
+            select
+        });
+        let breaker = keys.section_with("breaker", |keys| {
+            layer("breaker", keys);
+            pintle_breaker::Policy::read(keys);
+        });
+        let trace = keys.section_with("trace", |keys| {
+            let trace = pintle_trace::Config::read(keys);
+            layer("trace", keys);
+            pintle_trace::Policy::read(keys);
+            trace
+        });
         let base = Value::Object(base);
-        let default_policy = Policy::resolve([&base]).or_else(refuse)?;
+        let default_policy = keys.accept(Policy::resolve([&base])).unwrap_or_default();
+        let mut services = BTreeMap::new();
         let mut traces = BTreeMap::new();
-        for (service, patch) in &raw.services {
-            match Policy::resolve([&base, patch]) {
-                Ok(policy) if policy.trace != default_policy.trace => {
-                    traces.insert(service.clone(), policy.trace);
-                }
-                Ok(_) => {}
-                Err(error) => return refuse(format_args!("services.{service}: {error}")),
+        for (service, patch) in objects(keys, "services") {
+            let refused = |error: Invalid| error.below(&format!("services.{service}"));
+            let policy = Policy::resolve([&base, &patch]).map_err(refused);
+            if let Some(policy) = keys.accept(policy)
+                && policy.trace != default_policy.trace
+            {
+                traces.insert(service.clone(), policy.trace);
             }
+            services.insert(service, patch);
         }
-        Ok(Self {
-            sources: raw.service.from.iter().map(source_of).collect::<Result<_, _>>()?,
-            agent: raw.sync.map(|sync| sync.cluster),
+        let sources = keys.section_with("service", |keys| keys.list("from", 1..=16, source_of));
+        let agent = keys.section_with("sync", |keys| keys.text("cluster", 1..=1024, None));
+        Self {
+            sources: sources.flatten().unwrap_or_else(default_sources),
+            agent,
             select,
-            breaker,
+            breaker: breaker.is_some(),
             trace,
-            addresses: addresses_of(raw.addresses)?,
+            addresses: addresses(keys),
             base,
-            services: raw.services,
+            services,
             traces,
             default_policy,
-        })
+        }
     }
+}
 
+const VIAS: [(&str, Via); 2] =
+    [("override_host", Via::OverrideHost), ("original_dst", Via::OriginalDst)];
+
+const UNKNOWN: [(&str, Unknown); 2] = [("pass", Unknown::Pass), ("reject", Unknown::Reject)];
+
+impl Settings for Select {
+    fn read(keys: &mut Section) -> Self {
+        let header = keys.parse("header", HEADER_NAME, header_name);
+        Self {
+            via: keys.word("via", &VIAS, Via::default()),
+            header: header.unwrap_or_else(|| "x-pintle-endpoints".to_owned()),
+            unknown: keys.word("unknown_service", &UNKNOWN, Unknown::default()),
+        }
+    }
+}
+
+const HEADER_NAME: &str = "a lower-case header name of at most 64 characters";
+
+fn header_name(value: &Value) -> Option<String> {
+    let token = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let name = value.as_str()?;
+    ((1..=64).contains(&name.len()) && name.bytes().all(token)).then(|| name.to_owned())
+}
+
+fn default_sources() -> Vec<Source> {
+    let whole = Pattern { prefix: String::new(), suffix: String::new() };
+    vec![Source::ClusterMetadata, Source::Cluster(whole)]
+}
+
+fn source_of(path: &str, value: Value) -> Result<Source, Invalid> {
+    const ACCEPTS: &str = "\"cluster_metadata\", \"route_metadata\", \"cluster\", \"authority\", \
+        {\"cluster\": \"prefix*suffix\"}, {\"authority\": \"prefix*suffix\"} or \
+        {\"header\": \"x-name\"}";
+    let source = match &value {
+        Value::String(word) => match word.as_str() {
+            "cluster_metadata" => Some(Source::ClusterMetadata),
+            "route_metadata" => Some(Source::RouteMetadata),
+            "cluster" => Pattern::parse("*").map(Source::Cluster),
+            "authority" => Pattern::parse("*").map(Source::Authority),
+            _ => None,
+        },
+        Value::Object(pairs) => match pairs.iter().next() {
+            Some((key, value)) if pairs.len() == 1 => match (key.as_str(), value.as_str()) {
+                ("cluster", Some(text)) => Pattern::parse(text).map(Source::Cluster),
+                ("authority", Some(text)) => Pattern::parse(text).map(Source::Authority),
+                ("header", _) => header_name(value).map(Source::Header),
+                _ => None,
+            },
+            _ => None,
+        },
+        _ => None,
+    };
+    source.ok_or_else(|| Invalid::new(path, ACCEPTS).found(&value))
+}
+
+/// The values of an object of objects.
+fn objects(keys: &mut Section, key: &'static str) -> Map<String, Value> {
+    keys.parse(key, "an object of keys", |value| value.as_object().cloned()).unwrap_or_default()
+}
+
+/// Without a list of its own the filter trusts the agent's, and still refuses what is refused always.
+fn addresses(keys: &mut Section) -> AddressPolicy {
+    let range = |path: &str, range: Value| {
+        let parsed = range.as_str().and_then(|range| range.parse::<Cidr>().ok());
+        let accepts = "a range of addresses such as 10.0.0.0/8, with no bit set behind its prefix";
+        parsed.ok_or_else(|| Invalid::new(path, accepts).found(&range))
+    };
+    keys.section_with("addresses", |keys| AddressPolicy {
+        allow: keys.list("allow", 0..=MAX_RANGES, range).unwrap_or_default(),
+    })
+    .unwrap_or_else(AddressPolicy::trusting)
+}
+
+/// Ranges of addresses, at most.
+const MAX_RANGES: usize = 1024;
+
+impl Config {
     /// Whether spans are exported.
     #[must_use]
     pub fn exports(&self) -> bool {
@@ -273,71 +279,22 @@ impl Config {
     }
 
     /// The policy of `service` with what its table says on top.
-    pub fn policy(&self, service: &str, table: &str) -> Result<Policy, ConfigError> {
+    ///
+    /// # Errors
+    /// As [`Policy::resolve`].
+    pub fn policy(&self, service: &str, table: &str) -> Result<Policy, Invalid> {
         let own = self.services.get(service);
         if table.is_empty() && own.is_none() {
             return Ok(self.default_policy.clone());
         }
         let patch: Option<Value> = match table {
             "" => None,
-            json => Some(serde_json::from_str(json).or_else(refuse)?),
+            json => Some(
+                serde_json::from_str(json)
+                    .map_err(|error| Invalid::new("the policy", format!("JSON: {error}")))?,
+            ),
         };
         let layers = [Some(&self.base), own, patch.as_ref()];
-        Policy::resolve(layers.into_iter().flatten()).or_else(refuse)
+        Policy::resolve(layers.into_iter().flatten())
     }
-}
-
-/// The keys for the plugin, and the policy's, each as an object.
-fn split(keys: Map<String, Value>, plugin: impl Fn(&str) -> bool) -> (Value, Value) {
-    let (mine, policy): (Map<_, _>, Map<_, _>) = keys.into_iter().partition(|(k, _)| plugin(k));
-    (Value::Object(mine), Value::Object(policy))
-}
-
-fn select_of(plugin: Value) -> Result<Select, ConfigError> {
-    let raw: RawSelect =
-        serde_json::from_value(plugin).or_else(|error| refuse(format_args!("select: {error}")))?;
-    if !is_header_name(&raw.header) {
-        return refuse("select.header must be a lower-case header name of at most 64 characters");
-    }
-    Ok(Select { via: raw.via, header: raw.header, unknown: raw.unknown_service })
-}
-
-fn is_header_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-}
-
-fn source_of(raw: &RawSource) -> Result<Source, ConfigError> {
-    const EXPECTED: &str = "service.from accepts \"cluster_metadata\", \"route_metadata\", \"cluster\", \
-        \"authority\", {\"cluster\": \"prefix*suffix\"}, {\"authority\": \"prefix*suffix\"} and \
-        {\"header\": \"x-name\"}";
-    let pattern = |text: &str| Pattern::parse(text).map_or_else(|| refuse(EXPECTED), Ok);
-    match raw {
-        RawSource::Word(word) => match word.as_str() {
-            "cluster_metadata" => Ok(Source::ClusterMetadata),
-            "route_metadata" => Ok(Source::RouteMetadata),
-            "cluster" => Ok(Source::Cluster(pattern("*")?)),
-            "authority" => Ok(Source::Authority(pattern("*")?)),
-            _ => refuse(EXPECTED),
-        },
-        RawSource::With(pairs) => match pairs.iter().next() {
-            Some((key, text)) if pairs.len() == 1 => match key.as_str() {
-                "cluster" => Ok(Source::Cluster(pattern(text)?)),
-                "authority" => Ok(Source::Authority(pattern(text)?)),
-                "header" if is_header_name(text) => Ok(Source::Header(text.clone())),
-                _ => refuse(EXPECTED),
-            },
-            _ => refuse(EXPECTED),
-        },
-    }
-}
-
-/// Without a list of its own the filter trusts the agent's, and still refuses what is refused always.
-fn addresses_of(raw: Option<RawAddresses>) -> Result<AddressPolicy, ConfigError> {
-    let Some(raw) = raw else { return Ok(AddressPolicy::trusting()) };
-    let range = |text: &String| {
-        text.parse::<Cidr>()
-            .or_else(|error| refuse(format_args!("addresses.allow: {text:?}: {error}")))
-    };
-    Ok(AddressPolicy { allow: raw.allow.iter().map(range).collect::<Result<_, _>>()? })
 }

@@ -10,10 +10,8 @@
 
 mod config;
 
-use std::fmt;
-
-pub use config::{Config, ConfigError, Pattern, Select, Source, Unknown, Via};
-use serde::de::DeserializeOwned;
+pub use config::{Config, Pattern, Select, Source, Unknown, Via};
+use pintle_settings::{Invalid, Section, Settings};
 use serde_json::{Map, Value};
 
 /// Levels of nesting that a patch may have; the schema needs four.
@@ -30,62 +28,53 @@ pub struct Policy {
     pub trace: pintle_trace::Policy,
 }
 
-/// Why a policy was refused: the part, and what its schema says of the field.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyError(String);
-
-impl fmt::Display for PolicyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            select: pintle_balance::Policy::default(),
+            breaker: pintle_breaker::Policy::unconfigured(),
+            trace: pintle_trace::Policy::default(),
+        }
     }
 }
 
-impl std::error::Error for PolicyError {}
+impl Settings for Policy {
+    fn read(keys: &mut Section) -> Self {
+        let default = Self::default();
+        Self {
+            select: keys.section("select").unwrap_or(default.select),
+            breaker: keys.section("breaker").unwrap_or(default.breaker),
+            trace: keys.section("trace").unwrap_or(default.trace),
+        }
+    }
+}
 
 impl Policy {
     /// The policy of `layers`, the weakest first.
     ///
     /// # Errors
-    /// The part and field that its schema refuses, and what it accepts.
-    pub fn resolve<'a>(layers: impl IntoIterator<Item = &'a Value>) -> Result<Self, PolicyError> {
+    /// The key that is refused, from the part on, and what it accepts.
+    pub fn resolve<'a>(layers: impl IntoIterator<Item = &'a Value>) -> Result<Self, Invalid> {
         let mut merged = Value::Object(Map::new());
         for layer in layers {
             if depth(layer) > MAX_DEPTH {
-                return Err(PolicyError(format!("nested deeper than {MAX_DEPTH} levels")));
+                return Err(Invalid::new("the policy", format!("at most {MAX_DEPTH} levels deep")));
             }
             merge(&mut merged, layer);
         }
-        let Value::Object(mut parts) = merged else {
-            return Err(PolicyError("a policy is a JSON object".to_owned()));
-        };
-        let policy = Self {
-            select: part(&mut parts, "select")?,
-            breaker: part(&mut parts, "breaker")?,
-            trace: part(&mut parts, "trace")?,
-        };
-        match parts.keys().next() {
-            None => Ok(policy),
-            Some(key) => {
-                Err(PolicyError(format!("unknown part {key:?}, expected select, breaker or trace")))
-            }
-        }
+        pintle_settings::read("", merged)
     }
 
     /// Checks a patch as it would stand over the defaults.
     ///
     /// # Errors
     /// As [`Self::resolve`].
-    pub fn check(patch: &Value) -> Result<(), PolicyError> {
+    pub fn check(patch: &Value) -> Result<(), Invalid> {
         if !patch.is_object() {
-            return Err(PolicyError("a policy is a JSON object".to_owned()));
+            return Err(Invalid::new("the policy", "an object of keys").found(patch));
         }
         Self::resolve([patch]).map(drop)
     }
-}
-
-fn part<T: DeserializeOwned>(parts: &mut Map<String, Value>, name: &str) -> Result<T, PolicyError> {
-    let value = parts.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
-    serde_json::from_value(value).map_err(|error| PolicyError(format!("{name}: {error}")))
 }
 
 /// Lays `patch` over `target` (RFC 7386).

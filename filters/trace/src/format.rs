@@ -3,11 +3,8 @@
 //! A set is a bit mask, so that "is any header of this format of interest" costs one instruction
 //! for each request header.
 
-use serde::Deserialize;
-
 /// A way to write a trace context, or baggage, into request headers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// W3C Trace Context Level 2: `traceparent`, `tracestate`.
     TraceContext,
@@ -35,6 +32,17 @@ impl Format {
         Self::Jaeger,
         Self::Datadog,
         Self::XRay,
+    ];
+
+    /// Each with its name in configuration.
+    pub(crate) const NAMES: [(&str, Self); 7] = [
+        ("tracecontext", Self::TraceContext),
+        ("baggage", Self::Baggage),
+        ("b3", Self::B3),
+        ("b3multi", Self::B3Multi),
+        ("jaeger", Self::Jaeger),
+        ("datadog", Self::Datadog),
+        ("xray", Self::XRay),
     ];
 }
 

@@ -34,9 +34,7 @@ pub use edits::{Edit, Edits, is_field_value};
 pub use export::{Answer, Counts, Exporter, METHOD, SERVICE};
 pub use format::{Format, FormatSet};
 pub use kept::Kept;
-pub use policy::{
-    Boundary, Config, ConfigError, Direction, Export, Policy, RawConfig, RawPolicy, Spans,
-};
+pub use policy::{Boundary, Config, Direction, Export, Policy, Spans};
 pub use propagate::propagate;
 pub use sample::Ratio;
 pub use span::{Attempt, Decision, Outcome, Span};

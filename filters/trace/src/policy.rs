@@ -2,15 +2,13 @@
 //!
 //! Two parts, because they change at different times. [`Config`] belongs to the plugin and changes
 //! only with Envoy's configuration: formats, trust, the exporter. [`Policy`] belongs to a service
-//! and may change at any moment, by the registry or by an event: the ratio, and which spans. The
-//! raw types mirror the JSON and own the defaults; the checked ones have no defaults and cannot
-//! hold a value out of range. Unknown keys are refused by name.
+//! and may change at any moment, by the registry or by an event: the ratio, and which spans.
+//! Neither can hold a value out of range.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
-use serde::Deserialize;
+use pintle_settings::{Invalid, MILLISECOND, MINUTE, SECOND, Section, Settings, word};
 
 use crate::baggage;
 use crate::format::{Format, FormatSet};
@@ -18,8 +16,7 @@ use crate::sample::Ratio;
 use crate::w3c;
 
 /// Which spans are exported for a sampled request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Spans {
     /// One span for the request.
     #[default]
@@ -31,8 +28,7 @@ pub enum Spans {
 }
 
 /// What may differ by service and change by event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "RawPolicy")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// The share of new traces that is sampled.
     pub ratio: Ratio,
@@ -49,8 +45,7 @@ impl Policy {
 }
 
 /// What to believe of a context that comes from outside.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Boundary {
     /// All of it.
     #[default]
@@ -62,8 +57,7 @@ pub enum Boundary {
 }
 
 /// On which side of a service the proxy stands; the kind of its spans.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Direction {
     /// In front of the service that answers: server spans, an error from status 500 on.
     #[default]
@@ -73,8 +67,7 @@ pub enum Direction {
 }
 
 /// What the plugin configures once.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "RawConfig")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub(crate) extract: Box<[Format]>,
     pub(crate) inject: FormatSet,
@@ -156,242 +149,107 @@ pub struct Export {
     pub query: bool,
 }
 
-/// Why a configuration was refused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    /// The field, by its JSON path below the trace configuration.
-    pub field: &'static str,
-    /// What the field accepts.
-    pub accepted: &'static str,
-    /// What it held.
-    pub found: String,
-}
+const SPANS: [(&str, Spans); 3] =
+    [("per_request", Spans::PerRequest), ("per_attempt", Spans::PerAttempt), ("off", Spans::Off)];
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "trace: {} is {}, accepted is {}", self.field, self.found, self.accepted)
-    }
-}
+const BOUNDARIES: [(&str, Boundary); 3] = [
+    ("trust", Boundary::Trust),
+    ("ignore_sampled", Boundary::IgnoreSampled),
+    ("restart", Boundary::Restart),
+];
 
-impl std::error::Error for ConfigError {}
+const DIRECTIONS: [(&str, Direction); 2] =
+    [("ingress", Direction::Ingress), ("egress", Direction::Egress)];
 
-/// The JSON of [`Policy`], with its defaults.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawPolicy {
-    ratio: f64,
-    spans: Spans,
-}
+/// Bytes of a text that goes into spans, at most.
+const MAX_TEXT: usize = 255;
 
-impl Default for RawPolicy {
+impl Default for Policy {
     fn default() -> Self {
-        Self { ratio: 1.0, spans: Spans::default() }
+        Self { ratio: Ratio::ALWAYS, spans: Spans::PerRequest }
     }
 }
 
-impl TryFrom<RawPolicy> for Policy {
-    type Error = ConfigError;
-
-    fn try_from(raw: RawPolicy) -> Result<Self, ConfigError> {
-        let ratio = Ratio::new(raw.ratio).ok_or_else(|| ConfigError {
-            field: "ratio",
-            accepted: "0.0 to 1.0",
-            found: raw.ratio.to_string(),
-        })?;
-        Ok(Self { ratio, spans: raw.spans })
-    }
-}
-
-/// The JSON of [`Config`], with its defaults.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawConfig {
-    extract: Vec<Format>,
-    inject: Vec<Format>,
-    boundary: Boundary,
-    baggage_allow: Option<Vec<String>>,
-    direction: Direction,
-    tracestate_member: Option<String>,
-    participate: Option<bool>,
-    export: Option<RawExport>,
-}
-
-impl Default for RawConfig {
-    fn default() -> Self {
+impl Settings for Policy {
+    fn read(keys: &mut Section) -> Self {
         Self {
-            extract: vec![Format::TraceContext, Format::Baggage],
-            inject: vec![Format::TraceContext, Format::Baggage],
-            boundary: Boundary::default(),
-            baggage_allow: None,
-            direction: Direction::default(),
-            tracestate_member: None,
-            participate: None,
-            export: None,
+            ratio: Ratio::new(keys.real("ratio", 0.0..=1.0, 1.0)).unwrap_or(Ratio::ALWAYS),
+            spans: keys.word("spans", &SPANS, Spans::PerRequest),
         }
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawExport {
-    cluster: String,
-    service_name: String,
-    service_version: Option<String>,
-    environment: Option<String>,
-    #[serde(default)]
-    resource: BTreeMap<String, String>,
-    #[serde(default = "batch")]
-    batch: u64,
-    #[serde(default = "interval")]
-    interval: String,
-    #[serde(default = "queue")]
-    queue: u64,
-    #[serde(default = "timeout")]
-    timeout: String,
-    #[serde(default = "retries")]
-    retries: u64,
-    #[serde(default)]
-    query: bool,
-}
-
-fn batch() -> u64 {
-    512
-}
-fn interval() -> String {
-    "1s".into()
-}
-fn queue() -> u64 {
-    2048
-}
-fn timeout() -> String {
-    "5s".into()
-}
-fn retries() -> u64 {
-    5
-}
-
-impl TryFrom<RawConfig> for Config {
-    type Error = ConfigError;
-
-    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
-        let once = |field, formats: &[Format]| {
-            let twice = formats
-                .iter()
-                .enumerate()
-                .find(|(at, f)| formats.iter().take(*at).any(|o| o == *f));
-            twice.map_or(Ok(()), |(_, format)| {
-                let accepted = "each format at most once";
-                Err(ConfigError { field, accepted, found: format!("with {format:?} twice") })
-            })
-        };
-        once("extract", &raw.extract)?;
-        once("inject", &raw.inject)?;
-        if let Some(keys) = &raw.baggage_allow {
-            check(keys.len() <= 64, "baggage_allow", "at most 64 keys", || keys.len().to_string())?;
-            for key in keys {
-                let accepted = "keys that are HTTP tokens";
-                check(baggage::is_token(key.as_bytes()), "baggage_allow", accepted, || {
-                    quoted(key)
-                })?;
-            }
-        }
-        if let Some(key) = &raw.tracestate_member {
-            let accepted = "a tracestate key: a-z, 0-9, _ - * / @, at most 256";
-            check(w3c::is_key(key.as_bytes()), "tracestate_member", accepted, || quoted(key))?;
-        }
-        let inject = raw.inject.iter().copied().collect::<FormatSet>();
-        Ok(Self {
-            relevant: raw.extract.iter().copied().collect::<FormatSet>().union(inject),
-            extract: raw.extract.into(),
+impl Settings for Config {
+    fn read(keys: &mut Section) -> Self {
+        let extract = formats(keys, "extract");
+        let inject = formats(keys, "inject").iter().copied().collect::<FormatSet>();
+        Self {
+            relevant: extract.iter().copied().collect::<FormatSet>().union(inject),
+            extract,
             inject,
-            boundary: raw.boundary,
-            baggage_allow: raw.baggage_allow.map(|keys| keys.into_iter().map(Into::into).collect()),
-            direction: raw.direction,
-            tracestate_member: raw.tracestate_member.map(Into::into),
-            participate: raw.participate,
-            export: raw.export.map(TryInto::try_into).transpose()?,
-        })
+            boundary: keys.word("boundary", &BOUNDARIES, Boundary::default()),
+            baggage_allow: keys
+                .list("baggage_allow", 0..=64, |path, key| match key.as_str() {
+                    Some(key) if baggage::is_token(key.as_bytes()) => Ok(key.into()),
+                    _ => Err(Invalid::new(path, "an HTTP token").found(&key)),
+                })
+                .map(Into::into),
+            direction: keys.word("direction", &DIRECTIONS, Direction::default()),
+            tracestate_member: keys.parse(
+                "tracestate_member",
+                "a tracestate key: a-z, 0-9, _ - * / @, at most 256",
+                |key| key.as_str().filter(|key| w3c::is_key(key.as_bytes())).map(Into::into),
+            ),
+            participate: keys.has("participate").then(|| keys.flag("participate", false)),
+            export: keys.section("export"),
+        }
     }
 }
 
-impl TryFrom<RawExport> for Export {
-    type Error = ConfigError;
+/// The formats of `key`, each at most once.
+fn formats(keys: &mut Section, key: &'static str) -> Box<[Format]> {
+    let read = |path: &str, value| word(path, &value, &Format::NAMES);
+    let formats = keys.list(key, 0..=Format::ALL.len(), read);
+    let formats = formats.unwrap_or_else(|| vec![Format::TraceContext, Format::Baggage]);
+    for (at, format) in formats.iter().enumerate() {
+        let once = !formats.iter().take(at).any(|other| other == format);
+        keys.ensure(once, key, "a list with each format at most once");
+    }
+    formats.into()
+}
 
-    fn try_from(raw: RawExport) -> Result<Self, ConfigError> {
-        let text = |field, text: String| {
-            let ok = !text.is_empty() && text.len() <= 255;
-            check(ok, field, "1 to 255 bytes", || quoted(&text))?;
-            Ok(text.into_boxed_str())
+impl Settings for Export {
+    fn read(keys: &mut Section) -> Self {
+        let text = |keys: &mut Section, key: &'static str| {
+            keys.text(key, 1..=MAX_TEXT, None).into_boxed_str()
         };
-        let optional = |field, value: Option<String>| value.map(|v| text(field, v)).transpose();
-        let long = raw.resource.len();
-        check(long <= 32, "export.resource", "at most 32 attributes", || long.to_string())?;
-        let resource = raw
-            .resource
-            .into_iter()
-            .map(|(k, v)| Ok((text("export.resource", k)?, text("export.resource", v)?)))
-            .collect::<Result<_, ConfigError>>()?;
-        let queue = count("export.queue", raw.queue, 65_536, "1 to 65536")?;
-        let batch = count("export.batch", raw.batch, 4096, "1 to 4096")?;
-        let found = || format!("{batch} with a queue of {queue}");
-        check(batch <= queue, "export.batch", "at most export.queue", found)?;
-        let tries = raw.retries;
-        check(tries <= 10, "export.retries", "0 to 10", || tries.to_string())?;
-        Ok(Self {
-            cluster: text("export.cluster", raw.cluster)?,
-            service_name: text("export.service_name", raw.service_name)?,
-            service_version: optional("export.service_version", raw.service_version)?,
-            environment: optional("export.environment", raw.environment)?,
-            resource,
+        let optional =
+            |keys: &mut Section, key: &'static str| keys.has(key).then(|| text(keys, key));
+        let queue = keys.whole("queue", 1..=65_536, 2048);
+        let batch = keys.whole("batch", 1..=4096, 512);
+        keys.ensure(batch <= queue, "batch", "at most queue");
+        let lasting = MILLISECOND.saturating_mul(50)..=MINUTE;
+        Self {
+            cluster: text(keys, "cluster"),
+            service_name: text(keys, "service_name"),
+            service_version: optional(keys, "service_version"),
+            environment: optional(keys, "environment"),
+            resource: resource(keys),
             batch,
-            interval: duration("export.interval", &raw.interval)?,
+            interval: keys.duration("interval", lasting.clone(), SECOND),
             queue,
-            timeout: duration("export.timeout", &raw.timeout)?,
-            retries: u32::try_from(tries).unwrap_or(10),
-            query: raw.query,
-        })
+            timeout: keys.duration("timeout", lasting, SECOND.saturating_mul(5)),
+            retries: keys.whole("retries", 0..=10, 5),
+            query: keys.flag("query", false),
+        }
     }
 }
 
-fn check(
-    ok: bool,
-    field: &'static str,
-    accepted: &'static str,
-    found: impl FnOnce() -> String,
-) -> Result<(), ConfigError> {
-    if ok { Ok(()) } else { Err(ConfigError { field, accepted, found: found() }) }
-}
-
-fn quoted(text: &str) -> String {
-    // A wrong value is quoted for the reader, not repeated at any length.
-    format!("{:?}", text.chars().take(64).collect::<String>())
-}
-
-fn count(
-    field: &'static str,
-    value: u64,
-    max: usize,
-    accepted: &'static str,
-) -> Result<usize, ConfigError> {
-    match usize::try_from(value) {
-        Ok(n) if (1..=max).contains(&n) => Ok(n),
-        _ => Err(ConfigError { field, accepted, found: value.to_string() }),
-    }
-}
-
-/// Reads `250ms`, `30s`, `5m`: whole numbers with a unit.
-fn duration(field: &'static str, text: &str) -> Result<Duration, ConfigError> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at_checked(digits).unwrap_or_default();
-    let millis = match unit.trim() {
-        "ms" => Some(1),
-        "s" => Some(1000),
-        "m" => Some(60_000),
-        _ => None,
-    };
-    let millis = millis.and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit));
-    match millis {
-        Some(millis @ 50..=60_000) => Ok(Duration::from_millis(millis)),
-        _ => Err(ConfigError { field, accepted: "50ms to 60s", found: quoted(text) }),
-    }
+/// The further attributes, names and values of 1 to [`MAX_TEXT`] bytes.
+fn resource(keys: &mut Section) -> Box<[(Box<str>, Box<str>)]> {
+    let attributes: BTreeMap<String, String> = keys.labels("resource", 32).unwrap_or_default();
+    let long = |text: &str| !(1..=MAX_TEXT).contains(&text.len());
+    let good = !attributes.iter().any(|(key, value)| long(key) || long(value));
+    keys.ensure(good, "resource", format!("names and values of 1 to {MAX_TEXT} bytes"));
+    attributes.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
 }

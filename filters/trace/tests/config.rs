@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use pintle_settings::{Invalid, Settings};
 use pintle_trace::{Config, Policy, Ratio, Spans};
+
+fn read<T: Settings>(json: &str) -> Result<T, Invalid> {
+    pintle_settings::read("trace", serde_json::from_str(json).unwrap_or_default())
+}
 
 #[test]
 fn an_empty_object_is_a_whole_configuration() {
-    let config: Config = serde_json::from_str("{}").unwrap();
+    let config: Config = read("{}").unwrap();
     assert!(config.export().is_none());
-    let policy: Policy = serde_json::from_str("{}").unwrap();
+    let policy: Policy = read("{}").unwrap();
     assert_eq!((policy.ratio, policy.spans), (Ratio::ALWAYS, Spans::PerRequest));
     assert_eq!(policy.with_ratio(Ratio::NEVER).spans, Spans::PerRequest);
 }
@@ -16,7 +21,7 @@ fn an_empty_object_is_a_whole_configuration() {
 #[test]
 fn the_exporters_defaults_are_the_documented_ones() {
     let json = r#"{"export": {"cluster": "otel", "service_name": "s"}}"#;
-    let config: Config = serde_json::from_str(json).unwrap();
+    let config: Config = read(json).unwrap();
     let export = config.export().unwrap();
     assert_eq!((export.batch, export.queue, export.retries), (512, 2048, 5));
     assert_eq!(export.interval, Duration::from_secs(1));
@@ -26,11 +31,11 @@ fn the_exporters_defaults_are_the_documented_ones() {
 
 #[test]
 fn durations_are_human_text() {
-    for (text, expect) in [("250ms", 250), ("30s", 30_000), ("1m", 60_000), ("50ms", 50)] {
+    for (text, expect) in [("250ms", 250), ("30sec", 30_000), ("1s500ms", 1_500), ("50ms", 50)] {
         let json = format!(
             r#"{{"export": {{"cluster": "o", "service_name": "s", "interval": "{text}"}}}}"#
         );
-        let config: Config = serde_json::from_str(&json).unwrap();
+        let config: Config = read(&json).unwrap();
         assert_eq!(config.export().unwrap().interval, Duration::from_millis(expect), "{text}");
     }
 }
@@ -41,44 +46,65 @@ fn a_wrong_configuration_names_the_field_and_what_it_accepts() {
         format!(r#"{{"export": {{"cluster": "o", "service_name": "s", {fields}}}}}"#)
     };
     for (json, told) in [
-        (r#"{"extracts": []}"#.to_owned(), "unknown field `extracts`"),
+        (r#"{"extracts": []}"#.to_owned(), "unknown key trace.extracts, accepted are extract"),
         (
             r#"{"extract": ["w3c"]}"#.to_owned(),
-            "unknown variant `w3c`, expected one of `tracecontext`",
+            "trace.extract[0] must be tracecontext, baggage, b3, b3multi, jaeger, datadog or xray, found",
         ),
-        (r#"{"inject": ["b3", "b3"]}"#.to_owned(), "inject is with B3 twice"),
         (
-            r#"{"boundary": "none"}"#.to_owned(),
-            "expected one of `trust`, `ignore_sampled`, `restart`",
+            r#"{"inject": ["b3", "b3"]}"#.to_owned(),
+            "trace.inject must be a list with each format at most once",
         ),
-        (r#"{"direction": "both"}"#.to_owned(), "`ingress` or `egress`"),
-        (r#"{"baggage_allow": ["a b"]}"#.to_owned(), "baggage_allow is \"a b\", accepted is keys"),
-        (r#"{"tracestate_member": "Pintle"}"#.to_owned(), "tracestate_member is \"Pintle\""),
-        (r#"{"tracestate_member": ""}"#.to_owned(), "accepted is a tracestate key"),
-        (r#"{"export": {"cluster": "o"}}"#.to_owned(), "missing field `service_name`"),
-        (export(r#""batches": 1"#), "unknown field `batches`"),
-        (export(r#""batch": 0"#), "export.batch is 0, accepted is 1 to 4096"),
-        (export(r#""batch": 100, "queue": 99"#), "export.batch is 100 with a queue of 99"),
-        (export(r#""queue": 65537"#), "export.queue is 65537, accepted is 1 to 65536"),
-        (export(r#""interval": "1h""#), "export.interval is \"1h\", accepted is 50ms to 60s"),
-        (export(r#""interval": "49ms""#), "accepted is 50ms to 60s"),
-        (export(r#""timeout": "61s""#), "export.timeout is \"61s\""),
+        (r#"{"boundary": "none"}"#.to_owned(), "boundary must be trust, ignore_sampled or restart"),
+        (r#"{"direction": "both"}"#.to_owned(), "must be ingress or egress"),
+        (
+            r#"{"baggage_allow": ["a b"]}"#.to_owned(),
+            "trace.baggage_allow[0] must be an HTTP token, found \"a b\"",
+        ),
+        (r#"{"tracestate_member": "Pintle"}"#.to_owned(), "at most 256, found \"Pintle\""),
+        (r#"{"tracestate_member": ""}"#.to_owned(), "tracestate_member must be a tracestate key"),
+        (
+            r#"{"export": {"cluster": "o"}}"#.to_owned(),
+            "export.service_name must be text of 1 to 255 bytes, found nothing",
+        ),
+        (export(r#""batches": 1"#), "unknown key trace.export.batches"),
+        (export(r#""batch": 0"#), "export.batch must be a whole number from 1 to 4096, found 0"),
+        (export(r#""batch": 100, "queue": 99"#), "export.batch must be at most queue"),
+        (
+            export(r#""queue": 65537"#),
+            "export.queue must be a whole number from 1 to 65536, found 65537",
+        ),
+        (
+            export(r#""interval": "1h""#),
+            "export.interval must be a duration from 50ms to 1m, found \"1h\"",
+        ),
+        (export(r#""interval": "49ms""#), "must be a duration from 50ms to 1m, found \"49ms\""),
+        (export(r#""timeout": "61s""#), "to 1m, found \"61s\""),
         (export(r#""timeout": "99999999999999999999s""#), "export.timeout"),
-        (export(r#""timeout": """#), "export.timeout is \"\""),
-        (export(r#""retries": 11"#), "export.retries is 11, accepted is 0 to 10"),
-        (export(r#""environment": """#), "export.environment is \"\", accepted is 1 to 255 bytes"),
+        (
+            export(r#""timeout": """#),
+            "export.timeout must be a duration from 50ms to 1m, found \"\"",
+        ),
+        (
+            export(r#""retries": 11"#),
+            "export.retries must be a whole number from 0 to 10, found 11",
+        ),
+        (
+            export(r#""environment": """#),
+            "export.environment must be text of 1 to 255 bytes, found \"\"",
+        ),
     ] {
-        let error = serde_json::from_str::<Config>(&json).unwrap_err().to_string();
+        let error = read::<Config>(&json).unwrap_err().to_string();
         assert!(error.contains(told), "{json}\n{error}");
     }
     for (json, told) in [
-        (r#"{"ratio": 1.1}"#, "ratio is 1.1, accepted is 0.0 to 1.0"),
-        (r#"{"ratio": -0.1}"#, "ratio is -0.1"),
-        (r#"{"ratio": "half"}"#, "invalid type"),
-        (r#"{"spans": "all"}"#, "`per_request`, `per_attempt`, `off`"),
-        (r#"{"rate": 1}"#, "unknown field `rate`"),
+        (r#"{"ratio": 1.1}"#, "trace.ratio must be a number from 0.0 to 1.0, found 1.1"),
+        (r#"{"ratio": -0.1}"#, "found -0.1"),
+        (r#"{"ratio": "half"}"#, "ratio must be a number from 0.0 to 1.0, found \"half\""),
+        (r#"{"spans": "all"}"#, "per_request, per_attempt or off"),
+        (r#"{"rate": 1}"#, "unknown key trace.rate"),
     ] {
-        let error = serde_json::from_str::<Policy>(json).unwrap_err().to_string();
+        let error = read::<Policy>(json).unwrap_err().to_string();
         assert!(error.contains(told), "{json}\n{error}");
     }
 }

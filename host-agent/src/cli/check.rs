@@ -167,9 +167,6 @@ impl Plan {
 async fn check_etcd(config: &EtcdConfig) -> Finding {
     let todo = "start etcd, or name its members by --etcd or etcd.endpoints; with TLS or users, \
                 see etcd.tls, etcd.user and etcd.password";
-    if let Err(error) = config.check() {
-        return Finding::bad("etcd", error.to_string(), "correct what is named");
-    }
     let mut last = String::new();
     for member in 0..config.endpoints.len() {
         let asked = timeout(WITHIN, async {
@@ -201,9 +198,6 @@ async fn check_etcd(config: &EtcdConfig) -> Finding {
 async fn check_nats(config: &NatsConfig) -> Finding {
     let todo = "start nats-server with JetStream (-js), or name it by --nats or nats.servers; \
                 without events the registry alone is followed";
-    if let Err(error) = config.check() {
-        return Finding::bad("nats", error.to_string(), "correct what is named");
-    }
     let asked = async { Events::connect(config).await?.newest().await };
     match timeout(WITHIN, asked).await {
         Ok(Ok(newest)) => {

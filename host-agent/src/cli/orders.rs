@@ -56,7 +56,6 @@ pub(super) fn origin(file: &super::ConfigArgs, flags: &[(&'static str, &[String]
 
 async fn connect(args: &NatsArgs) -> Result<Events, CliError> {
     let config: NatsConfig = origin(&args.config, &[("nats", &args.nats)]).part("nats")?;
-    config.check().map_err(|error| CliError::Usage(error.to_string()))?;
     Ok(Events::connect(&config).await?)
 }
 
@@ -271,49 +270,48 @@ fn registration(args: &RegisterArgs) -> Result<RegisterConfig, CliError> {
     let prefix: Vec<String> = args.prefix.iter().cloned().collect();
     let origin = origin(&args.config, &[("etcd", &args.etcd), ("prefix", &prefix)]);
     let etcd: EtcdConfig = origin.part("etcd")?;
-    let mut config: RegisterConfig = origin.part("register")?;
-    config.etcd = etcd;
+    let mut keys: Map<String, Value> = origin.part("register")?;
     if let Some(service) = &args.service {
-        let mut metadata = Map::new();
-        for entry in &args.metadata {
-            let (key, value) = entry
-                .split_once('=')
-                .ok_or_else(|| CliError::Usage(format!("--metadata {entry:?} is not KEY=VALUE")))?;
-            metadata.insert(key.to_owned(), value.into());
-        }
-        let interval = &args.check_interval;
-        let check = if let Some(path) = &args.check_http {
-            json!({ "http": path, "interval": interval })
-        } else if let Some(service) = &args.check_grpc {
-            json!({ "grpc": service, "interval": interval })
-        } else if args.check_tcp {
-            json!({ "tcp": true, "interval": interval })
-        } else {
-            Value::Null
-        };
-        let instance = json!({
-            "name": service,
-            "id": args.id,
-            "address": args.address,
-            "port": args.port,
-            "metadata": metadata,
-            "tags": args.tag,
-            "check": check,
-        });
-        let instance = serde_json::from_value(instance)
-            .map_err(|error| CliError::Usage(format!("register: {error}")))?;
-        config.instances = vec![instance];
+        keys.insert("instances".to_owned(), json!([instance(service, args)?]));
     }
-    let duration = |text: &Option<String>, into: &mut Duration| match text {
-        None => Ok(()),
-        Some(text) => humantime::parse_duration(text)
-            .map(|duration| *into = duration)
-            .map_err(|error| CliError::Usage(format!("{text:?} is no duration: {error}"))),
+    for (key, value) in [("lease", &args.lease), ("drain", &args.drain)] {
+        if let Some(value) = value {
+            keys.insert(key.to_owned(), json!(value));
+        }
+    }
+    let config: RegisterConfig = pintle_settings::read("register", Value::Object(keys))
+        .map_err(|error| CliError::Usage(error.to_string()))?;
+    Ok(RegisterConfig { etcd, ..config })
+}
+
+/// The instance that the flags come to.
+fn instance(service: &str, args: &RegisterArgs) -> Result<Value, CliError> {
+    let mut metadata = Map::new();
+    for entry in &args.metadata {
+        let (key, value) = entry
+            .split_once('=')
+            .ok_or_else(|| CliError::Usage(format!("--metadata {entry:?} is not KEY=VALUE")))?;
+        metadata.insert(key.to_owned(), value.into());
+    }
+    let interval = &args.check_interval;
+    let check = if let Some(path) = &args.check_http {
+        json!({ "http": path, "interval": interval })
+    } else if let Some(service) = &args.check_grpc {
+        json!({ "grpc": service, "interval": interval })
+    } else if args.check_tcp {
+        json!({ "tcp": true, "interval": interval })
+    } else {
+        Value::Null
     };
-    duration(&args.lease, &mut config.lease)?;
-    duration(&args.drain, &mut config.drain)?;
-    config.check().map_err(|error| CliError::Usage(error.to_string()))?;
-    Ok(config)
+    Ok(json!({
+        "name": service,
+        "id": args.id,
+        "address": args.address,
+        "port": args.port,
+        "metadata": metadata,
+        "tags": args.tag,
+        "check": check,
+    }))
 }
 
 pub(super) async fn register(args: RegisterArgs) -> Result<(), CliError> {
@@ -330,5 +328,6 @@ pub(super) async fn register(args: RegisterArgs) -> Result<(), CliError> {
         }
         on_signal.cancel();
     });
-    registration::register(config, stop).await.map_err(|error| CliError::Usage(error.to_string()))
+    registration::register(config, stop).await;
+    Ok(())
 }

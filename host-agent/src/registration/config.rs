@@ -1,28 +1,25 @@
 //! The `register` section of the configuration.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use pintle_contract::{AddressPolicy, MAX_LABEL, MAX_LABELS, MAX_WEIGHT, is_name};
-use serde::Deserialize;
+use pintle_settings::{HOUR, MILLISECOND, MINUTE, SECOND, Section, Settings};
 
-use crate::source::{EtcdConfig, Invalid, human, within};
+use crate::source::EtcdConfig;
 
 /// Instances that this process keeps registered.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegisterConfig {
     /// The registry: the configuration's own `etcd` section, and no key of this one.
-    #[serde(skip)]
     pub etcd: EtcdConfig,
     /// The instances; at least one.
     pub instances: Vec<Instance>,
     /// The lease, 5s to 1h; kept alive three times as often.
-    #[serde(with = "human")]
     pub lease: Duration,
     /// How long an instance stays `draining` at shutdown before it is deleted, 0s to 10m.
-    #[serde(with = "human")]
     pub drain: Duration,
 }
 
@@ -38,8 +35,7 @@ impl Default for RegisterConfig {
 }
 
 /// One instance of a service.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
     /// The service.
     pub name: String,
@@ -50,146 +46,127 @@ pub struct Instance {
     /// 1 to 65,535.
     pub port: u16,
     /// `weight`, `zone`, `region`, `version` and `protocol` have a meaning.
-    #[serde(default)]
     pub metadata: BTreeMap<String, String>,
     /// Tags.
-    #[serde(default)]
     pub tags: Vec<String>,
     /// How its health is found; without it, it is healthy while this process lives.
-    #[serde(default)]
     pub check: Option<Check>,
 }
 
 /// A health check; exactly one of `http`, `grpc` and `tcp`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// GET this path at the instance; 200 to 299 is healthy.
-    #[serde(default)]
     pub http: Option<String>,
     /// `grpc.health.v1.Health/Check` for this service (empty: the whole server); SERVING is healthy.
-    #[serde(default)]
     pub grpc: Option<String>,
     /// A connection can be made.
-    #[serde(default)]
     pub tcp: bool,
     /// How often, 100ms to 10m.
-    #[serde(default = "interval", with = "human")]
     pub interval: Duration,
     /// How long an answer may take, 10ms to 1m.
-    #[serde(default = "timeout", with = "human")]
     pub timeout: Duration,
     /// Failures in a row until it is unhealthy, 1 to 100.
-    #[serde(default = "unhealthy_after")]
     pub unhealthy_after: u32,
     /// Successes in a row until it is healthy again, 1 to 100.
-    #[serde(default = "healthy_after")]
     pub healthy_after: u32,
 }
 
-const fn interval() -> Duration {
-    Duration::from_secs(5)
-}
-
-const fn timeout() -> Duration {
-    Duration::from_secs(1)
-}
-
-const fn unhealthy_after() -> u32 {
-    3
-}
-
-const fn healthy_after() -> u32 {
-    2
-}
-
-impl RegisterConfig {
-    /// # Errors
-    /// The first field that is out of range.
-    pub fn check(&self) -> Result<(), Invalid> {
-        self.etcd.check()?;
-        let seconds = Duration::from_secs;
-        within("register.lease", self.lease, seconds(5), seconds(3600))?;
-        within("register.drain", self.drain, Duration::ZERO, seconds(600))?;
-        if self.instances.is_empty() || self.instances.len() > 1000 {
-            return Err(Invalid::new("register.instances", "1 to 1000 instances"));
+impl Settings for RegisterConfig {
+    fn read(keys: &mut Section) -> Self {
+        let default = Self::default();
+        let instances = keys.list("instances", 1..=1000, pintle_settings::read::<Instance>);
+        keys.ensure(instances.is_some(), "instances", "a list of 1 to 1000");
+        let instances = instances.unwrap_or_default();
+        let mut seen = HashSet::new();
+        for (at, instance) in instances.iter().enumerate() {
+            let first = seen.insert((&instance.name, &instance.id));
+            let accepts = "an id that no other instance of the service has";
+            keys.ensure(first, &format!("instances[{at}].id"), accepts);
         }
-        for (at, instance) in self.instances.iter().enumerate() {
-            instance.check(&format!("register.instances[{at}]"))?;
-            let same = |other: &Instance| other.name == instance.name && other.id == instance.id;
-            if self.instances.iter().filter(|other| same(other)).count() > 1 {
-                return Err(Invalid::new(
-                    format!("register.instances[{at}].id"),
-                    "an id that no other instance of the service has",
-                ));
-            }
+        Self {
+            etcd: default.etcd,
+            instances,
+            lease: keys.duration("lease", SECOND.saturating_mul(5)..=HOUR, default.lease),
+            drain: keys.duration(
+                "drain",
+                Duration::ZERO..=MINUTE.saturating_mul(10),
+                default.drain,
+            ),
         }
-        Ok(())
     }
 }
 
-impl Instance {
-    fn check(&self, at: &str) -> Result<(), Invalid> {
-        for (field, name) in [("name", &self.name), ("id", &self.id)] {
-            if !is_name(name) {
-                return Err(Invalid::new(
-                    format!("{at}.{field}"),
-                    "1 to 253 characters of [A-Za-z0-9._-]",
-                ));
-            }
+impl Settings for Instance {
+    fn read(keys: &mut Section) -> Self {
+        let address = keys.required(
+            "address",
+            "an address of one host, not link-local, metadata, multicast or unspecified",
+            |address| {
+                let address = address.as_str()?.parse().ok()?;
+                AddressPolicy::trusting().check(address).is_ok().then_some(address)
+            },
+        );
+        Self {
+            name: name(keys, "name"),
+            id: name(keys, "id"),
+            address: address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            port: keys.whole("port", 1..=u16::MAX, None),
+            metadata: metadata(keys),
+            tags: tags(keys),
+            check: keys.section("check"),
         }
-        if AddressPolicy::trusting().check(self.address).is_err() {
-            return Err(Invalid::new(
-                format!("{at}.address"),
-                "an address of one host, not link-local, metadata, multicast or unspecified",
-            ));
-        }
-        if self.port == 0 {
-            return Err(Invalid::new(format!("{at}.port"), "1 to 65535"));
-        }
-        if let Some(weight) = self.metadata.get("weight")
-            && !weight.parse::<u32>().is_ok_and(|weight| weight <= MAX_WEIGHT)
-        {
-            return Err(Invalid::new(
-                format!("{at}.metadata.weight"),
-                format!("a number from 0 to {MAX_WEIGHT}"),
-            ));
-        }
-        let labels = |map: usize, longest: usize| map <= MAX_LABELS && longest <= MAX_LABEL;
-        let longest =
-            |texts: &mut dyn Iterator<Item = &String>| texts.map(String::len).max().unwrap_or(0);
-        let metadata = longest(&mut self.metadata.iter().flat_map(|(k, v)| [k, v]));
-        if !labels(self.metadata.len(), metadata) {
-            return Err(Invalid::new(format!("{at}.metadata"), "at most 64 entries of 4 KiB"));
-        }
-        if !labels(self.tags.len(), longest(&mut self.tags.iter())) {
-            return Err(Invalid::new(format!("{at}.tags"), "at most 64 tags of 4 KiB"));
-        }
-        self.check.as_ref().map_or(Ok(()), |check| check.check(&format!("{at}.check")))
     }
 }
 
-impl Check {
-    fn check(&self, at: &str) -> Result<(), Invalid> {
-        let ways = [self.http.is_some(), self.grpc.is_some(), self.tcp];
-        if ways.into_iter().filter(|set| *set).count() != 1 {
-            return Err(Invalid::new(at, "exactly one of http, grpc and tcp"));
+fn name(keys: &mut Section, key: &'static str) -> String {
+    let name = keys.required(key, "1 to 253 characters of [A-Za-z0-9._-]", |name| {
+        name.as_str().filter(|name| is_name(name)).map(ToOwned::to_owned)
+    });
+    name.unwrap_or_default()
+}
+
+fn metadata(keys: &mut Section) -> BTreeMap<String, String> {
+    let metadata = keys.labels("metadata", MAX_LABELS).unwrap_or_default();
+    let fits = metadata.iter().all(|(key, value)| key.len().max(value.len()) <= MAX_LABEL);
+    keys.ensure(fits, "metadata", format!("names and values of at most {MAX_LABEL} bytes"));
+    if let Some(weight) = metadata.get("weight") {
+        let good = weight.parse::<u32>().is_ok_and(|weight| weight <= MAX_WEIGHT);
+        let accepts = format!("a whole number from 0 to {MAX_WEIGHT}, as text");
+        keys.ensure(good, "metadata.weight", accepts);
+    }
+    metadata
+}
+
+fn tags(keys: &mut Section) -> Vec<String> {
+    let tags = keys.texts("tags", 0..=MAX_LABELS).unwrap_or_default();
+    let fit = tags.iter().all(|tag| tag.len() <= MAX_LABEL);
+    keys.ensure(fit, "tags", format!("tags of at most {MAX_LABEL} bytes"));
+    tags
+}
+
+impl Settings for Check {
+    fn read(keys: &mut Section) -> Self {
+        let http = keys.parse("http", "a path that begins with a slash", |path| {
+            let path = path.as_str()?;
+            let good = path.starts_with('/') && path.parse::<PathAndQuery>().is_ok();
+            good.then(|| path.to_owned())
+        });
+        let grpc = keys.has("grpc").then(|| keys.text("grpc", 0..=253, None));
+        let tcp = keys.flag("tcp", false);
+        let ways = [http.is_some(), grpc.is_some(), tcp];
+        let one = ways.into_iter().filter(|set| *set).count() == 1;
+        keys.ensure(one, "", "exactly one of http, grpc and tcp");
+        let interval = MILLISECOND.saturating_mul(100)..=MINUTE.saturating_mul(10);
+        let timeout = MILLISECOND.saturating_mul(10)..=MINUTE;
+        Self {
+            http,
+            grpc,
+            tcp,
+            interval: keys.duration("interval", interval, SECOND.saturating_mul(5)),
+            timeout: keys.duration("timeout", timeout, SECOND),
+            unhealthy_after: keys.whole("unhealthy_after", 1..=100, 3),
+            healthy_after: keys.whole("healthy_after", 1..=100, 2),
         }
-        if let Some(path) = &self.http
-            && (!path.starts_with('/') || path.parse::<http::uri::PathAndQuery>().is_err())
-        {
-            return Err(Invalid::new(format!("{at}.http"), "a path that begins with a slash"));
-        }
-        let millis = Duration::from_millis;
-        within(&format!("{at}.interval"), self.interval, millis(100), millis(600_000))?;
-        within(&format!("{at}.timeout"), self.timeout, millis(10), millis(60_000))?;
-        for (field, times) in
-            [("unhealthy_after", self.unhealthy_after), ("healthy_after", self.healthy_after)]
-        {
-            if !(1..=100).contains(&times) {
-                return Err(Invalid::new(format!("{at}.{field}"), "a number from 1 to 100"));
-            }
-        }
-        Ok(())
     }
 }

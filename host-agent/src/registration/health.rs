@@ -187,10 +187,13 @@ mod tests {
         ] {
             let timeout = if at == "/late" { "300ms" } else { "10s" };
             let check = serde_json::json!({"http": at, "timeout": timeout});
-            let instance: Instance = serde_json::from_value(serde_json::json!({
-                "name": "orders", "id": "1", "address": "127.0.0.1",
-                "port": server.address().port(), "check": check,
-            }))
+            let instance: Instance = pintle_settings::read(
+                "instance",
+                serde_json::json!({
+                    "name": "orders", "id": "1", "address": "127.0.0.1",
+                    "port": server.address().port(), "check": check,
+                }),
+            )
             .unwrap();
             let check = instance.check.clone().unwrap();
             assert_eq!(probe(&instance, &check).await, expect.map_err(str::to_owned), "{at}");
@@ -199,9 +202,12 @@ mod tests {
 
     #[test]
     fn health_changes_after_so_many_in_a_row_and_the_first_decides_alone() {
-        let check: Check = serde_json::from_value(serde_json::json!({
-            "tcp": true, "unhealthy_after": 3, "healthy_after": 2
-        }))
+        let check: Check = pintle_settings::read(
+            "check",
+            serde_json::json!({
+                "tcp": true, "unhealthy_after": 3, "healthy_after": 2
+            }),
+        )
         .unwrap();
         let mut verdict = Verdict::default();
         let table = [

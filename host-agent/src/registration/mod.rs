@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::config::{Check, Instance, RegisterConfig};
+use crate::source::Backoff;
 use crate::source::etcd::{EtcdError, connect, within};
-use crate::source::{Backoff, Invalid};
 
 /// Draining and deleting are tried again for this long beyond the drain time itself.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -31,18 +31,13 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Keeps the instances registered until shutdown, then drains and deletes them.
 ///
 /// Nothing that happens to etcd ends it: it is tried again with full jitter, at most 2 s.
-///
-/// # Errors
-/// A field is out of range.
-pub async fn register(config: RegisterConfig, shutdown: CancellationToken) -> Result<(), Invalid> {
-    config.check()?;
+pub async fn register(config: RegisterConfig, shutdown: CancellationToken) {
     let mut registrar = Registrar::new(config);
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = registrar.keep() => {}
     }
     registrar.leave().await;
-    Ok(())
 }
 
 struct Seat {

@@ -1,20 +1,22 @@
 //! The sources' sections of the configuration: `etcd`, `nats`, `file`, `state`.
 //!
-//! As the user wrote them, with the defaults; `check` says which field accepts what. Plain text leaves
-//! this machine only where `plaintext: true` says so by name.
+//! Plain text leaves this machine only where `plaintext: true` says so by name.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use pintle_contract::{AddressPolicy, Cidr};
+use pintle_settings::{
+    DAY, HOUR, Invalid, MILLISECOND, MINUTE, SECOND, Section, Settings, duration_range,
+    parse_duration,
+};
 use pintle_state::Protection;
-use serde::Deserialize;
+use serde_json::Value;
 
-use super::settings::{Invalid, SecretRef, Tls, human, human_list, is_loopback, within};
+use super::settings::{SecretRef, Tls, is_loopback, path, text};
 
 /// Everything that [`super::start`] needs to know.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourcesConfig {
     /// This agent's id: 1 to 100 of `[A-Za-z0-9._-]`, unique in the fleet; names its consumer.
     pub agent: String,
@@ -28,24 +30,30 @@ pub struct SourcesConfig {
     pub file: Option<FileConfig>,
 }
 
-impl SourcesConfig {
-    /// # Errors
-    /// The first field that is out of range.
-    pub fn check(&self) -> Result<(), Invalid> {
+impl Settings for SourcesConfig {
+    fn read(keys: &mut Section) -> Self {
         let named = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-        if !(1..=100).contains(&self.agent.len()) || !self.agent.bytes().all(named) {
-            return Err(Invalid::new("agent", "1 to 100 characters of [A-Za-z0-9._-]"));
+        let agent = keys.required("agent", "1 to 100 characters of [A-Za-z0-9._-]", |agent| {
+            let good = |agent: &&str| (1..=100).contains(&agent.len()) && agent.bytes().all(named);
+            agent.as_str().filter(good).map(ToOwned::to_owned)
+        });
+        Self {
+            agent: agent.unwrap_or_default(),
+            state: keys.section("state").unwrap_or_default(),
+            etcd: keys.section("etcd"),
+            nats: keys.section("nats"),
+            file: keys.section("file"),
         }
-        self.state.check()?;
-        self.etcd.as_ref().map_or(Ok(()), EtcdConfig::check)?;
-        self.nats.as_ref().map_or(Ok(()), NatsConfig::check)?;
-        self.file.as_ref().map_or(Ok(()), FileConfig::check)
     }
+}
 
+impl SourcesConfig {
     /// `fresh`, but for what the state and the sources were built with, and the names of what would have
     /// been another.
-    #[must_use]
-    pub fn take_over(&self, mut fresh: Self) -> (Self, Vec<&'static str>) {
+    ///
+    /// # Errors
+    /// What stays does not go with what is new.
+    pub fn take_over(&self, mut fresh: Self) -> Result<(Self, Vec<&'static str>), Invalid> {
         let mut kept = Vec::new();
         keep("agent", &self.agent, &mut fresh.agent, &mut kept);
         keep("state", &self.state, &mut fresh.state, &mut kept);
@@ -64,7 +72,12 @@ impl SourcesConfig {
         if self.file.is_none() || fresh.file.is_none() {
             keep("file", &self.file, &mut fresh.file, &mut kept);
         }
-        (fresh, kept)
+        if let Some(nats) = &fresh.nats
+            && !nats.subjects_are_apart()
+        {
+            return Err(Invalid::new("nats.dlq_prefix", APART));
+        }
+        Ok((fresh, kept))
     }
 }
 
@@ -81,23 +94,20 @@ fn keep<T: Clone + PartialEq>(
 }
 
 /// The `state` section.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateConfig {
     /// Where the last good state is kept; without it a cold start waits for a source.
     pub dir: Option<PathBuf>,
     /// Ranges in which loopback and private addresses are good, such as `10.0.0.0/8`. Default: the
     /// private networks of RFC 1918, 6598 and 4193; loopback is not among them.
-    pub allow: Option<Vec<String>>,
+    pub allow: Option<Vec<Cidr>>,
     /// Whether removals are held back. Only this turns it off.
     pub protect: bool,
     /// Percent of a service's endpoints that may go within `protect_window`, 1 to 100.
     pub protect_percent: u8,
     /// 1s to 1h.
-    #[serde(with = "human")]
     pub protect_window: Duration,
     /// How long a service's last endpoint stays after its removal; 0s to 24h.
-    #[serde(with = "human")]
     pub protect_grace: Duration,
 }
 
@@ -115,33 +125,35 @@ impl Default for StateConfig {
     }
 }
 
-impl StateConfig {
-    /// # Errors
-    /// The first field that is out of range.
-    pub fn check(&self) -> Result<(), Invalid> {
-        self.addresses()?;
-        if !(1..=100).contains(&self.protect_percent) {
-            return Err(Invalid::new("state.protect_percent", "a number from 1 to 100"));
-        }
-        let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
-        within("state.protect_window", self.protect_window, Duration::from_secs(1), hour)?;
-        within("state.protect_grace", self.protect_grace, Duration::ZERO, day)
-    }
-
-    /// Which addresses endpoints may have.
-    ///
-    /// # Errors
-    /// A range is not one.
-    pub fn addresses(&self) -> Result<AddressPolicy, Invalid> {
-        let Some(allow) = &self.allow else {
-            return Ok(AddressPolicy::default());
+impl Settings for StateConfig {
+    fn read(keys: &mut Section) -> Self {
+        let default = Self::default();
+        let range = |path: &str, value: Value| {
+            let range = value.as_str().and_then(|range| range.parse().ok());
+            let accepts = "a range such as 10.0.0.0/8, with no bit set behind its prefix";
+            range.ok_or_else(|| Invalid::new(path, accepts).found(&value))
         };
-        let parsed = allow.iter().map(|range| {
-            range
-                .parse::<Cidr>()
-                .map_err(|e| Invalid::new("state.allow", format!("{range:?}: {e}")))
-        });
-        Ok(AddressPolicy { allow: parsed.collect::<Result<_, _>>()? })
+        Self {
+            dir: path(keys, "dir"),
+            allow: keys.list("allow", 0..=1024, range),
+            protect: keys.flag("protect", default.protect),
+            protect_percent: keys.whole("protect_percent", 1..=100, default.protect_percent),
+            protect_window: keys.duration("protect_window", SECOND..=HOUR, default.protect_window),
+            protect_grace: keys.duration(
+                "protect_grace",
+                Duration::ZERO..=DAY,
+                default.protect_grace,
+            ),
+        }
+    }
+}
+
+impl StateConfig {
+    /// Which addresses endpoints may have.
+    #[must_use]
+    pub fn addresses(&self) -> AddressPolicy {
+        let allow = |allow: &Vec<Cidr>| AddressPolicy { allow: allow.clone() };
+        self.allow.as_ref().map_or_else(AddressPolicy::default, allow)
     }
 
     /// The rules of removal.
@@ -157,8 +169,7 @@ impl StateConfig {
 }
 
 /// The `etcd` section.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdConfig {
     /// Members of one cluster, `http://host:port` or `https://host:port`, all of one scheme.
     pub endpoints: Vec<String>,
@@ -175,10 +186,8 @@ pub struct EtcdConfig {
     /// Allows plain text to addresses other than loopback.
     pub plaintext: bool,
     /// How often everything is listed again and compared, 1s to 24h, with a jitter of a tenth.
-    #[serde(with = "human")]
     pub reconcile: Duration,
     /// How long etcd may be silent, 2s to 60s; it is asked for a sign of life three times as often.
-    #[serde(with = "human")]
     pub silence: Duration,
     /// Keys of one page of a listing, 1 to 10,000; pages over 4 MiB are asked for again in halves.
     pub page: u32,
@@ -201,88 +210,103 @@ impl Default for EtcdConfig {
     }
 }
 
-impl EtcdConfig {
-    /// # Errors
-    /// The first field that is out of range.
-    pub fn check(&self) -> Result<(), Invalid> {
-        if self.endpoints.is_empty() {
-            return Err(Invalid::new("etcd.endpoints", "at least one http(s)://host:port"));
+impl Settings for EtcdConfig {
+    fn read(keys: &mut Section) -> Self {
+        let default = Self::default();
+        let plaintext = keys.flag("plaintext", default.plaintext);
+        let (endpoints, secure) = servers(keys, "endpoints", ["http", "https"], plaintext)
+            .unwrap_or((default.endpoints, false));
+        let tls: Tls = keys.section("tls").unwrap_or_default();
+        let goes = secure || tls == Tls::default();
+        keys.ensure(goes, "endpoints", "https://host:port when etcd.tls is set");
+        let services = prefix(keys, "services").unwrap_or(default.services);
+        let policies = prefix(keys, "policies").unwrap_or(default.policies);
+        keys.ensure(services != policies, "policies", "another prefix than etcd.services");
+        let (user, password) = (text(keys, "user"), SecretRef::named(keys, "password"));
+        let both = user.is_some() == password.is_some();
+        keys.ensure(both, "password", "set with etcd.user, and only then");
+        Self {
+            endpoints,
+            services,
+            policies,
+            user,
+            password,
+            tls,
+            plaintext,
+            reconcile: keys.duration("reconcile", SECOND..=DAY, default.reconcile),
+            silence: keys.duration("silence", SECOND.saturating_mul(2)..=MINUTE, default.silence),
+            page: keys.whole("page", 1..=10_000, default.page),
         }
-        let secure = self.endpoints.iter().any(|e| e.starts_with("https://"));
-        for endpoint in &self.endpoints {
-            check_server("etcd", "etcd.endpoints", endpoint, &["http", "https"], self.plaintext)?;
-            if secure != endpoint.starts_with("https://") {
-                return Err(Invalid::new("etcd.endpoints", "all http or all https"));
-            }
-        }
-        if !secure && self.tls != Tls::default() {
-            return Err(Invalid::new("etcd.endpoints", "https://host:port when etcd.tls is set"));
-        }
-        for (field, prefix) in
-            [("etcd.services", &self.services), ("etcd.policies", &self.policies)]
-        {
-            let good = prefix.len() >= 2
-                && prefix.len() <= 128
-                && prefix.starts_with('/')
-                && prefix.ends_with('/')
-                && !prefix.chars().any(char::is_control);
-            if !good {
-                return Err(Invalid::new(
-                    field,
-                    "a prefix that begins and ends with a slash, at most 128 bytes",
-                ));
-            }
-        }
-        if self.services == self.policies {
-            return Err(Invalid::new("etcd.policies", "another prefix than etcd.services"));
-        }
-        if self.user.is_some() != self.password.is_some() {
-            return Err(Invalid::new("etcd.password", "must be set with etcd.user, and only then"));
-        }
-        if !(1..=10_000).contains(&self.page) {
-            return Err(Invalid::new("etcd.page", "a number from 1 to 10000"));
-        }
-        let seconds = Duration::from_secs;
-        within("etcd.reconcile", self.reconcile, seconds(1), seconds(86_400))?;
-        within("etcd.silence", self.silence, seconds(2), seconds(60))?;
-        self.tls.check("etcd")
     }
 }
 
+/// A prefix of keys.
+fn prefix(keys: &mut Section, key: &'static str) -> Option<String> {
+    keys.parse(key, "a prefix that begins and ends with a slash, at most 128 bytes", |prefix| {
+        let good = |prefix: &&str| {
+            (2..=128).contains(&prefix.len())
+                && prefix.starts_with('/')
+                && prefix.ends_with('/')
+                && !prefix.chars().any(char::is_control)
+        };
+        prefix.as_str().filter(good).map(ToOwned::to_owned)
+    })
+}
+
+/// Servers of one cluster, and whether they are spoken to by TLS.
+fn servers(
+    keys: &mut Section,
+    key: &'static str,
+    schemes: [&str; 2],
+    plaintext: bool,
+) -> Option<(Vec<String>, bool)> {
+    let [plain, secure] = schemes;
+    let all = keys.list(key, 1..=64, |path, server| {
+        // What was found is not repeated: somebody may have written a password into it.
+        let server = server.as_str().unwrap_or_default();
+        check_server(path, server, schemes, plaintext)?;
+        Ok(server.to_owned())
+    })?;
+    let begins = format!("{secure}://");
+    let is_secure = |server: &String| server.starts_with(&begins);
+    let any = all.iter().any(is_secure);
+    keys.ensure(any == all.iter().all(is_secure), key, format!("all {plain} or all {secure}"));
+    Some((all, any))
+}
+
 fn check_server(
-    section: &str,
-    field: &str,
+    path: &str,
     url: &str,
-    schemes: &[&str; 2],
+    [plain, secure]: [&str; 2],
     plaintext: bool,
 ) -> Result<(), Invalid> {
-    let [plain, secure] = schemes;
-    let accepts = || Invalid::new(field, format!("{plain}://host:port or {secure}://host:port"));
+    let accepts = || Invalid::new(path, format!("{plain}://host:port or {secure}://host:port"));
     let (scheme, rest) = url.split_once("://").ok_or_else(accepts)?;
-    if !schemes.contains(&scheme) {
+    if scheme != plain && scheme != secure {
         return Err(accepts());
     }
     if rest.contains('@') {
-        return Err(Invalid::new(field, "no secrets in the address; use user, password or token"));
+        return Err(Invalid::new(
+            path,
+            "an address with no secrets in it; use user, password or token",
+        ));
     }
     let authority: http::uri::Authority = rest.parse().map_err(|_| accepts())?;
     if authority.port_u16().is_none_or(|port| port == 0) {
         return Err(accepts());
     }
-    if scheme == *plain && !plaintext && !is_loopback(authority.as_str()) {
-        return Err(Invalid::new(
-            field,
-            format!(
-                "{secure}:// for an address other than loopback, unless {section}.plaintext is true"
-            ),
-        ));
+    if scheme == plain && !plaintext && !is_loopback(authority.as_str()) {
+        let section = path.split('.').next().unwrap_or(path);
+        let accepts = format!(
+            "{secure}:// for an address other than loopback, unless {section}.plaintext is true"
+        );
+        return Err(Invalid::new(path, accepts));
     }
     Ok(())
 }
 
 /// The `nats` section.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatsConfig {
     /// Servers of one cluster, `nats://host:port` or `tls://host:port`.
     pub servers: Vec<String>,
@@ -303,19 +327,16 @@ pub struct NatsConfig {
     /// Replicas of a stream that is created, 1 to 5.
     pub replicas: u8,
     /// How long a stream that is created keeps events; at least the longest ttl, 24h, at most 30 days.
-    #[serde(with = "human")]
     pub max_age: Duration,
     /// Bytes that a stream that is created holds, 1 MiB to 1 TiB.
     pub max_bytes: u64,
     /// How long a message stays with an agent that does not acknowledge it, by attempt; 1 to 16 of them.
-    #[serde(with = "human_list")]
     pub backoff: Vec<Duration>,
     /// Attempts per message; more than there are entries in `backoff`, at most 1,000.
     pub max_deliver: u16,
     /// Messages with this agent at once, 1 to 65,536.
     pub max_ack_pending: u32,
     /// An agent's consumer is dropped when it has been away this long; 1m to 30 days.
-    #[serde(with = "human")]
     pub inactive: Duration,
     /// Transitions kept while NATS is away, 1 to 65,536; the oldest are dropped beyond it.
     pub buffer: u32,
@@ -372,122 +393,131 @@ impl Default for NatsConfig {
 }
 
 impl NatsConfig {
-    /// # Errors
-    /// The first field that is out of range.
-    pub fn check(&self) -> Result<(), Invalid> {
-        if self.servers.is_empty() {
-            return Err(Invalid::new("nats.servers", "at least one nats://host:port"));
-        }
-        let secure = self.servers.iter().any(|s| s.starts_with("tls://"));
-        for server in &self.servers {
-            check_server("nats", "nats.servers", server, &["nats", "tls"], self.plaintext)?;
-            if secure != server.starts_with("tls://") {
-                return Err(Invalid::new("nats.servers", "all nats or all tls"));
-            }
-        }
-        if !secure && self.tls != Tls::default() {
-            return Err(Invalid::new("nats.servers", "tls://host:port when nats.tls is set"));
-        }
-        let token = |text: &str| {
-            (1..=64).contains(&text.len())
-                && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-        };
-        for (field, name) in [("nats.stream", &self.stream), ("nats.dlq_stream", &self.dlq_stream)]
-        {
-            if !token(name) {
-                return Err(Invalid::new(field, "1 to 64 characters of [A-Za-z0-9_-]"));
-            }
-        }
-        if self.stream == self.dlq_stream {
-            return Err(Invalid::new("nats.dlq_stream", "another stream than nats.stream"));
-        }
-        for (field, prefix) in
-            [("nats.prefix", &self.prefix), ("nats.dlq_prefix", &self.dlq_prefix)]
-        {
-            if !prefix.split('.').all(token) {
-                return Err(Invalid::new(field, "tokens of [A-Za-z0-9_-] joined by full stops"));
-            }
-        }
-        if self.domain.is_some() && self.api_prefix.is_some() {
-            return Err(Invalid::new("nats.api_prefix", "not set with nats.domain"));
-        }
-        if self.domain.as_deref().is_some_and(|domain| !token(domain)) {
-            return Err(Invalid::new("nats.domain", "1 to 64 characters of [A-Za-z0-9_-]"));
-        }
-        let api = |b: u8| b.is_ascii_graphic() && !matches!(b, b'*' | b'>');
-        let is_api = |prefix: &str| {
-            prefix.len() <= 128
-                && prefix.split('.').all(|t| !t.is_empty())
-                && prefix.bytes().all(api)
-        };
-        if self.api_prefix.as_deref().is_some_and(|prefix| !is_api(prefix)) {
-            return Err(Invalid::new(
-                "nats.api_prefix",
-                "tokens joined by full stops, no wildcard",
-            ));
-        }
-        let below = |a: &str, b: &str| format!("{a}.").starts_with(&format!("{b}."));
-        for (field, prefix) in
-            [("nats.prefix", &self.prefix), ("nats.dlq_prefix", &self.dlq_prefix)]
-        {
-            // A stream over them would keep, and acknowledge, what agents ask each other.
-            if below(super::jetstream::FLEET, prefix) || below(prefix, super::jetstream::FLEET) {
-                return Err(Invalid::new(field, "subjects apart from pintle.fleet"));
-            }
-        }
-        if below(&self.prefix, &self.dlq_prefix) || below(&self.dlq_prefix, &self.prefix) {
-            return Err(Invalid::new("nats.dlq_prefix", "subjects apart from nats.prefix"));
-        }
-        let (seconds, day) = (Duration::from_secs, Duration::from_secs(86_400));
-        within("nats.max_age", self.max_age, day, day.saturating_mul(30))?;
-        within("nats.inactive", self.inactive, seconds(60), day.saturating_mul(30))?;
-        if !(1..=16).contains(&self.backoff.len()) {
-            return Err(Invalid::new("nats.backoff", "1 to 16 durations"));
-        }
-        for pause in &self.backoff {
-            within("nats.backoff", *pause, Duration::from_millis(100), seconds(3600))?;
-        }
-        if usize::from(self.max_deliver) <= self.backoff.len() || self.max_deliver > 1000 {
-            return Err(Invalid::new(
-                "nats.max_deliver",
-                "more than there are entries in nats.backoff, at most 1000",
-            ));
-        }
-        for (field, value, range) in [
-            ("nats.replicas", u64::from(self.replicas), 1..=5),
-            ("nats.max_bytes", self.max_bytes, 1 << 20..=1 << 40),
-            ("nats.max_ack_pending", u64::from(self.max_ack_pending), 1..=65_536),
-            ("nats.buffer", u64::from(self.buffer), 1..=65_536),
-        ] {
-            if !range.contains(&value) {
-                let accepts = format!("a number from {} to {}", range.start(), range.end());
-                return Err(Invalid::new(field, accepts));
-            }
-        }
-        if self.user.is_some() != self.password.is_some() {
-            return Err(Invalid::new("nats.password", "must be set with nats.user, and only then"));
-        }
-        let ways = [
-            self.user.is_some(),
-            self.token.is_some(),
-            self.nkey.is_some(),
-            self.credentials.is_some(),
-        ];
-        if ways.into_iter().filter(|set| *set).count() > 1 {
-            return Err(Invalid::new("nats", "one of user, token, nkey and credentials"));
-        }
-        self.tls.check("nats")
+    fn subjects_are_apart(&self) -> bool {
+        apart(&self.prefix, &self.dlq_prefix)
     }
 }
 
+/// Whether no subject is below both prefixes.
+fn apart(one: &str, other: &str) -> bool {
+    let below = |a: &str, b: &str| format!("{a}.").starts_with(&format!("{b}."));
+    !below(one, other) && !below(other, one)
+}
+
+const APART: &str = "subjects apart from nats.prefix";
+
+impl Settings for NatsConfig {
+    fn read(keys: &mut Section) -> Self {
+        let default = Self::default();
+        let plaintext = keys.flag("plaintext", default.plaintext);
+        let (servers, secure) = servers(keys, "servers", ["nats", "tls"], plaintext)
+            .unwrap_or((default.servers, false));
+        let tls: Tls = keys.section("tls").unwrap_or_default();
+        let goes = secure || tls == Tls::default();
+        keys.ensure(goes, "servers", "tls://host:port when nats.tls is set");
+        let backoff = keys.list("backoff", 1..=16, pause).unwrap_or(default.backoff);
+        let least = u16::try_from(backoff.len()).unwrap_or(u16::MAX);
+        let max_deliver = keys.whole("max_deliver", 1..=1000, default.max_deliver);
+        let more = "more than there are entries in nats.backoff";
+        keys.ensure(max_deliver > least, "max_deliver", more);
+        let (user, password) = (text(keys, "user"), SecretRef::named(keys, "password"));
+        let both = user.is_some() == password.is_some();
+        keys.ensure(both, "password", "set with nats.user, and only then");
+        let nats = Self {
+            servers,
+            domain: stream(keys, "domain"),
+            api_prefix: api_prefix(keys),
+            stream: stream(keys, "stream").unwrap_or(default.stream),
+            prefix: subjects(keys, "prefix").unwrap_or(default.prefix),
+            dlq_stream: stream(keys, "dlq_stream").unwrap_or(default.dlq_stream),
+            dlq_prefix: subjects(keys, "dlq_prefix").unwrap_or(default.dlq_prefix),
+            create: keys.flag("create", default.create),
+            replicas: keys.whole("replicas", 1..=5, default.replicas),
+            max_age: keys.duration("max_age", DAY..=DAY.saturating_mul(30), default.max_age),
+            max_bytes: keys.whole("max_bytes", 1 << 20..=1 << 40, default.max_bytes),
+            backoff,
+            max_deliver,
+            max_ack_pending: keys.whole("max_ack_pending", 1..=65_536, default.max_ack_pending),
+            inactive: keys.duration("inactive", MINUTE..=DAY.saturating_mul(30), default.inactive),
+            buffer: keys.whole("buffer", 1..=65_536, default.buffer),
+            user,
+            password,
+            token: SecretRef::named(keys, "token"),
+            nkey: SecretRef::named(keys, "nkey"),
+            credentials: path(keys, "credentials"),
+            tls,
+            plaintext,
+        };
+        let differ = nats.stream != nats.dlq_stream;
+        keys.ensure(differ, "dlq_stream", "another stream than nats.stream");
+        keys.ensure(nats.subjects_are_apart(), "dlq_prefix", APART);
+        for (key, prefix) in [("prefix", &nats.prefix), ("dlq_prefix", &nats.dlq_prefix)] {
+            // A stream over them would keep, and acknowledge, what agents ask each other.
+            let good = apart(super::jetstream::FLEET, prefix);
+            keys.ensure(good, key, "subjects apart from pintle.fleet");
+        }
+        let one = nats.domain.is_none() || nats.api_prefix.is_none();
+        keys.ensure(one, "api_prefix", "absent where nats.domain is set");
+        let ways = [
+            nats.user.is_some(),
+            nats.token.is_some(),
+            nats.nkey.is_some(),
+            nats.credentials.is_some(),
+        ];
+        let one = ways.into_iter().filter(|set| *set).count() <= 1;
+        keys.ensure(one, "", "given one of user, token, nkey and credentials");
+        nats
+    }
+}
+
+/// An entry of `nats.backoff`.
+fn pause(path: &str, value: Value) -> Result<Duration, Invalid> {
+    let range = MILLISECOND.saturating_mul(100)..=HOUR;
+    let pause = value.as_str().and_then(|text| parse_duration(text).ok());
+    pause
+        .filter(|pause| range.contains(pause))
+        .ok_or_else(|| Invalid::new(path, duration_range(&range)).found(&value))
+}
+
+/// The name of a stream or of a domain.
+fn stream(keys: &mut Section, key: &'static str) -> Option<String> {
+    keys.parse(key, "1 to 64 characters of [A-Za-z0-9_-]", |name| {
+        name.as_str().filter(|name| is_token(name)).map(ToOwned::to_owned)
+    })
+}
+
+/// The prefix of JetStream's own subjects.
+fn api_prefix(keys: &mut Section) -> Option<String> {
+    keys.parse("api_prefix", "tokens joined by full stops, no wildcard", |prefix| {
+        let prefix = prefix.as_str()?;
+        let api = |b: u8| b.is_ascii_graphic() && !matches!(b, b'*' | b'>');
+        let good = prefix.len() <= 128
+            && prefix.split('.').all(|token| !token.is_empty())
+            && prefix.bytes().all(api);
+        good.then(|| prefix.to_owned())
+    })
+}
+
+/// The first tokens of subjects.
+fn subjects(keys: &mut Section, key: &'static str) -> Option<String> {
+    keys.parse(key, "tokens of [A-Za-z0-9_-] joined by full stops", |prefix| {
+        let prefix = prefix.as_str()?;
+        let good = prefix.len() <= 255 && prefix.split('.').all(is_token);
+        good.then(|| prefix.to_owned())
+    })
+}
+
+fn is_token(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+}
+
 /// The `file` section.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileConfig {
     /// A JSON or YAML file of services.
     pub path: PathBuf,
     /// How often it is looked at, 50ms to 1h.
-    #[serde(with = "human")]
     pub poll: Duration,
 }
 
@@ -497,14 +527,15 @@ impl Default for FileConfig {
     }
 }
 
-impl FileConfig {
-    /// # Errors
-    /// The first field that is out of range.
-    pub fn check(&self) -> Result<(), Invalid> {
-        if self.path.as_os_str().is_empty() {
-            return Err(Invalid::new("file.path", "a path"));
+impl Settings for FileConfig {
+    fn read(keys: &mut Section) -> Self {
+        let file = path(keys, "path");
+        keys.ensure(file.is_some(), "path", "a path");
+        let poll = MILLISECOND.saturating_mul(50)..=HOUR;
+        Self {
+            path: file.unwrap_or_default(),
+            poll: keys.duration("poll", poll, Self::default().poll),
         }
-        within("file.poll", self.poll, Duration::from_millis(50), Duration::from_secs(3600))
     }
 }
 

@@ -8,7 +8,7 @@
 //! [`start`] is what `main` calls, once, within a tokio runtime:
 //!
 //! ```ignore
-//! let running = source::start(config, policy_check, shutdown.clone())?;
+//! let running = source::start(config, policy_check, shutdown.clone());
 //! serve(running.snapshots.clone(), running.outgoing.clone(), running.sources.clone(), ..);
 //! running.updates.release("orders").await?;     // `pintle release orders`
 //! running.reload(new_config)?;                  // SIGHUP: reconnects, reads secrets and certificates again
@@ -21,6 +21,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pintle_settings::Invalid;
 use pintle_state::{PolicyCheck, Settings, State};
 use rand::RngExt as _;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -39,8 +40,7 @@ pub mod jetstream;
 mod settings;
 
 pub use config::{EtcdConfig, FileConfig, NatsConfig, SourcesConfig, StateConfig};
-pub(crate) use settings::within;
-pub use settings::{Invalid, Secret, SecretRef, Tls, human, human_list};
+pub use settings::{Secret, SecretRef, Tls};
 
 /// Lines that a reader of activities may be behind.
 const ACTIVITIES: usize = 1024;
@@ -74,12 +74,9 @@ impl Running {
     /// the names of what would have been another.
     ///
     /// # Errors
-    /// The first field that is out of range; then everything stays as it is.
+    /// What stays does not go with what is new; then everything stays as it is.
     pub fn reload(&self, config: SourcesConfig) -> Result<Vec<&'static str>, Invalid> {
-        config.check()?;
-        let (config, kept) = self.config.borrow().take_over(config);
-        // What stays need not go with what is new.
-        config.check()?;
+        let (config, kept) = self.config.borrow().take_over(config)?;
         self.config.send_replace(Arc::new(config));
         Ok(kept)
     }
@@ -95,17 +92,14 @@ impl Running {
 
 /// Loads the last good state, and starts the state's task and the configured sources.
 ///
-/// Ready when it returns: no source has been waited for. Must be called within a tokio runtime.
-///
-/// # Errors
-/// A field is out of range. Nothing else is an error here: a disk that cannot be read is an alarm, a
-/// server that cannot be reached is tried again.
+/// Ready when it returns: no source has been waited for. Must be called within a tokio runtime. Nothing
+/// is an error here: a disk that cannot be read is an alarm, a server that cannot be reached is tried
+/// again.
 pub fn start(
     config: SourcesConfig,
     check_policy: PolicyCheck,
     shutdown: CancellationToken,
-) -> Result<Running, Invalid> {
-    config.check()?;
+) -> Running {
     let clock = Clock::new();
     let disk = config.state.dir.as_deref().map(Disk::new);
     let saved = disk.as_ref().and_then(|disk| match disk.load() {
@@ -124,7 +118,7 @@ pub fn start(
         epoch: started.max(before.saturating_add(1)),
         services: etcd.services,
         policies: etcd.policies,
-        addresses: config.state.addresses()?,
+        addresses: config.state.addresses(),
         protection: config.state.protection(),
         registry: config.etcd.is_some(),
         check_policy,
@@ -166,7 +160,7 @@ pub fn start(
     } else {
         tasks.push(tokio::spawn(discard(source, reported)));
     }
-    Ok(Running { snapshots, updates, outgoing, activities, sources, config, tasks })
+    Running { snapshots, updates, outgoing, activities, sources, config, tasks }
 }
 
 /// Without NATS there is no fleet to tell.

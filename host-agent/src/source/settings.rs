@@ -1,81 +1,11 @@
-//! What the sources' sections of the configuration share: durations as people write them, secrets
-//! that are named and never written, TLS files, and the errors that say which field accepts what.
+//! What the sources' sections of the configuration share: secrets that are named and never written,
+//! TLS files.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use serde::{Deserialize, de};
-
-/// A field outside of what it accepts.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {accepts}")]
-pub struct Invalid {
-    /// The field, from the top of the configuration, such as `etcd.endpoints`.
-    pub field: String,
-    /// What it accepts.
-    pub accepts: String,
-}
-
-impl Invalid {
-    /// A field and what it accepts.
-    pub fn new(field: impl Into<String>, accepts: impl Into<String>) -> Self {
-        Self { field: field.into(), accepts: accepts.into() }
-    }
-}
-
-/// Durations as `500ms`, `10s`, `5m`.
-pub mod human {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, de};
-
-    /// For `#[serde(with)]`.
-    ///
-    /// # Errors
-    /// The text is not a duration.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(from)?;
-        humantime::parse_duration(&text)
-            .map_err(|e| de::Error::custom(format!("{text:?} is not a duration like 10s: {e}")))
-    }
-}
-
-/// Lists of durations as `["100ms", "1s"]`.
-pub mod human_list {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, de};
-
-    /// For `#[serde(with)]`.
-    ///
-    /// # Errors
-    /// A text is not a duration.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Duration>, D::Error> {
-        Vec::<String>::deserialize(from)?
-            .iter()
-            .map(|text| {
-                humantime::parse_duration(text).map_err(|e| {
-                    de::Error::custom(format!("{text:?} is not a duration like 10s: {e}"))
-                })
-            })
-            .collect()
-    }
-}
-
-/// Fails unless `value` lies in `range`.
-pub(crate) fn within(
-    field: &str,
-    value: Duration,
-    least: Duration,
-    most: Duration,
-) -> Result<(), Invalid> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    let text = humantime::format_duration;
-    Err(Invalid::new(field, format!("a duration from {} to {}", text(least), text(most))))
-}
+use pintle_settings::{Found, Section, Settings};
+use serde_json::Value;
 
 /// A secret, kept out of every log: its text is reached by [`Secret::expose`] only.
 #[derive(Clone, PartialEq, Eq)]
@@ -111,48 +41,24 @@ pub enum SecretRef {
     Env(String),
 }
 
-/// By hand, because a derived error repeats what it found, and that would be the secret of somebody
-/// who wrote it into the configuration.
-impl<'de> Deserialize<'de> for SecretRef {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(SecretVisitor)
-    }
-}
-
-struct SecretVisitor;
-
 const SECRET_FORM: &str =
     "{file: PATH} or {env: NAME}; secrets are not written into the configuration";
 
-macro_rules! refuse {
-    ($($visit:ident: $type:ty),*) => {$(
-        fn $visit<E: de::Error>(self, _: $type) -> Result<SecretRef, E> {
-            Err(E::custom(SECRET_FORM))
-        }
-    )*};
-}
-
-impl<'de> de::Visitor<'de> for SecretVisitor {
-    type Value = SecretRef;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(SECRET_FORM)
-    }
-
-    refuse!(visit_str: &str, visit_bytes: &[u8], visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64);
-
-    fn visit_map<A: de::MapAccess<'de>>(self, mut from: A) -> Result<SecretRef, A::Error> {
-        let refused = || de::Error::custom(SECRET_FORM);
-        let key: String = from.next_key()?.ok_or_else(refused)?;
-        let secret = match key.as_str() {
-            "file" => SecretRef::File(from.next_value()?),
-            "env" => SecretRef::Env(from.next_value()?),
-            _ => return Err(refused()),
+impl SecretRef {
+    /// The secret that `key` names. What is refused is not repeated, because it may be the secret of
+    /// somebody who wrote it into the configuration.
+    pub(crate) fn named(keys: &mut Section, key: &'static str) -> Option<Self> {
+        let value = keys.take(key)?;
+        let one = value.as_object().filter(|map| map.len() == 1).and_then(|map| map.iter().next());
+        let secret = match one {
+            Some((way, Value::String(place))) if way == "file" => Some(Self::File(place.into())),
+            Some((way, Value::String(place))) if way == "env" => Some(Self::Env(place.clone())),
+            _ => None,
         };
-        match from.next_key::<String>()? {
-            None => Ok(secret),
-            Some(_) => Err(refused()),
+        if secret.is_none() {
+            keys.refuse(key, SECRET_FORM, Found::Untold);
         }
+        secret
     }
 }
 
@@ -180,8 +86,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
 }
 
 /// TLS. Servers are always verified; without `ca`, against the system's roots.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// PEM file of the authorities that may sign the server's certificate.
     pub ca: Option<PathBuf>,
@@ -193,21 +98,28 @@ pub struct Tls {
     pub server_name: Option<String>,
 }
 
-impl Tls {
-    /// # Errors
-    /// A certificate without a key or the other way round.
-    pub(crate) fn check(&self, section: &str) -> Result<(), Invalid> {
-        match (&self.cert, &self.key) {
-            (Some(_), None) => {
-                Err(Invalid::new(format!("{section}.tls.key"), "must be set with cert"))
-            }
-            (None, Some(_)) => {
-                Err(Invalid::new(format!("{section}.tls.cert"), "must be set with key"))
-            }
-            _ => Ok(()),
-        }
+impl Settings for Tls {
+    fn read(keys: &mut Section) -> Self {
+        let (cert, key) = (path(keys, "cert"), path(keys, "key"));
+        keys.ensure(cert.is_none() || key.is_some(), "key", "set with cert");
+        keys.ensure(key.is_none() || cert.is_some(), "cert", "set with key");
+        Self { ca: path(keys, "ca"), cert, key, server_name: text(keys, "server_name") }
     }
 }
+
+/// A path, not empty.
+pub(crate) fn path(keys: &mut Section, key: &'static str) -> Option<PathBuf> {
+    let path = |value: &Value| value.as_str().filter(|path| !path.is_empty()).map(PathBuf::from);
+    keys.parse(key, "a path", path)
+}
+
+/// A text that may be left out.
+pub(crate) fn text(keys: &mut Section, key: &'static str) -> Option<String> {
+    keys.has(key).then(|| keys.text(key, 1..=MAX_TEXT, None))
+}
+
+/// Bytes of a text in the configuration, at most.
+const MAX_TEXT: usize = 4096;
 
 /// Whether the host of `authority` (`host`, `host:port`, `[v6]:port`) is this machine.
 pub(crate) fn is_loopback(authority: &str) -> bool {

@@ -19,6 +19,7 @@
 use std::time::Duration;
 
 use pintle_contract::{BreakerState, MAX_WEIGHT, Now, is_name};
+use pintle_settings::{duration_text, parse_duration};
 use serde_json::{Map, Value, json};
 
 use crate::entry::{MAX_VALUE, Reject, parse_time};
@@ -132,7 +133,7 @@ impl Action {
             other => json!({"action": other.name()}),
         };
         if let (Some(ttl), Some(data)) = (ttl, data.as_object_mut()) {
-            data.insert("ttl".into(), humantime::format_duration(ttl).to_string().into());
+            data.insert("ttl".into(), duration_text(ttl).into());
         }
         data
     }
@@ -341,7 +342,7 @@ fn text<'a>(fields: &'a Map<String, Value>, field: &'static str) -> Result<&'a s
 
 fn ttl_of(value: &Value) -> Option<Duration> {
     let ttl = match value {
-        Value::String(text) => humantime::parse_duration(text).ok()?,
+        Value::String(text) => parse_duration(text).ok()?,
         Value::Number(seconds) => Duration::try_from_secs_f64(seconds.as_f64()?).ok()?,
         _ => return None,
     };

@@ -25,7 +25,7 @@ pub(crate) fn config() -> SourcesConfig {
     SourcesConfig {
         agent: "test".into(),
         state: StateConfig {
-            allow: Some(vec!["127.0.0.0/8".into(), "10.0.0.0/8".into()]),
+            allow: Some(["127.0.0.0/8", "10.0.0.0/8"].map(|range| range.parse().unwrap()).into()),
             ..StateConfig::default()
         },
         ..SourcesConfig::default()
@@ -49,7 +49,7 @@ pub(crate) fn with_nats(url: String) -> SourcesConfig {
 impl Agent {
     pub(crate) fn start(config: SourcesConfig) -> Self {
         let shutdown = CancellationToken::new();
-        let running = source::start(config, any, shutdown.clone()).unwrap();
+        let running = source::start(config, any, shutdown.clone());
         Self { running, shutdown }
     }
 

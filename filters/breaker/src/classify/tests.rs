@@ -253,7 +253,8 @@ fn every_flag_of_envoy_is_decided() {
 #[test]
 fn the_set_of_failure_codes_is_the_operators() {
     let policy: Policy =
-        serde_json::from_str(r#"{"failure_codes": [404, "502-503", 429]}"#).unwrap();
+        pintle_settings::read("", serde_json::json!({"failure_codes": [404, "502-503", 429]}))
+            .unwrap();
     for (code, expect) in [
         (404, failed(FailureKind::Status(404))),
         (429, failed(FailureKind::Status(429))),

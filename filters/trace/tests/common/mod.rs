@@ -12,11 +12,11 @@ pub const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 pub const PARENT: &str = "b7ad6b7169203331";
 
 pub fn config(json: &str) -> Config {
-    serde_json::from_str(json).unwrap()
+    pintle_settings::read("trace", serde_json::from_str(json).unwrap()).unwrap()
 }
 
 pub fn policy(json: &str) -> Policy {
-    serde_json::from_str(json).unwrap()
+    pintle_settings::read("trace", serde_json::from_str(json).unwrap()).unwrap()
 }
 
 /// Headers after the edits, lower-case names.
