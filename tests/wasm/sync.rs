@@ -198,6 +198,35 @@ fn a_dead_leader_is_replaced_and_the_new_one_has_a_higher_fence() {
     assert!(fence(run.received()).expect("hello first") > first);
 }
 
+/// A thread that stands still longer than the lease has a stream open that it alone can end.
+#[test]
+fn a_leader_whose_thread_stood_still_ends_its_stream_before_the_next_one_opens_another() {
+    // The threads' ticks are at one time here: the new leader's comes up to a tick before the old one's.
+    for stood in [500, 550, 600, 650, 690] {
+        let mut run = Run::start(ALL);
+        run.table("orders", endpoints(3));
+        run.complete();
+        let old = run.stream.thread();
+        let opened = run.agent.opened();
+        run.envoy.stall(old);
+        for _ in 0..stood / 10 {
+            run.envoy.advance(TICK / 10);
+            assert_eq!(run.agent.active(), 1, "while it stands still, up to {stood} ms");
+        }
+        run.envoy.resume(old);
+        for _ in 0..30 {
+            run.envoy.advance(TICK / 10);
+            assert!(run.agent.active() <= 1, "after {stood} ms");
+        }
+        assert!(run.stream.cancelled(), "it lost the lead, and after it the stream");
+        assert_eq!(run.agent.opened(), opened + 1);
+        run.reconnect();
+        assert_ne!(run.stream.thread(), old);
+        let elected = run.envoy.metrics().counter("pintle_leader_elected_total");
+        assert_eq!(elected, Some(2), "the first, and this one");
+    }
+}
+
 #[test]
 fn what_is_sent_to_a_vm_that_no_longer_leads_reaches_the_agent() {
     let mut run = Run::start(ALL);

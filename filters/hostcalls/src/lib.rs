@@ -15,12 +15,12 @@
 #![expect(unsafe_code, reason = "the ABI is raw pointers; this crate exists to contain them")]
 
 mod abi;
-mod pairs;
+mod header_map;
 pub mod streams;
 
 use std::time::Duration;
 
-pub use pairs::Pairs;
+pub use header_map::HeaderMap;
 use pintle_contract::Now;
 
 /// What the host answered instead of OK.
@@ -142,10 +142,10 @@ fn header(map: u32, name: &[u8]) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// The host's status; [`Status::BAD_ARGUMENT`] elsewhere.
-pub fn request_headers() -> Result<Pairs> {
+pub fn request_headers() -> Result<HeaderMap> {
     // SAFETY: out-pointers of `take`.
     take(|data, size| unsafe { abi::proxy_get_header_map_pairs(REQUEST, data, size) })
-        .map(Pairs::new)
+        .map(HeaderMap::new)
 }
 
 /// The first value of a request header. In the request callbacks and in `on_log` only.
@@ -211,7 +211,7 @@ pub fn send_local_response(
     body: &[u8],
     grpc_status: i32,
 ) -> Result<()> {
-    let headers = pairs::serialize(headers);
+    let headers = header_map::serialize(headers);
     // SAFETY: pointers and lengths of live slices.
     check(unsafe {
         abi::proxy_send_local_response(

@@ -34,9 +34,13 @@ pub(crate) enum Count {
     SpanDropped,
     /// Spans that the collector took.
     SpanExported,
+    /// Callbacks that came in the middle of another one of the same worker and were dropped.
+    CallbackDropped,
+    /// Terms of leadership that this VM began.
+    LeaderElected,
 }
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 15] = [
     "unknown_service",
     "panic",
     "no_endpoint",
@@ -50,6 +54,8 @@ const NAMES: [&str; 13] = [
     "report_dropped",
     "span_dropped",
     "span_exported",
+    "callback_dropped",
+    "leader_elected",
 ];
 
 /// The counters of one VM.

@@ -2,13 +2,17 @@
 //!
 //! ```text
 //!   plugin    what Envoy calls outside of requests
-//!     └ worker    one VM: its place, leadership              (ticks)
-//!         ├ stream, tables, breakers, notes, spans           (stream, queue, shared data, calls)
-//!         └ service   one service: balancer, breakers, counts
+//!     └ worker    one VM: the order of a tick
+//!         ├ membership   this VM's slot and queue, and the other workers'
+//!         ├ leadership   the lease, and what the leader keeps of the tables
+//!         ├ uplink       the stream to the agent
+//!         └ local        what requests use: services, breakers, tracer, counters
+//!   service   one service: balancer, breakers, counts
 //!   streams   which root serves a request, and which of them are under way
-//!   request   read, decide, apply                            (headers)
-//!     ├ naming    whose request it is, what else the policy asks
-//!     └ end, span     how it ended, who is charged, what its span says   (log)
+//!   request   read, decide, apply over a boundary                 (headers)
+//!     ├ question, choice   whose request it is, and which endpoints may serve it
+//!     └ end, span          how it ended, who is charged, what its span says   (log)
+//!   boundary  what a request needs of the proxy; `wasm`: by host calls
 //! ```
 //! Whatever has a branch worth testing is decided in `balance`, `breaker`, `trace`, `policy` and
 //! `sync`; what is here reads, asks them, and carries out. It is tested as a whole: in the harness
@@ -16,12 +20,14 @@
 
 #![expect(missing_docs, reason = "the SDK's macro makes a public function and no line about it")]
 
+mod boundary;
 mod counters;
 mod keys;
 mod plugin;
 mod request;
 mod service;
 mod streams;
+mod wasm;
 mod worker;
 
 proxy_wasm::main! {{

@@ -8,6 +8,7 @@ use pintle_hostcalls::{self as host, Level};
 use pintle_policy::Config;
 use proxy_wasm::traits::{Context, RootContext};
 
+use crate::counters::Count;
 use crate::streams;
 use crate::worker::Worker;
 
@@ -18,10 +19,10 @@ pub(crate) struct Plugin {
 
 impl Plugin {
     fn with(&self, act: impl FnOnce(&mut Worker)) {
-        if let Some(worker) = streams::worker(self.id)
-            && let Ok(mut worker) = worker.try_borrow_mut()
-        {
-            act(&mut worker);
+        let Some(worker) = streams::worker(self.id) else { return };
+        match worker.try_borrow_mut() {
+            Ok(mut worker) => act(&mut worker),
+            Err(_) => streams::drop_callback(),
         }
     }
 }
@@ -53,8 +54,10 @@ impl RootContext for Plugin {
     fn on_tick(&mut self) {
         let mut ticked = None;
         self.with(|worker| {
+            let dropped = streams::take_dropped();
+            worker.local.counters.add_many(Count::CallbackDropped, dropped);
             worker.tick();
-            ticked = Some((worker.ticks(), period(&worker.config)));
+            ticked = Some((worker.ticks(), period(&worker.local.config)));
         });
         if let Some((ticks, period)) = ticked {
             streams::sweep(self.id, ticks, period);

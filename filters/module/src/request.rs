@@ -21,34 +21,30 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use pintle_balance::{Choice, Picks, Request, RequestView, Sample, Sticky, Ticket, Want, Wants};
-use pintle_breaker::classify::{
-    flag, overdue, parse_grpc_timeout, parse_retry_after, parse_timeout_ms,
-};
-use pintle_breaker::{Outcome, Report};
+use pintle_balance::Ticket;
+use pintle_breaker::classify::{parse_grpc_timeout, parse_timeout_ms};
 use pintle_contract::{METHODS, Now};
 use pintle_hostcalls::streams::Action;
-use pintle_hostcalls::{self as host, Pairs};
-use pintle_policy::{Config, Select, Source, Unknown, Via};
-use pintle_trace::{Attempt, Decision, Direction, Edit, Kept, Ratio, Span, Spans};
+use pintle_policy::{Config, Select, Unknown, Via};
+use pintle_trace::{Edit, Kept, Ratio};
 
+mod choice;
 mod end;
-mod naming;
+mod question;
 mod span;
 
-use naming::{View, service_name};
+use question::service_name;
 
+use crate::boundary::{Headers, LocalResponse, Proxy};
 use crate::counters::Count;
-use crate::keys;
-use crate::worker::{Shared, Worker};
-
-/// Attempts on a span, at most: those that the exporter would write.
-const MAX_ATTEMPTS: usize = 16;
+use crate::worker::{Local, Shared};
 
 /// A request on its way.
-pub(crate) struct Exchange {
+pub(crate) struct Exchange<P: Proxy> {
+    proxy: P,
     worker: Shared,
     started: Now,
+    /// Index into [`METHODS`].
     method: u8,
     grpc: bool,
     /// The client's own.
@@ -66,14 +62,15 @@ struct Known {
     at: usize,
 }
 
-/// A request that an endpoint was chosen for.
+/// A request that endpoints were chosen for.
 struct Sent {
-    /// Of the first in the list, in the balancer's books.
+    /// Of the first in the list, at the balancer's.
     ticket: Option<Ticket>,
     /// The list that Envoy got.
     list: Vec<Entry>,
 }
 
+/// One entry of the list.
 #[derive(Clone, Copy)]
 struct Entry {
     /// Names the endpoint whatever happens to the table.
@@ -90,25 +87,20 @@ struct Decided {
     reason: &'static str,
 }
 
-/// What to do with the request's choice of endpoint.
-enum Verdict {
-    /// This list, in Envoy's form.
-    Send(String),
-    /// Envoy's own choice.
-    Leave,
-    /// 503 here, with these seconds in `retry-after`.
-    Refuse(&'static str, u64),
+/// Where the request goes.
+enum Routing {
+    /// To the endpoints of this list, in Envoy's form.
+    Listed(String),
+    /// Where Envoy chooses.
+    Unlisted,
+    /// Nowhere: 503, with these seconds in `retry-after`.
+    Refused(&'static str, u64),
 }
 
-/// A cookie or header for the response, which its route adds from filter state.
-struct Pinned {
-    state: &'static str,
-    value: String,
-}
-
-impl Exchange {
-    pub(crate) fn new(worker: Shared) -> Self {
+impl<P: Proxy> Exchange<P> {
+    pub(crate) fn new(proxy: P, worker: Shared) -> Self {
         Self {
+            proxy,
             worker,
             started: Now(0),
             method: 0,
@@ -120,61 +112,46 @@ impl Exchange {
             decided: Decided::default(),
         }
     }
-}
 
-impl Exchange {
-    /// The headers are there.
-    pub(crate) fn arrive(&mut self) -> Action {
+    /// The request's headers pass. `None` where the worker is in the middle of something else.
+    pub(crate) fn on_request_headers(&mut self) -> Option<Action> {
         let shared = self.worker.clone();
-        let Ok(mut worker) = shared.try_borrow_mut() else { return Action::Continue };
-        let config = worker.config.clone();
-        if config.select.is_some() || config.exports() {
-            self.started = host::now();
-        }
-        if self.begin(&mut worker, &config) {
-            return Action::Continue;
-        }
-        let Ok(headers) = host::request_headers() else {
-            worker.counters.add(Count::HostError);
-            return Action::Continue;
-        };
-        let known = !worker.services.is_empty() || config.traces_by_service();
-        let named = (known || config.select.is_some())
-            .then(|| service_name(&config.sources, &headers))
-            .flatten();
-        let service = named.as_deref().and_then(|name| worker.services.get_full(name));
-        let service = service.map(|(at, name, _)| Known { name: name.clone(), at });
-        self.propagate(&mut worker, service.as_ref(), named.as_deref(), &headers);
-        config.select.as_ref().map_or(Action::Continue, |select| {
-            let verdict = self.choose(&mut worker, select, service, &headers);
-            self.apply(&mut worker, select, &headers, &verdict)
-        })
+        let mut worker = shared.try_borrow_mut().ok()?;
+        let action = self.decide(&mut worker.local);
+        worker.deliver();
+        Some(action)
     }
 
     /// Whether there is anything to do when it is over.
-    pub(crate) fn ends(&self) -> bool {
-        self.sent.is_some() || self.trace.is_some_and(|trace| trace.is_recorded())
+    pub(crate) fn has_end(&self) -> bool {
+        self.sent.is_some() || self.is_recorded()
     }
 
-    /// It is over.
-    pub(crate) fn leave(&mut self) {
+    fn is_recorded(&self) -> bool {
+        self.trace.is_some_and(|trace| trace.is_recorded())
+    }
+
+    /// The stream is over. `None` where the worker is in the middle of something else.
+    pub(crate) fn on_end(&mut self) -> Option<()> {
         let shared = self.worker.clone();
-        let Ok(mut worker) = shared.try_borrow_mut() else { return };
-        self.finish(&mut worker);
+        let mut worker = shared.try_borrow_mut().ok()?;
+        self.finish(&mut worker.local);
+        worker.deliver();
+        Some(())
     }
 }
 
-impl Drop for Exchange {
-    /// What goes without having been logged must not leave a request in flight behind.
+impl<P: Proxy> Drop for Exchange<P> {
+    /// What goes without an end must not leave a request in flight behind.
     fn drop(&mut self) {
         if let Some(sent) = self.sent.take()
             && let Ok(mut worker) = self.worker.try_borrow_mut()
             && let Some(name) = &self.decided.service
-            && let Some(service) = worker.services.get_mut(name)
+            && let Some(service) = worker.local.services.get_mut(name)
         {
-            service.ended();
+            service.counts.end();
             if let Some(ticket) = sent.ticket {
-                service.balancer.abandoned(ticket, host::now(), None);
+                service.balancer.abandoned(ticket, self.proxy.now(), None);
             }
         }
     }
@@ -182,34 +159,59 @@ impl Drop for Exchange {
 
 // === The way in ===
 
-impl Exchange {
+impl<P: Proxy> Exchange<P> {
+    fn decide(&mut self, local: &mut Local) -> Action {
+        let config = Rc::clone(&local.config);
+        if config.select.is_some() || config.exports() {
+            self.started = self.proxy.now();
+        }
+        if self.begin_trace_unread(local, &config) {
+            return Action::Continue;
+        }
+        let Some(headers) = self.proxy.request_headers() else {
+            local.counters.add(Count::HostError);
+            return Action::Continue;
+        };
+        let known = !local.services.is_empty() || config.traces_by_service();
+        let named = (known || config.select.is_some())
+            .then(|| service_name(&config.sources, &self.proxy, &headers))
+            .flatten();
+        let service = named.as_deref().and_then(|name| local.services.find(name));
+        let service = service.map(|(at, name)| Known { name: Rc::clone(name), at });
+        self.propagate(local, service.as_ref(), named.as_deref(), &headers);
+        config.select.as_ref().map_or(Action::Continue, |select| {
+            let routing = self.route(local, select, service, &headers);
+            self.apply(local, select, &headers, &routing)
+        })
+    }
+
     /// The short way for trace alone: a request without any trace header begins a trace whatever its
-    /// other headers say, so they are not read, unless a span will tell of them. Whether this was it.
+    /// other headers say, so they are not read, unless a span will tell of them. Whether it was taken.
     ///
     /// To ask for a header that is there costs nearly what all of them do, so nobody asks as long as
     /// requests bring one.
-    fn begin(&mut self, worker: &mut Worker, config: &Config) -> bool {
+    fn begin_trace_unread(&mut self, local: &mut Local, config: &Config) -> bool {
         let Some(trace) = &config.trace else { return config.select.is_none() };
         let policy = config.default_policy.trace;
         let probes = trace.probes();
         if config.select.is_some()
             || config.traces_by_service()
-            || !worker.services.is_empty()
-            || worker.traced
+            || !local.services.is_empty()
+            || local.tracer.continued
             || probes.is_empty()
             || (policy.ratio == Ratio::ALWAYS && trace.participates(&policy))
-            || !probes.iter().all(|name| host::lacks_request_header(name.as_bytes()))
+            || !probes.iter().all(|name| self.proxy.lacks_request_header(name))
         {
             return false;
         }
-        let context = edit(worker, trace, &policy, std::iter::empty());
+        let context = self.edit(local, trace, &policy, std::iter::empty());
         if context.is_recorded() {
-            match host::request_headers() {
-                Ok(headers) => {
-                    self.kept = Kept::new(headers.iter(), &worker.edits);
+            match self.proxy.request_headers() {
+                Some(headers) => {
+                    self.kept = Kept::new(headers.iter(), &local.tracer.edits);
                     self.read(&headers);
                 }
-                Err(_) => worker.counters.add(Count::HostError),
+                None => local.counters.add(Count::HostError),
             }
         }
         self.trace = Some(context);
@@ -218,59 +220,48 @@ impl Exchange {
 
     fn propagate(
         &mut self,
-        worker: &mut Worker,
+        local: &mut Local,
         service: Option<&Known>,
         named: Option<&str>,
-        headers: &Pairs,
+        headers: &P::Headers,
     ) {
-        let config = worker.config.clone();
+        let config = Rc::clone(&local.config);
         let Some(trace) = &config.trace else { return };
         let policy = service
-            .and_then(|known| worker.service(known.at))
+            .and_then(|known| local.services.at(known.at))
             .map_or_else(|| config.trace_policy(named), |service| service.policy.trace);
-        let context = edit(worker, trace, &policy, headers.iter());
-        worker.traced = !context.new_root || context.link.is_some();
+        let context = self.edit(local, trace, &policy, headers.iter());
+        local.tracer.continued = !context.new_root || context.link.is_some();
         if context.is_recorded() {
-            self.kept = Kept::new(headers.iter(), &worker.edits);
+            self.kept = Kept::new(headers.iter(), &local.tracer.edits);
             self.read(headers);
         }
         self.trace = Some(context);
     }
 
-    #[inline(never)]
-    fn choose(
-        &mut self,
-        worker: &mut Worker,
-        select: &Select,
-        service: Option<Known>,
-        headers: &Pairs,
-    ) -> Verdict {
-        let Some(known) = service else {
-            worker.counters.add(Count::UnknownService);
-            self.decided.outcome = pintle_trace::Outcome::Fallback;
-            self.decided.reason = "no table";
-            return match select.unknown {
-                Unknown::Pass => Verdict::Leave,
-                Unknown::Reject => {
-                    self.decided.outcome = pintle_trace::Outcome::LocalReply;
-                    Verdict::Refuse("no-table", 1)
-                }
+    /// Decides the request's trace context and changes its headers accordingly.
+    fn edit<'a>(
+        &self,
+        local: &mut Local,
+        trace: &pintle_trace::Config,
+        policy: &pintle_trace::Policy,
+        headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> pintle_trace::Context {
+        let Local { rng, tracer, counters, .. } = local;
+        let context = pintle_trace::propagate(trace, policy, headers, rng, &mut tracer.edits);
+        for edit in tracer.edits.iter() {
+            let done = match edit {
+                Edit::Set { name, value } => self.proxy.set_request_header(name, value),
+                Edit::Remove { name } => self.proxy.remove_request_header(name),
             };
-        };
-        self.decided.service = Some(known.name.clone());
-        self.read(headers);
-        let mut picks = Picks::new();
-        let pinned = self.pick(worker, &known, headers, &mut picks);
-        let verdict = self.book(worker, &known, select, &picks);
-        if let Some(pinned) = pinned
-            && host::set_filter_state(pinned.state.as_bytes(), pinned.value.as_bytes()).is_err()
-        {
-            worker.counters.add(Count::HostError);
+            if done.is_err() {
+                counters.add(Count::HostError);
+            }
         }
-        verdict
+        context
     }
 
-    fn read(&mut self, headers: &Pairs) {
+    fn read(&mut self, headers: &P::Headers) {
         for (name, value) in headers.iter() {
             match name {
                 b":method" => {
@@ -292,222 +283,78 @@ impl Exchange {
         self.deadline = self.deadline.into_iter().chain(deadline).min();
     }
 
-    /// Asks the balancer, and the breaker where the balancer would send a probe.
-    fn pick(
+    #[inline(never)]
+    fn route(
         &mut self,
-        worker: &mut Worker,
-        known: &Known,
-        headers: &Pairs,
-        picks: &mut Picks,
-    ) -> Option<Pinned> {
-        let now = self.started;
-        let service = worker.service(known.at)?;
-        let rules = service.policy.clone();
-        let policy = &rules.select;
-        let view = View::read(policy, headers);
-        let key = pintle_balance::hash_key(policy, &view, &mut worker.dice);
-        let mut wants = Wants::read(policy, &view);
-        for (selector, value) in &view.route {
-            wants.push(Want { selector: *selector, value });
-        }
-        let pin = policy.sticky.as_ref().and_then(|sticky| pintle_balance::pin(sticky, &view));
-        let mut request = Request {
-            hash: key.hash,
-            pinned: pin,
-            subset: wants.as_slice(),
-            may_probe: worker.config.breaker,
-        };
-        let mut probe = None;
-        loop {
-            let (_, service) = worker.services.get_index_mut(known.at)?;
-            let choice = service.balancer.pick(&request, now, &mut worker.dice, picks);
-            self.note(worker, known, choice);
-            if !picks.probe() {
-                break;
-            }
-            let first = picks.first()?;
-            probe = worker.sync_breaker(&known.name, first, true, now);
-            if probe.is_some() || picks.lose_probe() {
-                break;
-            }
-            // Another worker holds the probe and there was nothing else: the same without it.
-            request.may_probe = false;
-        }
-        self.list(worker, known, picks, probe);
-
-        if let Some(cookie) = key.set_cookie {
-            return Some(Pinned { state: "pintle_set_cookie", value: cookie });
-        }
-        let service = worker.service(known.at)?;
-        let pin = service.balancer.pin_of(picks.first()?)?;
-        match policy.sticky.as_ref()? {
-            _ if picks.pinned() => None,
-            Sticky::Cookie(cookie) => {
-                Some(Pinned { state: "pintle_set_cookie", value: cookie.set(&pin.to_string()) })
-            }
-            Sticky::Header(_) => Some(Pinned { state: "pintle_pin", value: pin.to_string() }),
-        }
-    }
-
-    fn note(&mut self, worker: &mut Worker, known: &Known, choice: Choice) {
-        match choice {
-            Choice::Eligible { candidates } => {
-                self.decided.candidates = Some(candidates);
-                self.decided.outcome = pintle_trace::Outcome::Chosen;
-            }
-            Choice::Panic { candidates } => {
-                self.decided.candidates = Some(candidates);
-                self.decided.outcome = pintle_trace::Outcome::Panic;
-                self.decided.reason = "too few endpoints are eligible";
-                worker.counters.add(Count::Panic);
-                if let Some((_, service)) = worker.services.get_index_mut(known.at) {
-                    service.panicked();
-                }
-            }
-            Choice::None(_) => {
-                self.decided.candidates = Some(0);
-                self.decided.outcome = pintle_trace::Outcome::LocalReply;
-                self.decided.reason = "no endpoint is eligible";
-            }
-        }
-    }
-
-    /// Remembers the list for the log.
-    fn list(
-        &mut self,
-        worker: &Worker,
-        known: &Known,
-        picks: &Picks,
-        probe: Option<pintle_breaker::Ticket>,
-    ) {
-        let Some(service) = worker.service(known.at) else { return };
-        // By filter state one address is named, and every attempt goes there.
-        let via = worker.config.select.as_ref().map(|select| select.via);
-        let one = picks.as_slice().first().filter(|_| via == Some(Via::OriginalDst));
-        let entries = picks.as_slice().iter().enumerate().filter_map(|(position, &index)| {
-            let index = usize::try_from(*one.unwrap_or(&index)).ok()?;
-            let key = service.balancer.key_of(index)?;
-            let ordinary = || service.mirror(index).map(|mirror| mirror.record().ticket());
-            let breaker = probe.filter(|_| position == 0).or_else(ordinary)?;
-            Some(Entry { key, breaker })
-        });
-        let list: Vec<Entry> = entries.collect();
-        self.sent = (!list.is_empty()).then_some(Sent { ticket: None, list });
-    }
-
-    /// Books the request with the balancer and writes the list in Envoy's form.
-    fn book(
-        &mut self,
-        worker: &mut Worker,
-        known: &Known,
+        local: &mut Local,
         select: &Select,
-        picks: &Picks,
-    ) -> Verdict {
-        let Some((_, service)) = worker.services.get_index_mut(known.at) else {
-            return Verdict::Leave;
+        service: Option<Known>,
+        headers: &P::Headers,
+    ) -> Routing {
+        let Some(known) = service else {
+            local.counters.add(Count::UnknownService);
+            self.decided.outcome = pintle_trace::Outcome::Fallback;
+            self.decided.reason = "no table";
+            return match select.unknown {
+                Unknown::Pass => Routing::Unlisted,
+                Unknown::Reject => {
+                    self.decided.outcome = pintle_trace::Outcome::LocalReply;
+                    Routing::Refused("no-table", 1)
+                }
+            };
         };
-        let (Some(first), Some(sent)) = (picks.first(), &mut self.sent) else {
-            service.refused();
-            let wait = service.retry_after(self.started);
-            worker.counters.add(Count::NoEndpoint);
-            return Verdict::Refuse("no-endpoint", wait);
-        };
-        sent.ticket = service.balancer.started(first, self.started);
-        service.sent();
-        let mut text = String::with_capacity(72);
-        for index in picks.as_slice() {
-            let address = usize::try_from(*index).map_or("", |index| service.address(index));
-            if !text.is_empty() {
-                text.push(',');
-            }
-            text.push_str(address);
-            if select.via == Via::OriginalDst {
-                break;
-            }
-        }
-        Verdict::Send(text)
+        self.decided.service = Some(Rc::clone(&known.name));
+        self.read(headers);
+        self.choose(local, &known, select, headers)
     }
 
     #[inline(never)]
     fn apply(
-        &mut self,
-        worker: &mut Worker,
+        &self,
+        local: &mut Local,
         select: &Select,
-        headers: &Pairs,
-        verdict: &Verdict,
+        headers: &P::Headers,
+        routing: &Routing,
     ) -> Action {
-        let header = select.header.as_bytes();
-        let spoofed = headers.get(header).is_some();
+        let spoofed = headers.get(select.header.as_bytes()).is_some();
         if spoofed {
-            worker.counters.add(Count::SpoofedHeader);
+            local.counters.add(Count::SpoofedHeader);
         }
-        let done = match (verdict, select.via) {
-            (Verdict::Send(list), Via::OverrideHost) => {
-                host::set_request_header(header, list.as_bytes())
+        let done = match (routing, select.via) {
+            (Routing::Listed(list), Via::OverrideHost) => {
+                self.proxy.set_request_header(&select.header, list.as_bytes())
             }
-            (Verdict::Send(address), Via::OriginalDst) => set_original_dst(address),
-            (Verdict::Leave, _) if spoofed => host::remove_request_header(header),
-            (Verdict::Leave, _) => Ok(()),
-            (Verdict::Refuse(reason, wait), _) => return refuse(worker, reason, *wait),
+            (Routing::Listed(address), Via::OriginalDst) => {
+                self.proxy.set_original_destination(address)
+            }
+            (Routing::Unlisted, _) if spoofed => self.proxy.remove_request_header(&select.header),
+            (Routing::Unlisted, _) => Ok(()),
+            (Routing::Refused(reason, wait), _) => return self.refuse(local, reason, *wait),
         };
         if done.is_err() {
-            worker.counters.add(Count::HostError);
+            local.counters.add(Count::HostError);
         }
         Action::Continue
     }
-}
 
-/// Decides the request's context and changes its headers accordingly.
-fn edit<'a>(
-    worker: &mut Worker,
-    trace: &pintle_trace::Config,
-    policy: &pintle_trace::Policy,
-    headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
-) -> pintle_trace::Context {
-    let Worker { dice, edits, counters, .. } = worker;
-    let context = pintle_trace::propagate(trace, policy, headers, dice, edits);
-    for edit in edits.iter() {
-        let done = match edit {
-            Edit::Set { name, value } => host::set_request_header(name.as_bytes(), value),
-            Edit::Remove { name } => host::remove_request_header(name.as_bytes()),
-        };
-        if done.is_err() {
-            counters.add(Count::HostError);
+    fn refuse(&self, local: &mut Local, reason: &'static str, wait: u64) -> Action {
+        const UNAVAILABLE: i32 = 14;
+        let wait = wait.to_string();
+        let headers: [(&[u8], &[u8]); 2] =
+            [(b"retry-after", wait.as_bytes()), (b"x-pintle-reason", reason.as_bytes())];
+        let response = LocalResponse { status: 503, grpc_status: UNAVAILABLE, headers: &headers };
+        match self.proxy.respond(&response) {
+            Ok(()) => Action::Pause,
+            Err(_) => {
+                local.counters.add(Count::HostError);
+                Action::Continue
+            }
         }
     }
-    context
 }
 
 /// Whether this content type is gRPC; gRPC-Web, whose status stands in the body, is none.
 fn is_grpc(value: &[u8]) -> bool {
     let rest = value.strip_prefix(b"application/grpc");
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
-}
-
-/// Filter state that `ORIGINAL_DST` clusters read; no header, so nothing a client could send.
-fn set_original_dst(address: &str) -> host::Result<()> {
-    const KEY: &[u8] = b"envoy.network.transport_socket.original_dst_address";
-    // SetEnvoyFilterStateArguments {path = 1, value = 2, span = 3 (0: the filter chain)}.
-    let mut arguments = Vec::with_capacity(96);
-    for (tag, text) in [(0x0a, KEY), (0x12, address.as_bytes())] {
-        arguments.push(tag);
-        arguments.push(u8::try_from(text.len()).unwrap_or_default());
-        arguments.extend_from_slice(text);
-    }
-    arguments.extend_from_slice(&[0x18, 0]);
-    host::call_foreign_function("set_envoy_filter_state", &arguments).map(drop)
-}
-
-fn refuse(worker: &mut Worker, reason: &'static str, wait: u64) -> Action {
-    const UNAVAILABLE: i32 = 14;
-    let wait = wait.to_string();
-    let headers: [(&[u8], &[u8]); 2] =
-        [(b"retry-after", wait.as_bytes()), (b"x-pintle-reason", reason.as_bytes())];
-    match host::send_local_response(503, "pintle", &headers, b"", UNAVAILABLE) {
-        Ok(()) => Action::Pause,
-        Err(_) => {
-            worker.counters.add(Count::HostError);
-            Action::Continue
-        }
-    }
 }

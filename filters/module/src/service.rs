@@ -2,39 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::time::Duration;
 
 use pintle_balance::{Balancer, LoadEntry, Verdict};
 use pintle_breaker::{Mirror, Need, State};
 use pintle_contract::{
-    BreakerState, Endpoint, EndpointReport, Force, LATENCY_BUCKETS_MS, Load, Now, Opinion,
-    RequestCount, ServiceReport, Table, Version,
+    BreakerState, Endpoint, EndpointReport, Force, Load, Now, Opinion, ServiceReport, Table,
+    Version,
 };
 use pintle_policy::Policy;
 
-/// Combinations of method and code that are counted apart, at most; ten methods by the codes in use.
-const MAX_REQUEST_COUNTS: usize = 512;
+mod counts;
 
-/// The fleet, in the balancer's books a worker like any other; no worker has this number.
+use counts::Counts;
+
+/// The fleet, for the balancer a worker like any other; no worker has this number.
 const FLEET: u32 = u32::MAX;
 /// The failure score, in thousandths, of an endpoint that the fleet advises against. With the default
 /// penalty it costs about six times as much: few requests go there, and one that fails decides.
 const ADVISED_MILLI: u32 = 100;
-/// Endpoints that are remembered after they have gone.
-const MAX_DEPARTED: usize = 100;
-
-/// An endpoint's own numbers, beside its load (balancer) and its breaker (mirror).
-#[derive(Debug, Default)]
-struct Seen {
-    /// `ip:port`, as Envoy wants to read it.
-    address: String,
-    opinion: Option<Opinion>,
-    force: Option<Force>,
-    requests: u64,
-    failures: u64,
-    /// What was last reported of it.
-    reported: (u64, u32, BreakerState),
-}
+/// Endpoints whose counts are kept after they have gone, at most; of more, all are forgotten.
+const MAX_REMOVED: usize = 100;
 
 /// One service.
 pub(crate) struct Service {
@@ -42,30 +29,46 @@ pub(crate) struct Service {
     /// Shared, because a request reads it while the service changes.
     pub(crate) policy: Rc<Policy>,
     pub(crate) balancer: Balancer,
+    pub(crate) counts: Counts,
     /// By index, as the balancer's.
-    mirrors: Vec<Mirror>,
-    seen: Vec<Seen>,
-    /// Requests and failures of endpoints that are gone: what is reported of one that comes back goes on from
-    /// there.
-    departed: BTreeMap<String, (u64, u64)>,
-    /// Indices whose breaker is not closed, or that were not let pass when last looked at.
+    members: Vec<Member>,
+    /// Requests and failures of endpoints that are gone: what is reported of one that comes back goes on
+    /// from there.
+    removed: BTreeMap<String, (u64, u64)>,
+    /// Indices whose breaker is not closed, or was not when last looked at.
     tripped: BTreeSet<usize>,
     /// Whether nobody is eligible and panic is off, so that whoever is open is tried before its time. Of
     /// the service, not of a subset: the others' requests would carry its probes.
     last_resort: bool,
-    counts: Counts,
 }
 
+/// An endpoint beside its load, which the balancer keeps.
 #[derive(Default)]
-struct Counts {
-    requests: BTreeMap<(u8, u16), u64>,
-    latency: [u64; LATENCY_BUCKETS_MS.len() + 1],
-    latency_sum_us: u64,
-    in_flight: u32,
-    panics: u64,
-    no_endpoint: u64,
-    /// Whether something was counted since the last report.
-    fresh: bool,
+struct Member {
+    breaker: Mirror,
+    /// `ip:port`, as Envoy wants to read it.
+    address: String,
+    opinion: Option<Opinion>,
+    force: Option<Force>,
+    requests: u64,
+    failures: u64,
+    /// Requests, requests in flight and state, as last reported.
+    reported: (u64, u32, BreakerState),
+}
+
+impl Member {
+    fn follow(&mut self, endpoint: &Endpoint) {
+        let address = endpoint.socket_addr().to_string();
+        if self.address != address {
+            self.address = address;
+        }
+        self.opinion = endpoint.opinion;
+        self.force = endpoint.force;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.breaker.record().state() == State::Closed
+    }
 }
 
 impl Service {
@@ -76,12 +79,11 @@ impl Service {
             version: Version::default(),
             policy: Rc::new(policy),
             balancer,
-            mirrors: Vec::new(),
-            seen: Vec::new(),
-            departed: BTreeMap::new(),
+            counts: Counts::default(),
+            members: Vec::new(),
+            removed: BTreeMap::new(),
             tripped: BTreeSet::new(),
             last_resort: false,
-            counts: Counts::default(),
         };
         service.update(table, None, zone, now);
         service
@@ -99,67 +101,78 @@ impl Service {
         if let Some(policy) = policy {
             self.policy = Rc::new(policy);
         }
-        let mut old: BTreeMap<String, (Mirror, Seen)> = BTreeMap::new();
-        let mirrors = std::mem::take(&mut self.mirrors).into_iter();
-        for (index, pair) in mirrors.zip(std::mem::take(&mut self.seen)).enumerate() {
+        let mut old: BTreeMap<String, Member> = BTreeMap::new();
+        for (index, member) in std::mem::take(&mut self.members).into_iter().enumerate() {
             if let Some(id) = self.balancer.id_of(index) {
-                old.insert(id.to_owned(), pair);
+                old.insert(id.to_owned(), member);
             }
         }
         self.balancer.update(&self.policy.select, &table.endpoints, zone, now);
         self.version = table.version;
         self.tripped.clear();
-        let mut fresh = Vec::new();
+        let mut new = Vec::new();
         for (index, endpoint) in table.endpoints.iter().enumerate() {
-            let (mirror, mut seen) = old.remove(&endpoint.id).unwrap_or_else(|| {
-                fresh.push(index);
-                let (requests, failures) = self.departed.remove(&endpoint.id).unwrap_or_default();
-                (Mirror::default(), Seen { requests, failures, ..Seen::default() })
+            let mut member = old.remove(&endpoint.id).unwrap_or_else(|| {
+                new.push(index);
+                let (requests, failures) = self.removed.remove(&endpoint.id).unwrap_or_default();
+                Member { requests, failures, ..Member::default() }
             });
-            seen.tell(endpoint);
-            if mirror.record().state() != State::Closed {
+            member.follow(endpoint);
+            if !member.is_closed() {
                 self.tripped.insert(index);
             }
-            self.mirrors.push(mirror);
-            self.seen.push(seen);
+            self.members.push(member);
         }
-        if self.departed.len().saturating_add(old.len()) > MAX_DEPARTED {
-            self.departed.clear();
+        if self.removed.len().saturating_add(old.len()) > MAX_REMOVED {
+            self.removed.clear();
         }
-        let counted = old.into_iter().filter(|(_, (_, seen))| seen.requests > 0);
-        let counts = counted.map(|(id, (_, seen))| (id, (seen.requests, seen.failures)));
-        self.departed.extend(counts.take(MAX_DEPARTED));
-        self.counts.fresh = true;
-        fresh
+        let counted = old.into_iter().filter(|(_, member)| member.requests > 0);
+        let counts = counted.map(|(id, member)| (id, (member.requests, member.failures)));
+        self.removed.extend(counts.take(MAX_REMOVED));
+        self.counts.touch();
+        new
+    }
+
+    /// The endpoint's address and port; empty without such an endpoint.
+    pub(crate) fn address(&self, index: usize) -> &str {
+        self.members.get(index).map_or("", |member| member.address.as_str())
     }
 
     // === Breakers ===
 
-    pub(crate) fn mirror(&self, index: usize) -> Option<&Mirror> {
-        self.mirrors.get(index)
+    pub(crate) fn breaker(&self, index: usize) -> Option<&Mirror> {
+        self.members.get(index).map(|member| &member.breaker)
     }
 
-    pub(crate) fn mirror_mut(&mut self, index: usize) -> Option<&mut Mirror> {
-        self.mirrors.get_mut(index)
+    pub(crate) fn breaker_mut(&mut self, index: usize) -> Option<&mut Mirror> {
+        self.members.get_mut(index).map(|member| &mut member.breaker)
     }
 
-    /// The ids of the endpoints whose breakers are not closed and quiet.
-    pub(crate) fn restless(&self) -> impl Iterator<Item = &str> {
-        let all = self.mirrors.iter().enumerate();
-        let restless = all.filter(|(_, mirror)| !mirror.record().is_quiet());
-        restless.filter_map(|(index, _)| self.balancer.id_of(index))
+    pub(crate) fn breaker_state(&self, index: usize) -> BreakerState {
+        match self.breaker(index).map(|breaker| breaker.record().state()) {
+            None | Some(State::Closed) => BreakerState::Closed,
+            Some(State::Open) => BreakerState::Open,
+            Some(State::HalfOpen) => BreakerState::HalfOpen,
+        }
+    }
+
+    /// The ids of the endpoints whose breakers are not closed, or not for long.
+    pub(crate) fn unquiet(&self) -> impl Iterator<Item = &str> {
+        let all = self.members.iter().enumerate();
+        let unquiet = all.filter(|(_, member)| !member.breaker.record().is_quiet());
+        unquiet.filter_map(|(index, _)| self.balancer.id_of(index))
     }
 
     /// The endpoints whose breakers need the shared record now: orders and opinions that came with the
     /// table, counts to be brought in, probes that may have expired.
     ///
-    /// Every mirror is told what the table says, also when that is nothing: an opinion that was taken
+    /// Every breaker is told what the table says, also when that is nothing: an opinion that was taken
     /// back must not count for as long as it would have.
-    pub(crate) fn due(&mut self, now: Now) -> Vec<usize> {
+    pub(crate) fn need_sync(&mut self, now: Now) -> Vec<usize> {
         let policy = &self.policy.breaker;
-        let all = self.mirrors.iter_mut().zip(&self.seen).enumerate();
-        all.filter_map(|(index, (mirror, seen))| {
-            let need = mirror.overlay(seen.opinion, seen.force, policy, now);
+        let all = self.members.iter_mut().enumerate();
+        all.filter_map(|(index, member)| {
+            let need = member.breaker.overlay(member.opinion, member.force, policy, now);
             (need == Need::Sync).then_some(index)
         })
         .collect()
@@ -167,9 +180,10 @@ impl Service {
 
     /// Raises the cost of the endpoints that the fleet advises against; to be called with every tick,
     /// because the score decays. What is advised against everywhere costs no more than elsewhere.
-    pub(crate) fn advise(&mut self, now: Now) {
+    pub(crate) fn apply_advice(&mut self, now: Now) {
         let policy = &self.policy.breaker;
-        let advised = self.mirrors.iter().enumerate().filter(|(_, m)| m.is_advised(policy, now));
+        let advised =
+            self.members.iter().enumerate().filter(|(_, m)| m.breaker.is_advised(policy, now));
         let entry = |(index, _)| {
             let key = self.balancer.key_of(index)?;
             Some(LoadEntry { key, failures_milli: ADVISED_MILLI, ..LoadEntry::default() })
@@ -182,43 +196,41 @@ impl Service {
 
     /// Gives the balancer the breakers' verdicts; to be called after any breaker changed, and once a
     /// tick while one is not closed.
-    pub(crate) fn judge(&mut self, index: Option<usize>, now: Now) {
-        self.tripped.extend(index);
-        self.tell_verdicts(now);
+    pub(crate) fn update_verdicts(&mut self, changed: Option<usize>, now: Now) {
+        self.tripped.extend(changed);
+        self.set_verdicts(now);
         let last_resort = !self.tripped.is_empty()
             && self.policy.select.panic_percent == 0
             && !self.balancer.has_open();
         if std::mem::replace(&mut self.last_resort, last_resort) != last_resort {
-            self.tell_verdicts(now);
+            self.set_verdicts(now);
         }
-        let mirrors = &self.mirrors;
-        self.tripped.retain(|&index| {
-            mirrors.get(index).is_some_and(|mirror| mirror.record().state() != State::Closed)
-        });
+        let members = &self.members;
+        self.tripped.retain(|&index| members.get(index).is_some_and(|member| !member.is_closed()));
     }
 
     /// Only so many open ones count as the policy lets; the others pass, or get their probe. So who is
     /// eligible does not depend on the last resort.
-    fn tell_verdicts(&mut self, now: Now) {
+    fn set_verdicts(&mut self, now: Now) {
         if self.tripped.is_empty() {
             return;
         }
         let open = |&index: &usize| {
-            let severity = self.mirrors.get(index)?.record().severity()?;
+            let severity = self.breaker(index)?.record().severity()?;
             Some((severity, u32::try_from(index).ok()?))
         };
         let mut honoured: Vec<_> = self.tripped.iter().filter_map(open).collect();
         let share = self.policy.breaker.max_ejection_percent;
-        pintle_breaker::honour(&mut honoured, self.mirrors.len(), share);
+        pintle_breaker::honour(&mut honoured, self.members.len(), share);
         for &index in &self.tripped {
-            let Some(mirror) = self.mirrors.get(index) else { continue };
-            // Sorted by position.
+            let Some(member) = self.members.get(index) else { continue };
+            // Sorted by index.
             let at = u32::try_from(index).unwrap_or(u32::MAX);
             let counts = honoured.binary_search_by_key(&at, |&(_, at)| at).is_ok();
             let verdict = if counts {
-                self.verdict(mirror, now)
+                self.verdict(&member.breaker, now)
             } else {
-                mirror.record().verdict(&self.policy.breaker, now)
+                member.breaker.record().verdict(&self.policy.breaker, now)
             };
             let verdict = match verdict {
                 pintle_breaker::Verdict::Pass => Verdict::Pass,
@@ -230,91 +242,36 @@ impl Service {
         }
     }
 
-    fn verdict(&self, mirror: &Mirror, now: Now) -> pintle_breaker::Verdict {
+    fn verdict(&self, breaker: &Mirror, now: Now) -> pintle_breaker::Verdict {
         let policy = &self.policy.breaker;
         if self.last_resort {
-            mirror.record().verdict_as_last_resort(policy, now)
+            breaker.record().verdict_as_last_resort(policy, now)
         } else {
-            mirror.record().verdict(policy, now)
+            breaker.record().verdict(policy, now)
         }
     }
 
     /// Whether a probe is to be claimed before its time.
-    pub(crate) const fn last_resort(&self) -> bool {
+    pub(crate) const fn is_last_resort(&self) -> bool {
         self.last_resort
     }
 
     /// What a local answer says in `retry-after`, in seconds.
     pub(crate) fn retry_after(&self, now: Now) -> u64 {
-        let verdicts = self.mirrors.iter().map(|mirror| self.verdict(mirror, now));
+        let verdicts = self.members.iter().map(|member| self.verdict(&member.breaker, now));
         let open = verdicts.filter(|v| matches!(v, pintle_breaker::Verdict::Blocked { .. }));
         let limit = self.policy.breaker.retry_after;
         pintle_breaker::retry_after(open, now, limit).as_secs()
     }
 
-    pub(crate) fn breaker_state(&self, index: usize) -> BreakerState {
-        match self.mirrors.get(index).map(|mirror| mirror.record().state()) {
-            None | Some(State::Closed) => BreakerState::Closed,
-            Some(State::Open) => BreakerState::Open,
-            Some(State::HalfOpen) => BreakerState::HalfOpen,
+    // === Load and counts ===
+
+    /// Counts an attempt of an endpoint's.
+    pub(crate) fn count_attempt(&mut self, index: usize, failed: bool) {
+        if let Some(member) = self.members.get_mut(index) {
+            member.requests = member.requests.saturating_add(1);
+            member.failures = member.failures.saturating_add(u64::from(failed));
         }
-    }
-
-    // === Addresses ===
-
-    pub(crate) fn address(&self, index: usize) -> &str {
-        self.seen.get(index).map_or("", |seen| seen.address.as_str())
-    }
-
-    // === Counting ===
-
-    pub(crate) fn sent(&mut self) {
-        self.counts.in_flight = self.counts.in_flight.saturating_add(1);
-        self.counts.fresh = true;
-    }
-
-    pub(crate) fn ended(&mut self) {
-        self.counts.in_flight = self.counts.in_flight.saturating_sub(1);
-        self.counts.fresh = true;
-    }
-
-    pub(crate) fn answered(&mut self, method: u8, code: u16, took: Duration) {
-        let counts = &mut self.counts;
-        let room = counts.requests.len() < MAX_REQUEST_COUNTS;
-        let key = if room || counts.requests.contains_key(&(method, code)) {
-            (method, code)
-        } else {
-            (method, 0)
-        };
-        let count = counts.requests.entry(key).or_default();
-        *count = count.saturating_add(1);
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        counts.latency_sum_us = counts.latency_sum_us.saturating_add(micros);
-        let bucket = LATENCY_BUCKETS_MS
-            .iter()
-            .position(|bound| micros <= bound.saturating_mul(1_000))
-            .unwrap_or(LATENCY_BUCKETS_MS.len());
-        if let Some(count) = counts.latency.get_mut(bucket) {
-            *count = count.saturating_add(1);
-        }
-        counts.fresh = true;
-    }
-
-    pub(crate) fn attempted(&mut self, index: usize, failed: bool) {
-        if let Some(seen) = self.seen.get_mut(index) {
-            seen.requests = seen.requests.saturating_add(1);
-            seen.failures = seen.failures.saturating_add(u64::from(failed));
-        }
-    }
-
-    pub(crate) fn panicked(&mut self) {
-        self.counts.panics = self.counts.panics.saturating_add(1);
-        self.counts.fresh = true;
-    }
-
-    pub(crate) fn refused(&mut self) {
-        self.counts.no_endpoint = self.counts.no_endpoint.saturating_add(1);
-        self.counts.fresh = true;
     }
 
     /// What this worker tells the others of the load; `None` when there is nothing to tell.
@@ -329,62 +286,50 @@ impl Service {
         (!load.is_empty()).then_some(load)
     }
 
+    /// What another worker told of the load at `then`.
+    pub(crate) fn set_remote_load(&mut self, worker: u32, load: &[Load], then: Now, now: Now) {
+        let entry = |load: &Load| LoadEntry {
+            key: load.endpoint,
+            in_flight: load.in_flight,
+            latency_us: load.latency_us,
+            failures_milli: load.failures_milli,
+        };
+        let entries: Vec<LoadEntry> = load.iter().map(entry).collect();
+        self.balancer.set_remote_load(worker, &entries, then, now);
+    }
+
     /// The report since the VM started; `None` when nothing changed and `all` is not asked for.
     pub(crate) fn report(&mut self, service: &str, all: bool, now: Now) -> Option<ServiceReport> {
-        if !all && !self.counts.fresh {
+        if !self.counts.take_changed() && !all {
             return None;
         }
-        self.counts.fresh = false;
         let latency: BTreeMap<u64, u32> =
             self.balancer.local_load(now).map(|entry| (entry.key, entry.latency_us)).collect();
         let mut endpoints = Vec::new();
-        for index in 0..self.seen.len() {
+        for index in 0..self.members.len() {
             let state = self.breaker_state(index);
             let (in_flight, _) = self.balancer.in_flight(index);
-            let (Some(seen), Some(id)) = (self.seen.get_mut(index), self.balancer.id_of(index))
+            let key = self.balancer.key_of(index).unwrap_or_default();
+            let (Some(member), Some(id)) =
+                (self.members.get_mut(index), self.balancer.id_of(index))
             else {
                 continue;
             };
-            let now_said = (seen.requests, in_flight, state);
-            let telling = all && (seen.requests > 0 || state != BreakerState::Closed);
-            if !telling && now_said == seen.reported {
+            let current = (member.requests, in_flight, state);
+            let asked = all && (member.requests > 0 || state != BreakerState::Closed);
+            if !asked && current == member.reported {
                 continue;
             }
-            seen.reported = now_said;
-            let key = self.balancer.key_of(index).unwrap_or_default();
+            member.reported = current;
             endpoints.push(EndpointReport {
                 id: id.to_owned(),
-                requests: seen.requests,
-                failures: seen.failures,
+                requests: member.requests,
+                failures: member.failures,
                 in_flight,
                 latency_us: latency.get(&key).copied().unwrap_or_default().into(),
                 state,
             });
         }
-        let counts = &self.counts;
-        let requests = counts.requests.iter();
-        Some(ServiceReport {
-            service: service.to_owned(),
-            requests: requests
-                .map(|(&(method, code), &count)| RequestCount { method, code, count })
-                .collect(),
-            latency: counts.latency.to_vec(),
-            latency_sum_us: counts.latency_sum_us,
-            in_flight: counts.in_flight,
-            panics: counts.panics,
-            no_endpoint: counts.no_endpoint,
-            endpoints,
-        })
-    }
-}
-
-impl Seen {
-    fn tell(&mut self, endpoint: &Endpoint) {
-        let address = endpoint.socket_addr().to_string();
-        if self.address != address {
-            self.address = address;
-        }
-        self.opinion = endpoint.opinion;
-        self.force = endpoint.force;
+        Some(self.counts.report(service, endpoints))
     }
 }

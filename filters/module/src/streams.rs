@@ -3,19 +3,20 @@
 //! What Envoy does not say: that a root is gone (`filters/hostcalls/src/streams.rs` has why). An old root is one
 //! that has stopped ticking while a newer one goes on, so every root ticks, be it once in [`IDLE`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
 use pintle_hostcalls::streams::{Action, Streams};
 
 use crate::request::Exchange;
+use crate::wasm::Wasm;
 use crate::worker::Shared;
 
 /// Streams whose end is waited for, at most.
 const MAX_OPEN: usize = 65_536;
-/// Places of [`Open`].
-const PLACES: usize = 64;
+/// Buckets of [`Open`].
+const BUCKETS: usize = 64;
 /// Without a tick for so long a root counts as gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// From one tick to the next of a root that has nothing to do.
@@ -34,38 +35,43 @@ struct Root {
 thread_local! {
     static ROOTS: RefCell<Vec<Root>> = const { RefCell::new(Vec::new()) };
     static OPEN: RefCell<Open> = const { RefCell::new(Open::EMPTY) };
+    /// Callbacks that were dropped since a worker last counted them.
+    static DROPPED: Cell<u64> = const { Cell::new(0) };
 }
 
+/// Streams and their requests.
+type Bucket = Vec<(u32, Box<Exchange<Wasm>>)>;
+
 /// The requests whose streams are open. Envoy numbers streams in a row, so that they spread evenly over
-/// places that are searched from end to end: little code, and memory that is in use anyway.
+/// buckets that are searched from end to end: little code, and memory that is in use anyway.
 struct Open {
-    places: [Vec<(u32, Box<Exchange>)>; PLACES],
+    buckets: [Bucket; BUCKETS],
     count: usize,
 }
 
 impl Open {
-    const EMPTY: Self = Self { places: [const { Vec::new() }; PLACES], count: 0 };
+    const EMPTY: Self = Self { buckets: [const { Vec::new() }; BUCKETS], count: 0 };
 
-    fn place(&mut self, stream: u32) -> Option<&mut Vec<(u32, Box<Exchange>)>> {
-        self.places.get_mut(usize::try_from(stream).ok()? % PLACES)
+    fn bucket(&mut self, stream: u32) -> Option<&mut Bucket> {
+        self.buckets.get_mut(usize::try_from(stream).ok()? % BUCKETS)
     }
 
-    /// Keeps `exchange`. Of too many the oldest in its place gives way, as if its client had left.
-    fn insert(&mut self, stream: u32, exchange: Exchange) -> Option<Box<Exchange>> {
-        self.place(stream)?.push((stream, Box::new(exchange)));
+    /// Keeps `exchange`. Of too many the oldest in its bucket gives way, as if its client had left.
+    fn insert(&mut self, stream: u32, exchange: Exchange<Wasm>) -> Option<Box<Exchange<Wasm>>> {
+        self.bucket(stream)?.push((stream, Box::new(exchange)));
         self.count = self.count.saturating_add(1);
         if self.count <= MAX_OPEN {
             return None;
         }
         let age = |(other, _): &&(u32, _)| stream.wrapping_sub(*other);
-        let oldest = self.place(stream)?.iter().max_by_key(age)?.0;
+        let oldest = self.bucket(stream)?.iter().max_by_key(age)?.0;
         self.remove(oldest)
     }
 
-    fn remove(&mut self, stream: u32) -> Option<Box<Exchange>> {
-        let place = self.place(stream)?;
-        let at = place.iter().position(|(other, _)| *other == stream)?;
-        let (_, exchange) = place.swap_remove(at);
+    fn remove(&mut self, stream: u32) -> Option<Box<Exchange<Wasm>>> {
+        let bucket = self.bucket(stream)?;
+        let at = bucket.iter().position(|(other, _)| *other == stream)?;
+        let (_, exchange) = bucket.swap_remove(at);
         self.count = self.count.saturating_sub(1);
         Some(exchange)
     }
@@ -112,11 +118,24 @@ pub(crate) fn sweep(root: u32, ticks: u64, period: Duration) {
     drop(gone);
 }
 
+/// A callback came in the middle of another one of the same worker.
+pub(crate) fn drop_callback() {
+    DROPPED.set(DROPPED.get().saturating_add(1));
+}
+
+/// How many callbacks were dropped since this was last asked.
+pub(crate) fn take_dropped() -> u64 {
+    DROPPED.replace(0)
+}
+
 fn headers(stream: u32, root: u32) -> Action {
     let Some(worker) = worker(root) else { return Action::Continue };
-    let mut exchange = Exchange::new(worker);
-    let action = exchange.arrive();
-    if exchange.ends() {
+    let mut exchange = Exchange::new(Wasm, worker);
+    let Some(action) = exchange.on_request_headers() else {
+        drop_callback();
+        return Action::Continue;
+    };
+    if exchange.has_end() {
         let evicted = OPEN.with(|open| open.try_borrow_mut().ok()?.insert(stream, exchange));
         drop(evicted);
     }
@@ -125,7 +144,9 @@ fn headers(stream: u32, root: u32) -> Action {
 
 fn log(stream: u32) {
     let ended = OPEN.with(|open| open.try_borrow_mut().ok()?.remove(stream));
-    if let Some(mut exchange) = ended {
-        exchange.leave();
+    if let Some(mut exchange) = ended
+        && exchange.on_end().is_none()
+    {
+        drop_callback();
     }
 }

@@ -1,42 +1,41 @@
-//! What one VM is: the tables it decides by, its place among the workers, and its line to the agent.
+//! One VM under one plugin configuration: its parts, and the order in which they work.
 //!
-//! Everything here happens on ticks, queue callbacks and stream messages; requests only read what is
-//! left in memory. Decisions come from the pure crates as values and are carried out here.
+//! Everything here happens on ticks, queue callbacks and stream messages; requests only use what is
+//! left in memory ([`Local`]). Each part owns its fields and says which keys of shared data are its own;
+//! values pass between them.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 
-use indexmap::IndexMap;
-use pintle_balance::{Dice, LoadEntry};
-use pintle_breaker::{Need, Record, Ticket};
-use pintle_contract::{
-    Applied, Hello, Index, Lease, Load, Message, Note, Now, Report, Slot, Table, Transition, Up,
-    Version,
-};
-use pintle_hostcalls::{self as host, Level, Queue, Status};
+use pintle_balance::Dice;
+use pintle_breaker::Ticket;
+use pintle_contract::{Applied, Message, Note, Now, Report, Slot, Up};
+use pintle_hostcalls::{self as host, Level};
 use pintle_policy::Config;
-use pintle_sync::{Action, Effect, Election, Inbox, MAX_SLOTS, Step, Stream};
-use pintle_trace::{Answer, Edits, Exporter};
-use rand::{Rng, SeedableRng};
+use pintle_sync::Effect;
+use rand::{Rng as _, SeedableRng as _};
 
 mod breakers;
-mod notes;
-mod spans;
-mod stream;
-mod tables;
+mod leadership;
+mod membership;
+mod services;
+mod tracer;
+mod turn;
+mod uplink;
+
+use breakers::{Breakers, Outgoing};
+use leadership::{Leadership, Role};
+use membership::Membership;
+use services::Replaced;
+pub(crate) use services::Services;
+pub(crate) use tracer::Tracer;
+use turn::Turn;
+use uplink::Uplink;
 
 use crate::counters::{Count, Counters};
-use crate::keys;
-use crate::service::Service;
 
-/// Notes taken from the queue in one callback, at most; the next tick goes on.
-const MAX_NOTES: usize = 4_096;
-/// Messages that wait for the agent, at most; the oldest go first.
-const MAX_OUTBOX: usize = 512;
-/// Tries to write a breaker's record, at most. Each lost one means that another worker wrote.
-const MAX_TRIES: usize = 16;
 /// Ticks between reports, and between looks at the index in case a note was lost: one second.
 const SLOW: u64 = 10;
 /// Every so many reports, all services are told again, for an agent that has restarted.
@@ -46,106 +45,86 @@ pub(crate) type Shared = Rc<RefCell<Worker>>;
 
 /// The state of one root context.
 pub(crate) struct Worker {
-    pub(crate) config: Rc<Config>,
-    pub(crate) services: IndexMap<Rc<str>, Service>,
-    pub(crate) counters: Counters,
-    pub(crate) dice: Dice,
-    pub(crate) edits: Edits,
-    /// Whether the last request brought a trace context, as the next one then probably does.
-    pub(crate) traced: bool,
-    pub(crate) exporter: Option<Exporter>,
-    /// The call that carries the exporter's batch.
-    export_call: Option<u32>,
-    /// When a table last came or the agent last said that nothing changed.
-    pub(crate) confirmed_at: Now,
-    told_confirmed: Now,
-    /// The newest version among the tables.
-    pub(crate) version: Version,
-    told_version: Version,
-    id: u64,
-    vm_id: Vec<u8>,
-    proxy: String,
-    zone: String,
-    place: Option<Place>,
-    /// Queues of the other workers, by slot.
-    queues: HashMap<u32, Queue>,
-    /// Slots of the other live workers.
-    others: BTreeSet<u32>,
-    /// Of which services each of them told a load.
-    heard: HashMap<u32, Vec<Rc<str>>>,
-    election: Election,
-    leader_slot: Option<u32>,
-    stream: Stream,
-    inbox: Option<Inbox>,
-    /// Of the leadership that the inbox belongs to.
-    inbox_fence: Option<u64>,
-    /// Until it is made: what Envoy makes to try a configuration goes no further.
-    starting: bool,
-    index_dirty: bool,
-    outbox: VecDeque<Vec<u8>>,
+    pub(crate) local: Local,
+    membership: Membership,
+    leadership: Leadership,
+    uplink: Uplink,
     ticks: u64,
 }
 
-struct Place {
-    number: u32,
-    queue: Queue,
+/// What requests use of their worker.
+pub(crate) struct Local {
+    pub(crate) config: Rc<Config>,
+    pub(crate) services: Services,
+    pub(crate) tracer: Tracer,
+    pub(crate) counters: Counters,
+    pub(crate) rng: Dice,
+    breakers: Breakers,
 }
 
-/// A seed that differs from VM to VM: the standard library draws it from the host's entropy.
-fn seed() -> u64 {
-    RandomState::new().hash_one(0u8)
+impl Local {
+    fn new(config: Rc<Config>) -> Self {
+        Self {
+            services: Services::new(),
+            tracer: Tracer::new(&config),
+            counters: Counters::default(),
+            rng: Dice::seed_from_u64(RandomState::new().hash_one(2u8)),
+            breakers: Breakers::new(config.breaker),
+            config,
+        }
+    }
+
+    /// Brings what this worker saw of an endpoint into its breaker's shared record.
+    pub(crate) fn sync_breaker(&mut self, name: &Rc<str>, index: usize, now: Now) {
+        let Self { services, breakers, rng, counters, .. } = self;
+        breakers.sync(services, name, index, false, &mut Turn { now, rng, counters });
+    }
+
+    /// Takes a probe slot of an endpoint's breaker, if one is owed and no other worker was faster.
+    pub(crate) fn claim_probe(&mut self, name: &Rc<str>, index: usize, now: Now) -> Option<Ticket> {
+        let Self { services, breakers, rng, counters, .. } = self;
+        breakers.sync(services, name, index, true, &mut Turn { now, rng, counters })
+    }
+
+    fn load_index(&mut self, now: Now) {
+        let Self { config, services, breakers, rng, counters, .. } = self;
+        let turn = &mut Turn { now, rng, counters };
+        for replaced in services.load_index(config, turn) {
+            breakers.follow_table(services, &replaced, turn);
+        }
+    }
+
+    fn load_table(&mut self, name: &str, now: Now) {
+        let Self { config, services, rng, counters, .. } = self;
+        let replaced = services.load(name, config, &mut Turn { now, rng, counters });
+        self.follow(replaced, now);
+    }
+
+    fn follow(&mut self, replaced: Option<Replaced>, now: Now) {
+        let Self { services, breakers, rng, counters, .. } = self;
+        if let Some(replaced) = replaced {
+            breakers.follow_table(services, &replaced, &mut Turn { now, rng, counters });
+        }
+    }
 }
 
 impl Worker {
     pub(crate) fn new(config: Rc<Config>) -> Self {
-        let now = host::now();
-        let text = |path| host::property(path).map(|b| String::from_utf8_lossy(&b).into_owned());
-        // Zero stands for nobody, in a slot or a lease.
-        let id = seed().max(1);
-        let exporter = config.trace.as_ref().and_then(|trace| Exporter::new(trace, seed()));
+        let membership = Membership::new();
         let mut worker = Self {
-            services: IndexMap::new(),
-            counters: Counters::default(),
-            dice: Dice::seed_from_u64(seed()),
-            edits: Edits::new(),
-            traced: false,
-            exporter,
-            export_call: None,
-            confirmed_at: Now(0),
-            told_confirmed: Now(0),
-            version: Version::default(),
-            told_version: Version::default(),
-            id,
-            vm_id: host::property(keys::VM_ID).unwrap_or_default(),
-            proxy: text(keys::NODE_ID).unwrap_or_default(),
-            zone: text(keys::ZONE).unwrap_or_default(),
-            place: None,
-            queues: HashMap::new(),
-            others: BTreeSet::new(),
-            heard: HashMap::new(),
-            election: Election::new(id),
-            leader_slot: None,
-            stream: Stream::default(),
-            inbox: None,
-            inbox_fence: None,
-            starting: true,
-            index_dirty: false,
-            outbox: VecDeque::new(),
+            leadership: Leadership::new(membership.id()),
+            membership,
+            uplink: Uplink::new(),
             ticks: 0,
-            config,
+            local: Local::new(config),
         };
-        if worker.config.agent.is_some() {
+        if worker.local.config.agent.is_some() {
             // Tables that another VM has left: a reloaded VM and a changed configuration start with
             // them, before the first tick. Only reads, so the canary may do it too.
-            worker.load_index(now);
+            worker.local.load_index(host::now());
         }
-        worker.starting = false;
+        worker.local.breakers.start();
         worker
-    }
-
-    /// The service at this place.
-    pub(crate) fn service(&self, at: usize) -> Option<&Service> {
-        self.services.get_index(at).map(|(_, service)| service)
     }
 
     pub(crate) const fn ticks(&self) -> u64 {
@@ -158,193 +137,263 @@ impl Worker {
         let now = host::now();
         self.ticks = self.ticks.wrapping_add(1);
         self.export(now);
-        if self.config.agent.is_none() {
-            return;
-        }
-        self.drain_notes(now);
-        self.take_place(now);
-        let leading = self.elect(now);
-        self.run_stream(leading, now);
-        if leading.is_none() {
+        let Some(cluster) = self.local.config.agent.clone() else { return };
+        self.read_notes(now);
+        let peers = self.join(now);
+        let role = self.leadership.elect(self.membership.slot(), now, &mut self.local.counters);
+        let leading = role.fence().is_some();
+        self.run_uplink(&cluster, role, &peers, now);
+        if !leading {
             self.hand_over();
         }
-        self.share_confirmation(leading.is_some(), now);
+        if self.local.config.exports() {
+            self.local.services.share_confirmation(leading, now);
+        }
         self.run_breakers(now);
         if self.ticks.is_multiple_of(SLOW) {
-            if leading.is_none() {
+            if !leading {
                 self.load_index(now);
             }
             self.report(now);
         }
-        self.flush_index(leading.is_some());
+        self.leadership.write_index(leading, &mut self.local.counters);
     }
 
-    /// Renews the slot, or claims the first free one, and reads the others.
-    fn take_place(&mut self, now: Now) {
-        let held = self.place.as_ref().map(|place| place.number);
-        let mut mine = None;
-        let mut vacant = None;
-        let mut live = BTreeSet::new();
-        for number in 0..MAX_SLOTS {
-            let (slot, cas) = match host::shared_data(&keys::slot(number)) {
-                Ok((bytes, cas)) => (Slot::decode(&bytes).ok(), cas),
-                Err(Status::NOT_FOUND) => {
-                    vacant = vacant.or(Some((number, None)));
-                    break;
-                }
-                Err(_) => return self.counters.add(Count::HostError),
-            };
-            if pintle_sync::is_free(slot.as_ref(), self.id, now) {
-                if held == Some(number) {
-                    mine = Some((number, Some(cas)));
-                } else {
-                    vacant = vacant.or(Some((number, Some(cas))));
-                }
-            } else if let Some(slot) = slot {
-                live.insert(number);
-                self.hear(number, &slot, now);
-            }
+    fn export(&mut self, now: Now) {
+        let Local { tracer, config, counters, .. } = &mut self.local;
+        tracer.export(config, now, counters);
+    }
+
+    /// Renews this VM's slot, and takes over what the others' say, which it returns.
+    fn join(&mut self, now: Now) -> Vec<(u32, Slot)> {
+        let Local { services, counters, .. } = &mut self.local;
+        let load = services.iter().filter_map(|(name, s)| Some((name.to_string(), s.load(now)?)));
+        let Some(round) = self.membership.renew(load.collect(), now, counters) else {
+            return Vec::new();
+        };
+        for (number, slot) in &round.peers {
+            services.set_remote_load(*number, slot, now);
         }
-        let before = std::mem::replace(&mut self.others, live);
-        if before.len() != self.others.len() {
+        for number in &round.left {
+            services.remove_remote_load(*number);
+        }
+        if !(round.joined.is_empty() && round.left.is_empty()) {
             // The agent waits for as many workers as were said last: said before all had come, or
             // while one was gone, it would take a part of them for all.
-            self.told_version = Version::default();
+            self.uplink.tell_again();
         }
-        for number in before.difference(&self.others.clone()) {
-            self.unhear(*number, &[]);
-        }
-        let leads = self.election.leads(now).is_some();
-        self.flush_index(leads);
-        for number in self.others.clone().difference(&before) {
-            if leads {
-                // It may have looked at the index just before a table came.
-                let note = Note::Index(self.version).encode();
-                self.tell(*number, &note);
+        let leads = self.leadership.leads(now);
+        self.leadership.write_index(leads, counters);
+        if !round.joined.is_empty() {
+            // They may have looked at the index just before a table came.
+            let index = leads.then(|| Note::Index(services.version()));
+            let notes: Vec<_> = index.into_iter().chain(Breakers::unquiet(services)).collect();
+            for number in &round.joined {
+                for note in &notes {
+                    self.membership.notify(*number, note, counters);
+                }
             }
-            self.tell_breakers(*number);
         }
-        if mine.is_none() {
-            self.place = None;
+        if round.registered {
+            self.local.load_index(now);
         }
-        if let Some((number, cas)) = mine.or(vacant) {
-            self.write_place(number, cas, now);
+        self.tell_applied();
+        round.peers
+    }
+
+    fn run_uplink(&mut self, cluster: &str, role: Role, peers: &[(u32, Slot)], now: Now) {
+        match role {
+            Role::Follower => return self.uplink.stop(now),
+            Role::Leader { new: true, .. } => self.uplink.stop(now),
+            Role::Leader { .. } => {}
+        }
+        if !self.leadership.is_alone(peers, now) {
+            return;
+        }
+        let opened = self.uplink.run(cluster, now, self.local.rng.next_u32());
+        if let (true, Some(fence)) = (opened, role.fence()) {
+            let have = self.leadership.begin_stream();
+            self.uplink.greet(self.membership.id(), fence, have);
+            self.tell_applied();
+        }
+        self.uplink.flush();
+    }
+
+    fn run_breakers(&mut self, now: Now) {
+        let Local { services, breakers, rng, counters, .. } = &mut self.local;
+        breakers.run(services, &mut Turn { now, rng, counters });
+        self.deliver();
+    }
+
+    fn load_index(&mut self, now: Now) {
+        self.local.load_index(now);
+        self.tell_applied();
+    }
+
+    fn report(&mut self, now: Now) {
+        let all = (self.ticks / SLOW).is_multiple_of(FULL_REPORT);
+        let Local { services, counters, .. } = &mut self.local;
+        let version = services.version();
+        let report = |(name, service): (&Rc<str>, &mut crate::service::Service)| {
+            service.report(name, all, now)
+        };
+        let services = services.iter_mut().filter_map(report).collect();
+        let counters = counters.report();
+        let worker = self.membership.id();
+        self.tell_agent(&Up::Report(Report { worker, version, services, counters }));
+    }
+
+    // === Other callbacks ===
+
+    /// Another worker put a note into this one's queue.
+    pub(crate) fn on_queue(&mut self) {
+        self.read_notes(host::now());
+    }
+
+    fn read_notes(&mut self, now: Now) {
+        // A burst names the same table many times; it is loaded once.
+        let mut tables = BTreeSet::new();
+        for note in self.membership.notes(&mut self.local.counters) {
+            match note {
+                Note::Table(name) => {
+                    tables.insert(name);
+                }
+                Note::Breaker((name, id)) => self.read_breaker(name.into(), &id, now),
+                Note::Forward(message) => self.uplink.send(message, &mut self.local.counters),
+                Note::Index(_) => self.load_index(now),
+            }
+        }
+        for name in tables {
+            self.local.load_table(&name, now);
+        }
+        self.tell_applied();
+        self.deliver();
+    }
+
+    fn read_breaker(&mut self, name: Rc<str>, id: &str, now: Now) {
+        let Local { services, breakers, rng, counters, .. } = &mut self.local;
+        let index = services.get(&name).and_then(|service| service.balancer.index_of(id));
+        if let Some(index) = index {
+            breakers.read(services, &name, index, &mut Turn { now, rng, counters });
+        }
+    }
+
+    /// A message came on a stream.
+    pub(crate) fn on_message(&mut self, token: u32, size: usize) {
+        let now = host::now();
+        if !self.uplink.heard(token, now) {
+            return;
+        }
+        let Ok(frame) = host::grpc_message(size) else {
+            return self.local.counters.add(Count::HostError);
+        };
+        self.local.services.confirm(now);
+        match self.leadership.receive(&frame) {
+            Err(refused) => {
+                self.local.counters.add(Count::FrameRejected);
+                let reason = refused.reason();
+                host::log(Level::Warn, &format!("pintle: frame from the agent refused: {reason}"));
+            }
+            Ok(effects) => {
+                for effect in effects {
+                    self.apply(effect, &frame, now);
+                }
+            }
+        }
+        self.deliver();
+    }
+
+    fn apply(&mut self, effect: Effect, frame: &[u8], now: Now) {
+        let note = match effect {
+            Effect::Store(table) => {
+                let name = table.service.clone();
+                self.store(&name, frame);
+                let Local { config, services, rng, counters, .. } = &mut self.local;
+                let replaced = services.replace(table, config, &mut Turn { now, rng, counters });
+                self.local.follow(replaced, now);
+                Some(Note::Table(name))
+            }
+            Effect::Remove(name) => {
+                self.store(&name, b"");
+                self.local.services.remove(&name);
+                Some(Note::Table(name))
+            }
+            Effect::Complete(version) => {
+                let news = self.local.services.reach(version);
+                if news {
+                    self.leadership.change_index();
+                }
+                self.leadership.write_index(true, &mut self.local.counters);
+                // Without any table this is all that the others hear of.
+                news.then(|| Note::Index(self.local.services.version()))
+            }
+        };
+        if let Some(note) = note {
+            self.membership.notify_all(&note, &mut self.local.counters);
         }
         self.tell_applied();
     }
 
-    fn write_place(&mut self, number: u32, cas: Option<host::Cas>, now: Now) {
-        let key = keys::slot(number);
-        // A key that nobody has written takes any CAS: make it first, then compete for it.
-        let cas = cas.or_else(|| {
-            host::set_shared_data(&key, b"", None).ok()?;
-            let (bytes, cas) = host::shared_data(&key).ok()?;
-            bytes.is_empty().then_some(cas)
-        });
-        let Some(cas) = cas else { return };
-        let load =
-            |(name, service): (&Rc<str>, &Service)| Some((name.to_string(), service.load(now)?));
-        let load = self.services.iter().filter_map(load).collect();
-        let slot = pintle_sync::renewed(self.id, load, now).encode();
-        if host::set_shared_data(&key, &slot, Some(cas)).is_err() {
-            self.place = None;
-        } else if self.place.is_none() {
-            match host::register_queue(&keys::queue(number)) {
-                Ok(queue) => {
-                    self.place = Some(Place { number, queue });
-                    // What came before there was a queue to be told by.
-                    self.load_index(now);
+    fn store(&mut self, name: &str, frame: &[u8]) {
+        if Services::store(name, frame).is_err() {
+            self.local.counters.add(Count::HostError);
+        }
+        self.leadership.change_index();
+    }
+
+    /// A stream has ended.
+    pub(crate) fn on_stream_closed(&mut self, token: u32) {
+        self.uplink.closed(token, host::now(), self.local.rng.next_u32());
+    }
+
+    /// The collector answered a batch of spans.
+    pub(crate) fn on_call_answer(&mut self, token: u32, status: u32, size: usize) {
+        let Local { tracer, config, counters, .. } = &mut self.local;
+        tracer.on_answer((token, status, size), config, host::now(), counters);
+    }
+
+    // === Out of this VM ===
+
+    /// Sends what the breakers have to tell; at the end of whatever may have changed one.
+    pub(crate) fn deliver(&mut self) {
+        for message in self.local.breakers.take_outgoing() {
+            match message {
+                Outgoing::Workers(note) => {
+                    self.membership.notify_all(&note, &mut self.local.counters);
                 }
-                Err(_) => self.counters.add(Count::HostError),
+                Outgoing::Agent(message) => self.tell_agent(&message),
             }
         }
     }
 
-    /// Takes over what another worker says of the load.
-    fn hear(&mut self, number: u32, slot: &Slot, now: Now) {
-        let mut heard = Vec::with_capacity(slot.load.len());
-        for (name, load) in &slot.load {
-            let Some((name, _)) = self.services.get_key_value(name.as_str()) else { continue };
-            let name = name.clone();
-            let entry = |load: &Load| LoadEntry {
-                key: load.endpoint,
-                in_flight: load.in_flight,
-                latency_us: load.latency_us,
-                failures_milli: load.failures_milli,
-            };
-            let entries: Vec<LoadEntry> = load.iter().map(entry).collect();
-            if let Some(service) = self.services.get_mut(&name) {
-                service.balancer.set_remote_load(number, &entries, slot.at, now);
-            }
-            heard.push(name);
-        }
-        self.unhear(number, &heard);
-        self.heard.insert(number, heard);
-    }
-
-    /// Forgets what a worker said of services that it does not speak of any more.
-    fn unhear(&mut self, number: u32, still: &[Rc<str>]) {
-        for name in self.heard.remove(&number).unwrap_or_default() {
-            if !still.contains(&name)
-                && let Some(service) = self.services.get_mut(&name)
-            {
-                service.balancer.remove_worker(number);
-            }
+    /// Tells the agent which version this worker holds, when that is news.
+    fn tell_applied(&mut self) {
+        let version = self.local.services.version();
+        if self.membership.slot().is_some() && self.uplink.is_news(version) {
+            let (worker, workers) = (self.membership.id(), self.membership.workers());
+            self.tell_agent(&Up::Applied(Applied { worker, workers, version }));
         }
     }
 
-    /// The agent speaks to the leader alone, and every worker's spans say how old the snapshot is.
-    fn share_confirmation(&mut self, leading: bool, now: Now) {
-        if !self.config.exports() {
-            return;
-        }
-        if leading {
-            if self.confirmed_at != self.told_confirmed {
-                let bytes = self.confirmed_at.0.to_le_bytes();
-                if host::set_shared_data(keys::CONFIRMED, &bytes, None).is_ok() {
-                    self.told_confirmed = self.confirmed_at;
-                }
+    /// Sends up the stream if this VM leads, or nobody is known to, else through the leader's queue.
+    fn tell_agent(&mut self, message: &Up) {
+        let own = self.membership.slot();
+        let bytes = message.encode();
+        match self.leadership.other_leader(own).filter(|_| own.is_some()) {
+            Some(leader) => {
+                let note = Note::Forward(bytes);
+                self.membership.notify(leader, &note, &mut self.local.counters);
             }
-        } else if let Ok((bytes, _)) = host::shared_data(keys::CONFIRMED)
-            && let Ok(bytes) = <[u8; 8]>::try_from(bytes.as_slice())
-        {
-            self.confirmed_at = Now(u64::from_le_bytes(bytes)).min(now);
+            None => self.uplink.send(bytes, &mut self.local.counters),
         }
     }
 
-    // === Leadership ===
-
-    /// The fence under which this VM leads, if it does after this.
-    fn elect(&mut self, now: Now) -> Option<u64> {
-        let place = self.place.as_ref()?.number;
-        let (current, cas) = match host::shared_data(keys::LEADER) {
-            Ok((bytes, cas)) => (Lease::decode(&bytes).ok(), cas),
-            Err(_) => {
-                // Made empty first, so that the next tick can compete for it.
-                let _ = host::set_shared_data(keys::LEADER, b"", None);
-                return None;
-            }
-        };
-        match self.election.decide(current.as_ref(), place, now) {
-            Step::Follow => {}
-            Step::Write(lease) => {
-                let won = host::set_shared_data(keys::LEADER, &lease.encode(), Some(cas)).is_ok();
-                self.election.written(lease, won);
-            }
+    /// Gives the leader what is left from when this VM led, or was taken for it, or nobody led. With the
+    /// tick and not at once, so that two VMs that take each other for it do not play ball.
+    fn hand_over(&mut self) {
+        let Some(leader) = self.leadership.other_leader(self.membership.slot()) else { return };
+        for message in self.uplink.take() {
+            self.membership.notify(leader, &Note::Forward(message), &mut self.local.counters);
         }
-        let leads = self.election.leads(now);
-        // Whoever led before is gone, and what is put into its queue with it.
-        let current = current.filter(|lease| pintle_sync::in_force(lease, now));
-        self.leader_slot =
-            if leads.is_some() { Some(place) } else { current.map(|lease| lease.slot) };
-        // A lease that ran out and was renewed is the same leadership, with its stream in the middle of
-        // whatever it was telling.
-        if let Some(fence) = leads
-            && self.inbox_fence.replace(fence) != Some(fence)
-        {
-            self.run_stream(None, now);
-            self.inbox = Some(Inbox::resume(self.read_index().unwrap_or_default()));
-        }
-        leads
     }
 }

@@ -1,8 +1,14 @@
 //! Leader election by a lease that is written with compare-and-swap.
 
-use pintle_contract::{Lease, Now};
+use std::time::Duration;
+
+use pintle_contract::{Lease, Now, Slot};
 
 use crate::LEASE;
+
+/// How long after its lease ran out a leader is waited for that has not been seen to give up. With the lease
+/// itself and a tick it makes the longest time without a leader's stream.
+const HANDOVER: Duration = Duration::from_millis(200);
 
 /// What to do about the lease that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +24,15 @@ pub enum Step {
 pub struct Election {
     worker: u64,
     held: Option<Lease>,
+    /// The lease that was taken from another VM, and when, until that VM is known to have given up.
+    taken: Option<(Lease, Now)>,
 }
 
 impl Election {
     /// `worker` is this VM's random id.
     #[must_use]
     pub const fn new(worker: u64) -> Self {
-        Self { worker, held: None }
+        Self { worker, held: None, taken: None }
     }
 
     /// Looks at the lease in shared data; `None` when there is none or it cannot be read.
@@ -35,7 +43,10 @@ impl Election {
                 self.held = None;
                 return Step::Follow;
             }
-            Some(lease) => lease.fence.saturating_add(1),
+            Some(lease) => {
+                self.taken = Some((*lease, now));
+                lease.fence.saturating_add(1)
+            }
             None => self.held.map_or(1, |held| held.fence.saturating_add(1)),
         };
         Step::Write(Lease { worker: self.worker, slot, expires_at: now.after(LEASE), fence })
@@ -44,6 +55,25 @@ impl Election {
     /// How the write of `lease` went: `false` when somebody else wrote in between.
     pub const fn written(&mut self, lease: Lease, won: bool) {
         self.held = if won { Some(lease) } else { None };
+    }
+
+    /// Whether the leader before has no stream open any more, as far as can be told from `slots`: its VM
+    /// has run a tick since it lost the lease, in which it ends its stream, or it is gone. One that does
+    /// neither is waited for no longer than [`HANDOVER`]: a VM that trapped never will.
+    pub fn is_alone<'a>(
+        &mut self,
+        slots: impl IntoIterator<Item = (u32, &'a Slot)>,
+        now: Now,
+    ) -> bool {
+        let Some((lease, at)) = self.taken else { return true };
+        let waits = lease.expires_at <= at && at <= now && now < lease.expires_at.after(HANDOVER);
+        let holds = |slot: &Slot| slot.worker == lease.worker && slot.at <= at;
+        let found = || slots.into_iter().any(|(n, slot)| n == lease.slot && holds(slot));
+        let alone = !(waits && found());
+        if alone {
+            self.taken = None;
+        }
+        alone
     }
 
     /// The fence under which this VM leads at `now`, if it does.
@@ -99,6 +129,37 @@ mod tests {
         let renewed = elect(&mut a, Some(&first), at(100));
         assert_eq!(renewed.fence, first.fence);
         assert_eq!(renewed.expires_at, at(600));
+    }
+
+    #[test]
+    fn a_leader_that_is_late_is_waited_for_until_it_has_run_or_is_taken_for_dead() {
+        let slot = |worker, millis| Slot {
+            worker,
+            at: at(millis),
+            expires_at: at(millis + 1_000),
+            load: Vec::new(),
+        };
+        let late = slot(1, 0);
+        let ticked = slot(1, 610);
+        let another = slot(3, 0);
+        let table = [
+            ("late", vec![(0, &late)], 600, false),
+            ("late, and waited for to the end", vec![(0, &late)], 699, false),
+            ("taken for dead", vec![(0, &late)], 700, true),
+            ("ran a tick", vec![(0, &ticked)], 620, true),
+            ("gone", vec![], 600, true),
+            ("replaced in its slot", vec![(0, &another)], 600, true),
+            ("in another slot", vec![(1, &late)], 600, true),
+            ("the clock stepped back", vec![(0, &late)], 100, true),
+        ];
+        for (name, slots, now, alone) in table {
+            let (mut a, mut b) = (Election::new(1), Election::new(2));
+            let first = elect(&mut a, None, at(0));
+            assert!(a.is_alone([], at(0)), "nobody led before");
+            elect(&mut b, Some(&first), at(600));
+            assert_eq!(b.is_alone(slots.clone(), at(now)), alone, "{name}");
+            assert_eq!(b.is_alone(slots, at(now)), alone, "{name}: and stays so");
+        }
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(crate) struct Slot {
     pub(crate) root: u32,
     pub(crate) logger: Option<u32>,
     loaded_at: u64,
+    /// Events that wait because the thread stands still.
+    stalled: Option<Vec<Event>>,
 }
 
 /// Envoy's statistics `wasm.*` of the VMs.
@@ -101,7 +103,7 @@ impl Envoy {
             None => None,
         };
         let loaded_at = self.world.borrow().clock.elapsed;
-        Ok(Slot { vm, root, logger, loaded_at })
+        Ok(Slot { vm, root, logger, loaded_at, stalled: None })
     }
 
     /// Makes the worker's VM anew if it is dead and the policy allows it now; whether it lives.
@@ -208,7 +210,8 @@ impl Envoy {
 
     fn next_timer(&self) -> Option<(u64, Timer)> {
         let mut next = None;
-        for (slot, Slot { vm, .. }) in self.slots.iter().enumerate().filter(|(_, s)| !s.vm.dead) {
+        let runs = |slot: &Slot| !slot.vm.dead && slot.stalled.is_none();
+        for (slot, Slot { vm, .. }) in self.slots.iter().enumerate().filter(|(_, s)| runs(s)) {
             for root in &vm.guest().roots {
                 if let Some(at) = root.next_tick
                     && next.as_ref().is_none_or(|(first, _)| at < *first)
@@ -237,6 +240,15 @@ impl Envoy {
     }
 
     fn deliver(&mut self, event: Event) {
+        let is_for = |slot: &Slot| match &event {
+            Event::QueueReady { thread, .. } => slot.vm.thread == *thread,
+            Event::Upstream { key, .. } => slot.vm.id == key.vm,
+        };
+        let stalled = self.slots.iter_mut().find(|slot| is_for(slot));
+        if let Some(waiting) = stalled.and_then(|slot| slot.stalled.as_mut()) {
+            waiting.push(event);
+            return;
+        }
         match event {
             Event::QueueReady { thread, context, token } => {
                 let slot = self.slots.iter_mut().find(|s| s.vm.thread == thread);
@@ -408,6 +420,24 @@ impl Envoy {
     /// When there is no such worker.
     pub fn kill_vm(&mut self, thread: Thread) {
         self.slot_mut(thread).vm.dead = true;
+    }
+
+    /// Lets a thread stand still: its ticks and events wait. Requests must not be given to it meanwhile.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    pub fn stall(&mut self, thread: Thread) {
+        self.slot_mut(thread).stalled.get_or_insert_default();
+    }
+
+    /// Lets a thread run again: what waited comes, and a tick that was missed with it.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    pub fn resume(&mut self, thread: Thread) {
+        let waiting = self.slot_mut(thread).stalled.take().unwrap_or_default();
+        self.world.borrow_mut().events.extend(waiting);
+        self.advance(Duration::ZERO);
     }
 
     /// Whether a thread's VM is alive.

@@ -1,7 +1,19 @@
 //! How a request ended: read what tells, and charge every endpoint of the list with what it did.
 
-use super::*;
+use std::time::Duration;
+
+use pintle_balance::Sample;
+use pintle_breaker::classify::{flag, overdue, parse_retry_after};
+use pintle_breaker::{Need, Outcome, Report};
+use pintle_contract::{METHODS, Now};
+
+use super::{Exchange, Sent};
+use crate::boundary::Proxy;
 use crate::service::Service;
+use crate::worker::Local;
+
+/// What Envoy writes into the head of an endpoint's answer, and into no reply of its own.
+const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
 
 /// How a request ended, as far as it had to be read.
 pub(super) struct Ended {
@@ -28,33 +40,30 @@ impl Ended {
     }
 }
 
-impl Exchange {
-    pub(super) fn finish(&mut self, worker: &mut Worker) {
-        let recorded = self.trace.is_some_and(|trace| trace.is_recorded());
-        let now = host::now();
+impl<P: Proxy> Exchange<P> {
+    pub(super) fn finish(&mut self, local: &mut Local) {
+        let now = self.proxy.now();
         // It may have got another place since, or be gone.
-        let at = self.decided.service.as_ref().and_then(|name| worker.services.get_index_of(name));
-        let ended = self.ended(at.and_then(|at| worker.service(at)), worker, now);
-        if recorded {
-            self.record(worker, at, &ended, now);
+        let name = self.decided.service.as_ref();
+        let at = name.and_then(|name| local.services.find(name)).map(|(at, _)| at);
+        let ended = self.ended(at.and_then(|at| local.services.at(at)), local, now);
+        if self.is_recorded() {
+            self.record(local, at, &ended, now);
         }
         if let (Some(sent), Some(at)) = (self.sent.take(), at) {
-            self.settle(worker, at, &sent, &ended, now);
+            self.settle(local, at, &sent, &ended, now);
         }
     }
 
     /// Reads how it went: the code and the flags, and beyond these only what they call for.
-    fn ended(&self, service: Option<&Service>, worker: &Worker, now: Now) -> Ended {
-        let code = host::property_u64(keys::CODE).ok().and_then(|code| u16::try_from(code).ok());
-        let code = code.filter(|code| *code > 0);
-        let flags = host::property_u64(keys::FLAGS).unwrap_or_default();
+    fn ended(&self, service: Option<&Service>, local: &Local, now: Now) -> Ended {
+        let proxy = &self.proxy;
+        let code = proxy.response_code();
+        let flags = proxy.response_flags();
         // None were made when another filter answered, so that nobody is charged with its reply.
-        let attempts = host::property_u64(keys::ATTEMPTS)
-            .ok()
-            .and_then(|n| u32::try_from(n).ok())
-            .unwrap_or(0);
+        let attempts = proxy.attempts();
         let sent = self.sent.is_some();
-        let head = sent.then(|| host::response_header(SERVICE_TIME).ok()).flatten();
+        let head = if sent { proxy.response_header(SERVICE_TIME) } else { None };
         let mut report = Report {
             code,
             flags,
@@ -64,23 +73,22 @@ impl Exchange {
             ..Report::default()
         };
         if self.grpc && report.asks_grpc() {
-            report.grpc =
-                host::property_u64(keys::GRPC_STATUS).ok().and_then(|s| u32::try_from(s).ok());
+            report.grpc = proxy.grpc_status();
         }
-        let address = || host::property(keys::UPSTREAM_ADDRESS).ok();
+        let address = || proxy.upstream_address();
         let mut upstream = report.asks_upstream().then(address).flatten();
         report.upstream = upstream.as_ref().is_some_and(|address| !address.is_empty());
-        let details = report.asks_details().then(|| host::property(keys::DETAILS).ok()).flatten();
+        let details = report.asks_details().then(|| proxy.response_details()).flatten();
         report.details = details.as_deref().unwrap_or_default();
         if code == Some(429) || report.grpc == Some(8) {
-            let value = host::response_header(b"retry-after").ok();
+            let value = proxy.response_header("retry-after");
             report.retry_after = value.and_then(|value| parse_retry_after(&value, now));
         }
         // Of an attempt, for the endpoint's books; a span has the request's own times.
-        let latency = sent.then(|| latency(attempts, head.as_deref())).flatten();
+        let latency = if sent { self.latency(attempts, head.as_deref()) } else { None };
         let latency = latency.unwrap_or_else(|| now.since(self.started));
         report.took = Some(latency);
-        let policy = service.map_or(&worker.config.default_policy, |service| &service.policy);
+        let policy = service.map_or(&local.config.default_policy, |service| &service.policy);
         let outcome = pintle_breaker::classify(&report, &policy.breaker);
         if upstream.is_none() && (attempts > 1 || matches!(outcome, Outcome::Failure(_))) {
             upstream = address();
@@ -102,14 +110,24 @@ impl Exchange {
         }
     }
 
+    /// Time to the response's head. With one attempt it is in a header that Envoy adds; that header
+    /// counts from the first attempt, so with more the last one's whole time has to do.
+    fn latency(&self, attempts: u32, head: Option<&[u8]>) -> Option<Duration> {
+        if attempts > 1 {
+            return self.proxy.backend_latency().map(Duration::from_nanos);
+        }
+        let millis: u64 = std::str::from_utf8(head?).ok()?.parse().ok()?;
+        Some(Duration::from_millis(millis))
+    }
+
     /// Charges every endpoint of the list with what it did.
     #[inline(never)]
-    fn settle(&self, worker: &mut Worker, at: usize, sent: &Sent, ended: &Ended, now: Now) {
-        let breaking = worker.config.breaker;
-        let Some((name, service)) = worker.services.get_index_mut(at) else { return };
-        service.ended();
+    fn settle(&self, local: &mut Local, at: usize, sent: &Sent, ended: &Ended, now: Now) {
+        let breaking = local.config.breaker;
+        let Some(service) = local.services.at_mut(at) else { return };
+        service.counts.end();
         let took = now.since(self.started);
-        service.answered(self.method, ended.code.unwrap_or_default(), took);
+        service.counts.answer(self.method, ended.code.unwrap_or_default(), took);
 
         let mut due = Vec::new();
         let charges =
@@ -135,23 +153,19 @@ impl Exchange {
             }
             let Some(index) = service.balancer.by_key(entry.key) else { continue };
             if outcome != Outcome::Ignored {
-                service.attempted(index, sample.failed);
+                service.count_attempt(index, sample.failed);
             }
             let policy = service.policy.clone();
             if breaking
-                && let Some(mirror) = service.mirror_mut(index)
-                && mirror.observe(entry.breaker, outcome, &policy.breaker, now)
-                    == pintle_breaker::Need::Sync
+                && let Some(breaker) = service.breaker_mut(index)
+                && breaker.observe(entry.breaker, outcome, &policy.breaker, now) == Need::Sync
             {
                 due.push(index);
             }
         }
-        if due.is_empty() {
-            return;
-        }
-        let name = name.clone();
+        let Some(name) = &self.decided.service else { return };
         for index in due {
-            worker.sync_breaker(&name, index, false, now);
+            local.sync_breaker(name, index, now);
         }
     }
 }
@@ -163,17 +177,4 @@ fn sample(outcome: Outcome, latency: Option<Duration>) -> Sample {
         Outcome::Success { .. } | Outcome::Ignored => (false, None),
     };
     Sample { latency, failed, retry_after }
-}
-
-/// What Envoy writes into the head of an endpoint's answer, and into no reply of its own.
-const SERVICE_TIME: &[u8] = b"x-envoy-upstream-service-time";
-
-/// Time to the response's head. With one attempt it is in a header that Envoy adds; that header
-/// counts from the first attempt, so with more the last one's whole time has to do.
-fn latency(attempts: u32, head: Option<&[u8]>) -> Option<Duration> {
-    if attempts > 1 {
-        return host::property_u64(keys::BACKEND_LATENCY).ok().map(Duration::from_nanos);
-    }
-    let millis: u64 = std::str::from_utf8(head?).ok()?.parse().ok()?;
-    Some(Duration::from_millis(millis))
 }

@@ -1,24 +1,33 @@
 //! What the span of a request says.
 
-use super::end::Ended;
-use super::*;
+use pintle_breaker::Outcome;
+use pintle_contract::Now;
+use pintle_trace::{Attempt, Decision, Direction, Span, Spans};
 
-impl Exchange {
+use super::end::Ended;
+use super::{Entry, Exchange};
+use crate::boundary::Proxy;
+use crate::worker::Local;
+
+/// Attempts on a span, at most: those that the exporter would write.
+const MAX_ATTEMPTS: usize = 16;
+
+impl<P: Proxy> Exchange<P> {
     /// Puts the span into the queue.
     #[inline(never)]
-    pub(super) fn record(&self, worker: &mut Worker, at: Option<usize>, ended: &Ended, now: Now) {
-        let (Some(context), Some(trace)) = (&self.trace, &worker.config.trace) else { return };
+    pub(super) fn record(&self, local: &mut Local, at: Option<usize>, ended: &Ended, now: Now) {
+        let (Some(context), Some(trace)) = (&self.trace, &local.config.trace) else { return };
         let kept = &self.kept;
         // A server's peer is the client, a client's the upstream; the other one is not on the span.
         let ingress = trace.direction() == Direction::Ingress;
         let listed = self.sent.is_some();
         let per_attempt = context.spans == Spans::PerAttempt;
-        let read = |wanted: bool, path| {
-            wanted.then(|| host::property(path).ok()).flatten().unwrap_or_default()
-        };
-        let client = read(ingress, keys::SOURCE_ADDRESS);
-        let upstream = read(!ingress || (per_attempt && !listed), keys::UPSTREAM_ADDRESS);
-        let service = at.and_then(|at| worker.services.get_index(at));
+        let client = if ingress { self.proxy.source_address() } else { None };
+        let client = client.unwrap_or_default();
+        let asks_upstream = !ingress || (per_attempt && !listed);
+        let upstream = if asks_upstream { self.proxy.upstream_address() } else { None };
+        let upstream = upstream.unwrap_or_default();
+        let service = self.decided.service.as_ref().zip(at.and_then(|at| local.services.at(at)));
         let mut decision = Decision {
             candidates: self.decided.candidates,
             outcome: self.decided.outcome,
@@ -41,8 +50,7 @@ impl Exchange {
             decision.service = name.as_bytes();
             decision.strategy = service.policy.select.strategy.name();
             decision.version = Some((service.version.epoch, service.version.sequence));
-            let confirmed = worker.confirmed_at;
-            decision.age = (confirmed > Now(0)).then(|| now.since(confirmed));
+            decision.age = local.services.age(now);
             if let Some(sent) = &self.sent {
                 let address = |entry: &Entry| {
                     service.balancer.by_key(entry.key).map_or("", |index| service.address(index))
@@ -88,11 +96,7 @@ impl Exchange {
             decision,
             attempts: &attempts,
         };
-        let Some(exporter) = &mut worker.exporter else { return };
-        let before = exporter.counts();
-        if !exporter.push(&span, &mut worker.dice, now) {
-            let after = exporter.counts();
-            worker.count_spans(before, after);
-        }
+        let Local { tracer, rng, counters, .. } = local;
+        tracer.push(&span, rng, now, counters);
     }
 }

@@ -3,11 +3,11 @@
 
 /// All headers of a map, in order.
 #[derive(Debug)]
-pub struct Pairs {
+pub struct HeaderMap {
     bytes: Vec<u8>,
 }
 
-impl Pairs {
+impl HeaderMap {
     pub(crate) const fn new(bytes: Vec<u8>) -> Self {
         Self { bytes }
     }

@@ -1,16 +1,23 @@
 //! What is asked of a request beside its endpoint: its service's name, and what the policy wants to know.
 
-use super::*;
+use pintle_balance::RequestView;
+use pintle_policy::Source;
+
+use crate::boundary::{Headers, Proxy};
 
 /// The name of the service that the request is for, from the first source that has one.
-pub(super) fn service_name(sources: &[Source], headers: &Pairs) -> Option<String> {
+pub(super) fn service_name<P: Proxy>(
+    sources: &[Source],
+    proxy: &P,
+    headers: &P::Headers,
+) -> Option<String> {
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(ToOwned::to_owned);
-    let whole = |path| host::property(path).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let whole = |bytes: Option<Vec<u8>>| bytes.and_then(|bytes| String::from_utf8(bytes).ok());
     let found = |source: &Source| match source {
-        Source::ClusterMetadata => whole(keys::CLUSTER_SERVICE),
-        Source::RouteMetadata => whole(keys::ROUTE_SERVICE),
+        Source::ClusterMetadata => whole(proxy.cluster_service()),
+        Source::RouteMetadata => whole(proxy.route_service()),
         Source::Cluster(pattern) => {
-            host::property(keys::CLUSTER).ok().as_deref().and_then(|n| pattern.of(n)).and_then(text)
+            proxy.cluster().as_deref().and_then(|name| pattern.of(name)).and_then(text)
         }
         Source::Authority(pattern) => {
             headers.get(b":authority").map(without_port).and_then(|n| pattern.of(n)).and_then(text)
@@ -20,7 +27,7 @@ pub(super) fn service_name(sources: &[Source], headers: &Pairs) -> Option<String
     sources.iter().find_map(|source| found(source).filter(|name| !name.is_empty()))
 }
 
-pub(super) fn without_port(authority: &[u8]) -> &[u8] {
+fn without_port(authority: &[u8]) -> &[u8] {
     let colon = authority.iter().rposition(|byte| *byte == b':');
     let digits = |port: &[u8]| port.iter().all(u8::is_ascii_digit);
     match colon.map(|at| authority.split_at(at)) {
@@ -34,21 +41,25 @@ fn without_brackets(host: &[u8]) -> &[u8] {
     host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")).unwrap_or(host)
 }
 
-/// What the policy asks of the request beside its headers, read only when it asks.
-pub(super) struct View<'a> {
-    headers: &'a Pairs,
+/// A request as the policy asks about it; what is not in its headers is read only when asked for.
+pub(super) struct Question<'a, H> {
+    headers: &'a H,
     source: Option<Vec<u8>>,
     /// Values that the route's metadata ask for, by selector.
     pub(super) route: Vec<(usize, Vec<u8>)>,
 }
 
-impl<'a> View<'a> {
-    pub(super) fn read(policy: &pintle_balance::Policy, headers: &'a Pairs) -> Self {
+impl<'a, H: Headers> Question<'a, H> {
+    pub(super) fn read<P: Proxy<Headers = H>>(
+        policy: &pintle_balance::Policy,
+        proxy: &P,
+        headers: &'a H,
+    ) -> Self {
         let source = policy
             .hash_key
             .iter()
             .any(|part| matches!(part.source, pintle_balance::HashSource::SourceAddress))
-            .then(|| host::property(keys::SOURCE_ADDRESS).ok())
+            .then(|| proxy.source_address())
             .flatten()
             .map(|address| without_brackets(without_port(&address)).to_vec());
         let mut route = Vec::new();
@@ -58,15 +69,14 @@ impl<'a> View<'a> {
             if let pintle_balance::SelectorTarget::Metadata(key) = &selector.with
                 && !asked
             {
-                let path = [keys::ROUTE_SUBSET, key.as_bytes()].concat();
-                route.extend(host::property(&path).ok().map(|value| (index, value)));
+                route.extend(proxy.route_subset(key).map(|value| (index, value)));
             }
         }
         Self { headers, source, route }
     }
 }
 
-impl RequestView for View<'_> {
+impl<H: Headers> RequestView for Question<'_, H> {
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.get(name.as_bytes())
     }

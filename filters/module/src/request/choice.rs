@@ -1,0 +1,169 @@
+//! The choice of endpoints for a request whose service has a table.
+
+use pintle_balance::{Choice, Picks, Request, Sticky, Want, Wants};
+use pintle_policy::{Select, Via};
+
+use super::question::Question;
+use super::{Entry, Exchange, Known, Routing, Sent};
+use crate::boundary::Proxy;
+use crate::counters::Count;
+use crate::worker::Local;
+
+/// A cookie or header for the response, which its route adds from filter state.
+struct Pinned {
+    state: &'static str,
+    value: String,
+}
+
+impl<P: Proxy> Exchange<P> {
+    pub(super) fn choose(
+        &mut self,
+        local: &mut Local,
+        known: &Known,
+        select: &Select,
+        headers: &P::Headers,
+    ) -> Routing {
+        let mut picks = Picks::new();
+        let pinned = self.pick(local, known, headers, &mut picks);
+        let routing = self.send(local, known, select, &picks);
+        if let Some(pinned) = pinned
+            && self.proxy.set_filter_state(pinned.state, &pinned.value).is_err()
+        {
+            local.counters.add(Count::HostError);
+        }
+        routing
+    }
+
+    /// Asks the balancer, and the breaker where the balancer would send a probe.
+    fn pick(
+        &mut self,
+        local: &mut Local,
+        known: &Known,
+        headers: &P::Headers,
+        picks: &mut Picks,
+    ) -> Option<Pinned> {
+        let now = self.started;
+        let policy = local.services.at(known.at)?.policy.clone();
+        let policy = &policy.select;
+        let question = Question::read(policy, &self.proxy, headers);
+        let key = pintle_balance::hash_key(policy, &question, &mut local.rng);
+        let mut wants = Wants::read(policy, &question);
+        for (selector, value) in &question.route {
+            wants.push(Want { selector: *selector, value });
+        }
+        let pin = policy.sticky.as_ref().and_then(|sticky| pintle_balance::pin(sticky, &question));
+        let mut request = Request {
+            hash: key.hash,
+            pinned: pin,
+            subset: wants.as_slice(),
+            may_probe: local.config.breaker,
+        };
+        let mut probe = None;
+        loop {
+            let service = local.services.at_mut(known.at)?;
+            let choice = service.balancer.pick(&request, now, &mut local.rng, picks);
+            self.record_choice(local, known, choice);
+            if !picks.probe() {
+                break;
+            }
+            let first = picks.first()?;
+            probe = local.claim_probe(&known.name, first, now);
+            if probe.is_some() || picks.lose_probe() {
+                break;
+            }
+            // Another worker holds the probe and there was nothing else: the same without it.
+            request.may_probe = false;
+        }
+        self.keep_list(local, known, picks, probe);
+
+        if let Some(cookie) = key.set_cookie {
+            return Some(Pinned { state: "pintle_set_cookie", value: cookie });
+        }
+        let service = local.services.at(known.at)?;
+        let pin = service.balancer.pin_of(picks.first()?)?;
+        match policy.sticky.as_ref()? {
+            _ if picks.pinned() => None,
+            Sticky::Cookie(cookie) => {
+                Some(Pinned { state: "pintle_set_cookie", value: cookie.set(&pin.to_string()) })
+            }
+            Sticky::Header(_) => Some(Pinned { state: "pintle_pin", value: pin.to_string() }),
+        }
+    }
+
+    fn record_choice(&mut self, local: &mut Local, known: &Known, choice: Choice) {
+        match choice {
+            Choice::Eligible { candidates } => {
+                self.decided.candidates = Some(candidates);
+                self.decided.outcome = pintle_trace::Outcome::Chosen;
+            }
+            Choice::Panic { candidates } => {
+                self.decided.candidates = Some(candidates);
+                self.decided.outcome = pintle_trace::Outcome::Panic;
+                self.decided.reason = "too few endpoints are eligible";
+                local.counters.add(Count::Panic);
+                if let Some(service) = local.services.at_mut(known.at) {
+                    service.counts.panic();
+                }
+            }
+            Choice::None(_) => {
+                self.decided.candidates = Some(0);
+                self.decided.outcome = pintle_trace::Outcome::LocalReply;
+                self.decided.reason = "no endpoint is eligible";
+            }
+        }
+    }
+
+    /// Keeps the list until the end.
+    fn keep_list(
+        &mut self,
+        local: &Local,
+        known: &Known,
+        picks: &Picks,
+        probe: Option<pintle_breaker::Ticket>,
+    ) {
+        let Some(service) = local.services.at(known.at) else { return };
+        // By filter state one address is named, and every attempt goes there.
+        let via = local.config.select.as_ref().map(|select| select.via);
+        let one = picks.as_slice().first().filter(|_| via == Some(Via::OriginalDst));
+        let entries = picks.as_slice().iter().enumerate().filter_map(|(position, &index)| {
+            let index = usize::try_from(*one.unwrap_or(&index)).ok()?;
+            let key = service.balancer.key_of(index)?;
+            let ordinary = || service.breaker(index).map(|breaker| breaker.record().ticket());
+            let breaker = probe.filter(|_| position == 0).or_else(ordinary)?;
+            Some(Entry { key, breaker })
+        });
+        let list: Vec<Entry> = entries.collect();
+        self.sent = (!list.is_empty()).then_some(Sent { ticket: None, list });
+    }
+
+    /// Counts the request as in flight at the first of the list, and writes the list in Envoy's form.
+    fn send(
+        &mut self,
+        local: &mut Local,
+        known: &Known,
+        select: &Select,
+        picks: &Picks,
+    ) -> Routing {
+        let Some(service) = local.services.at_mut(known.at) else { return Routing::Unlisted };
+        let (Some(first), Some(sent)) = (picks.first(), &mut self.sent) else {
+            service.counts.refuse();
+            let wait = service.retry_after(self.started);
+            local.counters.add(Count::NoEndpoint);
+            return Routing::Refused("no-endpoint", wait);
+        };
+        sent.ticket = service.balancer.started(first, self.started);
+        service.counts.start();
+        let mut text = String::with_capacity(72);
+        for index in picks.as_slice() {
+            let address = usize::try_from(*index).map_or("", |index| service.address(index));
+            if !text.is_empty() {
+                text.push(',');
+            }
+            text.push_str(address);
+            if select.via == Via::OriginalDst {
+                break;
+            }
+        }
+        Routing::Listed(text)
+    }
+}

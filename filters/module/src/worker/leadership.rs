@@ -1,0 +1,139 @@
+//! Whether this VM leads the workers of its Envoy, and what the leader keeps of the tables.
+//!
+//! Keys: `pintle/leader`, written with compare-and-swap; `pintle/index`, written by the leader alone.
+
+use pintle_contract::{Index, Lease, Message, Now, Slot, Version};
+use pintle_hostcalls as host;
+use pintle_sync::{Effect, Election, Inbox, Refused, Step};
+
+use crate::counters::{Count, Counters};
+use crate::keys;
+
+/// This VM's part in the election, and the leader's memory.
+pub(crate) struct Leadership {
+    election: Election,
+    /// The leader's slot, as of the last tick.
+    leader: Option<u32>,
+    inbox: Inbox,
+    /// The term that the inbox belongs to.
+    fence: Option<u64>,
+    index_changed: bool,
+}
+
+/// What this VM is after an election.
+#[derive(Clone, Copy)]
+pub(crate) enum Role {
+    Follower,
+    /// Leader, under this fence; `new` in its first tick.
+    Leader {
+        fence: u64,
+        new: bool,
+    },
+}
+
+impl Role {
+    pub(crate) const fn fence(self) -> Option<u64> {
+        match self {
+            Self::Follower => None,
+            Self::Leader { fence, .. } => Some(fence),
+        }
+    }
+}
+
+impl Leadership {
+    pub(crate) fn new(worker: u64) -> Self {
+        Self {
+            election: Election::new(worker),
+            leader: None,
+            inbox: Inbox::default(),
+            fence: None,
+            index_changed: false,
+        }
+    }
+
+    /// Renews or takes the lease for the VM that holds `slot`; without one it can't lead.
+    pub(crate) fn elect(&mut self, slot: Option<u32>, now: Now, counters: &mut Counters) -> Role {
+        let Some(slot) = slot else { return Role::Follower };
+        let (current, cas) = match host::shared_data(keys::LEADER) {
+            Ok((bytes, cas)) => (Lease::decode(&bytes).ok(), cas),
+            Err(_) => {
+                // Made empty first, so that the next tick can compete for it.
+                let _ = host::set_shared_data(keys::LEADER, b"", None);
+                return Role::Follower;
+            }
+        };
+        match self.election.decide(current.as_ref(), slot, now) {
+            Step::Follow => {}
+            Step::Write(lease) => {
+                let won = host::set_shared_data(keys::LEADER, &lease.encode(), Some(cas)).is_ok();
+                self.election.written(lease, won);
+            }
+        }
+        let Some(fence) = self.election.leads(now) else {
+            // Whoever led before is gone, and what is put into its queue with it.
+            let current = current.filter(|lease| pintle_sync::in_force(lease, now));
+            self.leader = current.map(|lease| lease.slot);
+            return Role::Follower;
+        };
+        self.leader = Some(slot);
+        // A lease that ran out and was renewed is the same term, with its stream in the middle of
+        // whatever it was telling.
+        let new = self.fence.replace(fence) != Some(fence);
+        if new {
+            counters.add(Count::LeaderElected);
+            self.inbox = Inbox::resume(read_index(counters).unwrap_or_default());
+        }
+        Role::Leader { fence, new }
+    }
+
+    /// Whether the stream of the leader before has ended, going by the other workers' slots.
+    pub(crate) fn is_alone(&mut self, peers: &[(u32, Slot)], now: Now) -> bool {
+        self.election.is_alone(peers.iter().map(|(number, slot)| (*number, slot)), now)
+    }
+
+    /// Whether the lease is this VM's and has not run out.
+    pub(crate) fn leads(&self, now: Now) -> bool {
+        self.election.leads(now).is_some()
+    }
+
+    /// The leader's slot, if another VM than the one in slot `own` leads.
+    pub(crate) fn other_leader(&self, own: Option<u32>) -> Option<u32> {
+        self.leader.filter(|leader| Some(*leader) != own)
+    }
+
+    /// A stream begins; the version that it may go on from.
+    pub(crate) fn begin_stream(&mut self) -> Version {
+        self.inbox.begin();
+        self.inbox.version()
+    }
+
+    /// What a frame of the agent's changes.
+    pub(crate) fn receive(&mut self, frame: &[u8]) -> Result<Vec<Effect>, Refused> {
+        self.inbox.frame(frame)
+    }
+
+    /// The index in shared data is not what the inbox holds any more.
+    pub(crate) const fn change_index(&mut self) {
+        self.index_changed = true;
+    }
+
+    /// Writes the index if it changed and this VM leads.
+    pub(crate) fn write_index(&mut self, leading: bool, counters: &mut Counters) {
+        if !leading || !std::mem::take(&mut self.index_changed) {
+            return;
+        }
+        if host::set_shared_data(keys::INDEX, &self.inbox.index().encode(), None).is_err() {
+            counters.add(Count::HostError);
+        }
+    }
+}
+
+/// Which services have a table, and up to which version.
+pub(crate) fn read_index(counters: &mut Counters) -> Option<Index> {
+    let (bytes, _) = host::shared_data(keys::INDEX).ok()?;
+    let index = Index::decode(&bytes);
+    if index.is_err() && !bytes.is_empty() {
+        counters.add(Count::SharedRejected);
+    }
+    index.ok()
+}

@@ -1,0 +1,261 @@
+//! The services that this VM knows, from their tables in shared data.
+//!
+//! Keys: `pintle/t/{service}`, written by the leader; `pintle/confirmed`, written by the leader;
+//! `pintle/index` is read.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use pintle_contract::{Down, Message, Now, Slot, Table, Version};
+use pintle_hostcalls::{self as host, Level, Status};
+use pintle_policy::Config;
+use rand::Rng as _;
+
+use super::leadership::read_index;
+use super::turn::Turn;
+use crate::counters::Count;
+use crate::keys;
+use crate::service::Service;
+
+/// Envoy's property with the zone of this proxy.
+const ZONE: &[u8] = b"xds\0node\0locality\0zone";
+
+/// All services, and how recent they are.
+pub(crate) struct Services {
+    by_name: IndexMap<Rc<str>, Service>,
+    /// The newest version among the tables.
+    version: Version,
+    zone: String,
+    /// When a table last came or the agent last said that nothing changed.
+    confirmed_at: Now,
+    /// As much of it as shared data says.
+    shared_confirmation: Now,
+    /// Of which services each of the other workers told a load.
+    remote: HashMap<u32, Vec<Rc<str>>>,
+}
+
+/// A service whose table was replaced.
+pub(crate) struct Replaced {
+    pub(crate) name: Rc<str>,
+    /// The indices of endpoints that were not there before.
+    pub(crate) new: Vec<usize>,
+}
+
+impl Services {
+    pub(crate) fn new() -> Self {
+        let zone = host::property(ZONE).unwrap_or_default();
+        Self {
+            by_name: IndexMap::new(),
+            version: Version::default(),
+            zone: String::from_utf8_lossy(&zone).into_owned(),
+            confirmed_at: Now(0),
+            shared_confirmation: Now(0),
+            remote: HashMap::new(),
+        }
+    }
+
+    // === Access ===
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// Where a service is among all, as long as none of them goes, and its name.
+    pub(crate) fn find(&self, name: &str) -> Option<(usize, &Rc<str>)> {
+        self.by_name.get_full(name).map(|(at, name, _)| (at, name))
+    }
+
+    pub(crate) fn at(&self, at: usize) -> Option<&Service> {
+        self.by_name.get_index(at).map(|(_, service)| service)
+    }
+
+    pub(crate) fn at_mut(&mut self, at: usize) -> Option<&mut Service> {
+        self.by_name.get_index_mut(at).map(|(_, service)| service)
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Service> {
+        self.by_name.get(name)
+    }
+
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Service> {
+        self.by_name.get_mut(name)
+    }
+
+    pub(crate) fn names(&self) -> Vec<Rc<str>> {
+        self.by_name.keys().cloned().collect()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Rc<str>, &Service)> {
+        self.by_name.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&Rc<str>, &mut Service)> {
+        self.by_name.iter_mut()
+    }
+
+    /// The newest version among the tables.
+    pub(crate) const fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Everything up to `version` is here. Whether that is news.
+    pub(crate) fn reach(&mut self, version: Version) -> bool {
+        let news = version > self.version;
+        self.version = self.version.max(version);
+        news
+    }
+
+    // === Tables ===
+
+    /// Stores a table's frame for the other workers; an empty one stands for a service that is gone.
+    pub(crate) fn store(name: &str, frame: &[u8]) -> host::Result<()> {
+        host::set_shared_data(&keys::table(name), frame, None)
+    }
+
+    /// Forgets a service.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.by_name.swap_remove(name);
+    }
+
+    /// Loads what the index names and this VM has not, and drops what it does not name.
+    pub(crate) fn load_index(&mut self, config: &Config, turn: &mut Turn<'_>) -> Vec<Replaced> {
+        let Some(index) = read_index(turn.counters) else { return Vec::new() };
+        let mut replaced = Vec::new();
+        for (name, version) in &index.services {
+            if self.by_name.get(name.as_str()).is_none_or(|held| held.version < *version) {
+                replaced.extend(self.load(name, config, turn));
+            }
+        }
+        let named = |name: &Rc<str>| {
+            index.services.binary_search_by(|(other, _)| other.as_str().cmp(name)).is_ok()
+        };
+        // The leader writes the index with its next tick: a table that is newer came after it.
+        self.by_name.retain(|name, held| named(name) || held.version > index.version);
+        self.version = self.version.max(index.version);
+        replaced
+    }
+
+    /// Loads one table from shared data.
+    pub(crate) fn load(
+        &mut self,
+        name: &str,
+        config: &Config,
+        turn: &mut Turn<'_>,
+    ) -> Option<Replaced> {
+        match host::shared_data(&keys::table(name)) {
+            Ok((bytes, _)) if bytes.is_empty() => self.remove(name),
+            Ok((bytes, _)) => match Down::decode(&bytes) {
+                Ok(Down::Table(table)) if table.service == name => {
+                    return self.replace(table, config, turn);
+                }
+                _ => turn.counters.add(Count::SharedRejected),
+            },
+            Err(Status::NOT_FOUND) => {}
+            Err(_) => turn.counters.add(Count::HostError),
+        }
+        None
+    }
+
+    /// Makes a table the one that requests see, unless it is older than what is held.
+    pub(crate) fn replace(
+        &mut self,
+        mut table: Table,
+        config: &Config,
+        turn: &mut Turn<'_>,
+    ) -> Option<Replaced> {
+        let held = self.by_name.get(table.service.as_str());
+        if held.is_some_and(|held| table.version < held.version) {
+            return None;
+        }
+        let before = table.endpoints.len();
+        table.endpoints.retain(|endpoint| config.addresses.check(endpoint.address).is_ok());
+        let refused = before.saturating_sub(table.endpoints.len());
+        turn.counters.add_many(Count::AddressRejected, refused as u64);
+
+        let policy = match config.policy(&table.service, &table.policy) {
+            Ok(policy) => Some(policy),
+            Err(error) => {
+                turn.counters.add(Count::PolicyRejected);
+                host::log(
+                    Level::Warn,
+                    &format!("pintle: policy of {} refused: {error}", table.service),
+                );
+                None
+            }
+        };
+        self.version = self.version.max(table.version);
+        let name: Rc<str> = table.service.as_str().into();
+        let new = match self.by_name.get_mut(&name) {
+            Some(service) => service.update(&table, policy, &self.zone, turn.now),
+            None => {
+                let own = || config.policy(&table.service, "").ok();
+                let policy = policy.or_else(own).unwrap_or_else(|| config.default_policy.clone());
+                let seed = turn.rng.next_u64();
+                let service = Service::new(&table, policy, &self.zone, seed, turn.now);
+                self.by_name.insert(Rc::clone(&name), service);
+                (0..table.endpoints.len()).collect()
+            }
+        };
+        Some(Replaced { name, new })
+    }
+
+    // === What workers tell each other ===
+
+    /// Takes over what another worker says of the load, from its slot.
+    pub(crate) fn set_remote_load(&mut self, worker: u32, slot: &Slot, now: Now) {
+        let mut told = Vec::with_capacity(slot.load.len());
+        for (name, load) in &slot.load {
+            let Some((at, name)) = self.find(name) else { continue };
+            told.push(Rc::clone(name));
+            if let Some(service) = self.at_mut(at) {
+                service.set_remote_load(worker, load, slot.at, now);
+            }
+        }
+        self.forget_remote_load(worker, &told);
+        self.remote.insert(worker, told);
+    }
+
+    /// Forgets what a worker that is gone said of the load.
+    pub(crate) fn remove_remote_load(&mut self, worker: u32) {
+        self.forget_remote_load(worker, &[]);
+    }
+
+    /// Forgets what a worker said of services that it does not speak of any more.
+    fn forget_remote_load(&mut self, worker: u32, still: &[Rc<str>]) {
+        for name in self.remote.remove(&worker).unwrap_or_default() {
+            if !still.contains(&name)
+                && let Some(service) = self.by_name.get_mut(&name)
+            {
+                service.balancer.remove_worker(worker);
+            }
+        }
+    }
+
+    /// The agent spoke at `now`.
+    pub(crate) const fn confirm(&mut self, now: Now) {
+        self.confirmed_at = now;
+    }
+
+    /// The agent speaks to the leader alone, and every worker's spans say how old the tables are.
+    pub(crate) fn share_confirmation(&mut self, leading: bool, now: Now) {
+        if !leading {
+            if let Ok((bytes, _)) = host::shared_data(keys::CONFIRMED)
+                && let Ok(bytes) = <[u8; 8]>::try_from(bytes.as_slice())
+            {
+                self.confirmed_at = Now(u64::from_le_bytes(bytes)).min(now);
+            }
+        } else if self.confirmed_at != self.shared_confirmation {
+            let bytes = self.confirmed_at.0.to_le_bytes();
+            if host::set_shared_data(keys::CONFIRMED, &bytes, None).is_ok() {
+                self.shared_confirmation = self.confirmed_at;
+            }
+        }
+    }
+
+    /// How long ago the tables were last confirmed, if they ever were.
+    pub(crate) fn age(&self, now: Now) -> Option<Duration> {
+        (self.confirmed_at > Now(0)).then(|| now.since(self.confirmed_at))
+    }
+}

@@ -1,0 +1,119 @@
+//! The line to the agent: the leader's stream, and what waits for it.
+//!
+//! Keys: none.
+
+use std::collections::VecDeque;
+
+use pintle_contract::{Hello, Message, Now, Up, Version};
+use pintle_hostcalls as host;
+use pintle_sync::{Action, Stream};
+
+use crate::counters::{Count, Counters};
+
+/// Messages that wait for the agent, at most; the oldest go first.
+const MAX_OUTBOX: usize = 512;
+/// Envoy's property with the id of this proxy.
+const NODE_ID: &[u8] = b"xds\0node\0id";
+
+/// The stream of one VM, open while it leads.
+pub(crate) struct Uplink {
+    proxy: String,
+    stream: Stream,
+    outbox: VecDeque<Vec<u8>>,
+    /// The version that the agent was last told this worker holds.
+    told: Version,
+}
+
+impl Uplink {
+    pub(crate) fn new() -> Self {
+        let proxy = host::property(NODE_ID).unwrap_or_default();
+        Self {
+            proxy: String::from_utf8_lossy(&proxy).into_owned(),
+            stream: Stream::default(),
+            outbox: VecDeque::new(),
+            told: Version::default(),
+        }
+    }
+
+    /// Opens the stream if it is time to, and ends it if it is silent. Whether it was opened: the hello
+    /// has to follow.
+    pub(crate) fn run(&mut self, cluster: &str, now: Now, random: u32) -> bool {
+        match self.stream.tick(true, now, random) {
+            Action::Nothing => false,
+            Action::Cancel(token) => {
+                let _ = host::cancel_grpc(token);
+                false
+            }
+            Action::Open => {
+                let opened = host::open_grpc_stream(cluster, "pintle.v1.Sync", "Watch").ok();
+                self.stream.opened(opened, now, random);
+                opened.is_some()
+            }
+        }
+    }
+
+    /// Ends the stream, as this VM does not lead, or not under the same fence as before.
+    pub(crate) fn stop(&mut self, now: Now) {
+        if let Action::Cancel(token) = self.stream.tick(false, now, 0) {
+            let _ = host::cancel_grpc(token);
+        }
+    }
+
+    /// Says who asks, the first message of a stream.
+    pub(crate) fn greet(&mut self, worker: u64, fence: u64, have: Version) {
+        let Some(token) = self.stream.token() else { return };
+        let hello = Hello { proxy: self.proxy.clone(), worker, fence, have };
+        let _ = host::send_grpc_message(token, &Up::Hello(hello).encode());
+        self.told = Version::default();
+    }
+
+    /// Whether this is a message of the open stream.
+    pub(crate) fn heard(&mut self, token: u32, now: Now) -> bool {
+        self.stream.heard(token, now)
+    }
+
+    /// Envoy says that a stream has ended.
+    pub(crate) fn closed(&mut self, token: u32, now: Now, random: u32) {
+        self.stream.closed(token, now, random);
+    }
+
+    /// Queues a message and sends what can be sent. Of too many the oldest are dropped and counted.
+    pub(crate) fn send(&mut self, message: Vec<u8>, counters: &mut Counters) {
+        if self.outbox.len() >= MAX_OUTBOX {
+            self.outbox.pop_front();
+            counters.add(Count::ReportDropped);
+        }
+        self.outbox.push_back(message);
+        self.flush();
+    }
+
+    /// Sends what waits.
+    pub(crate) fn flush(&mut self) {
+        let Some(token) = self.stream.token() else { return };
+        while let Some(message) = self.outbox.pop_front() {
+            if host::send_grpc_message(token, &message).is_err() {
+                self.outbox.push_front(message);
+                return;
+            }
+        }
+    }
+
+    /// What waits, for another VM to send.
+    pub(crate) fn take(&mut self) -> VecDeque<Vec<u8>> {
+        std::mem::take(&mut self.outbox)
+    }
+
+    /// Whether the agent has yet to be told that this worker holds `version`; then it counts as told.
+    pub(crate) fn is_news(&mut self, version: Version) -> bool {
+        let news = version > self.told;
+        if news {
+            self.told = version;
+        }
+        news
+    }
+
+    /// The agent has to be told again which version this worker holds.
+    pub(crate) fn tell_again(&mut self) {
+        self.told = Version::default();
+    }
+}
