@@ -163,7 +163,7 @@ impl Fleet {
     /// The breakers that are not closed, by (service, endpoint), and on which proxies.
     #[must_use]
     pub fn breakers(&self) -> BTreeMap<(String, String), Vec<BreakerView>> {
-        self.ledger().breakers()
+        self.ledger().breakers(When::now())
     }
 
     fn tell(

@@ -41,6 +41,16 @@ impl Breaker {
         }
     }
 
+    /// Whether it was opened by a word, an operator's or the fleet's, that is over: without traffic no
+    /// proxy looks at it, and none would tell. `until` is the end of a later word on the endpoint, if any.
+    pub(super) fn is_over(&self, until: Option<Now>, when: When) -> bool {
+        let end = until.map_or(self.until, |until| until.max(self.until));
+        self.state == BreakerState::Open
+            && !self.observed
+            && self.until.0 > 0
+            && wall(end) <= when.wall
+    }
+
     /// False when the transition is known. An older one is new, but no longer the state.
     pub(super) fn take(&mut self, transition: &Transition, when: When) -> bool {
         let key = (transition.at, transition.to);

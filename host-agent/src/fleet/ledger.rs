@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pintle_contract::{
-    Applied, BreakerState, EndpointReport, Hello, LATENCY_BUCKETS_MS, METHODS, Now, Report,
-    ServiceReport, Transition, Version,
+    Applied, BreakerState, EndpointReport, ForceAction, Hello, LATENCY_BUCKETS_MS, METHODS, Now,
+    Report, ServiceReport, Transition, Version,
 };
 use pintle_state::Snapshot;
 
@@ -434,7 +434,7 @@ impl Ledger {
             .services
             .iter()
             .filter(|(_, service)| service.absent.is_none())
-            .map(|(name, service)| (name.clone(), service.view()))
+            .map(|(name, service)| (name.clone(), service.view(&self.words(name), when)))
             .collect();
         let mut weights: HashMap<(&str, &str), (f64, f64)> = HashMap::new();
         let speaking = self
@@ -482,13 +482,26 @@ impl Ledger {
         }
     }
 
+    /// By endpoint of a service, until when an operator or the fleet holds it open.
+    fn words(&self, service: &str) -> HashMap<&str, Now> {
+        let Some(known) = self.known.services.get(service) else { return HashMap::new() };
+        let until = |endpoint: &pintle_contract::Endpoint| {
+            let forced = endpoint.force.filter(|force| force.action == ForceAction::Open);
+            let forced = forced.map(|force| force.until);
+            forced.max(endpoint.opinion.map(|opinion| opinion.expires_at))
+        };
+        let endpoints = known.table.endpoints.iter();
+        endpoints.filter_map(|endpoint| Some((endpoint.id.as_str(), until(endpoint)?))).collect()
+    }
+
     /// The breakers that are not closed.
     #[must_use]
-    pub fn breakers(&self) -> BTreeMap<(String, String), Vec<BreakerView>> {
+    pub fn breakers(&self, when: When) -> BTreeMap<(String, String), Vec<BreakerView>> {
         let mut all = BTreeMap::new();
         for (name, service) in &self.services {
+            let words = self.words(name);
             for (id, endpoint) in &service.endpoints {
-                let views = endpoint.breaker_views();
+                let views = endpoint.breaker_views(words.get(id.as_str()).copied(), when);
                 if endpoint.absent.is_none() && !views.is_empty() {
                     all.insert((name.clone(), id.clone()), views);
                 }
@@ -520,12 +533,14 @@ fn is_counter(name: &str) -> bool {
 // === impl Service, Endpoint ===
 
 impl Service {
-    fn view(&self) -> ServiceView {
+    fn view(&self, words: &HashMap<&str, Now>, when: When) -> ServiceView {
         let endpoints: BTreeMap<String, EndpointView> = self
             .endpoints
             .iter()
             .filter(|(_, endpoint)| endpoint.absent.is_none())
-            .map(|(id, endpoint)| (id.clone(), endpoint.view()))
+            .map(|(id, endpoint)| {
+                (id.clone(), endpoint.view(words.get(id.as_str()).copied(), when))
+            })
             .collect();
         ServiceView {
             requests: self.requests.clone(),
@@ -564,10 +579,11 @@ impl Endpoint {
         }
     }
 
-    fn breaker_views(&self) -> Vec<BreakerView> {
+    fn breaker_views(&self, until: Option<Now>, when: When) -> Vec<BreakerView> {
         self.breakers
             .iter()
             .filter(|(_, breaker)| breaker.state != BreakerState::Closed)
+            .filter(|(_, breaker)| !breaker.is_over(until, when))
             .map(|(proxy, breaker)| BreakerView {
                 proxy: proxy.clone(),
                 state: breaker.state,
@@ -580,8 +596,8 @@ impl Endpoint {
             .collect()
     }
 
-    fn view(&self) -> EndpointView {
-        let breakers = self.breaker_views();
+    fn view(&self, until: Option<Now>, when: When) -> EndpointView {
+        let breakers = self.breaker_views(until, when);
         let any = |state| breakers.iter().any(|breaker| breaker.state == state);
         EndpointView {
             requests: self.requests,

@@ -37,6 +37,7 @@ mod config;
 pub mod etcd;
 pub mod file;
 pub mod jetstream;
+mod relay;
 mod settings;
 
 pub use config::{EtcdConfig, FileConfig, NatsConfig, SourcesConfig, StateConfig};
@@ -140,6 +141,7 @@ pub fn start(
     let buffer = config.nats.as_ref().map_or(1, |nats| nats.buffer);
     let (outgoing, reported) = mpsc::channel(usize::try_from(buffer).unwrap_or(1).max(1));
     let has = (config.etcd.is_some(), config.nats.is_some(), config.file.is_some());
+    let agent = config.agent.clone();
     let (config, reader) = watch::channel(Arc::new(config));
     let source = Context {
         config: reader,
@@ -155,20 +157,14 @@ pub fn start(
     if has.2 {
         tasks.push(tokio::spawn(file::run(source.clone())));
     }
-    if has.1 {
-        tasks.push(tokio::spawn(jetstream::run(source, resume, check_policy, reported)));
-    } else {
-        tasks.push(tokio::spawn(discard(source, reported)));
-    }
+    let to_fleet = has.1.then(|| {
+        let (to_fleet, of_fleet) = mpsc::channel(1);
+        let events = jetstream::run(source.clone(), resume, check_policy, of_fleet);
+        tasks.push(tokio::spawn(events));
+        to_fleet
+    });
+    tasks.push(tokio::spawn(relay::run(source, agent, reported, to_fleet)));
     Running { snapshots, updates, outgoing, activities, sources, config, tasks }
-}
-
-/// Without NATS there is no fleet to tell.
-async fn discard(context: Context, mut reported: mpsc::Receiver<crate::link::Reported>) {
-    tokio::select! {
-        () = context.shutdown.cancelled() => {}
-        () = async { while reported.recv().await.is_some() {} } => {}
-    }
 }
 
 /// What every source is given.

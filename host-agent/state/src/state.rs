@@ -109,6 +109,15 @@ impl State {
                     work.changes.outcomes.push(outcome);
                 }
             }
+            Update::Reported(event) => {
+                let service = event.target.service.clone();
+                // Its place is the time on the proxy's clock.
+                let outcome = self.overlays.take(event, Place::default(), now);
+                if matches!(outcome, Outcome::Applied | Outcome::Expired) {
+                    work.dirty.insert(service);
+                    work.changes.meta = true;
+                }
+            }
             Update::Stream { identity } => {
                 if self.stream.identity != identity {
                     self.stream = SavedStream {

@@ -146,6 +146,8 @@ pub enum Update {
     File(Vec<FileService>),
     /// Events, in any order.
     Events(Vec<Event>),
+    /// A transition that a proxy of this agent observed: an opinion for the others, whatever the stream.
+    Reported(Event),
     /// Which stream events come from now. Another identity than before is another stream, whose
     /// sequences start anew; events of the one before are ignored from then on.
     Stream {

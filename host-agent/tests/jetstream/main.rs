@@ -331,6 +331,39 @@ async fn transitions_that_come_faster_than_they_are_confirmed_get_out_neverthele
     assert_eq!(agent.sources().outgoing_dropped, 0);
 }
 
+fn opinions(agent: &Agent) -> usize {
+    let snapshot = agent.snapshot();
+    let Some(service) = snapshot.services.get("orders") else { return 0 };
+    service.table.endpoints.iter().filter(|e| e.opinion.is_some()).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxies_of_one_agent_tell_each_other_without_nats_and_one_that_starts_is_told() {
+    let place = Place::new();
+    let mut config = place.config("nats://127.0.0.1:4222");
+    config.nats = None;
+    let agent = Agent::start(config.clone());
+    agent.until(secs(15), "the file", |a| a.count() == 10).await;
+    let mut open = report(7);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    open.transition.at = Now(u64::try_from(now.as_nanos()).unwrap());
+    open.transition.until = open.transition.at.after(secs(60));
+    let took =
+        async |agent: &Agent, count| agent.until(secs(5), "told", |a| opinions(a) == count).await;
+    agent.running.outgoing.send(open.clone()).await.unwrap();
+    println!("told after {:?}", took(&agent, 1).await);
+    agent.stop().await;
+    let agent = Agent::start(config);
+    assert_eq!(opinions(&agent), 1, "in the first tables after a restart");
+
+    let mut half = open;
+    half.transition.from = BreakerState::Open;
+    half.transition.to = BreakerState::HalfOpen;
+    half.transition.at = half.transition.at.after(secs(1));
+    agent.running.outgoing.send(half).await.unwrap();
+    took(&agent, 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_gone_or_silent_is_noticed_and_resumed_and_transitions_wait_for_it() {
     let mut nats = Nats::start().await.unwrap();
@@ -348,13 +381,8 @@ async fn nats_gone_or_silent_is_noticed_and_resumed_and_transitions_wait_for_it(
     ready(&agent).await;
     ready(&far).await;
     agent.running.outgoing.send(report(7)).await.unwrap();
-    let opinions = |a: &Agent| {
-        let snapshot = a.snapshot();
-        let table = &snapshot.services["orders"].table;
-        table.endpoints.iter().filter(|e| e.opinion.is_some()).count()
-    };
     far.until(secs(3), "an opinion", |a| opinions(a) == 1).await;
-    assert_eq!(opinions(&agent), 0, "its own is no opinion");
+    assert_eq!(opinions(&agent), 1, "for the other proxies of this agent");
 
     proxy.set(Fault::Blackhole);
     let noticed = agent.until(secs(10), "the silence", |a| !a.sources().nats.connected).await;

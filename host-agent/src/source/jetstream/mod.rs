@@ -16,6 +16,7 @@ use pintle_state::{PolicyCheck, SavedStream, show};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use self::outgoing::Outbox;
 use self::peers::Peers;
 use self::session::{Given, Session};
 use self::words::{Speaker, Voice};
@@ -26,7 +27,7 @@ mod clock;
 pub(crate) mod connect;
 mod lanes;
 pub(crate) mod letters;
-mod outgoing;
+pub(crate) mod outgoing;
 mod peers;
 mod session;
 pub(crate) mod setup;
@@ -45,15 +46,10 @@ pub(crate) async fn run(
     let (connection, reader) = watch::channel(None);
     let config = Arc::clone(&context.config.borrow());
     let nats = config.nats.clone().unwrap_or_default();
-    let outgoing = outgoing::run(
-        config.agent.clone(),
-        nats.prefix,
-        usize::try_from(nats.buffer).unwrap_or(usize::MAX),
-        reported,
-        reader,
-        context.board.clone(),
-        context.shutdown.clone(),
-    );
+    let most = usize::try_from(nats.buffer).unwrap_or(usize::MAX);
+    let (agent, board) = (config.agent.clone(), context.board.clone());
+    let outbox = Outbox::new(agent, nats.prefix, most, board, reader);
+    let outgoing = outbox.run(reported, context.shutdown.clone());
     let shutdown = context.shutdown.clone();
     let place = Place { identity: resume.identity, highest: resume.highest, anew: true };
     let me = Speaker::this(&config.agent);
