@@ -174,10 +174,11 @@ pub fn classify(report: &Report<'_>, policy: &Policy) -> Outcome {
 fn interrupted(report: &Report<'_>) -> Option<Outcome> {
     let any = |bits: u64| report.flags & bits != 0;
     let client = any(flag::CLIENT) || client_left(report.details);
-    if report.head && !any(flag::FROM_CACHE) {
+    // No reply of Envoy's own is a 101.
+    let switched = report.code == Some(101);
+    if (report.head || switched) && !any(flag::FROM_CACHE) {
         // Either side may close a tunnel, and whoever is left sees a connection that ends.
-        let tunnel = report.code == Some(101)
-            || report.connect && report.code.is_some_and(|code| code / 100 == 2);
+        let tunnel = switched || report.connect && report.code.is_some_and(|code| code / 100 == 2);
         let whole = client || tunnel || any(flag::WAITED | flag::LOCAL);
         return if whole { None } else { transport(report).map(Outcome::Failure) };
     }

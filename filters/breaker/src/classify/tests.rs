@@ -95,6 +95,7 @@ const ROWS: &[Row] = &[
     Row { name: "headers too large", report: said(431, 262_144, "http1.headers_too_large", false), expect: Outcome::Ignored },
     Row { name: "websocket, closed by the client", report: head(101, 16_384, CLIENT), expect: SUCCESS },
     Row { name: "websocket, closed by the endpoint", report: head(101, 64, "upstream_reset_after_response_started{connection_termination}"), expect: SUCCESS },
+    Row { name: "websocket, its head unseen", report: said(101, 64, MID_BODY_H2, true), expect: SUCCESS },
     Row { name: "websocket, reset by the endpoint", report: head(101, 16, MID_BODY_H2), expect: SUCCESS },
     Row { name: "tunnel, closed by the endpoint", report: Report { connect: true, ..head(200, 64, RESET) }, expect: SUCCESS },
     Row { name: "tunnel refused", report: Report { connect: true, ..head(503, 0, "via_upstream") }, expect: failed(FailureKind::Status(503)) },

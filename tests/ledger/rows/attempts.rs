@@ -1,0 +1,61 @@
+//! Several attempts for one request: retries of failures and of what is none, hedges.
+
+use serde_json::json;
+
+use crate::config::{retry, route};
+use crate::row::Row;
+use crate::upstream::Said;
+
+pub fn rows() -> Vec<Row> {
+    vec![
+        Row::new("retry-5xx", 0, |site| async move {
+            site.upstreams[0].always("status/503");
+            for _ in 0..4 {
+                site.gets(1, "ok", 200).await;
+            }
+        })
+        .endpoints(2)
+        .configured(|mut config| {
+            retry(&mut config, "retry-5xx", "5xx", 2, &json!(null));
+            config
+        }),
+        Row::new("retry-404", 7, |site| async move { site.gets(12, "status/404", 404).await })
+            .endpoints(3)
+            .configured(|mut config| {
+                let codes = json!({"retriable_status_codes": [404]});
+                retry(&mut config, "retry-404", "retriable-status-codes", 2, &codes);
+                config
+            }),
+        Row::new("retry-409", 7, |site| async move { site.gets(12, "status/409", 409).await })
+            .endpoints(3)
+            .configured(|mut config| {
+                retry(&mut config, "retry-409", "retriable-4xx", 2, &json!(null));
+                config
+            }),
+        // The first answers late and wins; the second, which the hedge went to, hangs.
+        Row::new("hedge", 8, |site| async move {
+            site.upstreams[0].always("slow/150/ok");
+            site.upstreams[1].always("hang");
+            for _ in 0..14 {
+                site.gets(1, "ok", 200).await;
+            }
+        })
+        .endpoints(2)
+        .configured(|mut config| {
+            let more = json!({"per_try_timeout": "0.1s"});
+            retry(&mut config, "hedge", "5xx", 1, &more);
+            route(&mut config, "hedge")["hedge_policy"] = json!({"hedge_on_per_try_timeout": true});
+            config
+        })
+        .failed(|entry| entry.said == Said::Badly),
+        Row::new("more-attempts", 9, |site| async move {
+            site.get("status/503").await;
+        })
+        .endpoints(2)
+        .configured(|mut config| {
+            retry(&mut config, "more-attempts", "5xx", 4, &json!(null));
+            config
+        })
+        .unknown(),
+    ]
+}

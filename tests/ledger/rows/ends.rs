@@ -1,0 +1,136 @@
+//! Ends that are nobody's answer: clients that leave, time-outs of the route, replies of Envoy's own.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::config::{host, retry, route};
+use crate::row::{Row, Site};
+use crate::upstream::Said;
+
+pub fn rows() -> Vec<Row> {
+    vec![
+        Row::new("gone-before-head", 0, |site| async move {
+            for _ in 0..10 {
+                abort(&site, "hang", Duration::from_millis(100)).await;
+            }
+        })
+        .endpoints(2),
+        Row::new("gone-in-body", 2, |site| async move {
+            for _ in 0..10 {
+                abort(&site, "large", Duration::ZERO).await;
+            }
+        })
+        .endpoints(2),
+        Row::new("gone-in-body-of-500", 2, |site| async move {
+            for _ in 0..6 {
+                abort(&site, "stall/500", Duration::ZERO).await;
+            }
+        })
+        .opens(&[0]),
+        Row::new("half-a-body", 0, |site| async move {
+            for _ in 0..6 {
+                abort(&site, "half", crate::PATIENCE).await;
+            }
+        })
+        .opens(&[0]),
+        Row::new("reset-before-head", 0, |site| async move {
+            for _ in 0..6 {
+                site.get("reset").await;
+            }
+        })
+        .configured(|config| unretried(config, "reset-before-head"))
+        .opens(&[0]),
+        Row::new("route-timeout", 0, |site| async move { site.gets(6, "hang", 504).await })
+            .configured(|config| limited(config, "route-timeout", "0.1s"))
+            .failed(|entry| entry.said == Said::Nothing)
+            .opens(&[0]),
+        Row::new("timeout-in-body", 2, |site| async move {
+            for _ in 0..6 {
+                abort(&site, "sse/2000", crate::PATIENCE).await;
+            }
+        })
+        .configured(|config| limited(config, "timeout-in-body", "0.2s")),
+        // No time-out of the route, and an idle stream whose request was whole.
+        Row::new("idle-before-head", 23, |site| async move { site.gets(6, "hang", 504).await })
+            .configured(|config| idle(config, "idle-before-head"))
+            .failed(|entry| entry.said == Said::Nothing)
+            .opens(&[0]),
+        Row::new("idle-in-body", 23, |site| async move {
+            for _ in 0..6 {
+                abort(&site, "stall", crate::PATIENCE).await;
+            }
+        })
+        .configured(|config| idle(config, "idle-in-body")),
+        // The client has not sent what it promised.
+        Row::new("idle-in-request", 23, |site| async move {
+            for _ in 0..6 {
+                site.sending();
+                let mut stream = TcpStream::connect(site.tcp).await.expect("Envoy accepts");
+                let head = "POST /grpc/echo HTTP/1.1\r\nhost: idle-in-request\r\n\
+                            content-length: 9\r\n\r\nsome";
+                stream.write_all(head.as_bytes()).await.expect("Envoy reads");
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        })
+        .configured(|config| idle(config, "idle-in-request")),
+        Row::new("longest-duration", 23, |site| async move { site.gets(6, "hang", 504).await })
+            .configured(|mut config| {
+                route(&mut config, "longest-duration")["timeout"] = json!("0s");
+                route(&mut config, "longest-duration")["max_stream_duration"] =
+                    json!({"max_stream_duration": "0.2s"});
+                unretried(config, "longest-duration")
+            })
+            .failed(|entry| entry.said == Said::Nothing)
+            .opens(&[0]),
+        Row::new("direct-response", 16, |site| async move {
+            let get = site.request("GET", "healthz");
+            assert_eq!(site.pass(get).await.status, 200);
+        })
+        .configured(|mut config| {
+            let reply = json!({"match": {"path": "/healthz"},
+                "direct_response": {"status": 200, "body": {"inline_string": "well"}}});
+            let routes = host(&mut config, "direct-response")["routes"].as_array_mut();
+            routes.expect("routes").insert(0, reply);
+            config
+        }),
+    ]
+}
+
+/// Sends a request, reads its head and what comes for so long, and closes the connection.
+async fn abort(site: &Site, act: &str, after: Duration) {
+    site.sending();
+    let mut stream = TcpStream::connect(site.tcp).await.expect("Envoy accepts");
+    let get = format!("GET /{act} HTTP/1.1\r\nhost: {}\r\n\r\n", site.name);
+    stream.write_all(get.as_bytes()).await.expect("Envoy reads");
+    let mut some = [0; 4096];
+    if after.is_zero() {
+        assert!(stream.read(&mut some).await.expect("a head") > 0);
+        return;
+    }
+    let _ = tokio::time::timeout(after, async {
+        while stream.read(&mut some).await.is_ok_and(|read| read > 0) {}
+    })
+    .await;
+}
+
+fn unretried(mut config: pintle_tests::EnvoyConfig, name: &str) -> pintle_tests::EnvoyConfig {
+    retry(&mut config, name, "", 0, &json!(null));
+    config
+}
+
+fn limited(
+    mut config: pintle_tests::EnvoyConfig,
+    name: &str,
+    timeout: &str,
+) -> pintle_tests::EnvoyConfig {
+    route(&mut config, name)["timeout"] = json!(timeout);
+    unretried(config, name)
+}
+
+fn idle(mut config: pintle_tests::EnvoyConfig, name: &str) -> pintle_tests::EnvoyConfig {
+    route(&mut config, name)["idle_timeout"] = json!("0.2s");
+    limited(config, name, "0s")
+}

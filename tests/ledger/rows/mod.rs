@@ -1,0 +1,27 @@
+//! The kinds of traffic, by family.
+
+mod attempts;
+mod elsewhere;
+mod ends;
+mod grpc;
+mod http3;
+mod plain;
+mod streams;
+
+use crate::row::Row;
+
+/// Every kind.
+pub fn all() -> Vec<Row> {
+    [
+        plain::rows(),
+        http3::rows(),
+        streams::rows(),
+        grpc::rows(),
+        attempts::rows(),
+        elsewhere::rows(),
+        ends::rows(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
