@@ -1,4 +1,4 @@
-//! Two Envoys with an agent each on one etcd and one NATS.
+//! Two Envoys with an agent each on one etcd and one NATS; and several at one agent.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -345,4 +345,51 @@ async fn a_node_that_lies_takes_no_service_down() {
     assert_eq!(served.len(), 2, "half are taken and not more: {served:?}");
     let panic = fleet.b.agent.metric("pintle_panic_requests_total", &[]).await;
     assert_eq!(panic, Some(0.0), "and it is no panic");
+}
+
+/// One more Envoy at this agent, ready for the service.
+async fn beside(agent: &Agent, name: &str) -> Envoy {
+    let config = EnvoyConfig::shipped()
+        .expect("the shipped configuration")
+        .agent_socket(agent.socket())
+        .wasm(PINTLE_PATH)
+        .node(name)
+        .plugin(|plugin| plugin["select"]["strategy"] = json!("round_robin"));
+    let envoy = Envoy::start(config).await.expect("Envoy");
+    let hosts = async || envoy.hosts("orders").await.map_or(0, |hosts| hosts.len());
+    assert_eventually!(PATIENCE, hosts().await == 3);
+    envoy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoys_of_one_agent_tell_each_other_without_nats_and_one_that_starts_is_told() {
+    let [bad, good, third] =
+        [upstream("bad").await, upstream("good").await, upstream("third").await];
+    bad.set(Behaviour::failing(Fault::Status(500)));
+    let etcd = Etcd::start().await.expect("etcd");
+    let mut written = None;
+    for endpoint in [&bad, &good, &third] {
+        written = Some(etcd.register(&Instance::of("orders", endpoint)).await);
+    }
+    let agent = Agent::builder().etcd(etcd.url()).start().await.expect("the agent");
+    let (a, b) = tokio::join!(beside(&agent, "envoy-a"), beside(&agent, "envoy-b"));
+    let written = written.expect("an endpoint").expect("a registration");
+    settled(&agent, written).await;
+    let failed = async |envoy: &Envoy| {
+        bad.forget();
+        for _ in 0..60 {
+            let before = bad.requests();
+            get(envoy, "orders").await;
+            if bad.requests() > before {
+                tokio::time::sleep(SETTLED).await;
+            }
+        }
+        bad.requests()
+    };
+    assert_eq!(failed(&a).await, 5, "it finds out for itself");
+    assert_eq!(failed(&b).await, 1, "one failure is enough where another said so");
+    let late = beside(&agent, "envoy-c").await;
+    settled(&agent, written).await;
+    assert_eq!(failed(&late).await, 1, "and where the first table said so");
+    assert_eq!(failed(&a).await, 0, "still open");
 }

@@ -43,13 +43,11 @@ async fn a_breaker_shows_in_metrics_logs_and_table_and_obeys_orders() {
     let ejected = world.agent.metric("pintle_ejected_ratio", &["service=\"orders\""]).await;
     assert!(ejected.is_some_and(|share| (share - 1.0 / 3.0).abs() < 0.01), "{ejected:?}");
     let text = world.agent.metrics().await.expect("metrics");
-    for name in [
-        "pintle_panic_requests_total",
-        "pintle_fleet_opinions",
-        "pintle_no_endpoint_requests_total",
-    ] {
+    for name in ["pintle_panic_requests_total", "pintle_no_endpoint_requests_total"] {
         assert!(text.contains(&format!("\n{name}{{service=\"orders\"}} 0")), "{name}");
     }
+    let opinions = world.agent.metric("pintle_fleet_opinions", &["service=\"orders\""]).await;
+    assert_eq!(opinions, Some(1.0), "for the agent's other proxies");
     let opened = world.envoy.stat("wasmcustom.pintle_breaker_opened_total").await;
     assert_eq!(opened, Some(1), "Envoy's own statistic");
     let admin = world.agent.admin().to_string();

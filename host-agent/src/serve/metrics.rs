@@ -344,7 +344,7 @@ fn services(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime
     let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     out.gauges(
         "pintle_fleet_opinions",
-        "Endpoints that other proxies of the fleet hold open.",
+        "Endpoints that proxies of this agent or of the fleet hold open.",
         tables().map(|(name, table)| {
             let held = table.endpoints.iter().filter(|endpoint| {
                 endpoint
