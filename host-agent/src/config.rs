@@ -245,10 +245,11 @@ impl Settings for Config {
             .unwrap_or(deadline);
         let drains = register.as_ref().is_none_or(|register| register.drain < deadline);
         keys.ensure(drains, "shutdown.deadline", "longer than register.drain");
+        let socket = keys.section_or_default("socket", socket);
         Self {
-            socket: keys.section_or_default("socket", socket),
+            admin: keys.section_or_default("admin", |keys| admin(keys, agent, &socket.path)),
+            socket,
             tcp: keys.section_with("tcp", tcp),
-            admin: keys.section_or_default("admin", |keys| admin(keys, agent)),
             max_endpoint_series: keys.section_or_default("metrics", |keys| {
                 // 10,000 endpoints give about 60,000 series, a large but common size of one target.
                 keys.whole("max_endpoints", 0..=100_000, 10_000)
@@ -312,13 +313,41 @@ fn tcp(keys: &mut Section) -> (SocketAddr, TlsFiles) {
     (listen.unwrap_or(DEFAULT_ADMIN), files)
 }
 
-fn admin(keys: &mut Section, agent: String) -> AdminOptions {
+fn admin(keys: &mut Section, agent: String, proxies: &Path) -> AdminOptions {
     AdminOptions {
         agent,
         listen: keys.parse("listen", ADDRESS, address).unwrap_or(DEFAULT_ADMIN),
         allow_remote: keys.flag("allow_remote", false),
         hosts: keys.texts("hosts", 0..=64).unwrap_or_default(),
+        socket: orders(keys, proxies),
     }
+}
+
+/// The socket for orders, beside the proxies' one unless it is named.
+fn orders(keys: &mut Section, proxies: &Path) -> SocketOptions {
+    let accepts = "an absolute path of at most 103 bytes that is not socket.path";
+    let path = keys.parse("socket", accepts, |path| {
+        let path = PathBuf::from(path.as_str()?);
+        (path.is_absolute() && path.as_os_str().len() <= 103 && path != proxies).then_some(path)
+    });
+    let beside = || {
+        let stem = proxies.file_stem().unwrap_or_default().to_string_lossy();
+        proxies.with_file_name(format!("{stem}-admin.sock"))
+    };
+    let group = |path: &str, value: Value| {
+        let id = value.as_str().and_then(group_id);
+        id.ok_or_else(|| Invalid::new(path, "a group of this machine").found(&value))
+    };
+    let allow_gids = keys.list("groups", 0..=64, group).unwrap_or_default();
+    // A file has one group; who of several may connect is told from the process that does.
+    let mode = match allow_gids.len() {
+        0 => 0o600,
+        1 => 0o660,
+        _ => 0o666,
+    };
+    let group = if mode == 0o660 { allow_gids.first().copied() } else { None };
+    let path = path.unwrap_or_else(beside);
+    SocketOptions { path, mode, group, allow_uids: Vec::new(), allow_gids }
 }
 
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 19_100));

@@ -18,6 +18,7 @@
 
 mod breaker;
 mod ledger;
+mod minute;
 mod views;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,7 @@ use pintle_state::Snapshot;
 use tokio::sync::mpsc::error::TrySendError;
 
 pub use ledger::{Ledger, MAX_COUNTERS, MAX_PROXIES, MAX_WORKERS, PROPAGATION_BUCKETS};
-pub use views::{BreakerView, EndpointView, ProxyView, ServiceView, View, WorkerView};
+pub use views::{BreakerView, EndpointView, MinuteView, ProxyView, ServiceView, View, WorkerView};
 
 use crate::link::{Activities, Activity, Outgoing, Reported};
 

@@ -26,9 +26,12 @@ use crate::link::Snapshots;
 use crate::logs::{self, Logs};
 use crate::publish::Updates;
 use crate::registration;
+use crate::serve::admin::view::Given;
 use crate::serve::admin::{self, Admin, Parts, Recent, Release, Releasing};
+use crate::serve::descriptors;
 use crate::serve::eds::Eds;
-use crate::serve::metrics::Metrics;
+use crate::serve::metrics::{Metrics, Served};
+use crate::serve::quota::Quotas;
 use crate::serve::socket::Socket;
 use crate::serve::sync::Sync;
 use crate::serve::transport::{Proxies, TlsFiles};
@@ -125,7 +128,7 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
         tokio::spawn(recent.clone().listen(running.activities.subscribe())),
         tokio::spawn(follow(running.snapshots.clone(), Arc::clone(&fleet), logs.clone())),
     ];
-    let (mut server, certificates) = proxies(&config, &running, &fleet, &stop).await?;
+    let (mut server, certificates, served) = proxies(&config, &running, &fleet, &stop).await?;
     let listener = admin::bind(&config.admin).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -144,13 +147,17 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
                 running.snapshots.clone(),
                 running.sources.clone(),
                 Arc::clone(&fleet),
+                Some(served.clone()),
                 config.max_endpoint_series,
             ),
             recent,
             release: Box::new(running.updates.clone()),
+            given: Given::of(config.socket.path.clone(), &config.sources),
+            served: Some(served),
             stop: stop.clone(),
         },
     );
+    tasks.push(tokio::spawn(admin.clone().serve_unix(admin.bind_unix()?)));
     tasks.push(tokio::spawn(admin.serve(listener)));
     let register_stop = CancellationToken::new();
     let registered = config.register.clone().map(|register| {
@@ -215,7 +222,7 @@ async fn proxies(
     running: &Running,
     fleet: &Arc<Fleet>,
     stop: &CancellationToken,
-) -> Result<(Server, Certificates), RunError> {
+) -> Result<(Server, Certificates, Served), RunError> {
     let mut tcp = None;
     let mut certificates = None;
     if let Some((listen, files)) = &config.tcp {
@@ -225,14 +232,17 @@ async fn proxies(
         tcp = Some((listener, rx));
         certificates = Some((files.clone(), tx));
     }
+    let socket = Socket::bind(config.socket.clone())?;
+    let served = Served { file: socket.status(), quotas: Quotas::new(descriptors::proxies()) };
     let proxies = Proxies {
-        socket: Socket::bind(config.socket.clone())?,
+        socket,
         tcp,
         sync: Sync::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone()),
         eds: Eds::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone()),
         fleet: Arc::clone(fleet),
+        quotas: served.quotas.clone(),
     };
-    Ok((tokio::spawn(proxies.serve(stop.clone())), certificates))
+    Ok((tokio::spawn(proxies.serve(stop.clone())), certificates, served))
 }
 
 /// Waits for the signal to stop, and reloads on every SIGHUP until then.

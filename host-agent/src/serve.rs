@@ -9,9 +9,11 @@
 //! anything about endpoints.
 
 pub mod admin;
+pub mod descriptors;
 pub mod eds;
 pub mod metrics;
 pub mod page;
+pub mod quota;
 pub mod socket;
 pub mod sync;
 pub mod transport;

@@ -31,6 +31,19 @@ fn one_leader_says_hello_and_every_worker_gets_the_table() {
     assert_eq!(run.envoy.traps().len(), 0);
 }
 
+/// By it the agent tells Envoys apart that call themselves by one name, in containers where all of them
+/// are process 0 to it.
+#[test]
+fn the_token_of_the_environment_goes_with_the_stream() {
+    let plain = Run::start(ALL);
+    assert_eq!(plain.stream.metadata().text("x-pintle-token"), None);
+    let mut envoy = builder(ALL).env("PINTLE_TOKEN", "of-this-envoy");
+    envoy = envoy.env("OTHER", "none of ours");
+    let run = Run::of(envoy.build().expect("the module starts"));
+    let metadata = run.stream.metadata();
+    assert_eq!(metadata.text("x-pintle-token").as_deref(), Some("of-this-envoy"));
+}
+
 #[test]
 fn every_worker_says_which_version_it_applied() {
     let mut run = Run::start(ALL);

@@ -377,12 +377,17 @@ pub fn dequeue(queue: Queue) -> Result<Option<Vec<u8>>> {
 /// A gRPC stream or call of this context.
 pub type Token = u32;
 
-/// Opens a stream to `cluster`; its messages come to the calling root context.
+/// Opens a stream to `cluster`, with `metadata`; its messages come to the calling root context.
 ///
 /// # Errors
 /// The host's status; [`Status::PARSE_FAILURE`] if there is no such cluster.
-pub fn open_grpc_stream(cluster: &str, service: &str, method: &str) -> Result<Token> {
-    proxy_wasm::hostcalls::open_grpc_stream(cluster, service, method, Vec::new())
+pub fn open_grpc_stream(
+    cluster: &str,
+    service: &str,
+    method: &str,
+    metadata: Vec<(&str, &[u8])>,
+) -> Result<Token> {
+    proxy_wasm::hostcalls::open_grpc_stream(cluster, service, method, metadata)
         .map_err(|status| Status(status as u32))
 }
 

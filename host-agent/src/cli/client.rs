@@ -1,4 +1,4 @@
-//! HTTP/1.1 to an admin address, plain, small: the agent's or Envoy's.
+//! HTTP/1.1 to an admin address, plain, small: the agent's, by TCP or its unix socket, or Envoy's.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::CliError;
@@ -46,20 +47,41 @@ impl Client {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(http::header::HOST, &self.address)
+            .header(http::header::HOST, if self.is_unix() { "localhost" } else { &self.address })
             .header(crate::serve::admin::REQUEST_HEADER, "1")
             .body(Empty::<Bytes>::new())
             .map_err(|error| CliError::Usage(format!("{path}: {error}")))?;
         let answer = async {
-            let stream =
-                TcpStream::connect(&self.address).await.map_err(|error| self.unreachable(error))?;
-            let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|error| self.unreachable(error))?;
-            tokio::spawn(connection);
-            sender.send_request(request).await.map_err(|error| self.unreachable(error))
+            if self.is_unix() {
+                let stream = UnixStream::connect(&self.address).await;
+                self.send(stream, request).await
+            } else {
+                let stream = TcpStream::connect(&self.address).await;
+                self.send(stream, request).await
+            }
         };
         timeout(WITHIN, answer).await.map_err(|_| self.unreachable("no answer within 5 s"))?
+    }
+
+    async fn send<S>(
+        &self,
+        stream: std::io::Result<S>,
+        request: Request<Empty<Bytes>>,
+    ) -> Result<http::Response<Incoming>, CliError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = stream.map_err(|error| self.unreachable(error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.unreachable(error))?;
+        tokio::spawn(connection);
+        sender.send_request(request).await.map_err(|error| self.unreachable(error))
+    }
+
+    /// A path is a unix socket.
+    fn is_unix(&self) -> bool {
+        self.address.starts_with('/')
     }
 
     /// Status and body.

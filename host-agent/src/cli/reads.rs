@@ -12,11 +12,15 @@ use super::client::Client;
 use super::table::Table;
 use super::{AdminArgs, BreakersArgs, CliError, EventsArgs, ReleaseArgs, ServicesArgs};
 use crate::serve::admin::view::{
-    ActivitiesJson, ActivityJson, BreakerJson, BreakersJson, EndpointJson, HeldJson, RejectedJson,
-    ReleasedJson, ServiceJson, ServicesJson,
+    ActivitiesJson, ActivityJson, AgentJson, BreakerJson, BreakersJson, EndpointJson, HeldJson,
+    RejectedJson, ReleasedJson, ServiceJson, ServicesJson,
 };
 
 const EVERY: Duration = Duration::from_secs(1);
+
+/// Who should answer where orders are given.
+const ORDERS: &str =
+    "the agent's socket for orders (open to root, the agent's user and admin.groups)";
 
 fn agent(args: &AdminArgs) -> Client {
     Client::new(&args.admin, "the agent's admin address")
@@ -66,7 +70,7 @@ fn json_line(value: &impl Serialize, watch: bool) -> Result<String, CliError> {
 }
 
 /// All services, page by page.
-async fn all_services(agent: &Client) -> Result<ServicesJson, CliError> {
+pub(super) async fn all_services(agent: &Client) -> Result<ServicesJson, CliError> {
     let mut all: ServicesJson = agent.get("/v1/services?limit=1000").await?;
     while let Some(after) = all.next.take() {
         let path = format!("/v1/services?limit=1000&after={after}");
@@ -299,7 +303,9 @@ pub(super) async fn release(args: &ReleaseArgs, json: bool) -> Result<(), CliErr
         return Err(CliError::Usage(error));
     }
     let path = format!("/v1/release/{}", args.service);
-    let released: ReleasedJson = agent(&args.admin).json(Method::POST, &path).await?;
+    let known: AgentJson = agent(&args.admin).get("/v1/agent").await?;
+    let orders = Client::new(&known.admin_socket, ORDERS);
+    let released: ReleasedJson = orders.json(Method::POST, &path).await?;
     if json {
         print_json(&released)?;
     } else {

@@ -11,7 +11,10 @@ use pintle_contract::{
 use pintle_state::Snapshot;
 
 use super::breaker::Breaker;
-use super::views::{BreakerView, EndpointView, ProxyView, ServiceView, View, WorkerView};
+use super::minute::Minute;
+use super::views::{
+    BreakerView, EndpointView, MinuteView, ProxyView, ServiceView, View, WorkerView,
+};
 use super::{When, wall};
 
 /// Envoys on one agent; a machine runs a handful, and each costs a few kilobytes a service.
@@ -36,6 +39,9 @@ const ABSENT: Duration = Duration::from_secs(300);
 const SETTLED: Duration = Duration::from_secs(2);
 /// Versions on their way that are timed at once.
 const IN_TRANSIT: usize = 4096;
+/// Pairs of method and status that one service counts apart. What comes beyond them is counted by the
+/// class of its status (`500` for 5xx), so that a proxy that makes them up adds no series for ever.
+const MAX_PAIRS: usize = 128;
 const BUCKETS: usize = LATENCY_BUCKETS_MS.len() + 1;
 
 /// The sums, and per worker what has been counted into them.
@@ -58,6 +64,7 @@ struct Service {
     latency_sum_us: u64,
     panics: u64,
     no_endpoint: u64,
+    minute: Minute<6>,
     endpoints: HashMap<String, Endpoint>,
     absent: Option<Instant>,
 }
@@ -69,6 +76,7 @@ struct Endpoint {
     trips: u64,
     counted: u64,
     rate: f64,
+    minute: Minute<2>,
     breakers: BTreeMap<String, Breaker>,
     absent: Option<Instant>,
 }
@@ -314,15 +322,18 @@ impl Ledger {
             if !said.is_newer_than(report) {
                 said.in_flight = report.in_flight;
             }
+            // By class, several become one, whose counts are added up before they are compared.
+            let mut pairs: BTreeMap<(u8, u16), u64> = BTreeMap::new();
             for requests in &report.requests {
-                let key = (
-                    requests.method.min(LAST_METHOD),
-                    if (100..1000).contains(&requests.code) { requests.code } else { 0 },
-                );
+                let pair = total.pair(requests.method, requests.code);
+                let sum = pairs.entry(pair).or_default();
+                *sum = sum.saturating_add(requests.count);
+            }
+            for (pair, sum) in pairs {
                 count(
-                    total.requests.entry(key).or_default(),
-                    said.requests.entry(key).or_default(),
-                    requests.count,
+                    total.requests.entry(pair).or_default(),
+                    said.requests.entry(pair).or_default(),
+                    sum,
                 );
             }
             let buckets = total.latency.iter_mut().zip(said.latency.iter_mut());
@@ -389,7 +400,10 @@ impl Ledger {
         self.services.retain(|_, service| !service.absent.is_some_and(|since| old(since, ABSENT)));
         let mut dropped: Vec<(String, String)> = Vec::new();
         for (name, service) in &mut self.services {
+            let totals = service.totals();
+            service.minute.tick(when.mono, totals);
             service.endpoints.retain(|id, endpoint| {
+                endpoint.minute.tick(when.mono, [endpoint.requests, endpoint.failures]);
                 endpoint.breakers.retain(|proxy, _| !gone.contains(proxy));
                 let new = endpoint.requests.saturating_sub(endpoint.counted);
                 endpoint.counted = endpoint.requests;
@@ -533,6 +547,37 @@ fn is_counter(name: &str) -> bool {
 // === impl Service, Endpoint ===
 
 impl Service {
+    /// Under what a method and a status are counted; a pair that is new takes its entry at once.
+    fn pair(&mut self, method: u8, code: u16) -> (u8, u16) {
+        let method = method.min(LAST_METHOD);
+        let code = if (100..1000).contains(&code) { code } else { 0 };
+        if !self.requests.contains_key(&(method, code)) && self.requests.len() >= MAX_PAIRS {
+            return (method, code / 100 * 100);
+        }
+        self.requests.entry((method, code)).or_default();
+        (method, code)
+    }
+
+    /// Requests, errors, timed ones, their microseconds, panics and local answers.
+    fn totals(&self) -> [u64; 6] {
+        let failed = |code: u16| code == 0 || (500..600).contains(&code);
+        let errors = self.requests.iter().filter(|((_, code), _)| failed(*code));
+        [
+            self.requests.values().sum(),
+            errors.map(|(_, count)| count).sum(),
+            self.latency.iter().sum(),
+            self.latency_sum_us,
+            self.panics,
+            self.no_endpoint,
+        ]
+    }
+
+    fn last_minute(&self) -> MinuteView {
+        let [requests, errors, timed, latency_sum_us, panics, no_endpoint] =
+            self.minute.since(self.totals());
+        MinuteView { requests, errors, timed, latency_sum_us, panics, no_endpoint }
+    }
+
     fn view(&self, words: &HashMap<&str, Now>, when: When) -> ServiceView {
         let endpoints: BTreeMap<String, EndpointView> = self
             .endpoints
@@ -549,6 +594,7 @@ impl Service {
             in_flight: 0,
             panics: self.panics,
             no_endpoint: self.no_endpoint,
+            minute: self.last_minute(),
             rate: endpoints.values().map(|endpoint| endpoint.rate).sum(),
             endpoints,
         }
@@ -602,6 +648,10 @@ impl Endpoint {
         EndpointView {
             requests: self.requests,
             failures: self.failures,
+            minute: {
+                let [requests, failures] = self.minute.since([self.requests, self.failures]);
+                (requests, failures)
+            },
             trips: self.trips,
             in_flight: 0,
             latency_us: 0,

@@ -397,3 +397,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn made_up_statuses_are_counted_by_class_and_add_no_series() {
+    let time = Time::new();
+    let mut ledger = Ledger::default();
+    ledger.published(&snapshot(1, 1), time.at(0.0));
+    let hello = Hello { proxy: "p".to_owned(), worker: 1, fence: 1, have: Version::default() };
+    ledger.connected(&hello, "", time.at(0.0));
+    let report = |times: u64| Report {
+        worker: 1,
+        version: version(1),
+        services: vec![ServiceReport {
+            service: "a".to_owned(),
+            requests: (0..10)
+                .flat_map(|method| (0..1_100).map(move |code| (method, code)))
+                .map(|(method, code)| RequestCount { method, code, count: times })
+                .collect(),
+            ..ServiceReport::default()
+        }],
+        counters: Vec::new(),
+    };
+    for times in [1, 1, 3] {
+        ledger.report("p", &report(times), time.at(1.0));
+    }
+    let requests = &ledger.view(time.at(1.0)).services["a"].requests;
+    assert!(requests.len() <= 250, "{} series", requests.len());
+    assert_eq!(requests.values().sum::<u64>(), 3 * 10 * 1_100, "and none is lost");
+}

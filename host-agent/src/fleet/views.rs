@@ -39,8 +39,27 @@ pub struct ServiceView {
     pub no_endpoint: u64,
     /// Attempts a second, lately.
     pub rate: f64,
+    /// What was counted within the last minute.
+    pub minute: MinuteView,
     /// By id; only endpoints of the current snapshot that anything is known of.
     pub endpoints: BTreeMap<String, EndpointView>,
+}
+
+/// The last minute of a service: 50 to 60 s, the last second included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MinuteView {
+    /// Requests.
+    pub requests: u64,
+    /// Those of them that ended with 5xx or without a status.
+    pub errors: u64,
+    /// Those that were timed.
+    pub timed: u64,
+    /// Sum of their times, in microseconds.
+    pub latency_sum_us: u64,
+    /// Requests spread over all endpoints in panic.
+    pub panics: u64,
+    /// Requests answered locally.
+    pub no_endpoint: u64,
 }
 
 /// One endpoint over all proxies.
@@ -50,6 +69,8 @@ pub struct EndpointView {
     pub requests: u64,
     /// Attempts that failed.
     pub failures: u64,
+    /// Attempts within the last minute, and how many of them failed.
+    pub minute: (u64, u64),
     /// Times its breaker opened, over all proxies.
     pub trips: u64,
     /// In flight now.

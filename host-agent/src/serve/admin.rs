@@ -1,10 +1,10 @@
 //! The admin address: health, metrics, the JSON API and the status page, on loopback.
 //!
 //! Everything is read-only but `POST /v1/release/{service}`, by which a person confirms held
-//! removals. Two things keep a web page in somebody's browser out: that request needs a header which
-//! a foreign page can't set without asking first (`x-pintle-request`), and every request must name a
-//! host that DNS can't have been rebound to: an address literal, `localhost`, or a configured name. Who
-//! comes by the network, where that is allowed, changes nothing.
+//! removals. It is taken at the unix socket alone, from root, the agent's own user and the groups that
+//! are named: a TCP address can't tell one user of the machine from the next. What keeps a web page in
+//! somebody's browser from reading: every request must name a host that DNS can't have been rebound
+//! to, an address literal, `localhost`, or a configured name.
 //!
 //! | path | answer |
 //! |---|---|
@@ -12,20 +12,26 @@
 //! | `/healthz`, `/readyz` | the process lives; there is a snapshot (stale or not; 503 without) |
 //! | `/metrics` | OpenMetrics, or Prometheus text |
 //! | `/v1/services?after=&limit=&endpoints=`, `/v1/services/{name}` | tables and their traffic |
+//! | `/v1/agent` | what the agent was given, and how its servers do |
 //! | `/v1/breakers?all=`, `/v1/proxies`, `/v1/sources` | who holds what open; versions; connections |
 //! | `/v1/rejected`, `/v1/held`, `/v1/overlays` | refused entries, removals that wait, events in force |
 //! | `/v1/events?follow=&state=` | server-sent events, or the last ones as JSON |
 //!
-//! Bounds: 256 connections, 32 event streams, 4 KiB of body, 16 KiB of head, 1,000 services an answer.
+//! Bounds: 256 connections ([`super::descriptors`]) and 8 more for health, 32 event streams, 4 KiB of
+//! body, 16 KiB of head, 1,000 services an answer, 64 MiB of answers that wait for their readers, each
+//! for 10 s.
 
+mod answers;
+mod deadline;
+mod events;
+mod listen;
 mod recent;
 pub mod view;
 
-use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Extension;
 use axum::Router;
@@ -33,35 +39,33 @@ use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HOST, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
-use futures::stream::{Stream, unfold};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use answers::{Answers, bounded};
+use events::events;
+use listen::Places;
 pub use recent::Recent;
 use view::{
-    ActivitiesJson, ActivityJson, BreakersJson, HeldJson, HeldRowJson, OverlayJson, OverlaysJson,
-    ProxiesJson, ProxyJson, ReadyJson, RejectedJson, RejectedRowJson, ReleasedJson, ServiceJson,
-    ServicesJson, SourcesJson, StateJson,
+    AgentJson, BreakersJson, Given, HeldJson, HeldRowJson, OverlayJson, OverlaysJson, ProxiesJson,
+    ProxyJson, ReadyJson, RejectedJson, RejectedRowJson, ReleasedJson, ServiceJson, ServicesJson,
+    SourcesJson, StateJson,
 };
 
-use super::metrics::Metrics;
+use super::descriptors;
+use super::metrics::{Metrics, Served};
 use super::page::page;
+use super::socket::{BindError, Credentials, Socket, SocketOptions};
 use crate::fleet::{Fleet, When};
 use crate::link::{Snapshots, SourcesWatch};
 
 /// The header that a request to change anything must carry, with any value.
 pub const REQUEST_HEADER: &str = "x-pintle-request";
 
-const MAX_CONNECTIONS: usize = 256;
 const MAX_STREAMS: usize = 32;
 /// Services in one answer, and rows of any other list.
 const MAX_SERVICES: usize = 1_000;
@@ -92,6 +96,8 @@ pub struct AdminOptions {
     pub allow_remote: bool,
     /// Names by which it may be called, beside address literals and `localhost`.
     pub hosts: Vec<String>,
+    /// The unix socket at which orders are taken, and who may give them.
+    pub socket: SocketOptions,
 }
 
 /// Why the admin address could not be served.
@@ -106,6 +112,9 @@ pub enum AdminError {
     /// The system refused.
     #[error("admin.listen {0}: {1}")]
     Bind(SocketAddr, std::io::Error),
+    /// The unix socket could not be made.
+    #[error("admin.socket: {0}")]
+    Socket(#[from] BindError),
 }
 
 /// What the handlers share.
@@ -122,7 +131,12 @@ struct Inner {
     metrics: Metrics,
     recent: Recent,
     release: Box<dyn Release>,
+    given: Given,
+    served: Option<Served>,
+    started: SystemTime,
     streams: Arc<Semaphore>,
+    places: Places,
+    answers: Arc<Answers>,
     page_state: Mutex<Option<(Instant, Arc<str>)>>,
     stop: CancellationToken,
 }
@@ -141,6 +155,10 @@ pub struct Parts {
     pub recent: Recent,
     /// Confirms removals.
     pub release: Box<dyn Release>,
+    /// What the agent was started with.
+    pub given: Given,
+    /// The proxies' server; none where there is none (tests).
+    pub served: Option<Served>,
     /// Ends the event streams.
     pub stop: CancellationToken,
 }
@@ -175,11 +193,24 @@ impl Admin {
                 metrics: parts.metrics,
                 recent: parts.recent,
                 release: parts.release,
+                given: parts.given,
+                served: parts.served,
+                started: SystemTime::now(),
                 streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+                places: Places::new(descriptors::admin()),
+                answers: Arc::new(Answers::new()),
                 page_state: Mutex::new(None),
                 stop: parts.stop,
             }),
         }
+    }
+
+    /// Binds the unix socket for orders.
+    ///
+    /// # Errors
+    /// [`AdminError::Socket`].
+    pub fn bind_unix(&self) -> Result<Socket, AdminError> {
+        Ok(Socket::bind(self.inner.options.socket.clone())?)
     }
 
     /// All routes behind the checks that hold for all.
@@ -189,6 +220,7 @@ impl Admin {
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
+            .route("/v1/agent", get(agent))
             .route("/v1/services", get(services))
             .route("/v1/services/{name}", get(service))
             .route("/v1/breakers", get(breakers))
@@ -200,49 +232,10 @@ impl Admin {
             .route("/v1/overlays", get(overlays))
             .route("/v1/release/{service}", post(release))
             .fallback(|| async { fail(StatusCode::NOT_FOUND, "no such path") })
+            .layer(from_fn_with_state(Arc::clone(&self.inner.answers), bounded))
             .layer(DefaultBodyLimit::max(4 << 10))
             .layer(from_fn_with_state(self.clone(), guard))
             .with_state(self.clone())
-    }
-
-    /// Serves until the parts' `stop`.
-    pub async fn serve(self, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let router = self.router();
-        let stop = self.inner.stop.clone();
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = stop.cancelled() => return,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let router = router.clone().layer(Extension(Peer(peer.ip())));
-                    let service = TowerToHyperService::new(router);
-                    let stop = stop.clone();
-                    tokio::spawn(async move {
-                        let connection = hyper::server::conn::http1::Builder::new()
-                            .timer(TokioTimer::new())
-                            .header_read_timeout(Duration::from_secs(10))
-                            .max_buf_size(16 << 10)
-                            .serve_connection(TokioIo::new(stream), service);
-                        tokio::select! {
-                            // A client that hangs up or speaks nonsense is its own affair.
-                            _ = connection => {}
-                            () = late(&stop) => {}
-                        }
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "can't accept on the admin address");
-                    sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
     }
 
     fn snapshot(&self) -> Arc<pintle_state::Snapshot> {
@@ -273,12 +266,6 @@ impl Admin {
         *cached = Some((Instant::now(), Arc::clone(&state)));
         state
     }
-}
-
-/// After the stop, what is being answered may finish.
-async fn late(stop: &CancellationToken) {
-    stop.cancelled().await;
-    sleep(Duration::from_secs(1)).await;
 }
 
 fn fail(status: StatusCode, error: &str) -> Response {
@@ -325,7 +312,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let (kind, body) = admin.inner.metrics.expose(accept);
+    let (kind, body) = admin.inner.answers.metrics(&admin.inner.metrics, accept);
     ([(CONTENT_TYPE, kind)], body).into_response()
 }
 
@@ -368,6 +355,17 @@ struct BreakersQuery {
     all: Option<bool>,
 }
 
+async fn agent(State(admin): State<Admin>) -> Response {
+    let inner = &admin.inner;
+    let (file, usage) = inner.served.as_ref().map_or_else(Default::default, |served| {
+        (served.file.borrow().clone(), served.quotas.usage())
+    });
+    let options = &inner.options;
+    let at = (options.listen, options.socket.path.as_path());
+    Json(AgentJson::of(&options.agent, inner.started, at, &inner.given, &file, &usage))
+        .into_response()
+}
+
 async fn breakers(State(admin): State<Admin>, Query(query): Query<BreakersQuery>) -> Response {
     let view = admin.inner.fleet.view(When::now());
     let all = query.all.unwrap_or(false);
@@ -402,128 +400,36 @@ async fn overlays(State(admin): State<Admin>) -> Response {
 }
 
 /// Who asks.
-#[derive(Clone, Copy)]
-struct Peer(IpAddr);
-
-impl Peer {
-    /// Who reaches this address over the network may look, and change nothing.
-    fn may_change(self) -> bool {
-        self.0.to_canonical().is_loopback()
-    }
+#[derive(Clone, Copy, Debug)]
+enum Asker {
+    /// Somebody at a TCP address, whoever that is.
+    Network,
+    /// A process that the admin socket let in: root, the agent's own user, or one of a named group.
+    Local(Credentials),
 }
 
 async fn release(
     State(admin): State<Admin>,
-    Extension(peer): Extension<Peer>,
+    Extension(asker): Extension<Asker>,
     Path(service): Path<String>,
     headers: HeaderMap,
 ) -> Response {
-    if !peer.may_change() {
-        return fail(StatusCode::FORBIDDEN, "a change is taken from this machine alone");
-    }
+    let Asker::Local(peer) = asker else {
+        let socket = admin.inner.options.socket.path.display();
+        let error = format!("orders are taken at the unix socket {socket} alone");
+        return fail(StatusCode::FORBIDDEN, &error);
+    };
     if !headers.contains_key(REQUEST_HEADER) {
         return fail(StatusCode::FORBIDDEN, "a change needs the header x-pintle-request");
     }
     if !pintle_contract::is_name(&service) {
         return fail(StatusCode::BAD_REQUEST, "not the name of a service");
     }
-    tracing::info!(service, "held removals are released by request");
+    tracing::info!(service, uid = peer.uid, "held removals are released by request");
     match admin.inner.release.release(service.clone()).await {
         Ok(released) => Json(ReleasedJson { service, released }).into_response(),
         Err(error) => fail(StatusCode::SERVICE_UNAVAILABLE, &error),
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EventsQuery {
-    follow: Option<bool>,
-    state: Option<u8>,
-}
-
-async fn events(State(admin): State<Admin>, Query(query): Query<EventsQuery>) -> Response {
-    if query.follow == Some(false) {
-        return Json(ActivitiesJson { events: admin.inner.recent.last() }).into_response();
-    }
-    let Ok(place) = Arc::clone(&admin.inner.streams).try_acquire_owned() else {
-        return fail(StatusCode::SERVICE_UNAVAILABLE, "too many event streams are open");
-    };
-    let stream = follow(admin, query.state.unwrap_or(0) > 0, place);
-    Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))).into_response()
-}
-
-struct Follow {
-    admin: Admin,
-    past: std::vec::IntoIter<ActivityJson>,
-    coming: broadcast::Receiver<ActivityJson>,
-    state: Option<Arc<str>>,
-    beat: tokio::time::Interval,
-    with_state: bool,
-    _place: OwnedSemaphorePermit,
-}
-
-fn follow(
-    admin: Admin,
-    with_state: bool,
-    place: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<Event, Infallible>> {
-    let (past, coming) = admin.inner.recent.follow();
-    let mut beat = interval(PAGE_EVERY);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let follow = Follow {
-        past: past.into_iter(),
-        coming,
-        state: None,
-        beat,
-        with_state,
-        _place: place,
-        admin,
-    };
-    unfold(follow, |mut follow| async move {
-        let event = follow.next().await?;
-        Some((Ok(event), follow))
-    })
-}
-
-impl Follow {
-    async fn next(&mut self) -> Option<Event> {
-        let stop = self.admin.inner.stop.clone();
-        loop {
-            if self.with_state && self.state.is_none() {
-                return Some(self.new_state(self.admin.page_state()));
-            }
-            if let Some(activity) = self.past.next() {
-                return Some(activity_event(&activity));
-            }
-            tokio::select! {
-                activity = self.coming.recv() => match activity {
-                    Ok(activity) => return Some(activity_event(&activity)),
-                    Err(RecvError::Lagged(missed)) => {
-                        return Some(Event::default().event("missed").data(missed.to_string()));
-                    }
-                    Err(RecvError::Closed) => return None,
-                },
-                _ = self.beat.tick(), if self.with_state => {
-                    let state = self.admin.page_state();
-                    if self.state.as_ref() != Some(&state) {
-                        return Some(self.new_state(state));
-                    }
-                }
-                () = stop.cancelled() => return None,
-            }
-        }
-    }
-
-    fn new_state(&mut self, state: Arc<str>) -> Event {
-        let event = Event::default().event("state").data(&*state);
-        self.state = Some(state);
-        event
-    }
-}
-
-fn activity_event(activity: &ActivityJson) -> Event {
-    let data = serde_json::to_string(activity).unwrap_or_default();
-    Event::default().event("activity").data(data)
 }
 
 #[cfg(test)]

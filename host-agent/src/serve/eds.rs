@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -27,7 +27,8 @@ pub use session::{Answer, MAX_SUBSCRIBED, Session};
 
 use crate::fleet::Fleet;
 use crate::link::Snapshots;
-use crate::serve::transport::Peer;
+use crate::serve::quota::{Kind, Place};
+use crate::serve::transport::{Caller, Peer};
 use proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -37,6 +38,10 @@ use proto::envoy::service::endpoint::v3::endpoint_discovery_service_server::Endp
 /// Envoy answers at once; one that pauses its answers (while clusters warm) gets the newest state
 /// after this long all the same.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A stream that has asked for nothing by then holds a place for nothing.
+const REQUEST_WITHIN: Duration = Duration::from_secs(5);
+/// How soon a peer whose quota of unanswered bytes is used up is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// The discovery services.
 #[derive(Clone, Debug)]
@@ -100,11 +105,12 @@ impl Eds {
         &self,
         request: Request<Streaming<P::Request>>,
     ) -> Response<Responses<P::Response>> {
-        let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Unknown);
+        let caller = request.extensions().get().cloned().unwrap_or_else(Caller::unknown);
         let (tx, rx) = mpsc::channel(1);
         let eds = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = eds.run::<P>(&peer, request.into_inner(), &tx).await {
+            if let Err(status) = eds.run::<P>(&caller, request.into_inner(), &tx).await {
+                let peer = &caller.peer;
                 tracing::debug!(%peer, code = ?status.code(), "discovery stream ends");
                 let _ = tx.try_send(Err(status));
             }
@@ -114,16 +120,22 @@ impl Eds {
 
     async fn run<P: Protocol>(
         &self,
-        peer: &Peer,
+        caller: &Caller,
         mut incoming: Streaming<P::Request>,
         tx: &mpsc::Sender<Result<P::Response, Status>>,
     ) -> Result<(), Status> {
         let mut snapshots = self.snapshots.clone();
         let mut session = Session::default();
-        let mut deadline = Instant::now();
+        let mut names = caller.take(Kind::Names, 0)?;
+        let mut unanswered: Option<Place> = None;
+        let mut deadline = Instant::now() + REQUEST_WITHIN;
         loop {
             let now = Arc::clone(&snapshots.borrow_and_update());
-            if let Some(response) = P::respond(&mut session, &now) {
+            if !session.is_waiting() {
+                unanswered = caller.take(Kind::Unanswered, session::RESPONSE).ok();
+            }
+            let full = unanswered.is_none();
+            if !full && let Some(response) = P::respond(&mut session, &now) {
                 deadline = Instant::now() + ANSWER_WITHIN;
                 tokio::select! {
                     sent = tx.send(Ok(response)) => {
@@ -132,13 +144,24 @@ impl Eds {
                     () = self.stop.cancelled() => return Err(stopping()),
                 }
             }
+            if !session.is_waiting() {
+                unanswered = None;
+            }
+            let silent = !session.has_asked();
             tokio::select! {
                 request = incoming.message() => match request? {
-                    Some(request) => self.take::<P>(peer, &mut session, request),
+                    Some(request) => {
+                        self.take::<P>(&caller.peer, &mut session, request);
+                        names.resize(session.subscribed())?;
+                    }
                     None => return Ok(()),
                 },
                 changed = snapshots.changed() => changed.map_err(|_| stopping())?,
                 () = sleep_until(deadline), if session.is_waiting() => session.stop_waiting(),
+                () = sleep_until(deadline), if silent => {
+                    return Err(Status::deadline_exceeded("no request came"));
+                }
+                () = sleep(AGAIN), if full => {}
                 () = self.stop.cancelled() => return Err(stopping()),
             }
         }

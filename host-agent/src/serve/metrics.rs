@@ -21,9 +21,12 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 
 use crate::fleet::{EndpointView, Fleet, PROPAGATION_BUCKETS, ServiceView, View, When};
 use crate::link::{Snapshots, SourceStatus, Sources, SourcesWatch};
+use crate::serve::quota::{Kind, Quotas};
+use crate::serve::socket::SocketStatus;
 
 /// The type of OpenMetrics.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -41,8 +44,18 @@ struct Scrape {
     snapshots: Snapshots,
     sources: SourcesWatch,
     fleet: Arc<Fleet>,
+    socket: Option<Served>,
     max_endpoints: usize,
     started: SystemTime,
+}
+
+/// How the proxies' server does.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The socket's file.
+    pub file: watch::Receiver<SocketStatus>,
+    /// What its peers hold.
+    pub quotas: Quotas,
 }
 
 impl Metrics {
@@ -52,6 +65,7 @@ impl Metrics {
         snapshots: Snapshots,
         sources: SourcesWatch,
         fleet: Arc<Fleet>,
+        socket: Option<Served>,
         max_endpoints: usize,
     ) -> Self {
         let mut registry = Registry::default();
@@ -59,10 +73,17 @@ impl Metrics {
             snapshots,
             sources,
             fleet,
+            socket,
             max_endpoints,
             started: SystemTime::now(),
         }));
         Self { registry }
+    }
+
+    /// The type of the exposition that a client with this `Accept` header reads.
+    #[must_use]
+    pub fn kind(accept: &str) -> &'static str {
+        if accept.contains("application/openmetrics-text") { OPENMETRICS } else { TEXT }
     }
 
     /// The exposition that a client with this `Accept` header reads, and its type.
@@ -71,10 +92,9 @@ impl Metrics {
         let mut out = String::new();
         // Writing to a string does not fail.
         let _ = text::encode(&mut out, &self.registry);
-        if accept.contains("application/openmetrics-text") {
-            (OPENMETRICS, out)
-        } else {
-            (TEXT, to_text(&out))
+        match Self::kind(accept) {
+            OPENMETRICS => (OPENMETRICS, out),
+            kind => (kind, to_text(&out)),
         }
     }
 }
@@ -187,6 +207,9 @@ impl Collector for Scrape {
         state(out, &snapshot, &view, now.wall)?;
         events(out, &sources, now.wall)?;
         proxies(out, &view)?;
+        if let Some(socket) = &self.socket {
+            served(out, socket)?;
+        }
         process(out, self.started)
     }
 }
@@ -513,6 +536,37 @@ fn proxies(out: &mut Out<'_>, view: &View) -> fmt::Result {
         "pintle_module_events",
         "What the module counted in the proxies.",
         view.counters.iter().map(|(name, count)| (vec![("event", name.as_str())], *count)),
+    )
+}
+
+fn served(out: &mut Out<'_>, socket: &Served) -> fmt::Result {
+    let file = socket.file.borrow().clone();
+    out.gauge(
+        "pintle_socket_bound",
+        "1 while the socket's file is there for Envoys to connect to.",
+        f64::from(u8::from(file.error.is_none())),
+    )?;
+    out.counter(
+        "pintle_socket_renewed",
+        "Times that the file was gone and made anew.",
+        file.renewed,
+    )?;
+    let usage = socket.quotas.usage();
+    let of = |kind: Kind| vec![("kind", kind.as_str())];
+    out.gauges(
+        "pintle_quota_used",
+        "What all peers of the proxies' server hold.",
+        usage.iter().map(|usage| (of(usage.kind), usage.used as f64)),
+    )?;
+    out.gauges(
+        "pintle_quota_limit",
+        "What all of them may hold.",
+        usage.iter().map(|usage| (of(usage.kind), usage.limit as f64)),
+    )?;
+    out.counters(
+        "pintle_quota_refused",
+        "Times that a peer was refused because a quota was used up.",
+        usage.iter().map(|usage| (of(usage.kind), usage.refused)),
     )
 }
 

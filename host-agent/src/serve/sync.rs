@@ -7,13 +7,14 @@
 //! One stream per Envoy, held by its leader ([`Fences`]). Each stream is one task with a writer and a
 //! reader that do not wait for each other. The writer holds a [`Cursor`] and no queue: it takes a
 //! place in the transport first and chooses the frame then, so a slow reader gets the newest
-//! state. The reader pays a token per frame and per 4 KiB, so a flood is slowed by flow control at
-//! its sender; nothing is lost by waiting, because reports are cumulative. Frames that do not
-//! decode are counted by reason and dropped, and a stream of nothing else is closed.
+//! state. The reader pays for every frame ([`flow`]), so a flood is slowed by flow control at its
+//! sender. Frames that do not decode are counted by reason and dropped, and a stream of nothing else
+//! is closed.
 
 mod codec;
 mod cursor;
 mod fence;
+mod flow;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -39,7 +40,8 @@ pub use fence::{Fenced, Fences};
 
 use crate::fleet::{Fleet, When};
 use crate::link::Snapshots;
-use crate::serve::transport::Peer;
+use crate::serve::transport::Caller;
+use flow::Flows;
 
 /// How often a stream with nothing to say says so. The filters take three missed ones for silence.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -47,11 +49,6 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Frames handed to the transport ahead of the network. More would be backlog.
 const AHEAD: usize = 2;
-/// Tokens a second: one a frame and one more per 4 KiB. Ten workers that report 1,000 services
-/// each second need about 500.
-const FLOW: u32 = 4_000;
-/// Tokens saved up at most.
-const BURST: u32 = 20_000;
 /// Undecodable frames on one stream before it is closed: a peer of another schema, not an accident.
 const MAX_BAD: u32 = 100;
 /// Bytes of a node id.
@@ -63,6 +60,7 @@ pub struct Sync {
     snapshots: Snapshots,
     fleet: Arc<Fleet>,
     fences: Fences,
+    flows: Flows,
     stop: CancellationToken,
 }
 
@@ -70,16 +68,17 @@ impl Sync {
     /// Serves `snapshots` and hands what comes up to `fleet`; `stop` ends all streams.
     #[must_use]
     pub fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self { snapshots, fleet, fences: Fences::default(), stop }
+        Self { snapshots, fleet, fences: Fences::default(), flows: Flows::default(), stop }
     }
 
     async fn session(
         self,
-        peer: Peer,
+        caller: Caller,
         mut incoming: Streaming<Bytes>,
         tx: mpsc::Sender<Result<Bytes, Status>>,
     ) {
-        if let Err(status) = self.watch(&peer, &mut incoming, &tx).await {
+        if let Err(status) = self.watch(&caller, &mut incoming, &tx).await {
+            let peer = &caller.peer;
             tracing::debug!(%peer, code = ?status.code(), message = status.message(), "stream ends");
             // Room for the last word is not worth waiting for when the reader does not read.
             let _ = timeout(Duration::from_millis(100), tx.send(Err(status))).await;
@@ -88,12 +87,13 @@ impl Sync {
 
     async fn watch(
         &self,
-        peer: &Peer,
+        caller: &Caller,
         incoming: &mut Streaming<Bytes>,
         tx: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Result<(), Status> {
         let hello = self.hello(incoming).await?;
-        let name = format!("{}/{}", hello.proxy, peer.process());
+        let peer = &caller.peer;
+        let name = format!("{}/{}", hello.proxy, caller.identity());
         let hold = self.fences.take(&name, hello.fence).map_err(|fenced| {
             self.fleet.refused("fenced");
             Status::failed_precondition(fenced.to_string())
@@ -107,7 +107,7 @@ impl Sync {
         );
         let end = tokio::select! {
             end = self.write(&hello, tx) => end,
-            end = self.read(&hello.proxy, incoming) => end,
+            end = self.read(caller, &hello.proxy, incoming) => end,
             () = hold.superseded.cancelled() => Err(Status::aborted("a newer leader has come")),
             () = self.stop.cancelled() => Err(Status::unavailable("the agent stops")),
         };
@@ -203,8 +203,13 @@ impl Sync {
         }
     }
 
-    async fn read(&self, proxy: &str, incoming: &mut Streaming<Bytes>) -> Result<(), Status> {
-        let mut flow = Flow::new(Instant::now());
+    async fn read(
+        &self,
+        caller: &Caller,
+        proxy: &str,
+        incoming: &mut Streaming<Bytes>,
+    ) -> Result<(), Status> {
+        let flow = self.flows.of(caller.owner(), Instant::now());
         let mut bad = 0u32;
         while let Some(frame) = incoming.message().await? {
             if let Some(until) = flow.pay(frame.len(), Instant::now()) {
@@ -214,8 +219,12 @@ impl Sync {
                 Ok(up) => self.fleet.received(proxy, up, When::now()),
                 Err(error) => {
                     self.fleet.refused(error.reason());
-                    tracing::warn!(proxy, %error, bytes = frame.len(), "frame refused");
                     bad = bad.saturating_add(1);
+                    // A peer of another schema sends nothing else: a line for each says no more.
+                    if bad.is_power_of_two() {
+                        let bytes = frame.len();
+                        tracing::warn!(proxy, %error, bytes, refused = bad, "frame refused");
+                    }
                     if bad >= MAX_BAD {
                         return Err(Status::invalid_argument("too many frames refused"));
                     }
@@ -248,28 +257,6 @@ fn gone() -> Status {
 /// Only when there is room: a reader with unread frames knows that the agent lives.
 fn heartbeat(tx: &mpsc::Sender<Result<Bytes, Status>>, version: Version) {
     let _ = tx.try_send(Ok(Down::Heartbeat(version).encode().into()));
-}
-
-/// A token bucket that is paid after the fact: it may go into debt by one frame.
-#[derive(Debug)]
-struct Flow {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Flow {
-    fn new(now: Instant) -> Self {
-        Self { tokens: f64::from(BURST), at: now }
-    }
-
-    /// Until when to wait, if at all.
-    fn pay(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.at = now;
-        self.tokens = (self.tokens + passed * f64::from(FLOW)).min(f64::from(BURST));
-        self.tokens -= 1.0 + (bytes / 4096) as f64;
-        (self.tokens < 0.0).then(|| now + Duration::from_secs_f64(-self.tokens / f64::from(FLOW)))
-    }
 }
 
 // === the tonic service around it ===
@@ -309,9 +296,9 @@ impl StreamingService<Bytes> for Watch {
     type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Unknown);
+        let caller = request.extensions().get().cloned().unwrap_or_else(Caller::unknown);
         let (tx, rx) = mpsc::channel(AHEAD);
-        tokio::spawn(self.0.clone().session(peer, request.into_inner(), tx));
+        tokio::spawn(self.0.clone().session(caller, request.into_inner(), tx));
         Box::pin(std::future::ready(Ok(Response::new(ReceiverStream::new(rx)))))
     }
 }

@@ -1,9 +1,12 @@
 //! One gRPC server for the proxies, over the unix socket and, where asked for, TCP with mutual TLS.
 //!
 //! Both kinds of connection go through one accept loop each, so that a foreign uid or a client
-//! without a certificate never reaches the HTTP/2 server. Connections are bounded; HTTP/2 pings find
-//! a peer that is gone without a word. Certificates are read anew on every [`TlsFiles::load`], and a
+//! without a certificate never reaches the HTTP/2 server. What a peer holds is on its account
+//! ([`super::quota`]); a connection without a stream is closed after [`IDLE_WITHIN`], and HTTP/2
+//! pings find a peer that is gone without a word. Certificates are read anew on every [`TlsFiles::load`], and a
 //! reload takes effect at the next connection.
+
+mod gate;
 
 use std::fmt;
 use std::io;
@@ -20,58 +23,53 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
+use xxhash_rust::xxh64::xxh64;
 
 use super::eds::Eds;
 use super::eds::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use super::eds::proto::envoy::service::endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryServiceServer;
+use super::quota::{Kind, Place, Quotas};
 use super::socket::{Credentials, Socket};
 use super::sync::Sync;
 use crate::fleet::Fleet;
+pub use gate::{Caller, Identity, TOKEN_HEADER};
+use gate::{Gated, Streams};
 
-/// Connections at once. Each Envoy worker holds one for the stream and one for EDS.
-const MAX_CONNECTIONS: usize = 512;
+/// A connection without a stream is closed after this long, whether it has spoken or not: Envoy opens
+/// a stream as soon as it is connected, and connects anew when it wants another.
+pub const IDLE_WITHIN: Duration = Duration::from_secs(5);
 /// Envoy's own default for its connections; a dead peer is found within 15 s.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_WITHIN: Duration = Duration::from_secs(5);
 /// A handshake that takes longer holds a place for nothing.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// TLS handshakes at once; the next waits in the kernel's queue.
+const MAX_HANDSHAKES: usize = 64;
 
 /// Who is at the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// A process on this machine.
     Local(Credentials),
-    /// A client whose certificate an allowed authority signed.
-    Remote(SocketAddr),
+    /// A client whose certificate an allowed authority signed, and the certificate's hash.
+    Remote(SocketAddr, u64),
     /// No connection of this server's (tests).
     Unknown,
-}
-
-impl Peer {
-    /// What tells one process from the next, as far as can be known.
-    #[must_use]
-    pub fn process(&self) -> String {
-        match self {
-            Self::Local(peer) => peer.pid.to_string(),
-            Self::Remote(address) => address.ip().to_string(),
-            Self::Unknown => String::new(),
-        }
-    }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local(peer) => write!(f, "uid {}, pid {}", peer.uid, peer.pid),
-            Self::Remote(address) => write!(f, "{address} by TLS"),
+            Self::Remote(address, _) => write!(f, "{address} by TLS"),
             Self::Unknown => f.write_str("unknown"),
         }
     }
@@ -142,8 +140,10 @@ impl TlsFiles {
 #[derive(Debug)]
 pub struct Connection {
     io: Io,
-    peer: Peer,
-    _place: OwnedSemaphorePermit,
+    caller: Caller,
+    streams: Arc<Streams>,
+    idle: Pin<Box<Sleep>>,
+    _place: Place,
 }
 
 #[derive(Debug)]
@@ -153,10 +153,35 @@ enum Io {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Peer;
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl Connection {
+    fn new(io: Io, peer: Peer, quotas: &Quotas, place: Place) -> Self {
+        let streams = Arc::new(Streams::new());
+        Self {
+            io,
+            caller: Caller::new(peer, quotas.clone(), Arc::clone(&streams)),
+            streams,
+            idle: Box::pin(sleep(IDLE_WITHIN)),
+            _place: place,
+        }
+    }
+
+    /// Ready when no stream was open for [`IDLE_WITHIN`].
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.idle.as_mut().poll(cx).is_ready() {
+            let until = self.streams.idle_since().unwrap_or_else(Instant::now) + IDLE_WITHIN;
+            if until <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.idle.as_mut().reset(until);
+        }
+        Poll::Pending
     }
 }
 
@@ -177,10 +202,13 @@ macro_rules! forward {
 
 impl AsyncRead for Connection {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.poll_idle(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         forward!(self, io => io.poll_read(cx, buf))
     }
 }
@@ -216,6 +244,8 @@ pub struct Proxies {
     pub eds: Eds,
     /// Told of refused peers.
     pub fleet: Arc<Fleet>,
+    /// What each peer holds.
+    pub quotas: Quotas,
 }
 
 impl Proxies {
@@ -225,15 +255,15 @@ impl Proxies {
     /// What the HTTP/2 server says when it can't go on.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
         let (tx, rx) = mpsc::channel::<io::Result<Connection>>(16);
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let accept =
-            accept_unix(self.socket, tx.clone(), Arc::clone(&places), Arc::clone(&self.fleet));
+            accept_unix(self.socket, tx.clone(), self.quotas.clone(), Arc::clone(&self.fleet));
         let mut loops = vec![tokio::spawn(until(stop.clone(), accept))];
         if let Some((listener, config)) = self.tcp {
-            let accept = accept_tls(listener, config, tx, places, self.fleet);
+            let accept = accept_tls(listener, config, tx, self.quotas, self.fleet);
             loops.push(tokio::spawn(until(stop.clone(), accept)));
         }
         let served = Server::builder()
+            .layer(Gated)
             .http2_keepalive_interval(Some(PING_EVERY))
             .http2_keepalive_timeout(Some(PING_WITHIN))
             .max_concurrent_streams(Some(256))
@@ -259,9 +289,9 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
 }
 
 async fn accept_unix(
-    socket: Socket,
+    mut socket: Socket,
     tx: mpsc::Sender<io::Result<Connection>>,
-    places: Arc<Semaphore>,
+    quotas: Quotas,
     fleet: Arc<Fleet>,
 ) {
     let refused = |peer: Credentials| {
@@ -269,13 +299,11 @@ async fn accept_unix(
         tracing::warn!(uid = peer.uid, gid = peer.gid, "peer refused");
     };
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
         match socket.accept(refused).await {
             Ok((stream, peer)) => {
-                let connection =
-                    Connection { io: Io::Unix(stream), peer: Peer::Local(peer), _place: place };
+                let peer = Peer::Local(peer);
+                let Some(place) = place(&quotas, &peer, &fleet) else { continue };
+                let connection = Connection::new(Io::Unix(stream), peer, &quotas, place);
                 if tx.send(Ok(connection)).await.is_err() {
                     return;
                 }
@@ -285,31 +313,44 @@ async fn accept_unix(
     }
 }
 
+/// A place for a connection of `peer`, unless its quota is used up: then it is hung up on.
+fn place(quotas: &Quotas, peer: &Peer, fleet: &Fleet) -> Option<Place> {
+    let place = quotas.take(Kind::Connections, peer.owner(), 1);
+    if place.is_err() {
+        fleet.refused("quota_connections");
+    }
+    place.ok()
+}
+
 async fn accept_tls(
     listener: TcpListener,
     config: watch::Receiver<Arc<ServerConfig>>,
     tx: mpsc::Sender<io::Result<Connection>>,
-    places: Arc<Semaphore>,
+    quotas: Quotas,
     fleet: Arc<Fleet>,
 ) {
+    // Who it is is known after the handshake.
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, address)) => {
                 let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
-                let (tx, fleet) = (tx.clone(), Arc::clone(&fleet));
+                let (tx, fleet, quotas) = (tx.clone(), Arc::clone(&fleet), quotas.clone());
                 tokio::spawn(async move {
                     let _ = stream.set_nodelay(true);
-                    match timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
+                    let stream = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
+                    drop(handshake);
+                    match stream {
                         Ok(Ok(stream)) => {
-                            let connection = Connection {
-                                io: Io::Tls(Box::new(stream)),
-                                peer: Peer::Remote(address),
-                                _place: place,
-                            };
-                            let _ = tx.send(Ok(connection)).await;
+                            let peer = Peer::Remote(address, certificate(&stream));
+                            if let Some(place) = place(&quotas, &peer, &fleet) {
+                                let io = Io::Tls(Box::new(stream));
+                                let connection = Connection::new(io, peer, &quotas, place);
+                                let _ = tx.send(Ok(connection)).await;
+                            }
                         }
                         Ok(Err(error)) => {
                             fleet.refused("peer");
@@ -322,6 +363,12 @@ async fn accept_tls(
             Err(error) => tired(&error).await,
         }
     }
+}
+
+/// The hash of the client's certificate, by which its account goes.
+fn certificate(stream: &TlsStream<TcpStream>) -> u64 {
+    let chain = stream.get_ref().1.peer_certificates();
+    chain.and_then(<[_]>::first).map_or(0, |certificate| xxh64(certificate, 0))
 }
 
 /// No descriptor left, most likely: going round at once would only burn the processor.

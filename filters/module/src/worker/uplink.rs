@@ -14,6 +14,12 @@ use crate::counters::{Count, Counters};
 const MAX_OUTBOX: usize = 512;
 /// Envoy's property with the id of this proxy.
 const NODE_ID: &[u8] = b"xds\0node\0id";
+/// The variable with the token that tells this Envoy from others with its node id, given by
+/// `host_env_keys`. Only needed where the agent can't see the process of its peers: in another pid
+/// namespace.
+const TOKEN: &str = "PINTLE_TOKEN";
+/// The metadata in which the token goes.
+const TOKEN_HEADER: &str = "x-pintle-token";
 
 /// The stream of one VM, open while it leads.
 pub(crate) struct Uplink {
@@ -45,7 +51,13 @@ impl Uplink {
                 false
             }
             Action::Open => {
-                let opened = host::open_grpc_stream(cluster, "pintle.v1.Sync", "Watch").ok();
+                let token = std::env::var(TOKEN).unwrap_or_default();
+                let metadata = match token.as_str() {
+                    "" => Vec::new(),
+                    token => vec![(TOKEN_HEADER, token.as_bytes())],
+                };
+                let service = "pintle.v1.Sync";
+                let opened = host::open_grpc_stream(cluster, service, "Watch", metadata).ok();
                 self.stream.opened(opened, now, random);
                 opened.is_some()
             }

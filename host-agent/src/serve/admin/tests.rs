@@ -11,7 +11,7 @@ use pintle_state::{Held, Overlay, Rejected, Service, Snapshot};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::timeout;
 
 use super::*;
@@ -32,11 +32,13 @@ impl Release for Releases {
 /// An admin address with two services, traffic and troubles, as the page's test shows them too.
 pub(crate) struct Made {
     pub(crate) address: SocketAddr,
+    orders: std::path::PathBuf,
     snapshots: watch::Sender<Arc<Snapshot>>,
     activities: Activities,
     stop: CancellationToken,
     _sources: watch::Sender<Sources>,
     _reported: mpsc::Receiver<Reported>,
+    _dir: tempfile::TempDir,
 }
 
 impl Drop for Made {
@@ -193,11 +195,13 @@ impl Made {
             trips: 2,
         };
         fleet.received("envoy-1", Up::Transition(transition), When::now());
+        let dir = tempfile::tempdir().unwrap();
         let options = AdminOptions {
             agent: "edge-1".to_owned(),
             listen: ([127, 0, 0, 1], 0).into(),
             allow_remote: false,
             hosts: vec!["pintle.internal".to_owned()],
+            socket: SocketOptions::at(dir.path().join("orders.sock")),
         };
         let listener = bind(&options).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -212,17 +216,36 @@ impl Made {
         let admin = Admin::new(
             options,
             Parts {
-                metrics: Metrics::new(rx.clone(), sources_rx.clone(), Arc::clone(&fleet), 100),
+                metrics: Metrics::new(
+                    rx.clone(),
+                    sources_rx.clone(),
+                    Arc::clone(&fleet),
+                    None,
+                    100,
+                ),
                 snapshots: rx,
                 sources: sources_rx,
                 fleet,
                 recent,
                 release: Box::new(Releases),
+                given: Given::default(),
+                served: None,
                 stop: stop.clone(),
             },
         );
+        tokio::spawn(admin.clone().serve_unix(admin.bind_unix().unwrap()));
         tokio::spawn(admin.serve(listener));
-        Self { address, snapshots, activities, stop, _sources: sources, _reported: reported }
+        let orders = dir.path().join("orders.sock");
+        Self {
+            address,
+            orders,
+            snapshots,
+            activities,
+            stop,
+            _sources: sources,
+            _reported: reported,
+            _dir: dir,
+        }
     }
 
     async fn raw(&self, request: &str) -> String {
@@ -244,6 +267,19 @@ impl Made {
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
         let body = answer.split_once("\r\n\r\n").unwrap().1;
         (status, body.to_owned())
+    }
+
+    /// The same at the unix socket.
+    async fn order(&self, method: &str, path: &str, headers: &str) -> (u16, String) {
+        let mut stream = tokio::net::UnixStream::connect(&self.orders).await.unwrap();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(SOON, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
 
     async fn get(&self, path: &str) -> Value {
@@ -317,35 +353,54 @@ async fn ready_is_a_snapshot_stale_or_not_and_the_body_says_which() {
     assert!(body.contains("no snapshot yet"), "{body}");
 }
 
-#[test]
-fn a_change_is_taken_from_this_machine_alone() {
-    for (address, may) in [
-        ("127.0.0.1", true),
-        ("127.9.9.9", true),
-        ("::1", true),
-        ("::ffff:127.0.0.1", true),
-        ("10.0.0.1", false),
-        ("::ffff:10.0.0.1", false),
-        ("fe80::1", false),
-    ] {
-        assert_eq!(Peer(address.parse().unwrap()).may_change(), may, "{address}");
+#[tokio::test]
+async fn a_release_is_taken_at_the_unix_socket_and_needs_its_header() {
+    let made = Made::start(false).await;
+    let header = "x-pintle-request: 1\r\ncontent-length: 0\r\n";
+    let (status, body) = made.ask("POST", "/v1/release/orders", header).await;
+    assert_eq!(status, 403, "whoever reaches the TCP address is nobody in particular");
+    assert!(body.contains("orders.sock"), "{body}");
+    let (status, _) = made.order("POST", "/v1/release/orders", "").await;
+    assert_eq!(status, 403);
+    let (status, body) = made.order("POST", "/v1/release/orders", header).await;
+    assert_eq!((status, body.as_str()), (200, r#"{"service":"orders","released":2}"#));
+    let (status, _) = made.order("POST", "/v1/release/a%20b", header).await;
+    assert_eq!(status, 400);
+    let (status, _) = made.order("GET", "/v1/release/orders", header).await;
+    assert_eq!(status, 405);
+    let (status, _) = made.order("POST", "/v1/release/other", header).await;
+    assert_eq!(status, 503);
+}
+
+/// 256 connections that say nothing, and one reader of each kind that does not read.
+#[tokio::test]
+async fn health_answers_when_every_place_is_taken() {
+    let made = Made::start(false).await;
+    let mut silent = Vec::new();
+    for _ in 0..descriptors::admin() + 20 {
+        silent.push(TcpStream::connect(made.address).await.unwrap());
     }
+    for path in ["/healthz", "/readyz"].repeat(5) {
+        let (status, body) = made.ask("GET", path, "").await;
+        assert_eq!(status, 200, "{path}: {body}");
+    }
+    let (status, _) = made.ask("GET", "/v1/services", "").await;
+    assert_eq!(status, 503, "and nothing else does");
 }
 
 #[tokio::test]
-async fn a_release_needs_the_header_that_no_foreign_page_can_set() {
-    let made = Made::start(false).await;
-    let (status, _) = made.ask("POST", "/v1/release/orders", "").await;
-    assert_eq!(status, 403);
-    let header = "x-pintle-request: 1\r\ncontent-length: 0\r\n";
-    let (status, body) = made.ask("POST", "/v1/release/orders", header).await;
-    assert_eq!((status, body.as_str()), (200, r#"{"service":"orders","released":2}"#));
-    let (status, _) = made.ask("POST", "/v1/release/a%20b", header).await;
-    assert_eq!(status, 400);
-    let (status, _) = made.ask("GET", "/v1/release/orders", header).await;
-    assert_eq!(status, 405);
-    let (status, _) = made.ask("POST", "/v1/release/other", header).await;
-    assert_eq!(status, 503);
+async fn readers_that_do_not_read_are_cut_off() {
+    let (near, mut far) = tokio::io::duplex(1 << 10);
+    let mut stream = deadline::Deadline::new(near);
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    stream.write_all(&[7; 1 << 10]).await.unwrap();
+    stream.flush().await.unwrap();
+    let cut = stream.write_all(&[7; 4 << 10]).await.unwrap_err();
+    assert_eq!(cut.kind(), std::io::ErrorKind::TimedOut);
+    assert_eq!(begun.elapsed().as_secs(), deadline::TAKEN_WITHIN.as_secs());
+    let mut taken = vec![0; 1 << 10];
+    far.read_exact(&mut taken).await.unwrap();
 }
 
 #[tokio::test]
@@ -376,6 +431,7 @@ async fn another_address_than_loopback_must_be_meant() {
         listen: listen.parse().unwrap(),
         allow_remote,
         hosts: Vec::new(),
+        socket: SocketOptions::at("/nowhere/orders.sock"),
     };
     let refused = bind(&options("0.0.0.0:0", false)).await;
     assert!(matches!(refused, Err(AdminError::Remote(_))));

@@ -3,6 +3,7 @@
 //! Times are RFC 3339 in UTC, latencies milliseconds, rates a second. A field that is not known is
 //! null. Fields may be added; none changes its meaning.
 
+mod agent;
 mod breakers;
 mod notices;
 mod proxies;
@@ -15,6 +16,7 @@ use pintle_contract::Now;
 use pintle_state::Snapshot;
 use serde::{Deserialize, Serialize};
 
+pub use agent::{AgentJson, EtcdJson, Given, NatsJson, QuotaJson, SocketJson};
 pub use breakers::{
     BreakerJson, BreakerOnJson, BreakerRowJson, BreakersJson, ForceJson, OpinionJson,
 };
@@ -23,7 +25,7 @@ pub use notices::{
     RejectedRowJson, ReleasedJson,
 };
 pub use proxies::{ProxiesJson, ProxyJson, WorkerJson};
-pub use services::{EndpointJson, ServiceJson, ServicesJson};
+pub use services::{EndpointJson, MinuteJson, ServiceJson, ServicesJson};
 pub use sources::{SourceJson, SourcesJson};
 
 use crate::fleet;

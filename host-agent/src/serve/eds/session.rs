@@ -30,6 +30,9 @@ use super::proto::envoy::service::discovery::v3::{
 
 /// Services one stream may ask for.
 pub const MAX_SUBSCRIBED: usize = 10_000;
+/// Bytes of assignments in one response, unless one alone is larger. The rest follows when Envoy has
+/// answered, so that a reader who does not read is owed this much and no more.
+pub(super) const RESPONSE: usize = 128 << 10;
 
 /// What Envoy said of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,7 @@ pub enum Answer {
 /// One stream of either kind.
 #[derive(Debug, Default)]
 pub struct Session {
+    asked: bool,
     subscribed: BTreeSet<String>,
     sent: BTreeMap<String, Sent>,
     awaited: Option<u64>,
@@ -70,6 +74,7 @@ type Changes = (Vec<(String, Assignment)>, Vec<String>);
 impl Session {
     /// A state-of-the-world request.
     pub fn request(&mut self, request: DiscoveryRequest) -> Answer {
+        self.asked = true;
         if !is_ours(&request.type_url) {
             return Answer::Foreign;
         }
@@ -77,8 +82,12 @@ impl Session {
         if self.is_stale(&request.response_nonce) {
             return answer;
         }
-        let names: BTreeSet<String> =
-            request.resource_names.into_iter().take(MAX_SUBSCRIBED).collect();
+        let names: BTreeSet<String> = request
+            .resource_names
+            .into_iter()
+            .filter(|name| is_short(name))
+            .take(MAX_SUBSCRIBED)
+            .collect();
         // Asked for again means forgotten meanwhile.
         self.sent.retain(|name, _| names.contains(name));
         self.subscribed = names;
@@ -87,6 +96,7 @@ impl Session {
 
     /// A delta request.
     pub fn delta_request(&mut self, request: DeltaDiscoveryRequest) -> Answer {
+        self.asked = true;
         if !is_ours(&request.type_url) {
             return Answer::Foreign;
         }
@@ -95,7 +105,7 @@ impl Session {
             self.subscribed.remove(&name);
             self.sent.remove(&name);
         }
-        for name in request.resource_names_subscribe {
+        for name in request.resource_names_subscribe.into_iter().filter(|name| is_short(name)) {
             if self.subscribed.len() < MAX_SUBSCRIBED {
                 self.sent.remove(&name);
                 self.subscribed.insert(name);
@@ -124,6 +134,18 @@ impl Session {
             }
             _ => Answer::None,
         }
+    }
+
+    /// Whether any request has come.
+    #[must_use]
+    pub const fn has_asked(&self) -> bool {
+        self.asked
+    }
+
+    /// How many services it asks for.
+    #[must_use]
+    pub fn subscribed(&self) -> usize {
+        self.subscribed.len()
     }
 
     /// Whether a response is on its way.
@@ -185,16 +207,19 @@ impl Session {
         }
         let mut changed = Vec::new();
         let mut removed = Vec::new();
+        let mut bytes = 0;
         for name in &self.subscribed {
+            if bytes >= RESPONSE {
+                break;
+            }
             let sent = self.sent.get(name).copied();
             match (snapshot.services.get(name), sent) {
                 (Some(service), sent) => {
                     if let Some(assignment) = differs(service, sent) {
-                        changed.push((name.clone(), assignment.clone()));
-                        self.sent.insert(
-                            name.clone(),
-                            Sent::Assignment(service.table.version, assignment.fingerprint),
-                        );
+                        let sent = Sent::Assignment(service.table.version, assignment.fingerprint);
+                        self.sent.insert(name.clone(), sent);
+                        bytes += assignment.bytes.len();
+                        changed.push((name.clone(), assignment));
                     }
                 }
                 (None, Some(Sent::Assignment(..))) => {
@@ -229,6 +254,11 @@ fn differs(service: &Arc<Service>, sent: Option<Sent>) -> Option<Assignment> {
 
 fn any(assignment: Assignment) -> Any {
     Any { type_url: TYPE_URL.to_owned(), value: assignment.bytes }
+}
+
+/// Whether it may be the name of a service (253 bytes), or Envoy's `*`.
+fn is_short(name: &str) -> bool {
+    name.len() <= 253
 }
 
 fn is_ours(type_url: &str) -> bool {

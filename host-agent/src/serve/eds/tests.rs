@@ -383,3 +383,25 @@ mod over_a_socket {
         tokio::time::timeout(SOON, end).await.unwrap();
     }
 }
+
+#[test]
+fn a_large_state_comes_in_parts_as_it_is_answered() {
+    let names: Vec<String> = (0..2_000).map(|i| format!("service-{i:04}")).collect();
+    let known: Vec<(&str, u64, u16)> = names.iter().map(|name| (name.as_str(), 2, 5)).collect();
+    let now = snapshot(2, &known);
+    let asked: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut session = Session::default();
+    session.request(ask(&asked, ""));
+    let mut seen = 0;
+    let mut parts = 0;
+    while let Some(part) = session.respond(&now) {
+        let bytes: usize = part.resources.iter().map(|resource| resource.value.len()).sum();
+        assert!(bytes <= session::RESPONSE + 1_000, "{bytes}");
+        assert!(session.is_waiting() && session.respond(&now).is_none(), "it is not answered");
+        seen += part.resources.len();
+        parts += 1;
+        session.request(ask(&asked, &part.nonce));
+    }
+    assert_eq!(seen, names.len());
+    assert!(parts > 2, "{parts}");
+}

@@ -114,7 +114,7 @@ fn made(max_endpoints: usize) -> Made {
     fleet.received("p", Up::Transition(transition), When::now());
     fleet.refused("checksum");
     Made {
-        metrics: Metrics::new(rx, sources_rx, Arc::clone(&fleet), max_endpoints),
+        metrics: Metrics::new(rx, sources_rx, Arc::clone(&fleet), None, max_endpoints),
         snapshots,
         fleet,
         _reported: reported,

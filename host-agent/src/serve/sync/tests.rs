@@ -17,11 +17,13 @@ use tokio::task::JoinHandle;
 use tonic::client::Grpc as Client;
 use tonic::transport::{Channel, Endpoint as Target};
 
+use super::flow::{BURST, FLOW, Flow};
 use super::*;
 use crate::link::Reported;
 use crate::serve::eds::Eds;
+use crate::serve::quota::Quotas;
 use crate::serve::socket::{Socket, SocketOptions};
-use crate::serve::transport::Proxies;
+use crate::serve::transport::{IDLE_WITHIN, Proxies, TOKEN_HEADER};
 
 fn version(sequence: u64) -> Version {
     Version { epoch: 9, sequence }
@@ -161,7 +163,7 @@ proptest! {
 #[test]
 fn a_flood_is_slowed_and_ordinary_traffic_is_not() {
     let start = Instant::now();
-    let mut flow = Flow::new(start);
+    let mut flow = Flow::new(FLOW, BURST, start);
     for second in 0..60 {
         for _ in 0..500 {
             let now = start + Duration::from_secs(second);
@@ -174,7 +176,7 @@ fn a_flood_is_slowed_and_ordinary_traffic_is_not() {
         waits.extend(flow.pay(100, now));
     }
     assert_eq!(waits.last(), Some(&(now + Duration::from_secs(1))));
-    let mut large = Flow::new(start);
+    let mut large = Flow::new(FLOW, BURST, start);
     assert!((0..20).any(|_| large.pay(8 << 20, start).is_some()));
 }
 
@@ -217,6 +219,7 @@ impl Agent {
             sync: Sync::new(rx.clone(), Arc::clone(&fleet), stop.clone()),
             eds: Eds::new(rx, Arc::clone(&fleet), stop.clone()),
             fleet: Arc::clone(&fleet),
+            quotas: Quotas::new(512),
         };
         let server = tokio::spawn(proxies.serve(stop.clone()));
         Self { dir, snapshots, fleet, stop, server, _reported: reported }
@@ -248,15 +251,21 @@ impl Agent {
     }
 
     async fn open(&self) -> Stream {
+        self.open_with("").await.unwrap()
+    }
+
+    async fn open_with(&self, token: &'static str) -> Result<Stream, Status> {
         let (up, rx) = mpsc::channel(16);
         let mut client = Client::new(self.channel().await);
         client.ready().await.unwrap();
         let path = http::uri::PathAndQuery::from_static("/pintle.v1.Sync/Watch");
-        let response = client
-            .streaming(Request::new(ReceiverStream::new(rx)), path, FrameCodec)
-            .await
-            .unwrap();
-        Stream { up, down: response.into_inner() }
+        let mut request = Request::new(ReceiverStream::new(rx));
+        if !token.is_empty() {
+            let value = tonic::metadata::MetadataValue::from_static(token);
+            request.metadata_mut().insert(TOKEN_HEADER, value);
+        }
+        let response = client.streaming(request, path, FrameCodec).await?;
+        Ok(Stream { up, down: response.into_inner() })
     }
 }
 
@@ -530,4 +539,74 @@ async fn streams_end_when_the_agent_stops() {
     stream.up_to("end@3").await;
     agent.stop().await;
     assert_eq!(stream.end().await, tonic::Code::Unavailable);
+}
+
+/// In a container every peer is process 0, and the token alone tells one Envoy from another that calls
+/// itself by the same name.
+#[tokio::test]
+async fn a_neighbour_with_another_token_cuts_nobody_off() {
+    let agent = Agent::start(snapshot(3, &[("a", 3)], &[])).await;
+    let mut ours = agent.open_with("ours").await.unwrap();
+    ours.send(&Up::Hello(hello(1, Version::default()))).await;
+    assert_eq!(ours.up_to("end@3").await, ["+a@3", "end@3"]);
+    let mut other = agent.open_with("other").await.unwrap();
+    other.send(&Up::Hello(hello(9, Version::default()))).await;
+    assert_eq!(other.up_to("end@3").await, ["+a@3", "end@3"]);
+    agent.publish(snapshot(4, &[("a", 4)], &[]));
+    assert_eq!(ours.next().await, "+a@4", "its stream goes on");
+    let mut again = agent.open_with("ours").await.unwrap();
+    again.send(&Up::Hello(hello(2, Version::default()))).await;
+    assert_eq!(again.next().await, "+a@4");
+    assert_eq!(ours.end().await, tonic::Code::Aborted, "its own successor takes it over");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn silent_connections_of_one_process_are_bounded_and_hung_up_on() {
+    use tokio::io::AsyncReadExt;
+    let agent = Agent::start(snapshot(3, &[("a", 3)], &[])).await;
+    let path = agent.dir.path().join("agent.sock");
+    let mut silent = Vec::new();
+    for _ in 0..70 {
+        silent.push(UnixStream::connect(&path).await.unwrap());
+    }
+    let refused = || agent.fleet.view(When::now()).refused.get("quota_connections").copied();
+    eventually("six are refused", || refused() == Some(6)).await;
+    let begun = std::time::Instant::now();
+    for stream in &mut silent {
+        let mut bytes = Vec::new();
+        // The server's settings frame may have come before the end.
+        let _ = timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("hung up on");
+    }
+    assert!(begun.elapsed() >= IDLE_WITHIN / 2, "not before they could have spoken");
+    let mut stream = agent.watch(hello(1, Version::default())).await;
+    assert_eq!(stream.up_to("end@3").await, ["+a@3", "end@3"]);
+    tokio::time::sleep(IDLE_WITHIN + HEARTBEAT).await;
+    agent.publish(snapshot(4, &[("a", 4)], &[]));
+    assert_eq!(stream.next().await, "+a@4", "a connection with a stream stays");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn streams_of_one_process_are_bounded() {
+    let agent = Agent::start(snapshot(3, &[("a", 3)], &[])).await;
+    let mut open = Vec::new();
+    for _ in 0..16 {
+        open.push(agent.open().await);
+    }
+    let Err(refused) = agent.open_with("").await else { panic!("one more is let in") };
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    drop(open);
+    // The places come back when the server has heard of the ends.
+    let mut again = Err(refused);
+    for _ in 0..400 {
+        again = agent.open_with("").await;
+        if again.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(again.is_ok());
+    drop(again);
+    agent.stop().await;
 }

@@ -96,6 +96,7 @@ async fn only_a_client_with_a_certificate_of_the_authority_gets_in_and_a_reload_
         sync: Sync::new(snapshots.clone(), Arc::clone(&fleet), stop.clone()),
         eds: Eds::new(snapshots, Arc::clone(&fleet), stop.clone()),
         fleet: Arc::clone(&fleet),
+        quotas: Quotas::new(512),
     };
     let server = tokio::spawn(proxies.serve(stop.clone()));
     connect(address, &ours, Some(ours.sign())).await.unwrap();
@@ -110,6 +111,27 @@ async fn only_a_client_with_a_certificate_of_the_authority_gets_in_and_a_reload_
     assert!(connect(address, &ours, Some(ours.sign())).await.is_err());
     stop.cancel();
     server.await.unwrap().unwrap();
+}
+
+#[test]
+fn who_a_peer_is_shows_in_its_identity() {
+    let local = |uid, gid, pid| Peer::Local(Credentials { uid, gid, pid });
+    let identity = |peer| {
+        let streams = Arc::new(Streams::new());
+        Caller::new(peer, Quotas::new(1), streams).identity().to_string()
+    };
+    let all = [
+        local(7, 7, 0),
+        local(8, 7, 0),
+        local(7, 8, 0),
+        local(7, 7, 9),
+        Peer::Remote(([10, 0, 0, 1], 5).into(), 1),
+        Peer::Remote(([10, 0, 0, 1], 5).into(), 2),
+    ];
+    let distinct: std::collections::BTreeSet<_> = all.clone().map(identity).into();
+    assert_eq!(distinct.len(), all.len());
+    let moved = Peer::Remote(([10, 0, 0, 2], 6).into(), 2);
+    assert_eq!(identity(moved), identity(all[5].clone()), "an address is no name");
 }
 
 #[test]

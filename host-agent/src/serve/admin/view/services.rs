@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::breakers::{self, BreakerJson, ForceJson, OpinionJson};
 use super::{stamp, time};
-use crate::fleet::{EndpointView, ServiceView, View};
+use crate::fleet::{EndpointView, MinuteView, ServiceView, View};
 
 /// `/v1/services`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -80,6 +80,8 @@ pub struct ServiceJson {
     pub panics: u64,
     /// Requests answered locally.
     pub no_endpoint: u64,
+    /// The last minute of these.
+    pub minute: MinuteJson,
     /// By id.
     pub endpoints: Vec<EndpointJson>,
 }
@@ -108,6 +110,7 @@ impl ServiceJson {
                 .then(|| round(view.latency_sum_us as f64 / timed as f64 / 1_000.0)),
             panics: view.panics,
             no_endpoint: view.no_endpoint,
+            minute: MinuteJson::of(&view.minute),
             endpoints: if endpoints {
                 table
                     .endpoints
@@ -120,6 +123,34 @@ impl ServiceJson {
             } else {
                 Vec::new()
             },
+        }
+    }
+}
+
+/// What was counted within the last minute.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MinuteJson {
+    /// Requests.
+    pub requests: u64,
+    /// Those of them that ended with 5xx or without a status.
+    pub errors: u64,
+    /// Mean time of a request, in milliseconds.
+    pub mean_ms: Option<f64>,
+    /// Requests spread in panic.
+    pub panics: u64,
+    /// Requests answered locally.
+    pub no_endpoint: u64,
+}
+
+impl MinuteJson {
+    fn of(view: &MinuteView) -> Self {
+        let mean = view.latency_sum_us as f64 / view.timed as f64 / 1_000.0;
+        Self {
+            requests: view.requests,
+            errors: view.errors,
+            mean_ms: (view.timed > 0).then(|| round(mean)),
+            panics: view.panics,
+            no_endpoint: view.no_endpoint,
         }
     }
 }
@@ -151,6 +182,10 @@ pub struct EndpointJson {
     pub requests: u64,
     /// Attempts that failed.
     pub failures: u64,
+    /// Attempts within the last minute.
+    pub minute_requests: u64,
+    /// Those of them that failed.
+    pub minute_failures: u64,
     /// Attempts a second.
     pub rate: f64,
     /// Share of the service's attempts lately, 0 to 1.
@@ -178,6 +213,8 @@ impl EndpointJson {
             latency_ms: (view.latency_us > 0).then(|| round(view.latency_us as f64 / 1_000.0)),
             requests: view.requests,
             failures: view.failures,
+            minute_requests: view.minute.0,
+            minute_failures: view.minute.1,
             rate: round(view.rate),
             share: if rate > 0.01 { round(view.rate / rate) } else { 0.0 },
             breaker: BreakerJson::of(view),
