@@ -22,7 +22,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-pub use check::{Finding, State, judge};
+pub use check::{Code, Finding, State, judge};
 
 use crate::config::{ADMIN, ConfigError, Flags, LogFormat};
 use crate::run::{self, Origin, RunError};
@@ -104,7 +104,11 @@ enum Command {
         SIGHUP reads configuration and certificates again.")]
     Run(Box<RunArgs>),
     /// Finds out what is wrong, and what to do about it.
-    #[command(after_help = "Example:\n  pintle check --config agent.yaml --envoy 127.0.0.1:9901")]
+    #[command(after_help = "Examples:\n  pintle check\n  \
+        pintle check --config agent.yaml --envoy 127.0.0.1:9901\n  \
+        pintle check --config agent.yaml --envoy-config envoy.yaml\n\n\
+        The running agent is asked for its servers, unless --etcd, --nats or --config names them. \
+        Every finding has a code; docs/troubleshooting.md has a section for each.")]
     Check(CheckArgs),
     /// Shows services and their endpoints.
     #[command(after_help = "Examples:\n  pintle services\n  pintle services orders --watch\n  \
@@ -248,6 +252,9 @@ struct CheckArgs {
     /// Leaves Envoy out.
     #[arg(long)]
     no_envoy: bool,
+    /// Judges this bootstrap file, YAML or JSON, and asks nothing that runs.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_envoy")]
+    envoy_config: Option<PathBuf>,
     /// The agent's admin address. [default: that of the configuration]
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,

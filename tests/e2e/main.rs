@@ -7,11 +7,13 @@
 //! | `minute` | what goes on while the agent, etcd, NATS, the network or all leases are gone for a minute |
 //! | `clock` | a wall clock that steps by an hour |
 //! | `commands` | the command line, and `pintle check` |
+//! | `check` | mistakes that are planted, and what `pintle check` says of them |
 //! | `page` | the status page in a browser |
 //! | `observe` | the alerts and the dashboard, on a Prometheus |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
 //! | `istio` | the objects for Istio and Kubernetes, in a sidecar that is a real Envoy |
 
+mod check;
 mod clock;
 mod commands;
 mod gone;

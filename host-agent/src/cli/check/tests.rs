@@ -28,6 +28,9 @@ fn good() -> Value {
                 {"endpoint": {"address": {"pipe": {"path": SOCK}}}}]}]}}},
             {"cluster": {"name": "orders", "type": "EDS",
                 "eds_cluster_config": {"eds_config": {"api_config_source": {}, "initial_fetch_timeout": "2s"}},
+                "metadata": {"filter_metadata": {"pintle": {"service": "orders"}}},
+                "typed_extension_protocol_options": {"http": {"http_filters": [{"typed_config": {
+                    "mutations": {"request_mutations": [{"remove": "x-pintle-endpoints"}]}}}]}},
                 "load_balancing_policy": {"policies": [{"typed_extension_config": {"typed_config": {
                     "override_host_sources": [{"header": "x-pintle-endpoints"}]}}}]}}}
         ]}
@@ -176,7 +179,7 @@ async fn a_running_envoy_is_asked_for_all_of_it() {
         ("/listeners", 200, listeners),
     ])
     .await;
-    let findings = envoy::check(&server.address().to_string(), SOCK).await;
+    let findings = envoy::check(&server.address().to_string(), SOCK, None).await;
     assert!(findings.iter().all(|it| it.state == State::Good), "{findings:?}");
     let server = envoy(&[
         ("/config_dump", 200, good()),
@@ -186,7 +189,7 @@ async fn a_running_envoy_is_asked_for_all_of_it() {
         ("/listeners", 200, json!({})),
     ])
     .await;
-    let findings = envoy::check(&server.address().to_string(), SOCK).await;
+    let findings = envoy::check(&server.address().to_string(), SOCK, None).await;
     let wrong: Vec<_> =
         findings.iter().filter(|it| it.state != State::Good).map(|it| it.detail.as_str()).collect();
     assert_eq!(
@@ -203,7 +206,19 @@ async fn a_running_envoy_is_asked_for_all_of_it() {
 
 #[tokio::test]
 async fn an_envoy_that_is_not_there_is_one_finding() {
-    let findings = envoy::check("127.0.0.1:1", SOCK).await;
+    let findings = envoy::check("127.0.0.1:1", SOCK, None).await;
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].state, State::Bad);
+}
+
+/// A code that is printed has a section to be looked up in, and no section is about nothing.
+#[test]
+fn every_code_has_a_section() {
+    use std::collections::BTreeSet;
+    let page = include_str!("../../../../docs/troubleshooting.md");
+    let headings = page.lines().filter_map(|line| line.strip_prefix("## ")).map(str::trim);
+    let (_alerts, sections): (BTreeSet<&str>, BTreeSet<&str>) =
+        headings.partition(|heading| heading.starts_with("Pintle"));
+    let codes: BTreeSet<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
+    assert_eq!(sections, codes);
 }

@@ -1,0 +1,94 @@
+//! Envoy's configuration, searched for the shapes that matter wherever they are (static, dynamic, nested
+//! in filter chains), rather than walked by its schema, which differs by version.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pintle_policy::Config;
+use serde_json::{Map, Value};
+
+pub(super) type Object = Map<String, Value>;
+
+/// Every object of a `/config_dump`, or of a bootstrap file.
+#[derive(Debug)]
+pub(super) struct Dump<'a> {
+    pub(super) all: Vec<&'a Object>,
+}
+
+impl<'a> Dump<'a> {
+    pub(super) fn of(value: &'a Value) -> Self {
+        let mut all = Vec::new();
+        visit(value, &mut |object| all.push(object));
+        Self { all }
+    }
+
+    /// The clusters by name, each once.
+    pub(super) fn clusters(&self) -> BTreeMap<&'a str, &'a Object> {
+        let marks = ["connect_timeout", "type", "cluster_type", "load_assignment", "lb_policy"];
+        let clusters = self.all.iter().filter(|it| marks.iter().any(|mark| it.contains_key(*mark)));
+        clusters.filter_map(|cluster| Some((text(cluster, "name")?, *cluster))).collect()
+    }
+
+    /// The settings of our own plugins, with the plugin's name; another module's are none of ours.
+    pub(super) fn plugins(&self) -> Vec<(&'a str, Config)> {
+        let plugins = self.all.iter().filter(|object| object.contains_key("vm_config"));
+        plugins
+            .filter_map(|plugin| {
+                let json = at(plugin, &["configuration", "value"])?.as_str()?;
+                let config = Config::parse(json.as_bytes()).ok()?;
+                Some((text(plugin, "name").unwrap_or("(no name)"), config))
+            })
+            .collect()
+    }
+
+    /// The headers that choose a host of some cluster.
+    pub(super) fn override_headers(&self) -> BTreeSet<&'a str> {
+        self.all.iter().flat_map(|object| headers_of(object)).collect()
+    }
+}
+
+/// The headers in an object's `override_host_sources`.
+fn headers_of(object: &Object) -> impl Iterator<Item = &str> {
+    let sources = object.get("override_host_sources").and_then(Value::as_array);
+    sources.into_iter().flatten().filter_map(|source| source.get("header")?.as_str())
+}
+
+/// The headers that choose a host of `cluster`.
+pub(super) fn override_headers(cluster: &Object) -> BTreeSet<&str> {
+    let mut found = BTreeSet::new();
+    if let Some(policy) = cluster.get("load_balancing_policy") {
+        visit(policy, &mut |object| found.extend(headers_of(object)));
+    }
+    found
+}
+
+pub(super) fn visit<'a>(value: &'a Value, found: &mut impl FnMut(&'a Object)) {
+    // A dump is nested as deep as serde_json reads, which is 128.
+    match value {
+        Value::Object(object) => {
+            found(object);
+            for value in object.values() {
+                visit(value, found);
+            }
+        }
+        Value::Array(list) => {
+            for value in list {
+                visit(value, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+pub(super) fn text<'a>(object: &'a Object, key: &str) -> Option<&'a str> {
+    object.get(key).and_then(Value::as_str)
+}
+
+pub(super) fn at<'a>(object: &'a Object, path: &[&str]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    rest.iter().try_fold(object.get(*first)?, |value, key| value.get(*key))
+}
+
+/// A protobuf duration such as `0.010s`.
+pub(super) fn seconds(value: Option<&Value>) -> Option<f64> {
+    value?.as_str()?.strip_suffix('s')?.parse().ok()
+}

@@ -1,0 +1,120 @@
+//! What is asked itself: etcd, NATS and the socket.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::time::Duration;
+
+use etcd_client::GetOptions;
+use tokio::time::timeout;
+
+use super::finding::{Code, Finding, plural};
+use crate::events::{Events, NatsError};
+use crate::source::{EtcdConfig, NatsConfig, etcd as source_etcd};
+
+const WITHIN: Duration = Duration::from_secs(5);
+
+pub(super) async fn etcd(config: &EtcdConfig) -> Finding {
+    let todo = "start etcd, or name its members by --etcd or etcd.endpoints; with TLS or users, \
+                see etcd.tls, etcd.user and etcd.password";
+    let mut last = String::new();
+    for member in 0..config.endpoints.len() {
+        let asked = timeout(WITHIN, async {
+            let mut client = source_etcd::connect(config, member).await?;
+            let options = GetOptions::new().with_prefix().with_count_only();
+            let found = client.get(config.services.as_str(), Some(options)).await?;
+            Ok::<_, source_etcd::EtcdError>(found.count())
+        });
+        match asked.await {
+            Ok(Ok(0)) => {
+                return Finding::warn(
+                    Code::EtcdEmpty,
+                    "etcd",
+                    format!("answers; no instance below {}", config.services),
+                    "register one (pintle register), or check etcd.services",
+                );
+            }
+            Ok(Ok(count)) => {
+                let detail = format!(
+                    "answers; {} below {}",
+                    plural(count.unsigned_abs() as usize, "instance"),
+                    config.services
+                );
+                return Finding::good("etcd", detail);
+            }
+            Ok(Err(error)) => last = error.to_string(),
+            Err(_) => "no answer within 5 s".clone_into(&mut last),
+        }
+    }
+    let at = config.endpoints.join(", ");
+    Finding::bad(Code::EtcdAway, "etcd", format!("{at}: {last}"), todo)
+}
+
+pub(super) async fn nats(config: &NatsConfig) -> Finding {
+    let todo = "start nats-server with JetStream (-js), or name it by --nats or nats.servers; \
+                without events the registry alone is followed";
+    let at = config.servers.join(", ");
+    let asked = async { Events::connect(config).await?.newest().await };
+    match timeout(WITHIN, asked).await {
+        Ok(Ok(newest)) => {
+            Finding::good("nats", format!("answers; stream {} is at {newest}", config.stream))
+        }
+        Ok(Err(error)) => {
+            let (code, todo) = match error {
+                NatsError::Absent(_) => (
+                    Code::NatsStream,
+                    "name the stream that is meant (nats.stream; `nats stream ls` lists them), or \
+                     let the agent create its own (nats.create: true)",
+                ),
+                NatsError::Denied { .. } => {
+                    (Code::NatsDenied, "allow that subject for the agent's user at the server")
+                }
+                NatsError::NoJetStream { .. } => {
+                    (Code::NatsNoJetStream, "start nats-server with -js, or set nats.domain")
+                }
+                _ => (Code::NatsAway, todo),
+            };
+            Finding::bad(code, "nats", format!("{at}: {error}"), todo)
+        }
+        Err(_) => Finding::bad(Code::NatsAway, "nats", format!("{at}: no answer within 5 s"), todo),
+    }
+}
+
+pub(super) async fn socket(path: &Path) -> Vec<Finding> {
+    let shown = path.display();
+    let start = "start the agent: pintle run; its --socket must be the path in Envoy's clusters";
+    let there = match std::fs::symlink_metadata(path) {
+        Ok(there) if there.file_type().is_socket() => there,
+        Ok(_) => {
+            let detail = format!("{shown} is no socket");
+            return vec![Finding::bad(Code::SocketAbsent, "socket", detail, "name another path")];
+        }
+        Err(error) => {
+            let detail = format!("{shown}: {error}");
+            return vec![Finding::bad(Code::SocketAbsent, "socket", detail, start)];
+        }
+    };
+    let mut findings = Vec::new();
+    findings.push(match tokio::net::UnixStream::connect(path).await {
+        Ok(_) => Finding::good("socket", format!("{shown} accepts")),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::bad(
+            Code::SocketClosed,
+            "socket",
+            format!("{shown}: {error}"),
+            "run this as root or as the agent's user; Envoy's user needs socket.group with \
+             socket.mode \"0660\", and socket.allow_uids",
+        ),
+        Err(error) => {
+            Finding::bad(Code::SocketAbsent, "socket", format!("{shown}: {error}"), start)
+        }
+    });
+    if there.mode() & 0o007 != 0 {
+        findings.push(Finding::bad(
+            Code::SocketOpen,
+            "socket",
+            format!("{shown} has mode {:o}", there.mode() & 0o777),
+            "others may connect: set socket.mode to \"0600\" or \"0660\"",
+        ));
+    }
+    findings
+}

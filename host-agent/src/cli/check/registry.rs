@@ -1,0 +1,104 @@
+//! What the agent did not believe: refused entries and policies, removals that it holds back.
+
+use std::collections::BTreeMap;
+
+use super::agent::Agent;
+use super::finding::{Code, Finding, plural, some};
+use crate::serve::admin::view::RejectedRowJson;
+
+pub(super) fn look(agent: &Agent) -> Vec<Finding> {
+    let mut findings = refused(agent);
+    findings.extend(held(agent));
+    findings
+}
+
+fn refused(agent: &Agent) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let served = |service: &str| {
+        let of = agent.services.iter().find(|it| it.service == service);
+        of.is_some_and(|it| !it.endpoints.is_empty())
+    };
+    let mut entries: BTreeMap<String, Vec<&RejectedRowJson>> = BTreeMap::new();
+    for row in agent.rejected.iter().filter(|row| row.source != "event") {
+        if row.source == "policy" {
+            findings.push(Finding::bad(
+                Code::PolicyRefused,
+                "policy",
+                format!("{} is refused: {}", row.key, row.detail),
+                "correct it; until then the policy before it is in force, or the defaults",
+            ));
+        } else {
+            entries.entry(service_of(&row.key)).or_default().push(row);
+        }
+    }
+    let nothing = agent.services.iter().all(|service| service.endpoints.is_empty());
+    for (service, rows) in entries {
+        let Some(first) = rows.first() else { continue };
+        let seen = format!(
+            "{} refused ({}): {}",
+            plural(rows.len(), "entry").replace("entrys", "entries"),
+            some(rows.iter().map(|row| row.key.as_str()), 3),
+            first.detail
+        );
+        let todo = remedy(&first.reason);
+        findings.push(if nothing || !served(&service) {
+            let detail = format!("no endpoint of {service} is left: {seen}");
+            Finding::bad(Code::EntriesAllRefused, "registry", detail, todo)
+        } else {
+            let detail = format!("{service}: {seen}");
+            Finding::bad(Code::EntriesRefused, "registry", detail, todo)
+        });
+    }
+    findings
+}
+
+/// The service in a key such as `/services/orders/orders-1`; the whole key where it has another form.
+fn service_of(key: &str) -> String {
+    let mut parts = key.rsplit('/');
+    let last = parts.next().unwrap_or(key);
+    parts.next().filter(|part| !part.is_empty()).unwrap_or(last).to_owned()
+}
+
+/// What to type against one kind of refusal.
+fn remedy(reason: &str) -> String {
+    match reason {
+        "address_not_allowed" => {
+            "start the agent with --allow and a range that holds the address (state.allow), \
+             such as --allow 127.0.0.0/8"
+                .to_owned()
+        }
+        _ => {
+            "correct the entry and register it again; `pintle services --rejected` has all of them"
+                .to_owned()
+        }
+    }
+}
+
+fn held(agent: &Agent) -> Vec<Finding> {
+    let mut services: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for held in &agent.held {
+        services.entry(&held.service).or_default().push(&held.endpoint);
+    }
+    let why = |service: &str| {
+        let held = agent.held.iter().find(|held| held.service == service);
+        held.map_or("", |held| held.reason.as_str())
+    };
+    services
+        .iter()
+        .map(|(service, endpoints)| {
+            Finding::bad(
+                Code::RemovalsHeld,
+                "registry",
+                format!(
+                    "{} of {service} held back ({}): {}",
+                    plural(endpoints.len(), "removal"),
+                    some(endpoints, 3),
+                    why(service)
+                ),
+                format!(
+                    "if they are gone for good: pintle release {service}; if not, register them again"
+                ),
+            )
+        })
+        .collect()
+}

@@ -1,0 +1,217 @@
+//! `pintle check`: mistakes that are planted are found by their codes, and nothing else is.
+
+use std::collections::BTreeSet;
+
+use pintle_artifact::PINTLE_PATH;
+use pintle_tests::{Agent, Envoy, EnvoyConfig, Server as _, assert_eventually};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use crate::support::{PATIENCE, World};
+
+/// The codes that are found, and whether the exit code is 1.
+async fn found(args: &[&str]) -> (BTreeSet<String>, bool) {
+    let args = [&["check", "--output", "json"], args].concat();
+    let done = Agent::command(&args).await.expect("pintle");
+    let said = String::from_utf8_lossy(&done.stdout);
+    let answer: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
+    let findings = answer["findings"].as_array().expect("findings").clone();
+    for finding in &findings {
+        let wrong = finding["state"] != "good";
+        assert_eq!(wrong, finding["code"].is_string(), "{finding}");
+        assert_eq!(wrong, finding["todo"].is_string(), "{finding}");
+    }
+    let codes = findings.iter().filter_map(|it| Some(it["code"].as_str()?.to_owned()));
+    (codes.collect(), done.status.code() == Some(1))
+}
+
+/// The exit code is 0 for what works all the same.
+const WARNINGS: [&str; 6] = [
+    "wasm-failure-open",
+    "wasm-backoff",
+    "wasm-vm-id",
+    "wasm-precompiled",
+    "eds-waits",
+    "etcd-empty",
+];
+
+#[tokio::test]
+async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
+    type Mistake = (&'static str, fn(&mut EnvoyConfig));
+    fn plugin(config: &mut EnvoyConfig) -> &mut Value {
+        &mut config.wasm_filter()["typed_config"]["config"]
+    }
+    fn settings(config: &mut EnvoyConfig, change: impl FnOnce(&mut Value)) {
+        let value = &mut plugin(config)["configuration"]["value"];
+        let mut all: Value = serde_json::from_str(value.as_str().expect("text")).expect("JSON");
+        change(&mut all);
+        *value = Value::from(all.to_string());
+    }
+    fn remove(value: &mut Value, key: &str) {
+        value.as_object_mut().expect("an object").remove(key);
+    }
+    fn members(config: &mut EnvoyConfig, name: &str, more: Value) {
+        let mut other = config.cluster("pintle_agent").clone();
+        remove(&mut other, "load_assignment");
+        other["name"] = name.into();
+        other.as_object_mut().expect("an object").extend(more.as_object().expect("more").clone());
+        let clusters = config.at("/static_resources/clusters").as_array_mut().expect("clusters");
+        clusters.push(other);
+    }
+    let mistakes: [Mistake; 21] = [
+        ("node-unnamed", |it| it.root()["node"]["cluster"] = "".into()),
+        ("wasm-failure-closed", |it| plugin(it)["failure_policy"] = "FAIL_CLOSED".into()),
+        ("wasm-failure-open", |it| plugin(it)["failure_policy"] = "FAIL_OPEN".into()),
+        ("wasm-backoff", |it| {
+            plugin(it)["reload_config"]["backoff"]["base_interval"] = "0.001s".into();
+        }),
+        ("wasm-vm-id", |it| remove(&mut plugin(it)["vm_config"], "vm_id")),
+        ("wasm-precompiled", |it| plugin(it)["vm_config"]["allow_precompiled"] = true.into()),
+        ("wasm-unchecked", |it| plugin(it)["vm_config"]["code"] = json!({"remote": {}})),
+        ("plugin-sync-cluster", |it| settings(it, |all| all["sync"]["cluster"] = "agnet".into())),
+        ("plugin-header-unread", |it| settings(it, |all| all["select"]["header"] = "x-a".into())),
+        ("client-chooses-host", |it| {
+            remove(it.http_connection_manager(), "early_header_mutation_extensions");
+        }),
+        ("header-removed-early", |it| {
+            it.http_connection_manager()["route_config"]["request_headers_to_remove"] =
+                json!(["x-pintle-endpoints"]);
+        }),
+        ("header-on-the-wire", |it| {
+            remove(it.cluster("orders"), "typed_extension_protocol_options");
+        }),
+        ("header-on-the-wire", |it| {
+            members(it, "shadow", json!({"type": "STATIC"}));
+            let route = it.http_connection_manager();
+            route["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["request_mirror_policies"] =
+                json!([{"cluster": "shadow"}]);
+        }),
+        ("header-on-the-wire", |it| {
+            members(it, "member", json!({"type": "STATIC"}));
+            let typed = json!({"clusters": ["orders", "member"]});
+            let kind = json!({"name": "envoy.clusters.aggregate", "typed_config": typed});
+            members(it, "both", json!({"cluster_type": kind}));
+            remove(it.cluster("both"), "type");
+        }),
+        ("original-dst-header", |it| {
+            members(it, "any", json!({"original_dst_lb_config": {"use_http_header": true}}));
+        }),
+        ("eds-waits", |it| {
+            remove(
+                &mut it.cluster("orders")["eds_cluster_config"]["eds_config"],
+                "initial_fetch_timeout",
+            );
+        }),
+        ("override-host-absent", |it| {
+            let more = json!({"metadata": {"filter_metadata": {"pintle": {"service": "bills"}}}});
+            members(it, "bills", more);
+        }),
+        ("health-beside", |it| it.cluster("orders")["outlier_detection"] = json!({})),
+        ("health-beside", |it| {
+            it.cluster("orders")["health_checks"] = json!([{"timeout": "1s"}]);
+        }),
+        ("agent-cluster-absent", |it| {
+            *it = it.clone().agent_socket("/somewhere/else.sock");
+        }),
+        ("wasm-absent", |it| *it = it.clone().without_filter()),
+    ];
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("envoy.json");
+    let check = async |config: &EnvoyConfig| {
+        std::fs::write(&file, config.to_json()).expect("a file");
+        let file = file.display().to_string();
+        found(&["--envoy-config", &file, "--socket", "/tmp/mine/agent.sock"]).await
+    };
+    let right =
+        EnvoyConfig::shipped().expect("the shipped one").agent_socket("/tmp/mine/agent.sock");
+    assert_eq!(check(&right).await, (BTreeSet::new(), false));
+    for (number, (code, mistake)) in mistakes.into_iter().enumerate() {
+        let mut wrong = right.clone();
+        mistake(&mut wrong);
+        let (codes, no) = check(&wrong).await;
+        assert_eq!(codes, BTreeSet::from([code.to_owned()]), "mistake {number}");
+        // A back-off below 10 ms ends Envoy.
+        assert_eq!(no, code == "wasm-backoff" || !WARNINGS.contains(&code), "{code}");
+    }
+    let yaml = dir.path().join("agent.yaml");
+    std::fs::write(&yaml, "etcd: {endpoint: [\"http://127.0.0.1:2379\"]}\n").expect("a file");
+    std::fs::write(&file, right.to_json()).expect("a file");
+    let (yaml, file) = (yaml.display().to_string(), file.display().to_string());
+    let both = ["--config", &yaml, "--envoy-config", &file, "--socket", "/tmp/mine/agent.sock"];
+    assert_eq!(found(&both).await, (BTreeSet::from(["config-refused".to_owned()]), true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_in_what_runs_are_found_on_other_ports_than_the_defaults() {
+    let mut world = World::start().await;
+    let _all = world.orders(2).await;
+    let (admin, envoy) = (world.agent.admin().to_string(), world.envoy.admin().to_string());
+    let check = async || found(&["--admin", &admin, "--envoy", &envoy]).await;
+    let one = |code: &str| (BTreeSet::from([code.to_owned()]), true);
+    let well = (BTreeSet::new(), false);
+    assert_eventually!(PATIENCE, check().await == well);
+
+    // Planted in the registry, and taken away again.
+    let far = json!({"address": "192.168.7.1", "port": 80}).to_string();
+    for (code, key, value) in [
+        ("entries-refused", "/services/orders/orders-9", "{"),
+        ("entries-all-refused", "/services/bills/bills-1", far.as_str()),
+        ("policy-refused", "/pintle/policies/orders", r#"{"select": {"strategy": "best"}}"#),
+    ] {
+        world.etcd.put(key, value).await.expect("a put");
+        assert_eventually!(PATIENCE, check().await == one(code));
+        world.etcd.delete(key).await.expect("a removal");
+        assert_eventually!(PATIENCE, check().await == well);
+    }
+
+    // Ordered by hand, for both.
+    let nats = world.nats.url();
+    for id in ["orders/orders-1", "orders/orders-2"] {
+        let order = ["breaker", "force-open", id, "--ttl", "10m", "--nats", &nats];
+        assert!(Agent::command(&order).await.expect("pintle").status.success());
+    }
+    assert_eventually!(PATIENCE, check().await == one("breakers-open"));
+    for id in ["orders/orders-1", "orders/orders-2"] {
+        let order = ["breaker", "clear", id, "--nats", &nats];
+        assert!(Agent::command(&order).await.expect("pintle").status.success());
+    }
+    assert_eventually!(PATIENCE, check().await == well);
+
+    // An Envoy whose cluster has hosts of its own, and one whose service nobody registers.
+    let shipped = || {
+        let config = EnvoyConfig::shipped().expect("the shipped configuration");
+        config.agent_socket(world.agent.socket()).wasm(PINTLE_PATH).node("another")
+    };
+    let foreign = shipped().static_hosts("orders", &[([127, 0, 0, 1], 9).into()]);
+    let mut stranger = shipped();
+    stranger.cluster("orders")["metadata"]["filter_metadata"]["pintle"]["service"] =
+        "ordres".into();
+    for (code, config) in [("hosts-foreign", foreign), ("service-unknown", stranger)] {
+        let other = Envoy::start(config).await.expect("Envoy");
+        let envoy = other.admin().to_string();
+        let found = async || found(&["--admin", &admin, "--envoy", &envoy]).await;
+        assert_eventually!(PATIENCE, found().await == one(code));
+        drop(other);
+    }
+
+    // A process that takes all places that one may have.
+    let mut silent = Vec::new();
+    for _ in 0..80 {
+        silent.push(UnixStream::connect(world.agent.socket()).await.expect("a connection"));
+    }
+    let with = |codes: (BTreeSet<String>, bool), code: &str| codes.0.contains(code) && codes.1;
+    assert_eventually!(PATIENCE, with(check().await, "quota-full"));
+    drop(silent);
+
+    // All but one vanish at once: the rest is held.
+    world.etcd.delete_prefix("/services/orders/").await.expect("a removal");
+    assert_eventually!(PATIENCE, with(check().await, "removals-held"));
+    world.etcd.kill9();
+    world.nats.kill9();
+    assert_eventually!(PATIENCE, {
+        let codes = check().await;
+        with(codes.clone(), "etcd-away") && with(codes, "nats-away")
+    });
+    world.agent.kill9();
+    assert_eventually!(PATIENCE, with(check().await, "agent-away"));
+}
