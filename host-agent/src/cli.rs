@@ -421,6 +421,12 @@ struct RegisterArgs {
     /// The prefix of services in etcd. [env: PINTLE_PREFIX=] [default: /services/]
     #[arg(long, value_name = "PREFIX")]
     prefix: Option<String>,
+    /// In another framework's form, under its prefix or --prefix.
+    #[arg(long, value_enum)]
+    format: Option<crate::source::FormatName>,
+    /// The URL's scheme in that form, where it has one. [default: http]
+    #[arg(long, requires = "format")]
+    scheme: Option<String>,
     /// The service; with --id, --address and --port one instance without a file.
     #[arg(long, requires_all = ["id", "address", "port"])]
     service: Option<String>,

@@ -233,10 +233,9 @@ impl Settings for Config {
         );
         let registers = keys.has("register");
         keys.ensure(!registers || sources.etcd.is_some(), "register", "beside an etcd section");
-        let mut register: Option<RegisterConfig> = keys.section("register");
-        if let Some(register) = &mut register {
-            register.etcd = sources.etcd.clone().unwrap_or_default();
-        }
+        let register = keys.section("register").and_then(|register: RegisterConfig| {
+            keys.accept(register.within(sources.etcd.clone().unwrap_or_default()))
+        });
         let deadline = SECOND.saturating_mul(10);
         let deadline = keys
             .section_with("shutdown", |keys| {

@@ -71,6 +71,8 @@ pub struct Sources {
     pub nats: SourceStatus,
     /// The file.
     pub file: SourceStatus,
+    /// The registry's keys that stand beside the instances of other frameworks.
+    pub keys_beside: u64,
     /// Events applied, since the start.
     pub events_applied: u64,
     /// Events seen before, since the start.

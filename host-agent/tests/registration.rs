@@ -41,6 +41,7 @@ fn start(url: String, instances: Vec<Instance>, drain: Duration) -> Registration
         instances,
         lease: secs(5),
         drain,
+        ..RegisterConfig::default()
     };
     start_with(config)
 }
@@ -125,6 +126,31 @@ async fn several_instances_live_on_one_lease_are_never_rewritten_by_a_beat_and_l
     registered.task.await.unwrap();
 }
 
+/// Neither fights: the newer one has the id until it goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_registrars_of_one_id_the_second_wins_for_good() {
+    let etcd = Etcd::start().await.unwrap();
+    let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let start = |port| start(etcd.url(), vec![instance("a", at(port), None)], Duration::ZERO);
+    let port = async || {
+        let value = etcd.get(&key("orders", "a")).await.unwrap()?;
+        serde_json::from_str::<Value>(&value).unwrap()["port"].as_u64()
+    };
+    let first = start(8081);
+    assert_eventually!(secs(5), port().await == Some(8081));
+    let second = start(8082);
+    assert_eventually!(secs(5), port().await == Some(8082));
+    let (written, _) = versions(&etcd, "a").await;
+    // Three beats of both.
+    tokio::time::sleep(secs(6)).await;
+    assert_eq!((port().await, versions(&etcd, "a").await.0), (Some(8082), written));
+    second.shutdown.cancel();
+    second.task.await.unwrap();
+    assert_eventually!(secs(5), port().await == Some(8081));
+    first.shutdown.cancel();
+    first.task.await.unwrap();
+}
+
 /// A successor registers under the ids of the one that goes, before it goes and while it drains.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_lets_be_what_another_has_registered_in_its_place() {
@@ -136,6 +162,7 @@ async fn who_leaves_lets_be_what_another_has_registered_in_its_place() {
         // So long that no beat comes between, after which it would claim its own again.
         lease: secs(60),
         drain: secs(3),
+        ..RegisterConfig::default()
     });
     assert_eventually!(secs(5), health(&etcd, "ours").await.as_deref() == Some("healthy"));
     let lease = etcd.grant(60).await.unwrap();

@@ -24,6 +24,8 @@ pub enum Fault {
     Blackhole,
     /// Every chunk of bytes is this late, each way.
     Delay(Duration),
+    /// So many bytes a second, each way.
+    Rate(u32),
     /// 75 +- 50 ms, and every second packet is lost: over TCP that is the time until it was sent again,
     /// 200 ms at first and twice as long each time.
     Lossy,
@@ -154,6 +156,10 @@ async fn pump(
         match fault {
             Fault::Delay(late) => tokio::time::sleep(late).await,
             Fault::Lossy => tokio::time::sleep(lossy()).await,
+            Fault::Rate(bytes) => {
+                let seconds = read as f64 / f64::from(bytes.max(1));
+                tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+            }
             _ => {}
         }
         if faults.wait_for(|f| *f != Fault::Blackhole).await.is_err() {

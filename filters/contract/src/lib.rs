@@ -8,11 +8,12 @@
 //! [`DecodeError`], at a cost bounded by their length; equal messages encode to equal bytes. The
 //! schema number changes when a layout does; `tests/golden.rs` holds the bytes of schema 1.
 //!
-//! Bounds: a frame 8 MiB, a table 10,000 endpoints, a policy 64 KiB, a name 253 of `[A-Za-z0-9._-]`,
+//! Bounds: a frame 8 MiB, a table 10,000 endpoints, a policy 64 KiB, a name 253 of `[A-Za-z0-9._:%-]`,
 //! 64 tags and 64 metadata entries an endpoint, 4 KiB of text each.
 
 mod address;
 mod frame;
+mod name;
 mod report;
 mod shared;
 mod time;
@@ -21,6 +22,7 @@ mod wire;
 
 pub use address::{AddressError, AddressPolicy, Cidr, ParseCidrError};
 pub use frame::{Down, Initial, Message, Note, Removed, Up};
+pub use name::{encode_name, is_name};
 pub use report::{
     Applied, BreakerState, EndpointReport, Hello, LATENCY_BUCKETS_MS, METHODS, Report,
     RequestCount, ServiceReport, Transition,
@@ -44,11 +46,3 @@ pub const MAX_WEIGHT: u32 = 1_000_000;
 pub const MAX_LABELS: usize = 64;
 /// Bytes of a tag, a metadata key, a metadata value or a zone, at most.
 pub const MAX_LABEL: usize = 4 << 10;
-
-/// Whether `text` may name a service or an endpoint: 1 to 253 of `[A-Za-z0-9._-]`, and not only dots.
-#[must_use]
-pub fn is_name(text: &str) -> bool {
-    (1..=MAX_NAME).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-        && text.bytes().any(|b| b != b'.')
-}

@@ -94,7 +94,8 @@ pub enum ForceAction {
 /// One address of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The registry's id: the identity, whatever the attributes do. 1 to 253 of `[A-Za-z0-9._-]`.
+    /// The registry's id: the identity, whatever the attributes do. 1 to 253 of `[A-Za-z0-9._:-]` and
+    /// `%XX`.
     pub id: String,
     /// An IP literal; v4-mapped v6 is canonicalised to v4.
     pub address: IpAddr,
@@ -183,7 +184,7 @@ impl Endpoint {
 /// Everything the filters know of one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// etcd's name of the service. 1 to 253 of `[A-Za-z0-9._-]`.
+    /// etcd's name of the service. 1 to 253 of `[A-Za-z0-9._:-]` and `%XX`.
     pub service: String,
     /// When this table last changed.
     pub version: Version,

@@ -8,6 +8,7 @@
 mod agent;
 mod envoy;
 mod finding;
+mod prefixes;
 mod proxies;
 mod reach;
 mod registry;
@@ -71,7 +72,7 @@ async fn running(given: &Given, args: &CheckArgs) -> Vec<Finding> {
     let mut findings = Vec::new();
     let etcd = given.etcd.clone().or_else(|| guess.then(EtcdConfig::default));
     if let Some(config) = etcd {
-        findings.push(reach::etcd(&config).await);
+        findings.extend(reach::etcd(&config).await);
     }
     let nats = given.nats.clone().or_else(|| guess.then(NatsConfig::default));
     if let Some(config) = nats {

@@ -267,10 +267,20 @@ pub(super) async fn dlq(command: DlqCommand, json: bool) -> Result<(), CliError>
 
 /// The `register` section that the flags come to.
 fn registration(args: &RegisterArgs) -> Result<RegisterConfig, CliError> {
-    let prefix: Vec<String> = args.prefix.iter().cloned().collect();
+    let own = args.prefix.iter().filter(|_| args.format.is_none());
+    let prefix: Vec<String> = own.cloned().collect();
     let origin = origin(&args.config, &[("etcd", &args.etcd), ("prefix", &prefix)]);
     let etcd: EtcdConfig = origin.part("etcd")?;
     let mut keys: Map<String, Value> = origin.part("register")?;
+    if let Some(format) = args.format {
+        keys.insert("format".to_owned(), json!(format.as_str()));
+        if let Some(prefix) = &args.prefix {
+            keys.insert("prefix".to_owned(), json!(prefix));
+        }
+        if let Some(scheme) = &args.scheme {
+            keys.insert("scheme".to_owned(), json!(scheme));
+        }
+    }
     if let Some(service) = &args.service {
         keys.insert("instances".to_owned(), json!([instance(service, args)?]));
     }
@@ -281,7 +291,7 @@ fn registration(args: &RegisterArgs) -> Result<RegisterConfig, CliError> {
     }
     let config: RegisterConfig = pintle_settings::read("register", Value::Object(keys))
         .map_err(|error| CliError::Usage(error.to_string()))?;
-    Ok(RegisterConfig { etcd, ..config })
+    config.within(etcd).map_err(|error| CliError::Usage(error.to_string()))
 }
 
 /// The instance that the flags come to.

@@ -26,6 +26,11 @@ fn agent(args: &AdminArgs) -> Client {
     Client::new(&args.admin, "the agent's admin address")
 }
 
+/// A name within a path or query: all of its bytes but the percent sign may stand there.
+fn escaped(name: &str) -> String {
+    name.replace('%', "%25")
+}
+
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(std::io::Error::other)?;
     writeln!(stdout(), "{text}")?;
@@ -73,7 +78,7 @@ fn json_line(value: &impl Serialize, watch: bool) -> Result<String, CliError> {
 pub(super) async fn all_services(agent: &Client) -> Result<ServicesJson, CliError> {
     let mut all: ServicesJson = agent.get("/v1/services?limit=1000").await?;
     while let Some(after) = all.next.take() {
-        let path = format!("/v1/services?limit=1000&after={after}");
+        let path = format!("/v1/services?limit=1000&after={}", escaped(&after));
         let more: ServicesJson = agent.get(&path).await?;
         all.services.extend(more.services);
         all.next = more.next;
@@ -111,7 +116,8 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
             if !pintle_contract::is_name(name) {
                 return Err(CliError::Usage(format!("{name:?} is no service's name")));
             }
-            let service: ServiceJson = agent.get(&format!("/v1/services/{name}")).await?;
+            let service: ServiceJson =
+                agent.get(&format!("/v1/services/{}", escaped(name))).await?;
             if json {
                 return json_line(&service, args.watch);
             }
@@ -302,7 +308,7 @@ pub(super) async fn release(args: &ReleaseArgs, json: bool) -> Result<(), CliErr
         let error = format!("{:?} is no service's name", args.service);
         return Err(CliError::Usage(error));
     }
-    let path = format!("/v1/release/{}", args.service);
+    let path = format!("/v1/release/{}", escaped(&args.service));
     let known: AgentJson = agent(&args.admin).get("/v1/agent").await?;
     let orders = Client::new(&known.admin_socket, ORDERS);
     let released: ReleasedJson = orders.json(Method::POST, &path).await?;

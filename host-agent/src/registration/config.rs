@@ -6,15 +6,22 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use pintle_contract::{AddressPolicy, MAX_LABEL, MAX_LABELS, MAX_WEIGHT, is_name};
-use pintle_settings::{HOUR, MILLISECOND, MINUTE, SECOND, Section, Settings};
+use pintle_settings::{HOUR, Invalid, MILLISECOND, MINUTE, SECOND, Section, Settings};
 
-use crate::source::EtcdConfig;
+use crate::source::formats::{self, FormatName, SourceConfig};
+use crate::source::{EtcdConfig, text};
 
 /// Instances that this process keeps registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegisterConfig {
     /// The registry: the configuration's own `etcd` section, and no key of this one.
     pub etcd: EtcdConfig,
+    /// In another framework's form than our own: under its prefix, as its own clients would find it.
+    pub format: Option<FormatName>,
+    /// The prefix in that form; that of the first of `etcd.sources` in it, else the framework's own.
+    pub prefix: Option<Vec<u8>>,
+    /// The URL's scheme in that form, where it has one.
+    pub scheme: Option<String>,
     /// The instances; at least one.
     pub instances: Vec<Instance>,
     /// The lease, 5s to 1h; kept alive three times as often.
@@ -27,6 +34,9 @@ impl Default for RegisterConfig {
     fn default() -> Self {
         Self {
             etcd: EtcdConfig::default(),
+            format: None,
+            prefix: None,
+            scheme: None,
             instances: Vec::new(),
             lease: Duration::from_secs(30),
             drain: Duration::from_secs(5),
@@ -84,8 +94,15 @@ impl Settings for RegisterConfig {
             let accepts = "an id that no other instance of the service has";
             keys.ensure(first, &format!("instances[{at}].id"), accepts);
         }
+        let format = FormatName::named(keys, "format");
+        let (prefix, scheme) = (formats::prefix(keys), text(keys, "scheme"));
+        let apart = format.is_some() || (prefix.is_none() && scheme.is_none());
+        keys.ensure(apart, "format", "set with register.prefix and register.scheme");
         Self {
             etcd: default.etcd,
+            format,
+            prefix,
+            scheme,
             instances,
             lease: keys.duration("lease", SECOND.saturating_mul(5)..=HOUR, default.lease),
             drain: keys.duration(
@@ -94,6 +111,38 @@ impl Settings for RegisterConfig {
                 default.drain,
             ),
         }
+    }
+}
+
+impl RegisterConfig {
+    /// The same in this registry.
+    ///
+    /// # Errors
+    /// The format has no prefix of its own, and none is given.
+    pub fn within(self, etcd: EtcdConfig) -> Result<Self, Invalid> {
+        let all = Self { etcd, ..self };
+        match all.source() {
+            Some(source) if source.prefix().is_empty() => {
+                let accepts = "given, since this format has no prefix of its own";
+                Err(Invalid::new("register.prefix", accepts))
+            }
+            _ => Ok(all),
+        }
+    }
+
+    /// The form that is written, where it is not our own.
+    #[must_use]
+    pub fn source(&self) -> Option<SourceConfig> {
+        let format = self.format?;
+        let known = self.etcd.sources.iter().find(|source| source.format == format);
+        let mut source = known.cloned().unwrap_or_else(|| SourceConfig::new(format));
+        if self.prefix.is_some() {
+            source.prefix.clone_from(&self.prefix);
+        }
+        if let Some(scheme) = &self.scheme {
+            source.scheme.clone_from(scheme);
+        }
+        Some(source)
     }
 }
 
@@ -120,9 +169,10 @@ impl Settings for Instance {
 }
 
 fn name(keys: &mut Section, key: &'static str) -> String {
-    let name = keys.required(key, "1 to 253 characters of [A-Za-z0-9._-]", |name| {
-        name.as_str().filter(|name| is_name(name)).map(ToOwned::to_owned)
-    });
+    let name =
+        keys.required(key, "1 to 253 characters of [A-Za-z0-9._:-], any other as %XX", |name| {
+            name.as_str().filter(|name| is_name(name)).map(ToOwned::to_owned)
+        });
     name.unwrap_or_default()
 }
 

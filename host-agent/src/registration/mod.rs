@@ -5,8 +5,10 @@
 //! gone; never per beat, because a write per beat and instance is a storm for everybody who watches.
 //! A session is one connection to one member. When it ends, the next one asks whether the lease still
 //! lives before it makes another, and puts only what is not there, so that a lost connection costs the
-//! registry nothing. At shutdown the instances say `draining`, are given time for what is under way,
-//! and are deleted; if etcd cannot be reached then, the lease's end says the same later.
+//! registry nothing. Two registrars of one id do not fight: whoever starts takes over and says so, and
+//! the other one says so, too, and stands by until the key is gone. At shutdown the instances say
+//! `draining`, are given time for what is under way, and are deleted; if etcd cannot be reached then,
+//! the lease's end says the same later.
 
 mod config;
 mod health;
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::config::{Check, Instance, RegisterConfig};
 use crate::source::Backoff;
 use crate::source::etcd::{EtcdError, connect, within};
+use crate::source::formats::{Writer, Written};
 
 /// Draining and deleting are tried again for this long beyond the drain time itself.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -44,12 +47,19 @@ struct Seat {
     instance: Instance,
     /// Unknown until the first probe is over, and not registered before.
     health: watch::Receiver<Option<bool>>,
-    /// What was last put, to know what to expect.
+    /// What was last said, to know what to expect.
     put: Option<&'static str>,
+    /// Where it stands; none while there is nothing to be found.
+    key: Option<Vec<u8>>,
+    /// Whether this process has ever put it: only then is another's key left alone.
+    known: bool,
+    /// Another registrar has the key.
+    lost: bool,
 }
 
 struct Registrar {
     config: RegisterConfig,
+    writer: Option<Writer>,
     seats: Vec<Seat>,
     /// Wakes when any health changes.
     changed: watch::Receiver<u64>,
@@ -57,6 +67,13 @@ struct Registrar {
     lease: Option<i64>,
     member: usize,
     draining: bool,
+}
+
+/// The lease of a key: `None` where the key is not there, zero where it has none.
+async fn lease_of(client: &mut Client, key: &[u8]) -> Result<Option<i64>, EtcdError> {
+    let options = GetOptions::new().with_keys_only();
+    let found = within("looking", client.get(key, Some(options))).await?;
+    Ok(found.kvs().first().map(etcd_client::KeyValue::lease))
 }
 
 fn time() -> String {
@@ -78,10 +95,12 @@ impl Registrar {
                     wake.send_modify(|count| *count = count.wrapping_add(1));
                 }
             });
-            Seat { instance: instance.clone(), health, put: None }
+            let instance = instance.clone();
+            Seat { instance, health, put: None, key: None, known: false, lost: false }
         });
         Self {
             seats: seats.collect(),
+            writer: config.source().as_ref().and_then(Writer::new),
             config,
             changed,
             registered_at: time(),
@@ -89,10 +108,6 @@ impl Registrar {
             member: 0,
             draining: false,
         }
-    }
-
-    fn key(&self, instance: &Instance) -> String {
-        format!("{}{}/{}", self.config.etcd.services, instance.name, instance.id)
     }
 
     fn health(&self, seat: &Seat) -> Option<&'static str> {
@@ -118,6 +133,24 @@ impl Registrar {
             "last_heartbeat": time(),
         })
         .to_string()
+    }
+
+    /// The key and the value; none while the form says "unhealthy" by being absent.
+    fn entry(&self, seat: &Seat, health: &str) -> Option<(Vec<u8>, String)> {
+        let instance = &seat.instance;
+        if let Some(writer) = &self.writer {
+            return writer.write(&Written {
+                name: &instance.name,
+                id: &instance.id,
+                address: (instance.address.to_canonical(), instance.port).into(),
+                metadata: &instance.metadata,
+                healthy: health == "healthy",
+                scheme: writer.scheme(),
+                lease: self.lease.unwrap_or(0),
+            });
+        }
+        let key = format!("{}{}/{}", self.config.etcd.services, instance.name, instance.id);
+        Some((key.into_bytes(), self.value(seat, health)))
     }
 
     /// Sessions, for ever.
@@ -200,23 +233,26 @@ impl Registrar {
             .ok_or_else(|| EtcdError::Cancelled("the lease's stream ended".into()))
     }
 
-    /// Forgets what somebody has deleted, or put under another lease. Whoever leaves lets the latter be:
-    /// it is its successor's.
+    /// Forgets what somebody has deleted; what another has put under its own lease is the other's.
     async fn find_what_is_gone(&mut self, client: &mut Client) -> Result<(), EtcdError> {
-        for at in 0..self.seats.len() {
-            let Some(seat) = self.seats.get(at) else {
-                break;
-            };
-            let key = self.key(&seat.instance);
-            let options = GetOptions::new().with_keys_only();
-            let found = within("looking", client.get(key, Some(options))).await?;
-            let lease = found.kvs().first().map(etcd_client::KeyValue::lease);
-            let left = (self.draining && lease.is_some()).then_some("draining");
-            if lease != self.lease
-                && let Some(seat) = self.seats.get_mut(at)
-            {
-                seat.put = left;
+        let (ours, draining) = (self.lease, self.draining);
+        for seat in &mut self.seats {
+            let Some(key) = seat.key.clone() else { continue };
+            let found = lease_of(client, &key).await?;
+            if found.is_some() && found == ours {
+                seat.lost = false;
+                continue;
             }
+            // One without a lease is nobody's who would keep it.
+            let other = found.filter(|lease| *lease != 0);
+            if let Some(lease) = other.filter(|_| !seat.lost) {
+                tracing::warn!(
+                    key = %show(&key), lease,
+                    "another registrar has this id now; standing by until its key is gone"
+                );
+            }
+            seat.lost = other.is_some();
+            seat.put = (draining && found.is_some()).then_some("draining");
         }
         Ok(())
     }
@@ -224,18 +260,46 @@ impl Registrar {
     /// Puts every instance whose health is not the one that was put.
     async fn put_what_differs(&mut self, client: &mut Client) -> Result<(), EtcdError> {
         for at in 0..self.seats.len() {
-            let Some(seat) = self.seats.get(at) else {
-                break;
+            let Some(seat) = self.seats.get(at).filter(|seat| !seat.lost) else {
+                continue;
             };
             let Some(health) = self.health(seat).filter(|health| seat.put != Some(*health)) else {
                 continue;
             };
-            let (key, value) = (self.key(&seat.instance), self.value(seat, health));
+            let (known, before) = (seat.known, seat.key.clone());
+            let Some((key, value)) = self.entry(seat, health) else {
+                if let Some(key) = before {
+                    within("leaving", client.delete(key.clone(), None)).await?;
+                    tracing::info!(key = %show(&key), %health, "taken out");
+                }
+                if let Some(seat) = self.seats.get_mut(at) {
+                    (seat.put, seat.key) = (Some(health), None);
+                }
+                continue;
+            };
+            let held = lease_of(client, &key).await?;
+            let held = held.filter(|lease| *lease != 0 && Some(*lease) != self.lease);
+            if let Some(lease) = held {
+                if known {
+                    tracing::warn!(
+                        key = %show(&key), lease,
+                        "another registrar has this id now; standing by until its key is gone"
+                    );
+                    if let Some(seat) = self.seats.get_mut(at) {
+                        seat.lost = true;
+                    }
+                    continue;
+                }
+                tracing::warn!(
+                    key = %show(&key), lease,
+                    "taking this id over from another registrar, which may still run"
+                );
+            }
             let options = PutOptions::new().with_lease(self.lease.unwrap_or(0));
             within("registering", client.put(key.clone(), value, Some(options))).await?;
-            tracing::info!(%key, %health, "registered");
+            tracing::info!(key = %show(&key), %health, "registered");
             if let Some(seat) = self.seats.get_mut(at) {
-                seat.put = Some(health);
+                (seat.put, seat.key, seat.known) = (Some(health), Some(key), true);
             }
         }
         Ok(())

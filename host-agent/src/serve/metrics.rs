@@ -473,6 +473,11 @@ fn events(out: &mut Out<'_>, sources: &Sources, now: SystemTime) -> fmt::Result 
         }),
     )?;
     out.gauge(
+        "pintle_registry_keys_beside",
+        "Keys under the prefixes of other frameworks that are no instances.",
+        sources.keys_beside as f64,
+    )?;
+    out.gauge(
         "pintle_state_unwritable",
         "1 while the last good state cannot be written to disk.",
         f64::from(u8::from(sources.disk_error.is_some())),

@@ -13,6 +13,7 @@ use pintle_settings::{
 use pintle_state::Protection;
 use serde_json::Value;
 
+use super::formats::{SourceConfig, sources_apart};
 use super::settings::{SecretRef, Tls, is_loopback, path, text};
 
 /// Everything that [`super::start`] needs to know.
@@ -177,6 +178,8 @@ pub struct EtcdConfig {
     pub services: String,
     /// The prefix of policies, `/.../`.
     pub policies: String,
+    /// Prefixes in the formats of other frameworks, beside `services`; at most 32.
+    pub sources: Vec<SourceConfig>,
     /// The user, with `password`.
     pub user: Option<String>,
     /// The user's password.
@@ -199,6 +202,7 @@ impl Default for EtcdConfig {
             endpoints: vec!["http://127.0.0.1:2379".into()],
             services: "/services/".into(),
             policies: "/pintle/policies/".into(),
+            sources: Vec::new(),
             user: None,
             password: None,
             tls: Tls::default(),
@@ -222,6 +226,8 @@ impl Settings for EtcdConfig {
         let services = prefix(keys, "services").unwrap_or(default.services);
         let policies = prefix(keys, "policies").unwrap_or(default.policies);
         keys.ensure(services != policies, "policies", "another prefix than etcd.services");
+        let sources = keys.list("sources", 0..=32, pintle_settings::read).unwrap_or_default();
+        keys.accept(sources_apart(&sources, &services, &policies));
         let (user, password) = (text(keys, "user"), SecretRef::named(keys, "password"));
         let both = user.is_some() == password.is_some();
         keys.ensure(both, "password", "set with etcd.user, and only then");
@@ -229,6 +235,7 @@ impl Settings for EtcdConfig {
             endpoints,
             services,
             policies,
+            sources,
             user,
             password,
             tls,

@@ -36,11 +36,14 @@ use crate::publish::{self, Board, Clock, Updates};
 mod config;
 pub mod etcd;
 pub mod file;
+pub mod formats;
 pub mod jetstream;
 mod relay;
 mod settings;
 
 pub use config::{EtcdConfig, FileConfig, NatsConfig, SourcesConfig, StateConfig};
+pub use formats::{FormatName, SourceConfig};
+pub(crate) use settings::text;
 pub use settings::{Secret, SecretRef, Tls};
 
 /// Lines that a reader of activities may be behind.

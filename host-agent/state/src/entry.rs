@@ -3,8 +3,8 @@
 //! Anybody who may write under the prefix may write anything, and one bad value must cost exactly
 //! itself: every refusal is a [`Reject`] with a stable reason, nothing here fails otherwise, and the
 //! bounds are checked before the work is done. The fields are those of DESIGN section 4; what else
-//! stands in a value is nobody's business here. `last_heartbeat` is read to be checked and then
-//! forgotten, so that a value in which only it changes is an equal endpoint and publishes nothing.
+//! stands in a value is nobody's business here, and nor is `last_heartbeat`, whatever it is: a value in
+//! which only it changes is an equal endpoint and publishes nothing.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -40,7 +40,9 @@ pub enum Reject {
     Missing(&'static str),
     /// A field has another type than it must.
     Type(&'static str),
-    /// `name` or `id` is not 1 to 253 of `[A-Za-z0-9._-]`.
+    /// A key of an object has another type than it must: the object, the key, what it must be.
+    Member(&'static str, String, &'static str),
+    /// `name` or `id` is not 1 to 253 of `[A-Za-z0-9._:-]`, with any other byte as `%XX`.
     Name(&'static str),
     /// `name` or `id` is not the key's.
     Identity(&'static str),
@@ -89,7 +91,7 @@ impl Reject {
             Self::Json(JsonError::DuplicateKey) => "json_duplicate_key",
             Self::NotAnObject => "not_an_object",
             Self::Missing(_) => "missing_field",
-            Self::Type(_) => "field_type",
+            Self::Type(_) | Self::Member(..) => "field_type",
             Self::Name(_) => "name",
             Self::Identity(_) => "identity",
             Self::AddressForm => "address_form",
@@ -123,7 +125,9 @@ impl fmt::Display for Reject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::KeyTooLong => write!(f, "the key is longer than {MAX_KEY} bytes"),
-            Self::Key => f.write_str("the key is not {prefix}{name}/{id}"),
+            Self::Key => f.write_str(
+                "the key is not {prefix}{name}/{id}, both of [A-Za-z0-9._:-] with any other byte as %XX",
+            ),
             Self::ValueTooLong => write!(f, "the value is longer than {MAX_VALUE} bytes"),
             Self::Json(JsonError::Syntax) => f.write_str("the value is not JSON"),
             Self::Json(JsonError::Depth) => {
@@ -133,8 +137,14 @@ impl fmt::Display for Reject {
             Self::NotAnObject => f.write_str("the value is not a JSON object"),
             Self::Missing(field) => write!(f, "{field} is missing"),
             Self::Type(field) => write!(f, "{field} has the wrong type"),
+            Self::Member(field, key, expect) => {
+                write!(f, "{field} has the wrong type: {field}.{key} is not {expect}")
+            }
             Self::Name(field) => {
-                write!(f, "{field} is not 1 to {MAX_NAME} characters of [A-Za-z0-9._-]")
+                write!(
+                    f,
+                    "{field} is not 1 to {MAX_NAME} characters of [A-Za-z0-9._:-], any other as %XX"
+                )
             }
             Self::Identity(field) => write!(f, "{field} differs from the key"),
             Self::AddressForm => f.write_str("address is not an IP address"),
@@ -227,7 +237,6 @@ pub fn parse(
         "draining" => Health::Draining,
         _ => return Err(Reject::Health),
     };
-    time(&fields, "last_heartbeat")?;
     let mut endpoint = Endpoint {
         address,
         port,
@@ -343,8 +352,8 @@ fn tags(fields: &Map<String, Value>) -> Result<Vec<String>, Reject> {
         return Err(Reject::Labels("tags"));
     }
     let mut tags = Vec::with_capacity(list.len());
-    for tag in list {
-        let tag = tag.as_str().ok_or(Reject::Type("tags"))?;
+    for (at, tag) in list.iter().enumerate() {
+        let tag = tag.as_str().ok_or_else(|| Reject::Member("tags", at.to_string(), "text"))?;
         if tag.len() > MAX_LABEL {
             return Err(Reject::Labels("tags"));
         }
@@ -366,7 +375,8 @@ fn metadata(fields: &Map<String, Value>) -> Result<Vec<(String, String)>, Reject
     }
     let mut entries = Vec::with_capacity(map.len());
     for (key, value) in map {
-        let value = value.as_str().ok_or(Reject::Type("metadata"))?;
+        let member = || Reject::Member("metadata", crate::show(key.as_bytes()), "text");
+        let value = value.as_str().ok_or_else(member)?;
         if key.len() > MAX_LABEL || value.len() > MAX_LABEL {
             return Err(Reject::Labels("metadata"));
         }

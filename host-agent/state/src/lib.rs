@@ -25,5 +25,5 @@ pub use snapshot::{Held, Overlay, Rejected, Service, Snapshot};
 pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{
     Change, Changes, FileService, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,
-    Settings, Update, now_of,
+    Settings, Unread, UnreadKey, Update, now_of,
 };

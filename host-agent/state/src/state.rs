@@ -102,6 +102,7 @@ impl State {
             Update::Listing(listing) => self.take_listing(listing, now, &mut work),
             Update::Changes(changes) => self.take_changes(changes, now, &mut work),
             Update::Progress { .. } => self.confirmed_at = Some(now.wall),
+            Update::Unread(unread) => self.take_unread(unread, now, &mut work),
             Update::File(services) => self.take_file(services, now, &mut work),
             Update::Events(events) => {
                 for event in events {

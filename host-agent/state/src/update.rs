@@ -119,6 +119,36 @@ pub struct Change {
     pub lease: u64,
 }
 
+/// A key that a source could not make anything of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadKey {
+    /// The whole key.
+    pub key: Vec<u8>,
+    /// The stable word.
+    pub reason: &'static str,
+    /// In words.
+    pub detail: String,
+}
+
+/// Which of the registry's keys its source could not read, and no [`Item`] stands for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unread {
+    /// Whether `refused` is all of them: what was refused before and is not in it is good or gone.
+    pub whole: bool,
+    /// Refused.
+    pub refused: Vec<UnreadKey>,
+    /// Refused before, and good or gone now.
+    pub read: Vec<Vec<u8>>,
+}
+
+impl Unread {
+    /// Whether it says nothing.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        !self.whole && self.refused.is_empty() && self.read.is_empty()
+    }
+}
+
 /// One service of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileService {
@@ -142,6 +172,8 @@ pub enum Update {
         /// The revision.
         revision: u64,
     },
+    /// What the registry's source could not read.
+    Unread(Unread),
     /// The file's whole content.
     File(Vec<FileService>),
     /// Events, in any order.

@@ -9,8 +9,10 @@
 
 mod access;
 mod cluster;
+mod formats;
 mod gone;
 mod registry;
+mod rough;
 #[path = "../support/mod.rs"]
 mod support;
 

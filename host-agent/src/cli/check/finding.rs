@@ -42,6 +42,7 @@ codes! {
     ConfigRefused = "config-refused",
     EtcdAway = "etcd-away",
     EtcdEmpty = "etcd-empty",
+    FormatForeign = "format-foreign",
     NatsAway = "nats-away",
     NatsStream = "nats-stream",
     NatsDenied = "nats-denied",

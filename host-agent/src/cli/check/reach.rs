@@ -5,49 +5,28 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
-use etcd_client::GetOptions;
 use tokio::time::timeout;
 
-use super::finding::{Code, Finding, plural};
+use super::finding::{Code, Finding};
+use super::prefixes;
 use crate::events::{Events, NatsError};
-use crate::source::{EtcdConfig, NatsConfig, etcd as source_etcd};
+use crate::source::{EtcdConfig, NatsConfig};
 
 const WITHIN: Duration = Duration::from_secs(5);
 
-pub(super) async fn etcd(config: &EtcdConfig) -> Finding {
+pub(super) async fn etcd(config: &EtcdConfig) -> Vec<Finding> {
     let todo = "start etcd, or name its members by --etcd or etcd.endpoints; with TLS or users, \
                 see etcd.tls, etcd.user and etcd.password";
     let mut last = String::new();
     for member in 0..config.endpoints.len() {
-        let asked = timeout(WITHIN, async {
-            let mut client = source_etcd::connect(config, member).await?;
-            let options = GetOptions::new().with_prefix().with_count_only();
-            let found = client.get(config.services.as_str(), Some(options)).await?;
-            Ok::<_, source_etcd::EtcdError>(found.count())
-        });
-        match asked.await {
-            Ok(Ok(0)) => {
-                return Finding::warn(
-                    Code::EtcdEmpty,
-                    "etcd",
-                    format!("answers; no instance below {}", config.services),
-                    "register one (pintle register), or check etcd.services",
-                );
-            }
-            Ok(Ok(count)) => {
-                let detail = format!(
-                    "answers; {} below {}",
-                    plural(count.unsigned_abs() as usize, "instance"),
-                    config.services
-                );
-                return Finding::good("etcd", detail);
-            }
+        match timeout(WITHIN, prefixes::look(config, member)).await {
+            Ok(Ok(findings)) => return findings,
             Ok(Err(error)) => last = error.to_string(),
             Err(_) => "no answer within 5 s".clone_into(&mut last),
         }
     }
     let at = config.endpoints.join(", ");
-    Finding::bad(Code::EtcdAway, "etcd", format!("{at}: {last}"), todo)
+    vec![Finding::bad(Code::EtcdAway, "etcd", format!("{at}: {last}"), todo)]
 }
 
 pub(super) async fn nats(config: &NatsConfig) -> Finding {

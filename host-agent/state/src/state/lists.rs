@@ -4,11 +4,13 @@
 //! live in the agent. Text from outside passes [`show`] before it is kept, so that no reader of it, a
 //! log, a terminal or a page, has to think of control characters.
 
+use std::collections::BTreeSet;
+
 use super::{MAX_LISTED, State, Work};
 use crate::entry::Reject;
 use crate::overlay::{Key, Slot};
 use crate::snapshot::{Held, Overlay, Rejected};
-use crate::update::{Moment, Notice};
+use crate::update::{Moment, Notice, Unread};
 
 impl State {
     pub(super) fn reject(
@@ -52,6 +54,23 @@ impl State {
             if let Some(key) = oldest.map(|(key, _)| key.clone()) {
                 self.rejected.remove(&key);
             }
+        }
+    }
+
+    /// Keys of other frameworks, which their source reads.
+    pub(super) fn take_unread(&mut self, unread: Unread, now: Moment, work: &mut Work) {
+        const SOURCE: &str = "foreign";
+        if unread.whole {
+            let keys: BTreeSet<String> = unread.refused.iter().map(|it| show(&it.key)).collect();
+            let before = self.rejected.len();
+            self.rejected.retain(|(source, key), _| *source != SOURCE || keys.contains(key));
+            work.changes.meta |= self.rejected.len() < before;
+        }
+        for key in &unread.read {
+            self.accept(SOURCE, key, work);
+        }
+        for it in unread.refused {
+            self.refuse(SOURCE, &it.key, it.reason, it.detail, now, work);
         }
     }
 

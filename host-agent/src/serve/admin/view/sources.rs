@@ -22,6 +22,9 @@ pub struct SourcesJson {
     pub events_dead_lettered: u64,
     /// Since the start.
     pub removals_held: u64,
+    /// The registry's keys that stand beside the instances of other frameworks.
+    #[serde(default)]
+    pub keys_beside: u64,
     /// Since the start.
     pub outgoing_dropped: u64,
     /// Why the last good state cannot be written to disk, while it cannot.
@@ -51,6 +54,7 @@ impl SourcesJson {
             events_duplicate: sources.events_duplicate,
             events_dead_lettered: sources.events_dead_lettered,
             removals_held: sources.removals_held,
+            keys_beside: sources.keys_beside,
             outgoing_dropped: sources.outgoing_dropped,
             disk_error: sources.disk_error.as_deref().map(clean),
         }

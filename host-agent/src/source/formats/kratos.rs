@@ -1,0 +1,78 @@
+//! go-kratos: `/microservices/{name}/{id}`, an address for each scheme in one value.
+//!
+//! `{"id":"u","name":"hello","version":"v1","metadata":{"weight":"10"},
+//! "endpoints":["http://10.0.0.5:8000?isSecure=false","grpc://10.0.0.5:9000"]}`, under a lease of 15 s.
+//! A weight of nothing is 100 (`selector/node/direct`).
+
+use serde_json::{Value, json};
+
+use super::{Format, Found, MAX_FOUND, Refusal, Weight, Written, address, fields, split_last};
+
+#[derive(Debug)]
+pub(super) struct Kratos {
+    pub(super) scheme: String,
+}
+
+impl Format for Kratos {
+    fn recognises(&self, _: &[u8], value: &[u8]) -> bool {
+        fields::object(value).is_ok_and(|said| {
+            let urls = fields::get(&said, "endpoints").and_then(Value::as_array);
+            let url = |url: &Value| url.as_str().is_some_and(|url| url.contains("://"));
+            fields::has(&said, &["name"]) && urls.is_some_and(|urls| urls.iter().any(url))
+        })
+    }
+
+    fn read(&self, key: &[u8], value: &[u8]) -> Result<Vec<Found>, Refusal> {
+        let (name, id) = split_last(key);
+        if id.is_empty() {
+            return Ok(Vec::new());
+        }
+        let said = fields::object(value)?;
+        let Some(Value::Array(urls)) = fields::get(&said, "endpoints") else {
+            return Err(pintle_state::entry::Reject::Missing("endpoints").into());
+        };
+        let mut metadata = fields::labels(fields::get(&said, "metadata"));
+        let version = fields::get(&said, "version").and_then(fields::text);
+        metadata.extend(version.filter(|v| !v.is_empty()).map(|v| ("version".to_owned(), v)));
+        let weight = Weight { said: fields::label(&metadata, "weight"), default: 100, zero: 0 };
+        let matching = urls.iter().filter_map(Value::as_str).filter_map(|url| {
+            let (scheme, authority, query) = address::split_url(url)?;
+            is_scheme(scheme, query, &self.scheme).then_some(authority)
+        });
+        let found = matching.take(MAX_FOUND).map(|authority| Found {
+            name: name.to_vec(),
+            id: id.to_vec(),
+            address: authority.to_owned(),
+            weight: weight.clone(),
+            metadata: metadata.clone(),
+            ..Found::default()
+        });
+        Ok(found.collect())
+    }
+
+    fn write(&self, instance: &Written<'_>) -> Option<(String, String)> {
+        let mut metadata = instance.labels();
+        let version = metadata.remove("version").unwrap_or_else(|| "".into());
+        if let Some(weight) = instance.weight() {
+            metadata.insert("weight".to_owned(), weight.to_string().into());
+        }
+        let value = json!({
+            "id": instance.id,
+            "name": instance.name,
+            "version": version,
+            "metadata": metadata,
+            "endpoints": [format!("{}://{}", instance.scheme, instance.address)],
+        });
+        let key = format!("{}/{}", instance.name, instance.id);
+        instance.healthy.then(|| (key, value.to_string()))
+    }
+}
+
+/// `isSecure=true` is how older ones wrote the scheme's secure sister.
+fn is_scheme(scheme: &str, query: &str, wanted: &str) -> bool {
+    let secure = query.split('&').any(|pair| pair == "isSecure=true");
+    match (secure, scheme.ends_with('s')) {
+        (true, false) => wanted.strip_suffix('s').is_some_and(|w| w.eq_ignore_ascii_case(scheme)),
+        _ => scheme.eq_ignore_ascii_case(wanted),
+    }
+}
