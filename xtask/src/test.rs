@@ -10,8 +10,9 @@ use crate::shell::{run, run_reading};
 
 /// What runs inside Envoy, and so must be clean for its target. `pintle-artifact` compiles the module
 /// and is itself native.
-const IN_PROXY: &str = "-p pintle-contract -p pintle-balance -p pintle-breaker -p pintle-trace \
-                        -p pintle-policy -p pintle-sync -p pintle-hostcalls -p pintle-module -p pintle-picks-guest";
+const IN_PROXY: &str = "-p pintle-contract -p pintle-settings -p pintle-balance -p pintle-breaker \
+                        -p pintle-trace -p pintle-policy -p pintle-sync -p pintle-hostcalls \
+                        -p pintle-module -p pintle-picks-guest";
 
 /// What it is called, the command, and variables for it.
 type Step<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
