@@ -22,8 +22,9 @@ use pintle_contract::Now;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::machine::MAX_TRIPS;
+use crate::policy::MAX_PROBES;
 use crate::policy::{MAX_RETRY_AFTER, MAX_TIMEOUT};
-use crate::record::{MAX_PROBES, Origin, Probe, Record, State};
+use crate::record::{Origin, Probe, Record, State};
 use crate::window::{BUCKETS, Counts, Window};
 
 const MAGIC: [u8; 4] = *b"PBRK";

@@ -49,6 +49,6 @@ pub use classify::{FailureKind, Outcome, Report, charges, classify};
 pub use codec::{DecodeError, RECORD_BYTES};
 pub use machine::{Context, Input, Reason, Transition, WATCH_BEFORE_RATE};
 pub use mirror::{Merged, Mirror, Need};
-pub use policy::{Codes, Fleet, HalfOpen, Policy, Rate, SlowCall};
-pub use record::{LAST_RESORT, MAX_PROBES, Origin, Record, State, Ticket, Verdict};
+pub use policy::{Codes, Fleet, HalfOpen, MAX_PROBES, Policy, Rate, SlowCall};
+pub use record::{LAST_RESORT, Origin, Record, State, Ticket, Verdict};
 pub use window::{BUCKETS, Counts, Window};

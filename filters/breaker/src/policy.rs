@@ -8,7 +8,8 @@ use std::time::Duration;
 use pintle_settings::{DAY, HOUR, Invalid, MILLISECOND, MINUTE, SECOND, Section, Settings};
 use serde_json::Value;
 
-use crate::record::MAX_PROBES;
+/// Probe slots of one record, at most.
+pub const MAX_PROBES: usize = 8;
 
 /// When a breaker opens, for how long, and how it closes again. It is read from an object with the
 /// field names below; the default of each is given there.

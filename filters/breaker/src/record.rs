@@ -10,11 +10,8 @@ use std::time::Duration;
 
 use pintle_contract::Now;
 
-use crate::policy::Policy;
+use crate::policy::{MAX_PROBES, Policy};
 use crate::window::{Counts, Window};
-
-/// Probe slots of one record, at most.
-pub const MAX_PROBES: usize = 8;
 
 /// How long a breaker stays open while nobody else of its service is eligible, at most: then waiting
 /// longer protects no one, and the first endpoint that is back should be found within a second.

@@ -26,6 +26,7 @@ mod propagate;
 mod proto;
 mod sample;
 mod span;
+mod tracestate;
 mod w3c;
 mod xray;
 

@@ -13,7 +13,7 @@ use pintle_settings::{Invalid, MILLISECOND, MINUTE, SECOND, Section, Settings, w
 use crate::baggage;
 use crate::format::{Format, FormatSet};
 use crate::sample::Ratio;
-use crate::w3c;
+use crate::tracestate;
 
 /// Which spans are exported for a sampled request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -198,7 +198,7 @@ impl Settings for Config {
             tracestate_member: keys.parse(
                 "tracestate_member",
                 "a tracestate key: a-z, 0-9, _ - * / @, at most 256",
-                |key| key.as_str().filter(|key| w3c::is_key(key.as_bytes())).map(Into::into),
+                |key| key.as_str().filter(|key| tracestate::is_key(key.as_bytes())).map(Into::into),
             ),
             participate: keys.has("participate").then(|| keys.flag("participate", false)),
             export: keys.section("export"),
