@@ -11,6 +11,7 @@
 pub mod admin;
 pub mod descriptors;
 pub mod eds;
+pub mod gate;
 pub mod metrics;
 pub mod page;
 pub mod quota;

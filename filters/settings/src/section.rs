@@ -84,10 +84,14 @@ impl Section {
         self.keys.remove(key).filter(|value| !value.is_null())
     }
 
-    /// Whether `key`, which is a known one, was written and has not been read yet.
+    /// Whether `key`, which is a known one, was written and has not been read yet. A null is dropped
+    /// here, because nobody reads a key that is not there.
     pub fn has(&mut self, key: &'static str) -> bool {
         self.know(key);
-        self.keys.get(key).is_some_and(|value| !value.is_null())
+        if self.keys.get(key).is_some_and(Value::is_null) {
+            self.keys.remove(key);
+        }
+        self.keys.contains_key(key)
     }
 
     /// Puts a value where none was written.

@@ -19,6 +19,15 @@ fn an_empty_object_is_a_whole_configuration() {
 }
 
 #[test]
+fn a_null_is_a_key_left_out() {
+    let keys = ["extract", "inject", "participate", "tracestate_member", "baggage_allow", "export"];
+    for key in keys {
+        let json = format!(r#"{{"{key}": null}}"#);
+        assert_eq!(read::<Config>(&json), read("{}"), "{key}");
+    }
+}
+
+#[test]
 fn the_exporters_defaults_are_the_documented_ones() {
     let json = r#"{"export": {"cluster": "otel", "service_name": "s"}}"#;
     let config: Config = read(json).unwrap();

@@ -27,8 +27,8 @@ pub use session::{Answer, MAX_SUBSCRIBED, Session};
 
 use crate::fleet::Fleet;
 use crate::link::Snapshots;
+use crate::serve::gate::{Caller, Peer};
 use crate::serve::quota::{Kind, Place};
-use crate::serve::transport::{Caller, Peer};
 use proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,

@@ -40,7 +40,7 @@ pub use fence::{Fenced, Fences};
 
 use crate::fleet::{Fleet, When};
 use crate::link::Snapshots;
-use crate::serve::transport::Caller;
+use crate::serve::gate::Caller;
 use flow::Flows;
 
 /// How often a stream with nothing to say says so. The filters take three missed ones for silence.

@@ -6,11 +6,7 @@
 //! pings find a peer that is gone without a word. Certificates are read anew on every [`TlsFiles::load`], and a
 //! reload takes effect at the next connection.
 
-mod gate;
-
-use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,12 +32,11 @@ use xxhash_rust::xxh64::xxh64;
 use super::eds::Eds;
 use super::eds::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use super::eds::proto::envoy::service::endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryServiceServer;
+use super::gate::{Caller, Gated, Peer, Streams};
 use super::quota::{Kind, Place, Quotas};
 use super::socket::{Credentials, Socket};
 use super::sync::Sync;
 use crate::fleet::Fleet;
-pub use gate::{Caller, Identity, TOKEN_HEADER};
-use gate::{Gated, Streams};
 
 /// A connection without a stream is closed after this long, whether it has spoken or not: Envoy opens
 /// a stream as soon as it is connected, and connects anew when it wants another.
@@ -53,27 +48,6 @@ const PING_WITHIN: Duration = Duration::from_secs(5);
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 /// TLS handshakes at once; the next waits in the kernel's queue.
 const MAX_HANDSHAKES: usize = 64;
-
-/// Who is at the other end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Peer {
-    /// A process on this machine.
-    Local(Credentials),
-    /// A client whose certificate an allowed authority signed, and the certificate's hash.
-    Remote(SocketAddr, u64),
-    /// No connection of this server's (tests).
-    Unknown,
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Local(peer) => write!(f, "uid {}, pid {}", peer.uid, peer.pid),
-            Self::Remote(address, _) => write!(f, "{address} by TLS"),
-            Self::Unknown => f.write_str("unknown"),
-        }
-    }
-}
 
 /// Where the certificates of the TCP listener are.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //!
 //! The fence lives in the Envoy's shared data and starts over with the process, therefore it is
 //! compared only with a stream that is open now, and only within one process: who the peer is
-//! ([`crate::serve::transport::Caller::identity`]) is part of the name, so a hot restart (two
+//! ([`crate::serve::gate::Caller::identity`]) is part of the name, so a hot restart (two
 //! processes, one node id) does not fight, and a neighbour that uses another's node id cuts nobody off.
 
 use std::collections::HashMap;

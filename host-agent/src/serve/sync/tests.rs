@@ -21,9 +21,10 @@ use super::flow::{BURST, FLOW, Flow};
 use super::*;
 use crate::link::Reported;
 use crate::serve::eds::Eds;
+use crate::serve::gate::TOKEN_HEADER;
 use crate::serve::quota::Quotas;
 use crate::serve::socket::{Socket, SocketOptions};
-use crate::serve::transport::{IDLE_WITHIN, Proxies, TOKEN_HEADER};
+use crate::serve::transport::{IDLE_WITHIN, Proxies};
 
 fn version(sequence: u64) -> Version {
     Version { epoch: 9, sequence }

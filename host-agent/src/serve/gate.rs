@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -21,13 +22,34 @@ use tonic::codegen::Service;
 use tower::Layer;
 use xxhash_rust::xxh64::xxh64;
 
-use super::Peer;
 use crate::serve::quota::{Full, Kind, Owner, Place, Quotas, User};
+use crate::serve::socket::Credentials;
 
 /// The request header (gRPC metadata) with the token that the module was given in its environment.
 pub const TOKEN_HEADER: &str = "x-pintle-token";
 /// Bytes of a token that count.
 const MAX_TOKEN: usize = 256;
+
+/// Who is at the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A process on this machine.
+    Local(Credentials),
+    /// A client whose certificate an allowed authority signed, and the certificate's hash.
+    Remote(SocketAddr, u64),
+    /// No connection of this server's (tests).
+    Unknown,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(peer) => write!(f, "uid {}, pid {}", peer.uid, peer.pid),
+            Self::Remote(address, _) => write!(f, "{address} by TLS"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
 
 /// Who speaks on a stream, and the accounts that it is on.
 #[derive(Clone, Debug)]
@@ -41,7 +63,7 @@ pub struct Caller {
 
 /// The open streams of one connection.
 #[derive(Debug)]
-pub(super) struct Streams(Mutex<(usize, Instant)>);
+pub(in crate::serve) struct Streams(Mutex<(usize, Instant)>);
 
 /// What tells one Envoy from the next: credentials and, where the kernel's word is not enough, a
 /// token. It is no secret itself.
@@ -57,12 +79,12 @@ impl fmt::Display for Identity {
 // === impl Streams ===
 
 impl Streams {
-    pub(super) fn new() -> Self {
+    pub(in crate::serve) fn new() -> Self {
         Self(Mutex::new((0, Instant::now())))
     }
 
     /// Since when no stream is open; none while one is.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
+    pub(in crate::serve) fn idle_since(&self) -> Option<Instant> {
         let (open, since) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (open == 0).then_some(since)
     }
@@ -77,7 +99,7 @@ impl Streams {
 // === impl Caller ===
 
 impl Caller {
-    pub(super) fn new(peer: Peer, quotas: Quotas, streams: Arc<Streams>) -> Self {
+    pub(in crate::serve) fn new(peer: Peer, quotas: Quotas, streams: Arc<Streams>) -> Self {
         Self { peer, quotas, streams, token: None }
     }
 
@@ -140,7 +162,7 @@ impl From<Full> for Status {
 
 /// Gates every request of the server.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Gated;
+pub(in crate::serve) struct Gated;
 
 impl<S> Layer<S> for Gated {
     type Service = Gate<S>;
@@ -152,7 +174,7 @@ impl<S> Layer<S> for Gated {
 
 /// A service behind the gate.
 #[derive(Clone, Debug)]
-pub(super) struct Gate<S> {
+pub(in crate::serve) struct Gate<S> {
     inner: S,
 }
 
