@@ -1,100 +1,12 @@
-//! `cargo xtask demo`: who starts, who ends, and what counts as good.
+//! `cargo xtask demo`: when it ends, and what it says at the end.
 //!
-//! The story itself is in `story`. Here: the servers it plays on, each ending with this value on every
-//! way out (an error, Ctrl-C, SIGTERM, even SIGKILL), and the bounds that `--check` holds it to.
+//! The servers and the bounds are in `stage`, the story in `story`.
 
-use std::time::Duration;
-
-use pintle_tests::{Agent, Envoy, EnvoyConfig, Error, Etcd, Nats, Result, Upstream, tools};
-use serde_json::{Value, json};
+use pintle_tests::{Error, Result, tools};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::stage::{Figures, World};
 use crate::story;
-
-/// Everything that runs.
-pub struct World {
-    pub etcd: Etcd,
-    pub nats: Nats,
-    pub agent: Agent,
-    pub envoy: Envoy,
-}
-
-/// What was measured, in the units of the names.
-#[derive(Debug, Default)]
-pub struct Figures {
-    /// etcd put to first request at the new endpoint, one per round.
-    pub propagation_ms: Vec<f64>,
-    /// Requests that reached the failing endpoint before its breaker opened.
-    pub breaker_failures: usize,
-    /// From the endpoint's recovery to its first successful request after a probe.
-    pub breaker_recovery_ms: f64,
-    /// Drain event at the server to last request at the endpoint.
-    pub drain_ms: f64,
-    /// Requests sent while the agent was gone, and until it had caught up.
-    pub agent_gone_requests: usize,
-    /// Those of them that failed.
-    pub failed_requests: usize,
-    /// From the agent's start to the first request at what was registered meanwhile.
-    pub catch_up_ms: f64,
-    /// Whether the trace of a client reached the upstream as it came: nothing exports a span here, and
-    /// a parent that nobody ever sees would cut the chain.
-    pub trace_continued: bool,
-    /// How often a VM trapped and was rebuilt.
-    pub vm_reloads: u64,
-}
-
-impl Figures {
-    /// The share (0..=1) of rounds that stayed within the returned time.
-    pub fn propagation(&self, share: f64) -> f64 {
-        let mut sorted = self.propagation_ms.clone();
-        sorted.sort_by(f64::total_cmp);
-        let rank = (share * sorted.len() as f64).ceil() as usize;
-        sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::INFINITY)
-    }
-
-    /// Every bound that does not hold, in words.
-    fn broken(&self) -> Vec<String> {
-        let mut broken = Vec::new();
-        let mut hold = |good: bool, what: String| {
-            if !good {
-                broken.push(what);
-            }
-        };
-        let p99 = self.propagation(0.99);
-        let rounds = self.propagation_ms.len();
-        hold(rounds >= 20, format!("{rounds} rounds of propagation, 20 wanted"));
-        hold(p99 < 50.0, format!("propagation p99 {p99:.1} ms, below 50 wanted"));
-        let (failures, drain) = (self.breaker_failures, self.drain_ms);
-        hold(failures <= 5, format!("{failures} failures before the breaker opened, 5 allowed"));
-        hold(drain < 50.0, format!("drain {drain:.1} ms, below 50 wanted"));
-        let (failed, back) = (self.failed_requests, self.catch_up_ms);
-        hold(failed == 0, format!("{failed} failed requests without the agent, 0 allowed"));
-        hold(self.agent_gone_requests > 0, "no request was sent without the agent".into());
-        hold(back < 1000.0, format!("caught up after {back:.0} ms, below 1000 wanted"));
-        hold(self.trace_continued, "the trace did not reach the upstream".into());
-        hold(self.vm_reloads == 0, format!("{} VM reloads, 0 allowed", self.vm_reloads));
-        broken
-    }
-
-    fn json(&self) -> Value {
-        let tenth = |ms: f64| (ms * 10.0).round() / 10.0;
-        json!({
-            "propagation_ms": {
-                "p50": tenth(self.propagation(0.5)),
-                "p99": tenth(self.propagation(0.99)),
-                "rounds": self.propagation_ms.len(),
-            },
-            "breaker_failures": self.breaker_failures,
-            "breaker_recovery_ms": tenth(self.breaker_recovery_ms),
-            "drain_ms": tenth(self.drain_ms),
-            "agent_gone_requests": self.agent_gone_requests,
-            "failed_requests": self.failed_requests,
-            "catch_up_ms": tenth(self.catch_up_ms),
-            "trace_continued": self.trace_continued,
-            "vm_reloads": self.vm_reloads,
-        })
-    }
-}
 
 /// The demo; with `check` it ends by itself and fails when a bound does not hold.
 pub fn run(check: bool) -> Result<()> {
@@ -143,47 +55,4 @@ async fn asked_to_end() -> Result<()> {
         pressed = tokio::signal::ctrl_c() => Ok(pressed?),
         _ = terminate.recv() => Ok(()),
     }
-}
-
-impl World {
-    async fn start() -> Result<Self> {
-        println!("starting etcd, nats-server, the agent and Envoy (two workers)");
-        let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start())?;
-        let agent = Agent::with(&etcd, &nats).start().await?;
-        let config = EnvoyConfig::shipped()?
-            .service(story::SECOND)
-            .agent_socket(agent.socket())
-            .wasm(tools::module()?)
-            // Nobody watches a demo for the 30 s that the default stays open.
-            .plugin(|plugin| {
-                plugin["breaker"] = json!({"open": "2s", "jitter_percent": 0});
-            });
-        let envoy = Envoy::start(config).await?;
-        Ok(Self { etcd, nats, agent, envoy })
-    }
-
-    fn invite(&self) {
-        let (envoy, admin) = (self.envoy.addr(), self.envoy.admin());
-        let (etcd, nats, agent) = (self.etcd.url(), self.nats.url(), self.agent.admin());
-        println!("\nAll of it stays up until Ctrl-C. To try by hand:");
-        println!(
-            "  curl -s http://{envoy}/                  one request, answered with its own headers"
-        );
-        println!("  curl -s http://{admin}/clusters          what Envoy knows");
-        println!(
-            "  curl -s http://{agent}/v1/services       what the agent knows; / is the status page"
-        );
-        println!("  ETCDCTL_API=3 etcdctl --endpoints {etcd} get --prefix /services/");
-        println!("  pintle drain --nats {nats} orders/orders-2 --ttl 10s");
-    }
-}
-
-/// An upstream that takes as long as a quick service does, so that picking by latency has something to
-/// look at.
-pub async fn quick(name: &str) -> Result<Upstream> {
-    let upstream = Upstream::start(name).await?;
-    let latency =
-        pintle_tests::Latency::Uniform(Duration::from_millis(1), Duration::from_millis(3));
-    upstream.set(pintle_tests::Behaviour::slow(latency));
-    Ok(upstream)
 }

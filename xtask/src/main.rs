@@ -11,6 +11,7 @@ mod fuzz;
 mod sbom;
 mod setup;
 mod shell;
+mod stage;
 mod story;
 mod test;
 

@@ -8,12 +8,10 @@ use pintle_tests::{
     http, pause,
 };
 
-use crate::demo::{Figures, World, quick};
+use crate::stage::{Figures, SECOND, World, quick};
 
 /// The service of the story, as in the shipped configuration.
 const FIRST: &str = "orders";
-/// A service of its own for the rounds of measuring, so that the story stays small to look at.
-pub const SECOND: &str = "payments";
 
 const RATE: f64 = 1000.0;
 const ROUNDS: usize = 25;
