@@ -6,6 +6,7 @@
 //! | `strategies` | each strategy by configuration and by etcd, and how it spreads |
 //! | `keys` | what a request is hashed by |
 //! | `eligible` | sticky sessions, subsets, zones, slow start, panic |
+//! | `configuration` | a `Struct` is read; what is refused, and why, is in the log |
 //! | `attempts` | retries walk the list; nothing of it reaches the wire |
 //! | `protocols` | HTTP/1.1, gRPC, TLS, and `ORIGINAL_DST` |
 //! | `fallback` | without the module, without tables, after a trap |
@@ -14,6 +15,7 @@
 //! Two workers everywhere: what is shared between workers is what most often breaks.
 
 mod attempts;
+mod configuration;
 mod eligible;
 mod fallback;
 mod keys;

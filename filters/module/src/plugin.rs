@@ -90,26 +90,15 @@ fn period(config: &Config) -> Duration {
 
 /// Says once, at configuration, what the module will do, and what it was asked for and can't.
 fn announce(config: &Config) {
-    let part = |on: bool, name: &'static str| if on { name } else { "" };
-    host::log(
-        Level::Info,
-        &format!(
-            "pintle: configured:{}{}{}",
-            part(config.select.is_some(), " select"),
-            part(config.breaker, " breaker"),
-            part(config.trace.is_some(), " trace")
-        ),
-    );
-    if config.breaker && config.select.is_none() {
-        host::log(
-            Level::Warn,
-            "pintle: breaker does nothing without select, which asks the breakers",
-        );
-    }
-    if config.select.is_some() && config.agent.is_none() {
-        host::log(
-            Level::Warn,
-            "pintle: select does nothing without sync.cluster: no table will come",
-        );
+    let (on, amiss) = (config.parts_on(), config.remarks());
+    let level = if on.is_empty() { Level::Warn } else { Level::Info };
+    let on = if on.is_empty() {
+        "nothing is on: no select, breaker or trace".into()
+    } else {
+        on.join(" ")
+    };
+    host::log(level, &format!("pintle: configured: {on}"));
+    for remark in amiss {
+        host::log(Level::Warn, &format!("pintle: {remark}"));
     }
 }

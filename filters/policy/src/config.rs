@@ -15,10 +15,12 @@
 use std::collections::BTreeMap;
 
 use pintle_contract::{AddressPolicy, Cidr};
-use pintle_settings::{Invalid, Section, Settings};
+use pintle_settings::{Found, Invalid, JsonError, Section, Settings};
 use serde_json::{Map, Value};
 
 use crate::Policy;
+
+mod structure;
 
 /// How the chosen endpoint reaches Envoy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,16 +115,67 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the plugin's configuration. Nothing at all is `{}`.
+    /// Reads the plugin's configuration: JSON, or the bytes of a `Struct`; nothing at all is `{}`.
     ///
     /// # Errors
     /// The first key that is refused, and what it accepts.
-    pub fn parse(json: &[u8]) -> Result<Self, Invalid> {
-        let json = if json.trim_ascii().is_empty() { b"{}" } else { json };
-        let tree = serde_json::from_slice(json)
-            .map_err(|error| Invalid::new("the configuration", format!("JSON: {error}")))?;
+    pub fn parse(text: &[u8]) -> Result<Self, Invalid> {
+        let text = if text.trim_ascii().is_empty() { b"{}" } else { text };
+        let json = pintle_settings::parse_json(text);
+        let refused = |found: String| Invalid {
+            found: Found::Value(found),
+            ..Invalid::new("the configuration", "a JSON object, or a google.protobuf.Struct")
+        };
+        let tree = json.or_else(|error| match (&error, structure::decode(text)) {
+            (JsonError::Syntax(_), Some(tree)) => Ok(tree),
+            (JsonError::Syntax(_), None) if is_yaml(text) => Err(refused("text in YAML".into())),
+            _ => Err(refused(error.to_string())),
+        })?;
+        let empty =
+            tree.as_object().and_then(|keys| keys.iter().find(|(_, value)| value.is_null()));
+        if let Some((key, null)) = empty {
+            return Err(Invalid::new(key, "a value, or left out to be off").found(null));
+        }
         pintle_settings::read("", tree)
     }
+
+    /// The parts that it turns on.
+    #[must_use]
+    pub fn parts_on(&self) -> Vec<&'static str> {
+        let parts = [
+            (self.select.is_some(), "select"),
+            (self.breaker, "breaker"),
+            (self.trace.is_some(), "trace"),
+        ];
+        parts.into_iter().filter_map(|(on, part)| on.then_some(part)).collect()
+    }
+
+    /// What an accepted configuration cannot do, and why.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<&'static str> {
+        let remarks = [
+            (
+                self.breaker && self.select.is_none(),
+                "breaker does nothing without select, which asks the breakers",
+            ),
+            (
+                self.select.is_some() && self.agent.is_none(),
+                "select does nothing without sync.cluster: no table will come",
+            ),
+        ];
+        remarks.into_iter().filter_map(|(amiss, remark)| amiss.then_some(remark)).collect()
+    }
+}
+
+/// Whether the first line that says something is a key as YAML writes it, bare and with a colon.
+fn is_yaml(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    let mut lines = text.lines().map(str::trim);
+    let first = lines.find(|line| !line.is_empty() && !line.starts_with('#') && *line != "---");
+    let bare = first.unwrap_or_default().trim_start_matches(['{', '-', ' ']);
+    let key = bare.split_once(':').map(|(key, _)| key.trim());
+    let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    key.is_some_and(|key| !key.is_empty() && key.bytes().all(word))
 }
 
 impl Settings for Config {
@@ -289,12 +342,18 @@ impl Config {
         }
         let patch: Option<Value> = match table {
             "" => None,
-            json => Some(
-                serde_json::from_str(json)
-                    .map_err(|error| Invalid::new("the policy", format!("JSON: {error}")))?,
-            ),
+            json => {
+                let refused = |error: JsonError| Invalid {
+                    found: Found::Value(error.to_string()),
+                    ..Invalid::new("the policy", "a JSON object")
+                };
+                Some(pintle_settings::parse_json(json.as_bytes()).map_err(refused)?)
+            }
         };
         let layers = [Some(&self.base), own, patch.as_ref()];
         Policy::resolve(layers.into_iter().flatten())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,11 +11,12 @@
 mod config;
 
 pub use config::{Config, Pattern, Select, Source, Unknown, Via};
-use pintle_settings::{Invalid, Section, Settings};
+use pintle_settings::{Invalid, MAX_DEPTH, Section, Settings};
 use serde_json::{Map, Value};
 
-/// Levels of nesting that a patch may have; the schema needs four.
-const MAX_DEPTH: usize = 16;
+/// The parts, none of which may be null: in a merge patch that would give every key of the part its
+/// default, while who writes it means that the part is off.
+const PARTS: [&str; 3] = ["select", "breaker", "trace"];
 
 /// What the parts do for one service.
 #[derive(Clone, Debug)]
@@ -59,6 +60,10 @@ impl Policy {
         for layer in layers {
             if depth(layer) > MAX_DEPTH {
                 return Err(Invalid::new("the policy", format!("at most {MAX_DEPTH} levels deep")));
+            }
+            let null = |part: &&str| layer.get(*part).is_some_and(Value::is_null);
+            if let Some(part) = PARTS.iter().find(|part| null(part)) {
+                return Err(Invalid::new(*part, "an object of keys").found(&Value::Null));
             }
             merge(&mut merged, layer);
         }
@@ -149,7 +154,10 @@ mod tests {
     #[test]
     fn what_is_refused_is_named() {
         let table = [
-            (json!({"brakes": {}}), "brakes"),
+            (json!({"brakes": {}}), "unknown key brakes, accepted are select, breaker, trace"),
+            (json!({"select": null}), "select must be an object of keys, found null"),
+            (json!({"breaker": null}), "breaker must be an object of keys, found null"),
+            (json!({"trace": null}), "trace must be an object of keys, found null"),
             (json!({"breaker": {"opne": "3s"}}), "opne"),
             (json!({"select": {"strategy": "best"}}), "best"),
             (json!({"trace": {"ratio": 2}}), "ratio"),

@@ -33,10 +33,12 @@
 
 mod duration;
 mod invalid;
+mod json;
 mod section;
 
 pub use duration::{
     DAY, DurationError, HOUR, MILLISECOND, MINUTE, SECOND, duration_text, parse_duration,
 };
 pub use invalid::{Found, Invalid};
+pub use json::{JsonError, MAX_DEPTH, parse_json};
 pub use section::{Section, Settings, duration_range, read, read_with, word};

@@ -86,9 +86,9 @@ impl Reject {
             Self::KeyTooLong => "key_too_long",
             Self::Key => "key",
             Self::ValueTooLong => "value_too_long",
-            Self::Json(JsonError::Syntax) => "json",
+            Self::Json(JsonError::Syntax(_)) => "json",
             Self::Json(JsonError::Depth) => "json_depth",
-            Self::Json(JsonError::DuplicateKey) => "json_duplicate_key",
+            Self::Json(JsonError::DuplicateKey(_)) => "json_duplicate_key",
             Self::NotAnObject => "not_an_object",
             Self::Missing(_) => "missing_field",
             Self::Type(_) | Self::Member(..) => "field_type",
@@ -129,11 +129,8 @@ impl fmt::Display for Reject {
                 "the key is not {prefix}{name}/{id}, both of [A-Za-z0-9._:-] with any other byte as %XX",
             ),
             Self::ValueTooLong => write!(f, "the value is longer than {MAX_VALUE} bytes"),
-            Self::Json(JsonError::Syntax) => f.write_str("the value is not JSON"),
-            Self::Json(JsonError::Depth) => {
-                write!(f, "the value is deeper than {} levels", json::MAX_DEPTH)
-            }
-            Self::Json(JsonError::DuplicateKey) => f.write_str("a key stands twice in an object"),
+            Self::Json(error @ JsonError::DuplicateKey(_)) => error.fmt(f),
+            Self::Json(error) => write!(f, "the value is {error}"),
             Self::NotAnObject => f.write_str("the value is not a JSON object"),
             Self::Missing(field) => write!(f, "{field} is missing"),
             Self::Type(field) => write!(f, "{field} has the wrong type"),

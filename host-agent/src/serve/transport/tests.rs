@@ -1,6 +1,7 @@
 //! TCP with mutual TLS: who gets in, and what a reload changes.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use pintle_state::Snapshot;

@@ -28,7 +28,8 @@ pub(super) fn json(value: &[u8]) -> Result<Value, Refusal> {
     if value.len() > super::MAX_VALUE {
         return Err(Refusal::TooLong);
     }
-    serde_json::from_slice(value).map_err(|_| Reject::Json(JsonError::Syntax).into())
+    serde_json::from_slice(value)
+        .map_err(|error| Reject::Json(JsonError::Syntax(error.to_string())).into())
 }
 
 /// The field in any case; null is none.

@@ -33,9 +33,12 @@ impl<'a> Dump<'a> {
         let plugins = self.all.iter().filter(|object| object.contains_key("vm_config"));
         plugins
             .filter_map(|plugin| {
-                let json = at(plugin, &["configuration", "value"])?.as_str()?;
-                let config = Config::parse(json.as_bytes()).ok()?;
-                Some((text(plugin, "name").unwrap_or("(no name)"), config))
+                let config = match at(plugin, &["configuration", "value"])? {
+                    Value::String(json) => Config::parse(json.as_bytes()),
+                    // A `Struct`, which Envoy prints as what it holds.
+                    tree => Config::parse(tree.to_string().as_bytes()),
+                };
+                Some((text(plugin, "name").unwrap_or("(no name)"), config.ok()?))
             })
             .collect()
     }
@@ -91,4 +94,22 @@ pub(super) fn at<'a>(object: &'a Object, path: &[&str]) -> Option<&'a Value> {
 /// A protobuf duration such as `0.010s`.
 pub(super) fn seconds(value: Option<&Value>) -> Option<f64> {
     value?.as_str()?.strip_suffix('s')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_plugins_settings_are_read_from_text_and_from_a_struct() {
+        for value in [json!(r#"{"trace": {}}"#), json!({"trace": {}})] {
+            let plugin =
+                json!({"name": "ours", "vm_config": {}, "configuration": {"value": value}});
+            let found = Dump::of(&plugin).plugins();
+            let [("ours", config)] = found.as_slice() else { panic!("{value}: {found:?}") };
+            assert_eq!(config.parts_on(), ["trace"]);
+        }
+    }
 }
