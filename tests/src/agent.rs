@@ -266,12 +266,27 @@ impl Agent {
         Process::spawn(spec, TempDir::with_prefix("pintle-register-")?)
     }
 
-    /// `pintle drain`: stops new traffic to one instance for so long.
+    /// `pintle drain`: stops new traffic to one instance for so long; an agent has said that it did.
     pub async fn drain(nats: &str, service: &str, id: &str, ttl: Duration) -> Result<()> {
+        Self::order_drain(nats, service, id, ttl, &[]).await
+    }
+
+    /// The same, published without asking any agent.
+    pub async fn drain_unasked(nats: &str, service: &str, id: &str, ttl: Duration) -> Result<()> {
+        Self::order_drain(nats, service, id, ttl, &["--no-wait"]).await
+    }
+
+    async fn order_drain(
+        nats: &str,
+        service: &str,
+        id: &str,
+        ttl: Duration,
+        more: &[&str],
+    ) -> Result<()> {
         let ttl = format!("{}s", ttl.as_secs());
         let instance = format!("{service}/{id}");
-        let done = Self::command(&["drain", "--nats", nats, &instance, "--ttl", &ttl]).await?;
-        succeeded(done).map(|_| ())
+        let args = ["drain", "--nats", nats, &instance, "--ttl", &ttl];
+        succeeded(Self::command(&[&args, more].concat()).await?).map(|_| ())
     }
 
     /// `pintle services`, as it prints it.

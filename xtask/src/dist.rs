@@ -31,7 +31,7 @@ pub fn run_dist() -> Result<()> {
         copy(&from, &dist.join(name))?;
     }
     for (binary, package, target) in
-        [("pintle", "pintle-agent", None), ("pintle.wasm", "pintle", Some("wasm32-wasip1"))]
+        [("pintle", "pintle-agent", None), ("pintle.wasm", "pintle-module", Some("wasm32-wasip1"))]
     {
         let bill = serde_json::to_string_pretty(&sbom::bill(package, target)?)?;
         std::fs::write(dist.join(format!("{binary}.cdx.json")), bill)?;

@@ -104,7 +104,7 @@ mod tests {
             let name = |part: &serde_json::Value| part["name"].as_str().map(str::to_owned);
             parts.iter().filter_map(name).collect::<Vec<_>>()
         };
-        let module = names("pintle", Some("wasm32-wasip1"));
+        let module = names("pintle-module", Some("wasm32-wasip1"));
         for (name, there) in [("proxy-wasm", true), ("pintle-hostcalls", true), ("tokio", false)] {
             assert_eq!(module.contains(&name.to_owned()), there, "{name}: {module:?}");
         }

@@ -381,22 +381,22 @@ fn services(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime
 
 fn state(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime) -> fmt::Result {
     out.gauge(
-        "pintle_contract_epoch",
+        "pintle_snapshot_epoch",
         "Epoch of the newest snapshot, the agent's start in milliseconds.",
         snapshot.version.epoch as f64,
     )?;
     out.gauge(
-        "pintle_contract_sequence",
+        "pintle_snapshot_sequence",
         "Sequence of the newest snapshot.",
         snapshot.version.sequence as f64,
     )?;
     out.gauge(
-        "pintle_contract_stale",
+        "pintle_snapshot_stale",
         "1 while the snapshot is from disk and the registry has not confirmed it.",
         f64::from(u8::from(snapshot.stale)),
     )?;
     out.gauges(
-        "pintle_contract_age_seconds",
+        "pintle_snapshot_age_seconds",
         "Time since the registry last confirmed the snapshot.",
         snapshot
             .confirmed_at
