@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pintle_tests::Agent;
 
-use crate::row::{Row, Site};
+use crate::row::{Followed, Row, Site};
 
 /// What is compared, in the table's order.
 pub const COLUMNS: [&str; 8] =
@@ -57,15 +57,23 @@ impl Books {
         let requests = of("pintle_endpoint_requests_total");
         let logged: Vec<f64> = logs.iter().map(|log| log.len() as f64).collect();
         let missing = logged.iter().sum::<f64>() - requests.iter().sum::<f64>();
+        let partly = row.followed == Followed::Unknown;
         let within = requests.iter().zip(&logged).all(|(booked, logged)| booked <= logged);
-        let expected = if row.unknown && within { requests.clone() } else { logged };
+        let expected = if partly && within { requests.clone() } else { logged };
         column("requests", requests, expected);
-        let unknown = vec![whole("pintle_not_followed_total")];
-        column("unknown", unknown, vec![if row.unknown { missing } else { 0.0 }]);
+        let unknown = whole("pintle_not_followed_total");
+        let expected = match row.followed {
+            Followed::Always => 0.0,
+            Followed::Unknown => missing,
+            // Of successes a sample is looked at.
+            Followed::Elsewhere if unknown > 0.0 && unknown <= site.sent() as f64 => unknown,
+            Followed::Elsewhere | Followed::Strays => site.sent() as f64,
+        };
+        column("unknown", vec![unknown], vec![expected]);
         let failed = logs.iter().map(|log| log.iter().filter(|e| (row.failed)(e)).count() as f64);
         let (failures, failed) = (of("pintle_endpoint_failures_total"), failed.collect::<Vec<_>>());
         let within = failures.iter().zip(&failed).all(|(booked, logged)| booked <= logged);
-        let expected = if row.unknown && within { failures.clone() } else { failed };
+        let expected = if partly && within { failures.clone() } else { failed };
         column("failures", failures, expected);
         let in_flight = vec![whole("http_requests_in_flight"), whole("pintle_endpoint_in_flight")];
         column("in flight", in_flight, vec![0.0, 0.0]);

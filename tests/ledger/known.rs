@@ -22,7 +22,12 @@ const TODAY: &[(&str, &[&str], &str)] = &[
         &["failures", "breakers"],
         "no head is seen where the request is not whole",
     ),
+    ("canary", &["requests", "failures", "unknown", "breakers"], "whoever answers is not known"),
+    ("stray", &["requests", "failures", "unknown", "breakers"], "as canary"),
+    ("reroute", &["requests", "failures", "unknown", "breakers"], "as canary"),
+    ("aggregate", &["requests", "failures", "unknown", "breakers"], "as canary"),
     ("direct-response", &["drive"], "what goes to no cluster of ours is refused"),
+    ("not-ours", &["drive"], "as direct-response"),
 ];
 
 const H3: [&str; 7] =

@@ -49,10 +49,15 @@ type Wrong = BTreeMap<&'static str, BTreeMap<&'static str, String>>;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_traffic_is_booked_as_it_was() {
-    run(rows::all()).await;
+    run(rows::all(), false).await;
 }
 
-async fn run(rows: Vec<Row>) {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_envoy_is_booked_as_well() {
+    run(rows::protocols(), true).await;
+}
+
+async fn run(rows: Vec<Row>, oldest: bool) {
     let began = Instant::now();
     let (etcd, collector) = tokio::try_join!(Etcd::start(), Collector::start()).expect("servers");
     let (authority, port) =
@@ -89,7 +94,10 @@ async fn run(rows: Vec<Row>) {
     }
     let config = quic::listen(config, &port, &identity);
     let quic = Quic::client(&authority, &port);
-    let mut envoy = Envoy::start(config).await.expect("Envoy");
+    let mut envoy = match oldest {
+        true => Envoy::start_oldest(config).await.expect("the oldest Envoy"),
+        false => Envoy::start(config).await.expect("Envoy"),
+    };
     let sites = rows.iter().zip(places);
     let sites: Vec<Site> = sites
         .map(|(row, upstreams)| Site::new(row, upstreams, envoy.addr(), quic.clone()))

@@ -18,6 +18,19 @@ use crate::upstream::{Entry, Said, Upstream};
 /// Changes the shipped configuration for a row, whose upstreams are there already.
 type Configure = dyn Fn(EnvoyConfig, &[Upstream]) -> EnvoyConfig + Send + Sync;
 
+/// Whether Envoy goes where the module says, and what is then known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// It does.
+    Always,
+    /// Some attempts went nobody knows where, or ended nobody knows how: booked and unknown are all.
+    Unknown,
+    /// To another endpoint of the table, which is booked, and counted as not followed.
+    Elsewhere,
+    /// To a host that is in no table: none of it is booked, and all of it counted.
+    Strays,
+}
+
 /// One kind. Its name is the service, the cluster and the authority of its requests.
 pub struct Row {
     pub name: &'static str,
@@ -33,8 +46,7 @@ pub struct Row {
     pub failed: fn(&Entry) -> bool,
     /// Endpoints whose breakers open.
     pub opens: &'static [usize],
-    /// Whether there are attempts of which nobody can say where they went or how they ended.
-    pub unknown: bool,
+    pub followed: Followed,
     /// What else must hold, from the upstreams' logs.
     pub also: fn(&Site) -> Result<(), String>,
 }
@@ -58,7 +70,7 @@ impl Row {
             drive: Box::new(move |site| drive(site).boxed()),
             failed: |entry| entry.said == Said::Badly,
             opens: &[],
-            unknown: false,
+            followed: Followed::Always,
             also: |_| Ok(()),
         }
     }
@@ -94,8 +106,8 @@ impl Row {
         Self { opens, ..self }
     }
 
-    pub fn unknown(self) -> Self {
-        Self { unknown: true, ..self }
+    pub fn followed(self, followed: Followed) -> Self {
+        Self { followed, ..self }
     }
 
     pub fn also(self, also: fn(&Site) -> Result<(), String>) -> Self {

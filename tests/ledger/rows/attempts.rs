@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::config::{retry, route};
-use crate::row::Row;
+use crate::row::{Followed, Row};
 use crate::upstream::Said;
 
 pub fn rows() -> Vec<Row> {
@@ -56,6 +56,6 @@ pub fn rows() -> Vec<Row> {
             retry(&mut config, "more-attempts", "5xx", 4, &json!(null));
             config
         })
-        .unknown(),
+        .followed(Followed::Unknown),
     ]
 }

@@ -1,30 +1,139 @@
-//! Requests that go elsewhere than where the module sent them.
+//! Requests that go elsewhere than where the module sent them, or that are none of its business.
 
-use serde_json::json;
+use pintle_tests::EnvoyConfig;
+use serde_json::{Value, json};
 
-use crate::config::route;
-use crate::row::Row;
+use crate::config::{host, route};
+use crate::row::{Followed, Row};
+use crate::upstream::{Entry, Upstream};
 
 pub fn rows() -> Vec<Row> {
     vec![
-        Row::new("mirror", 15, |site| async move {
-            site.gets(12, "ok", 200).await;
+        Row::new("mirror", 15, |site| async move { site.gets(12, "ok", 200).await })
+            .strays(1)
+            .placed(|config, upstreams| {
+                let mut config = beside(config, "shadow", &upstreams[1]);
+                let mirrors = json!([{"cluster": "shadow"}]);
+                route(&mut config, "mirror")["request_mirror_policies"] = mirrors;
+                config
+            })
+            .also(|site| untold(&site.upstreams)),
+        // Three of version 1, and a bad canary, which alone is in the cluster.
+        Row::new("canary", 10, |site| async move {
+            site.upstreams[3].always("status/503");
+            site.gets(20, "ok", 503).await;
+        })
+        .endpoints(4)
+        .placed(|config, upstreams| config.static_hosts("canary", &[upstreams[3].addr()]))
+        .opens(&[3])
+        .followed(Followed::Elsewhere),
+        Row::new("stray", 10, |site| async move {
+            site.upstreams[2].always("status/503");
+            site.gets(12, "ok", 503).await;
+        })
+        .endpoints(2)
+        .strays(1)
+        .placed(|config, upstreams| config.static_hosts("stray", &[upstreams[2].addr()]))
+        .followed(Followed::Strays),
+        // A later filter sends it to another service.
+        Row::new("reroute", 11, |site| async move {
+            site.upstreams[2].always("status/503");
+            site.gets(12, "ok", 503).await;
+        })
+        .endpoints(2)
+        .strays(1)
+        .placed(|config, upstreams| {
+            let mut config = lua(beside(config, "billing", &upstreams[2]));
+            let source = "function envoy_on_request(handle) \
+                          handle:headers():replace('x-to', 'billing') handle:clearRouteCache() end";
+            let host = host(&mut config, "reroute");
+            host["typed_per_filter_config"] = json!({"envoy.filters.http.lua":
+                {"@type": format!("{LUA}.LuaPerRoute"), "source_code": {"inline_string": source}}});
+            let mut billing = host["routes"][0].clone();
+            billing["name"] = json!("billing");
+            billing["match"]["headers"] =
+                json!([{"name": "x-to", "string_match": {"exact": "billing"}}]);
+            billing["route"]["cluster"] = json!("billing");
+            host["routes"].as_array_mut().expect("routes").insert(0, billing);
+            config
+        })
+        .followed(Followed::Strays),
+        Row::new("aggregate", 12, |site| async move {
+            site.gets(6, "ok", 200).await;
+            site.gets(6, "status/503", 503).await;
+        })
+        .endpoints(2)
+        .placed(|mut config, _| {
+            let mut outer = json!({"name": "outer", "connect_timeout": "0.25s",
+                "lb_policy": "CLUSTER_PROVIDED",
+                "cluster_type": {"name": "envoy.clusters.aggregate", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig",
+                    "clusters": ["aggregate"]}}});
+            // The line that keeps the list from the upstream: the filters are the outer cluster's.
+            let inner = config.cluster("aggregate");
+            for field in ["typed_extension_protocol_options", "metadata"] {
+                outer[field] = inner[field].clone();
+            }
+            let clusters = config.at("/static_resources/clusters").as_array_mut();
+            clusters.expect("clusters").push(outer);
+            route(&mut config, "aggregate")["cluster"] = json!("outer");
+            config
+        })
+        .followed(Followed::Elsewhere)
+        .also(|site| untold(&site.upstreams)),
+        Row::new("direct-response", 16, |site| async move {
+            assert_eq!(site.pass(site.request("GET", "healthz")).await.status, 200);
+            assert_eq!(site.pass(site.request("GET", "old")).await.status, 301);
+        })
+        .configured(|mut config| {
+            let reply = json!({"match": {"path": "/healthz"},
+                "direct_response": {"status": 200, "body": {"inline_string": "well"}}});
+            let moved = json!({"match": {"path": "/old"}, "redirect": {"path_redirect": "/ok"}});
+            let routes = host(&mut config, "direct-response")["routes"].as_array_mut();
+            routes.expect("routes").splice(0..0, [reply, moved]);
+            config
+        }),
+        Row::new("not-ours", 16, |site| async move {
+            for _ in 0..4 {
+                assert_eq!(site.pass(site.request("GET", "ok")).await.status, 200);
+            }
         })
         .strays(1)
         .placed(|config, upstreams| {
-            let mut config =
-                config.service("shadow").static_hosts("shadow", &[upstreams[1].addr()]);
-            route(&mut config, "mirror")["request_mirror_policies"] =
-                json!([{"cluster": "shadow"}]);
+            let mut config = beside(config, "theirs", &upstreams[1]);
+            route(&mut config, "not-ours")["cluster"] = json!("theirs");
             config
         })
-        .also(|site| {
-            let told =
-                |entry: &crate::upstream::Entry| entry.headers.contains_key("x-pintle-endpoints");
-            match site.upstreams.iter().any(|one| one.log().iter().any(told)) {
-                true => Err("the upstream was told the list".into()),
-                false => Ok(()),
-            }
-        }),
+        .also(|site| untold(&site.upstreams)),
     ]
+}
+
+const LUA: &str = "type.googleapis.com/envoy.extensions.filters.http.lua.v3";
+
+/// A cluster of Envoy's own with this one host.
+fn beside(config: EnvoyConfig, name: &str, upstream: &Upstream) -> EnvoyConfig {
+    let mut config = config.service(name).static_hosts(name, &[upstream.addr()]);
+    if let Some(cluster) = config.cluster(name).as_object_mut() {
+        cluster.remove("metadata");
+    }
+    config.native_policy(name, "round_robin", &json!({}))
+}
+
+/// A Lua filter behind ours, which does nothing where no route says so.
+fn lua(mut config: EnvoyConfig) -> EnvoyConfig {
+    let filter =
+        json!({"name": "envoy.filters.http.lua", "typed_config": {"@type": format!("{LUA}.Lua")}});
+    let filters: &mut Value = &mut config.http_connection_manager()["http_filters"];
+    let filters = filters.as_array_mut().expect("filters");
+    filters.insert(filters.len() - 1, filter);
+    config
+}
+
+/// No upstream may learn of the list.
+fn untold(upstreams: &[Upstream]) -> Result<(), String> {
+    let told = |entry: &Entry| entry.headers.contains_key("x-pintle-endpoints");
+    match upstreams.iter().any(|one| one.log().iter().any(told)) {
+        true => Err("an upstream was told the list".into()),
+        false => Ok(()),
+    }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::config::{host, retry, route};
+use crate::config::{retry, route};
 use crate::row::{Row, Site};
 use crate::upstream::Said;
 
@@ -85,17 +85,6 @@ pub fn rows() -> Vec<Row> {
             })
             .failed(|entry| entry.said == Said::Nothing)
             .opens(&[0]),
-        Row::new("direct-response", 16, |site| async move {
-            let get = site.request("GET", "healthz");
-            assert_eq!(site.pass(get).await.status, 200);
-        })
-        .configured(|mut config| {
-            let reply = json!({"match": {"path": "/healthz"},
-                "direct_response": {"status": 200, "body": {"inline_string": "well"}}});
-            let routes = host(&mut config, "direct-response")["routes"].as_array_mut();
-            routes.expect("routes").insert(0, reply);
-            config
-        }),
     ]
 }
 

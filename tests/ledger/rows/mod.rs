@@ -25,3 +25,8 @@ pub fn all() -> Vec<Row> {
     .flatten()
     .collect()
 }
+
+/// Those whose protocols Envoy has changed most between its versions.
+pub fn protocols() -> Vec<Row> {
+    [http3::rows(), streams::rows(), grpc::rows()].into_iter().flatten().collect()
+}
