@@ -152,13 +152,15 @@ async fn run(rows: Vec<Row>, oldest: bool) {
 /// Whether a row is as it should be, or as it is known not to be.
 fn verdict(row: &Row, wrong: &Wrong) -> Result<(), String> {
     let found = wrong.get(row.name);
-    let Some((columns, why)) = known::of(row.name) else {
+    let Some(known) = known::of(row.name) else {
         return found.map_or(Ok(()), |found| Err(format!("{}: {found:?}", row.name)));
     };
     let Some(found) = found else {
-        return Err(format!("{} is right, and known.rs says that {why}", row.name));
+        let why = known.why;
+        let surprise = || format!("{} is right, and known.rs says that {why}", row.name);
+        return if known.always { Err(surprise()) } else { Ok(()) };
     };
-    let more: Vec<_> = found.iter().filter(|(column, _)| !columns.contains(column)).collect();
+    let more: Vec<_> = found.iter().filter(|(column, _)| !known.columns.contains(column)).collect();
     match more.is_empty() {
         true => Ok(()),
         false => Err(format!("{}: {more:?}", row.name)),
@@ -173,17 +175,18 @@ fn print(rows: &[Row], sites: &[Site], wrong: &Wrong, took: Duration) {
         let known = known::of(row.name);
         let cells = columns.iter().map(|column| {
             let bad = wrong.get(row.name).is_some_and(|found| found.contains_key(column));
-            let word = match (bad, known.is_some_and(|(columns, _)| columns.contains(column))) {
-                (false, _) => "ok",
-                (true, true) => "today",
-                (true, false) => "WRONG",
-            };
+            let word =
+                match (bad, known.as_ref().is_some_and(|known| known.columns.contains(column))) {
+                    (false, _) => "ok",
+                    (true, true) => "today",
+                    (true, false) => "WRONG",
+                };
             format!("{word:width$}", width = column.len())
         });
         let cells: Vec<String> = cells.collect();
         println!("{:22} {:>7} {:>4}  {}", row.name, row.traffic, site.sent(), cells.join("  "));
-        if let Some((_, why)) = known {
-            lines.push(format!("expected, today's defect: {}: {why}", row.name));
+        if let Some(known) = known {
+            lines.push(format!("expected, today's defect: {}: {}", row.name, known.why));
         }
         for (column, what) in wrong.get(row.name).into_iter().flatten() {
             lines.push(format!("    {}: {column}: {what}", row.name));

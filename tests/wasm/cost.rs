@@ -32,10 +32,10 @@ fn a_request_that_goes_well_makes_ten_calls_and_none_to_shared_data() {
     let mut run = warm(ALL, "");
     let calls = calls_of(&mut run, true);
     let expect = [
-        (HostCall::GetCurrentTime, 2),
+        (HostCall::GetCurrentTime, 3),
         (HostCall::GetHeaderMapPairs, 1),
         (HostCall::GetHeaderMapValue, 1),
-        (HostCall::GetProperty, 5),
+        (HostCall::GetProperty, 4),
         (HostCall::ReplaceHeaderMapValue, 1),
     ];
     for (call, count) in expect {

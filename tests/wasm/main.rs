@@ -6,12 +6,14 @@
 //! | `sync` | leadership, the stream, tables in every worker, reload |
 //! | `select` | the list, the service's name, local answers, spoofed headers |
 //! | `breaker` | one state for all workers, probes, leaks |
+//! | `heads` | the head of a response is the answer |
 //! | `trace` | headers out, spans to a collector, hostile headers |
 //! | `cost` | how many host calls a request makes |
 
 mod abi;
 mod breaker;
 mod cost;
+mod heads;
 mod select;
 mod support;
 mod sync;

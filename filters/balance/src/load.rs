@@ -58,7 +58,7 @@ const MAX_LATENCY: f64 = 3.6e12;
 pub struct LoadEntry {
     /// Which endpoint: [`crate::Balancer::key_of`].
     pub key: u64,
-    /// Requests that this worker has in flight there.
+    /// Requests of this worker there whose response's head has not come.
     pub in_flight: u32,
     /// Latency estimate, µs; 0 when nothing is known yet.
     pub latency_us: u32,
@@ -104,7 +104,7 @@ pub(crate) struct Failures {
     sum: f64,
 }
 
-/// One endpoint's load. A cache line.
+/// One endpoint's load.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     /// Estimate as of the epoch, ns.
@@ -120,6 +120,8 @@ pub(crate) struct Load {
     /// When this worker last sampled it.
     sampled_at: u64,
     pub(crate) in_flight: u32,
+    /// Those of them whose response's head has not come.
+    waiting: u32,
     /// In flight from the other workers.
     pub(crate) elsewhere: u32,
     /// `1 / weight`.
@@ -229,6 +231,7 @@ impl Load {
             retry_at: 0,
             sampled_at: 0,
             in_flight: 0,
+            waiting: 0,
             elsewhere: 0,
             inverse_weight: 1.0,
             troubled: false,
@@ -257,14 +260,14 @@ impl Load {
         if self.troubled {
             return self.cost_when_troubled(clock, all, endpoints);
         }
-        self.time(clock) * self.burden(1.0)
+        self.time(clock) * self.queue()
     }
 
     #[cold]
     #[inline(never)]
     fn cost_when_troubled(&self, clock: &Clock, all: &Failures, endpoints: usize) -> f64 {
         let wait = self.retry_at.saturating_sub(clock.last) as f64 * clock.scale;
-        let cost = higher(self.time(clock), wait) * self.burden(1.0);
+        let cost = higher(self.time(clock), wait) * self.queue();
         let now = 1.0 / (clock.scale * clock.scale);
         let score = self.score * now;
         let others = endpoints.saturating_sub(1).max(1) as f64;
@@ -277,7 +280,7 @@ impl Load {
     #[inline]
     fn time(&self, clock: &Clock) -> f64 {
         let ns = higher(self.latency, clock.floor);
-        if self.in_flight == 0 {
+        if self.waiting == 0 {
             return ns;
         }
         let silence = clock.last.saturating_sub(self.progress);
@@ -285,6 +288,13 @@ impl Load {
             return ns;
         }
         higher(ns, silence as f64 * clock.scale)
+    }
+
+    /// `(waiting + 1) / weight`. What streams its body keeps nobody waiting.
+    #[inline]
+    fn queue(&self) -> f64 {
+        let requests = (u64::from(self.waiting) + u64::from(self.elsewhere) + 1) as f64;
+        requests * f64::from(self.inverse_weight)
     }
 
     /// `(active + 1)^bias / weight`.
@@ -297,16 +307,22 @@ impl Load {
     }
 
     pub(crate) const fn started(&mut self, now: Now) {
-        if self.in_flight == 0 {
+        if self.waiting == 0 {
             self.progress = now.0;
         }
         self.in_flight = self.in_flight.saturating_add(1);
+        self.waiting = self.waiting.saturating_add(1);
     }
 
-    /// One in flight less; the answer itself goes to [`Self::observe`].
-    pub(crate) const fn ended(&mut self, now: Now) {
-        self.in_flight = self.in_flight.saturating_sub(1);
+    /// One less waits; the answer itself goes to [`Self::observe`].
+    pub(crate) const fn answered(&mut self, now: Now) {
+        self.waiting = self.waiting.saturating_sub(1);
         self.progress = now.0;
+    }
+
+    /// One in flight less.
+    pub(crate) const fn ended(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     pub(crate) fn observe(
@@ -354,17 +370,17 @@ impl Load {
         self.troubled = true;
     }
 
-    /// Worth telling the others: something in flight, or sampled within the decay time.
+    /// Worth telling the others: a request that waits, or sampled within the decay time.
     pub(crate) fn tell(&self, key: u64, clock: &Clock, now: Now) -> Option<LoadEntry> {
         let fresh = self.sampled_at > 0 && now.0.saturating_sub(self.sampled_at) <= clock.span;
-        if self.in_flight == 0 && !fresh {
+        if self.waiting == 0 && !fresh {
             return None;
         }
         let scale = clock.power(now.0.saturating_sub(clock.epoch));
         let known = self.sampled_at > 0 || self.heard_of;
         let mut ns = if known { self.latency / scale } else { 0.0 };
         let silence = now.0.saturating_sub(self.progress);
-        if self.in_flight > 0 && silence <= clock.span {
+        if self.waiting > 0 && silence <= clock.span {
             ns = ns.max(silence as f64);
         }
         if self.retry_at > now.0 {
@@ -372,7 +388,7 @@ impl Load {
         }
         Some(LoadEntry {
             key,
-            in_flight: self.in_flight,
+            in_flight: self.waiting,
             latency_us: (ns / 1e3) as u32,
             failures_milli: (self.score / (scale * scale) * 1e3) as u32,
         })

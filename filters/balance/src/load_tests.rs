@@ -128,7 +128,8 @@ fn silence_with_a_request_out_counts_as_latency_until_it_is_a_stream() {
     close(one.cost(), 2.0 * 5000.0);
     one.wait(6 * SECOND);
     close(one.cost(), 2.0 * 30.0 * 0.3329);
-    one.load.ended(one.now);
+    one.load.answered(one.now);
+    one.load.ended();
     assert_eq!(one.load.in_flight, 0);
 }
 
@@ -156,7 +157,8 @@ fn what_one_worker_learned_the_other_knows_and_an_echo_adds_nothing() {
     there.hear(&told, then);
     let heard = there.cost();
     here.wait(SECOND);
-    here.load.ended(here.now);
+    here.load.answered(here.now);
+    here.load.ended();
     close(heard, here.cost());
     there.hear(&told, then);
     close(there.cost(), heard);

@@ -13,17 +13,18 @@
 //!
 //! | value | read when |
 //! |---|---|
-//! | `response.flags`, `response.code` | always, where the caller does not know them from elsewhere |
-//! | `response.grpc_status` | [`Report::asks_grpc`], of a gRPC request |
+//! | `response.flags` | always |
+//! | `response.code` | no head has come |
+//! | `grpc-status` of the head or the trailers | [`Report::asks_grpc`], of a gRPC request |
 //! | `upstream.address` (is there one) | [`Report::asks_upstream`] |
 //! | `response.code_details` | [`Report::asks_details`]: no flag decides and there is no code |
-//! | `retry-after` of the response | the code is 429, or the gRPC status 8 |
+//! | `retry-after` of the head | the code is 429, or the request is gRPC |
 //! | the duration | the policy has `slow_call` |
-//! | `upstream.request_attempt_count` | the list that was sent has more than one entry |
+//! | `upstream.request_attempt_count` | always |
 //!
-//! `response.grpc_status` exists for every response, derived from the HTTP code where there is none:
-//! asking for it on a plain request would turn each 503 into a gRPC 14, and on gRPC-Web, whose status
-//! stands in the body, each 200 into a gRPC 2.
+//! The property `response.grpc_status` exists for every response, derived from the HTTP code where there
+//! is none: on a plain request it would turn each 503 into a gRPC 14, and on gRPC-Web, whose status stands
+//! in the body, each 200 into a gRPC 2.
 
 use std::time::Duration;
 

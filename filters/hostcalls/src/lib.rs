@@ -130,6 +130,7 @@ pub fn grpc_message(size: usize) -> Result<Vec<u8>> {
 
 const REQUEST: u32 = 0;
 const RESPONSE: u32 = 2;
+const RESPONSE_TRAILERS: u32 = 3;
 
 fn header(map: u32, name: &[u8]) -> Result<Vec<u8>> {
     // SAFETY: pointer and length of a live slice, out-pointers of `take`.
@@ -138,7 +139,7 @@ fn header(map: u32, name: &[u8]) -> Result<Vec<u8>> {
     })
 }
 
-/// All request headers in order, duplicates apart. In the request callbacks and in `on_log` only.
+/// All request headers in order, duplicates apart. In the request's callbacks only.
 ///
 /// # Errors
 /// The host's status; [`Status::BAD_ARGUMENT`] elsewhere.
@@ -148,7 +149,7 @@ pub fn request_headers() -> Result<HeaderMap> {
         .map(HeaderMap::new)
 }
 
-/// The first value of a request header. In the request callbacks and in `on_log` only.
+/// The first value of a request header. In the request's callbacks only.
 ///
 /// # Errors
 /// The host's status; [`Status::NOT_FOUND`] if the header is absent.
@@ -163,12 +164,20 @@ pub fn lacks_request_header(name: &[u8]) -> bool {
     header(REQUEST, name).is_err_and(|status| status == Status::NOT_FOUND)
 }
 
-/// The first value of a response header.
+/// The first value of a response header. While the response's headers pass only.
 ///
 /// # Errors
 /// The host's status; [`Status::NOT_FOUND`] if the header is absent.
 pub fn response_header(name: &[u8]) -> Result<Vec<u8>> {
     header(RESPONSE, name)
+}
+
+/// The first value of a response trailer. While the response's trailers pass only.
+///
+/// # Errors
+/// The host's status; [`Status::NOT_FOUND`] if the trailer is absent.
+pub fn response_trailer(name: &[u8]) -> Result<Vec<u8>> {
+    header(RESPONSE_TRAILERS, name)
 }
 
 /// Makes `value` the only value of a request header.

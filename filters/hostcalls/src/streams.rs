@@ -2,10 +2,14 @@
 //!
 //! Each crossing from Envoy into the module costs two to four hundredths of a plain request, to which come the
 //! maps and boxes in which the SDK keeps a context for each stream. Most requests need neither: what
-//! is not worth remembering is not stored, and what is goes when the stream is logged, which is the last
-//! that Envoy says of every HTTP stream. So three callbacks are served here, `proxy_on_delete` is not
-//! exported, and the SDK never hears of streams; it keeps the root contexts. `filters/artifact` gives these
-//! functions the names of the SDK's.
+//! is not worth remembering is not stored, and what is goes with `proxy_on_delete`, which is the last that
+//! Envoy says of a stream, and what it says of every one: HTTP/3 has no `proxy_on_log` but for aborted
+//! streams (seen on 1.36.4 and 1.40.0). So the SDK never hears of streams; it keeps the root contexts.
+//! `filters/artifact` gives these functions the names of the SDK's.
+//!
+//! What is in reach, as seen on 1.40.0: the request's headers in `headers` alone, the response's in
+//! `head`, its trailers in `trailers`; the properties of the stream (code, flags, attempts, the
+//! upstream's address) everywhere, but `response.grpc_status` at the end knows no trailers.
 
 use std::cell::Cell;
 
@@ -23,8 +27,12 @@ pub enum Action {
 pub struct Streams {
     /// The request's headers are there.
     pub headers: fn(stream: u32, root: u32) -> Action,
+    /// The response's headers pass, an endpoint's or a reply of Envoy's own.
+    pub head: fn(stream: u32),
+    /// The response's trailers pass.
+    pub trailers: fn(stream: u32),
     /// The stream is over. It may be one that never had headers.
-    pub log: fn(stream: u32),
+    pub end: fn(stream: u32),
 }
 
 thread_local! {
@@ -64,8 +72,25 @@ extern "C" fn pintle_on_request_headers(stream: u32, _headers: u32, _end: u32) -
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn pintle_on_log(stream: u32) {
+extern "C" fn pintle_on_response_headers(stream: u32, _headers: u32, _end: u32) -> u32 {
     if let Some(streams) = STREAMS.get() {
-        (streams.log)(stream);
+        (streams.head)(stream);
+    }
+    Action::Continue as u32
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn pintle_on_response_trailers(stream: u32, _trailers: u32) -> u32 {
+    if let Some(streams) = STREAMS.get() {
+        (streams.trailers)(stream);
+    }
+    Action::Continue as u32
+}
+
+/// Comes for root contexts, too, of which `end` knows nothing.
+#[unsafe(no_mangle)]
+extern "C" fn pintle_on_delete(stream: u32) {
+    if let Some(streams) = STREAMS.get() {
+        (streams.end)(stream);
     }
 }

@@ -43,8 +43,10 @@ pub(crate) trait Proxy {
     fn set_request_header(&self, name: &str, value: &[u8]) -> Result<(), Refused>;
     /// Removes every value of a request header.
     fn remove_request_header(&self, name: &str) -> Result<(), Refused>;
-    /// The first value of a response header.
+    /// The first value of a response header; while the response's headers pass.
     fn response_header(&self, name: &str) -> Option<Vec<u8>>;
+    /// The first value of a response trailer; while the response's trailers pass.
+    fn response_trailer(&self, name: &str) -> Option<Vec<u8>>;
 
     /// Leaves a value for the route's `response_headers_to_add`.
     fn set_filter_state(&self, name: &str, value: &str) -> Result<(), Refused>;
@@ -70,12 +72,8 @@ pub(crate) trait Proxy {
     fn response_flags(&self) -> u64;
     /// Why the stream ended, in Envoy's words.
     fn response_details(&self) -> Option<Vec<u8>>;
-    /// The gRPC status, which Envoy derives for other responses too.
-    fn grpc_status(&self) -> Option<u32>;
     /// How often the router sent the request; zero when another filter answered.
     fn attempts(&self) -> u32;
     /// Where the last attempt went, as `ip:port`.
     fn upstream_address(&self) -> Option<Vec<u8>>;
-    /// How long the last attempt took, to the last byte of its body, in nanoseconds.
-    fn backend_latency(&self) -> Option<u64>;
 }

@@ -1,5 +1,5 @@
-//! One request: *read* what it says, *decide* in memory, *apply* to it; and when it is done, read how
-//! it went and remember.
+//! One request: *read* what it says, *decide* in memory, *apply* to it; when the head of its response
+//! passes, take that for the answer; and when it is done, read how it ended and remember.
 //!
 //! Host calls of a request that goes well, with every part on:
 //!
@@ -8,12 +8,14 @@
 //! | headers | clock, all headers, the service's name | 3 |
 //! | | the list (header or filter state) | 1 |
 //! | | each trace header that changes | 0 to 3 |
-//! | log | clock, code, flags, attempts, upstream service time | 5 |
+//! | head | clock, status, attempts | 3 |
+//! | end | clock, flags | 2 |
 //!
 //! No shared data, no log line, no metric. With `trace` alone 1 where a context comes along, or 4 where the
 //! trace begins here, and none at the end; one more for the first request that is not like the one before; a
-//! clock more with spans; a service named by its second source costs one more. What costs more is rare: a
-//! failure (its breaker's record), a probe, a sampled span, a hash key from the connection.
+//! clock more with spans; a service named by its second source costs one more; a gRPC call three, which
+//! ask for its status and for `retry-after`. What costs more is rare: a failure (its breaker's record), a
+//! probe, a sampled span, a hash key from the connection.
 //!
 //! Envoy's own work pushes this code out of the caches from one request to the next, so that what a request
 //! costs here is how much of it is touched. Parts that not every configuration needs are kept out of line.
@@ -22,17 +24,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pintle_balance::Ticket;
+use pintle_breaker::Outcome;
 use pintle_breaker::classify::{parse_grpc_timeout, parse_timeout_ms};
 use pintle_contract::{METHODS, Now};
 use pintle_hostcalls::streams::Action;
 use pintle_policy::{Config, Select, Unknown, Via};
 use pintle_trace::{Edit, Kept, Ratio};
 
+mod charge;
 mod choice;
 mod end;
+mod head;
 mod question;
 mod span;
 
+use head::Head;
 use question::service_name;
 
 use crate::boundary::{Headers, LocalResponse, Proxy};
@@ -54,6 +60,8 @@ pub(crate) struct Exchange<P: Proxy> {
     /// For the span, if there will be one.
     kept: Kept,
     decided: Decided,
+    /// The gRPC status of the response's headers or trailers.
+    grpc_status: Option<u32>,
 }
 
 /// A service that has a table: its name, and where it is among all, as long as none of them goes.
@@ -64,10 +72,12 @@ struct Known {
 
 /// A request that endpoints were chosen for.
 struct Sent {
-    /// Of the first in the list, at the balancer's.
+    /// Of the first in the list, at the balancer's; until the balancer has been told that it is over.
     ticket: Option<Ticket>,
     /// The list that Envoy got.
     list: Vec<Entry>,
+    /// The head of an endpoint's response, once it has passed.
+    head: Option<Head>,
 }
 
 /// One entry of the list.
@@ -97,6 +107,13 @@ enum Routing {
     Refused(&'static str, u64),
 }
 
+impl Sent {
+    /// Whether the balancer was told that the first in the list has answered, or has failed to.
+    fn is_answered(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.outcome != Outcome::Ignored)
+    }
+}
+
 impl<P: Proxy> Exchange<P> {
     pub(crate) fn new(proxy: P, worker: Shared) -> Self {
         Self {
@@ -110,6 +127,7 @@ impl<P: Proxy> Exchange<P> {
             trace: None,
             kept: Kept::default(),
             decided: Decided::default(),
+            grpc_status: None,
         }
     }
 
@@ -131,6 +149,28 @@ impl<P: Proxy> Exchange<P> {
         self.trace.is_some_and(|trace| trace.is_recorded())
     }
 
+    /// The response's headers pass. `None` where the worker is in the middle of something else.
+    pub(crate) fn on_response_headers(&mut self) -> Option<()> {
+        if self.grpc {
+            self.grpc_status = grpc_status(self.proxy.response_header("grpc-status"));
+        }
+        if self.sent.is_none() {
+            return Some(());
+        }
+        let shared = self.worker.clone();
+        let mut worker = shared.try_borrow_mut().ok()?;
+        self.answered(&mut worker.local);
+        worker.deliver();
+        Some(())
+    }
+
+    /// The response's trailers pass.
+    pub(crate) fn on_response_trailers(&mut self) {
+        if self.grpc {
+            self.grpc_status = grpc_status(self.proxy.response_trailer("grpc-status"));
+        }
+    }
+
     /// The stream is over. `None` where the worker is in the middle of something else.
     pub(crate) fn on_end(&mut self) -> Option<()> {
         let shared = self.worker.clone();
@@ -150,8 +190,10 @@ impl<P: Proxy> Drop for Exchange<P> {
             && let Some(service) = worker.local.services.get_mut(name)
         {
             service.counts.end();
-            if let Some(ticket) = sent.ticket {
-                service.balancer.abandoned(ticket, self.proxy.now(), None);
+            match sent.ticket {
+                Some(ticket) if sent.is_answered() => service.balancer.ended(ticket),
+                Some(ticket) => service.balancer.abandoned(ticket, self.proxy.now(), None),
+                None => {}
             }
         }
     }
@@ -351,6 +393,10 @@ impl<P: Proxy> Exchange<P> {
             }
         }
     }
+}
+
+fn grpc_status(value: Option<Vec<u8>>) -> Option<u32> {
+    std::str::from_utf8(&value?).ok()?.parse().ok()
 }
 
 /// Whether this content type is gRPC; gRPC-Web, whose status stands in the body, is none.

@@ -52,8 +52,8 @@ struct Member {
     force: Option<Force>,
     requests: u64,
     failures: u64,
-    /// Requests, requests in flight and state, as last reported.
-    reported: (u64, u32, BreakerState),
+    /// Requests, failures, requests in flight and state, as last reported.
+    reported: (u64, u64, u32, BreakerState),
 }
 
 impl Member {
@@ -274,6 +274,14 @@ impl Service {
         }
     }
 
+    /// Counts a failure of an attempt that was counted as good.
+    pub(crate) fn count_failure(&mut self, index: usize) {
+        if let Some(member) = self.members.get_mut(index) {
+            member.failures = member.failures.saturating_add(1);
+        }
+        self.counts.touch();
+    }
+
     /// What this worker tells the others of the load; `None` when there is nothing to tell.
     pub(crate) fn load(&self, now: Now) -> Option<Vec<Load>> {
         let entry = |e: LoadEntry| Load {
@@ -315,7 +323,7 @@ impl Service {
             else {
                 continue;
             };
-            let current = (member.requests, in_flight, state);
+            let current = (member.requests, member.failures, in_flight, state);
             let asked = all && (member.requests > 0 || state != BreakerState::Closed);
             if !asked && current == member.reported {
                 continue;

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
 /// For [`pintle_hostcalls::streams::serve`].
-pub(crate) const STREAMS: Streams = Streams { headers, log };
+pub(crate) const STREAMS: Streams = Streams { headers, head, trailers, end };
 
 struct Root {
     id: u32,
@@ -66,6 +66,11 @@ impl Open {
         let age = |(other, _): &&(u32, _)| stream.wrapping_sub(*other);
         let oldest = self.bucket(stream)?.iter().max_by_key(age)?.0;
         self.remove(oldest)
+    }
+
+    fn get_mut(&mut self, stream: u32) -> Option<&mut Exchange<Wasm>> {
+        let mut requests = self.bucket(stream)?.iter_mut();
+        requests.find(|(other, _)| *other == stream).map(|(_, exchange)| &mut **exchange)
     }
 
     fn remove(&mut self, stream: u32) -> Option<Box<Exchange<Wasm>>> {
@@ -142,7 +147,29 @@ fn headers(stream: u32, root: u32) -> Action {
     action
 }
 
-fn log(stream: u32) {
+/// Calls `act` with the request of an open stream; what it says of a busy worker is counted.
+fn with(stream: u32, act: impl FnOnce(&mut Exchange<Wasm>) -> Option<()>) {
+    let done = OPEN.with(|open| {
+        let mut open = open.try_borrow_mut().ok()?;
+        open.get_mut(stream).map_or(Some(()), act)
+    });
+    if done.is_none() {
+        drop_callback();
+    }
+}
+
+fn head(stream: u32) {
+    with(stream, Exchange::on_response_headers);
+}
+
+fn trailers(stream: u32) {
+    with(stream, |exchange| {
+        exchange.on_response_trailers();
+        Some(())
+    });
+}
+
+fn end(stream: u32) {
     let ended = OPEN.with(|open| open.try_borrow_mut().ok()?.remove(stream));
     if let Some(mut exchange) = ended
         && exchange.on_end().is_none()

@@ -16,8 +16,6 @@ const ATTEMPTS: &[u8] = b"upstream\0request_attempt_count";
 const CODE: &[u8] = b"response\0code";
 const FLAGS: &[u8] = b"response\0flags";
 const DETAILS: &[u8] = b"response\0code_details";
-const GRPC_STATUS: &[u8] = b"response\0grpc_status";
-const BACKEND_LATENCY: &[u8] = b"response\0backend_latency";
 
 /// The stream whose callback is running: host calls name none.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,6 +60,10 @@ impl Proxy for Wasm {
 
     fn response_header(&self, name: &str) -> Option<Vec<u8>> {
         host::response_header(name.as_bytes()).ok()
+    }
+
+    fn response_trailer(&self, name: &str) -> Option<Vec<u8>> {
+        host::response_trailer(name.as_bytes()).ok()
     }
 
     fn set_filter_state(&self, name: &str, value: &str) -> Result<(), Refused> {
@@ -118,19 +120,11 @@ impl Proxy for Wasm {
         host::property(DETAILS).ok()
     }
 
-    fn grpc_status(&self) -> Option<u32> {
-        number(GRPC_STATUS)
-    }
-
     fn attempts(&self) -> u32 {
         number(ATTEMPTS).unwrap_or_default()
     }
 
     fn upstream_address(&self) -> Option<Vec<u8>> {
         host::property(UPSTREAM_ADDRESS).ok()
-    }
-
-    fn backend_latency(&self) -> Option<u64> {
-        number(BACKEND_LATENCY)
     }
 }

@@ -20,6 +20,7 @@ use rand::{Rng as _, SeedableRng as _};
 mod breakers;
 mod leadership;
 mod membership;
+mod probes;
 mod services;
 mod tracer;
 mod turn;
@@ -28,6 +29,8 @@ mod uplink;
 use breakers::{Breakers, Outgoing};
 use leadership::{Leadership, Role};
 use membership::Membership;
+pub(crate) use probes::Probe;
+use probes::Probes;
 use services::Replaced;
 pub(crate) use services::Services;
 pub(crate) use tracer::Tracer;
@@ -59,6 +62,7 @@ pub(crate) struct Local {
     pub(crate) tracer: Tracer,
     pub(crate) counters: Counters,
     pub(crate) rng: Dice,
+    pub(crate) probes: Probes,
     breakers: Breakers,
 }
 
@@ -69,6 +73,7 @@ impl Local {
             tracer: Tracer::new(&config),
             counters: Counters::default(),
             rng: Dice::seed_from_u64(RandomState::new().hash_one(2u8)),
+            probes: Probes::default(),
             breakers: Breakers::new(config.breaker),
             config,
         }
@@ -220,6 +225,7 @@ impl Worker {
     }
 
     fn run_breakers(&mut self, now: Now) {
+        self.local.settle_streams(now);
         let Local { services, breakers, rng, counters, .. } = &mut self.local;
         breakers.run(services, &mut Turn { now, rng, counters });
         self.deliver();

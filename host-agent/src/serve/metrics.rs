@@ -233,7 +233,7 @@ fn requests(out: &mut Out<'_>, view: &View) -> fmt::Result {
     )?;
     out.histograms(
         "http_request_duration_seconds",
-        "Time from the request to the end of its answer.",
+        "Time from the request to the head of its response.",
         view.services
             .iter()
             .filter(|(_, service)| service.latency.iter().any(|count| *count > 0))
@@ -241,7 +241,7 @@ fn requests(out: &mut Out<'_>, view: &View) -> fmt::Result {
     )?;
     out.gauges(
         "http_requests_in_flight",
-        "Requests that wait for their answer.",
+        "Requests under way, streams included.",
         each(view, |service| service.in_flight as f64),
     )?;
     out.counters(

@@ -31,8 +31,6 @@ pub struct Outcome {
     pub backend_latency: Option<Duration>,
     /// `upstream.cx_pool_ready_duration`.
     pub connect_duration: Option<Duration>,
-    /// The header `x-envoy-upstream-service-time`, written in milliseconds.
-    pub service_time: Option<Duration>,
     /// Further response headers; `:status` is written from the code.
     pub headers: Headers,
     /// Response trailers.
@@ -168,13 +166,6 @@ impl Outcome {
         self
     }
 
-    /// Sets the time to the response's headers, which Envoy writes in whole milliseconds.
-    #[must_use]
-    pub fn service_time(mut self, time: Duration) -> Self {
-        self.service_time = Some(time);
-        self
-    }
-
     /// Sets the last attempt's latency, to its last body byte.
     #[must_use]
     pub fn backend_latency(mut self, latency: Duration) -> Self {
@@ -211,9 +202,6 @@ impl Outcome {
         let mut headers = Headers::from([(":status", code.to_string())]);
         for (name, value) in self.headers.iter() {
             headers.add(name, value);
-        }
-        if let Some(time) = self.service_time {
-            headers.set("x-envoy-upstream-service-time", time.as_millis().to_string());
         }
         headers
     }

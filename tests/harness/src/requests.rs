@@ -16,6 +16,14 @@ use crate::outcome::{Outcome, Response};
 use crate::property::grpc_of_http;
 use crate::stream::{LocalReply, Reach, Request, RequestBuilder, StreamRef, StreamState};
 use crate::vm::Called;
+use Responded::{Died, Lives};
+
+/// What became of the VM that saw a response's headers.
+#[derive(PartialEq, Eq)]
+enum Responded {
+    Lives,
+    Died,
+}
 
 /// One worker of an Envoy, to make requests on.
 pub struct Worker<'a> {
@@ -180,33 +188,50 @@ impl Envoy {
         std::mem::take(&mut state.response_body)
     }
 
+    /// The head of the response passes, and its body goes on until [`finish`](Self::finish), which
+    /// calls no response headers again. `outcome` is as it looks then: flags come with the end.
+    pub fn head(&mut self, request: &Request, outcome: Outcome) {
+        self.apply(request, Outcome { flags: 0, ..outcome });
+        self.respond(request);
+    }
+
+    /// The response's headers; `None` where there are none, or nobody to see them.
+    fn respond(&mut self, request: &Request) -> Option<Responded> {
+        let vm = self.vm_of(request)?;
+        let (headers, trailers) = {
+            let mut state = request.state.borrow_mut();
+            state.reach.request_headers = false;
+            state.reach.response_headers = true;
+            state.answered = true;
+            (state.response_headers.len() as u32, state.response_trailers.len() as u32)
+        };
+        if headers > 0 {
+            let callback = vm.callbacks.response_headers.clone();
+            let params = (request.context, headers, u32::from(trailers == 0));
+            vm.call(request.context, "proxy_on_response_headers", callback, params);
+        }
+        let dead = vm.dead;
+        request.state.borrow_mut().reach.response_headers = false;
+        Some(if dead { Died } else { Lives })
+    }
+
     /// Ends a request: response callbacks, `on_log` of the filter and of the access logger, done, delete.
     /// When the filter answered itself, `outcome` is not asked, but for the duration: the reply is what there
     /// is. A request that is finished already is left alone.
     pub fn finish(&mut self, request: Request, outcome: Outcome) -> Response {
         let mut response = self.apply(&request, outcome);
         let replied = request.local_reply().is_some();
+        let before = request.state.borrow().answered;
+        if !before && self.respond(&request) == Some(Died) {
+            // The response had not begun: the client gets Envoy's own.
+            request.state.borrow_mut().fail();
+            response = self.apply(&request, Outcome::default());
+            self.log_and_delete(&request);
+            return response;
+        }
         if let Some(vm) = self.vm_of(&request) {
-            let (headers, trailers) = {
-                let mut state = request.state.borrow_mut();
-                state.reach.request_headers = false;
-                state.reach.response_headers = true;
-                (state.response_headers.len() as u32, state.response_trailers.len() as u32)
-            };
             let context = request.context;
-            if headers > 0 {
-                let callback = vm.callbacks.response_headers.clone();
-                let params = (context, headers, u32::from(trailers == 0));
-                vm.call(context, "proxy_on_response_headers", callback, params);
-            }
-            if vm.dead {
-                // The response had not begun: the client gets Envoy's own.
-                request.state.borrow_mut().fail();
-                response = self.apply(&request, Outcome::default());
-                self.log_and_delete(&request);
-                return response;
-            }
-            request.state.borrow_mut().reach.response_headers = false;
+            let trailers = request.state.borrow().response_trailers.len() as u32;
             if trailers > 0 {
                 request.state.borrow_mut().reach.response_trailers = true;
                 let callback = vm.callbacks.response_trailers.clone();
@@ -301,7 +326,12 @@ impl Envoy {
         if self.setup.logger_configuration.is_some() && self.revive(request.worker + 1) {
             self.access_log(request);
         }
-        request.state.borrow_mut().reach = Reach::default();
+        {
+            let mut state = request.state.borrow_mut();
+            state.reach = Reach::default();
+            // What is derived from them, such as the gRPC status, is as out of reach as they are.
+            (state.response_headers, state.response_trailers) = Default::default();
+        }
         if let Some(vm) = self.vm_of(request) {
             let done = vm.callbacks.done.clone();
             vm.call(context, "proxy_on_done", done, (context,));

@@ -128,6 +128,8 @@ pub(crate) struct StreamState {
     pub(crate) route_cache_clears: u32,
     pub(crate) reset: bool,
     pub(crate) skipped: bool,
+    /// Whether the response's headers have passed.
+    pub(crate) answered: bool,
     pub(crate) finished: bool,
 }
 
@@ -165,6 +167,7 @@ impl StreamState {
             route_cache_clears: 0,
             reset: false,
             skipped: false,
+            answered: false,
             finished: false,
         }
     }

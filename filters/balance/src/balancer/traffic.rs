@@ -20,25 +20,48 @@ impl Balancer {
         Some(Ticket { index: index as u32, generation: self.generation, key: site.key })
     }
 
-    /// It was answered, or failed.
-    pub fn finished(&mut self, ticket: Ticket, now: Now, sample: Sample) {
+    /// The head of its response came, or it failed before one did. From here on the request costs
+    /// nothing where waiting requests are compared, however long its body streams; it is in flight until
+    /// [`Self::ended`], which must follow exactly once.
+    pub fn answered(&mut self, ticket: Ticket, now: Now, sample: Sample) {
         self.tick(now);
-        if let Some(index) = self.end(ticket, now) {
+        if let Some(index) = self.resolve(ticket) {
+            self.field.loads.get_mut(index).into_iter().for_each(|load| load.answered(now));
             self.observed(index, now, sample);
         }
     }
 
-    /// Nobody waited for the answer: the client went away after `waited`, when that is known.
-    pub fn abandoned(&mut self, ticket: Ticket, now: Now, waited: Option<Duration>) {
-        self.tick(now);
-        if let Some(index) = self.end(ticket, now)
-            && let (Some(waited), Some(load)) = (waited, self.field.loads.get_mut(index))
-        {
-            load.observe_at_least(&self.field.clock, waited);
+    /// The exchange is over whose head was told by [`Self::answered`].
+    pub fn ended(&mut self, ticket: Ticket) {
+        if let Some(load) = self.resolve(ticket).and_then(|i| self.field.loads.get_mut(i)) {
+            load.ended();
+            self.active = self.active.saturating_sub(1);
         }
     }
 
-    /// What became of an attempt that was not [`Self::started`]: one that Envoy retried.
+    /// [`Self::answered`] and [`Self::ended`] in one, where nothing was told at the head.
+    pub fn finished(&mut self, ticket: Ticket, now: Now, sample: Sample) {
+        self.answered(ticket, now, sample);
+        self.ended(ticket);
+    }
+
+    /// Nobody waited for the head: the client went away after `waited`, when that is known. Stands
+    /// in place of [`Self::finished`].
+    pub fn abandoned(&mut self, ticket: Ticket, now: Now, waited: Option<Duration>) {
+        self.tick(now);
+        if let Some(index) = self.resolve(ticket)
+            && let Some(load) = self.field.loads.get_mut(index)
+        {
+            load.answered(now);
+            if let Some(waited) = waited {
+                load.observe_at_least(&self.field.clock, waited);
+            }
+        }
+        self.ended(ticket);
+    }
+
+    /// What became of an attempt that was not [`Self::started`], one that Envoy retried; or, without a
+    /// latency, of a response that failed after its head.
     pub fn observed(&mut self, index: usize, now: Now, sample: Sample) {
         self.tick(now);
         let Some(load) = self.field.loads.get_mut(index) else {
@@ -60,13 +83,6 @@ impl Balancer {
         let born = self.sites.get(index)?.born;
         // Serial-number comparison: generations may wrap.
         (ticket.generation.wrapping_sub(born) < 1 << 31).then_some(index)
-    }
-
-    fn end(&mut self, ticket: Ticket, now: Now) -> Option<usize> {
-        let index = self.resolve(ticket)?;
-        self.field.loads.get_mut(index)?.ended(now);
-        self.active = self.active.saturating_sub(1);
-        Some(index)
     }
 
     /// What this worker has to tell the others, as of `now`: endpoints with requests in flight or sampled

@@ -133,7 +133,7 @@ impl<P: Proxy> Exchange<P> {
             Some(Entry { key, breaker })
         });
         let list: Vec<Entry> = entries.collect();
-        self.sent = (!list.is_empty()).then_some(Sent { ticket: None, list });
+        self.sent = (!list.is_empty()).then_some(Sent { ticket: None, list, head: None });
     }
 
     /// Counts the request as in flight at the first of the list, and writes the list in Envoy's form.

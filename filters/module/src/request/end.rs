@@ -1,103 +1,101 @@
-//! How a request ended: read what tells, and charge every endpoint of the list with what it did.
+//! How a request ended: read what tells, and charge what the head of its response has not settled.
 
 use std::time::Duration;
 
-use pintle_balance::Sample;
-use pintle_breaker::classify::{flag, overdue, parse_retry_after};
-use pintle_breaker::{Need, Outcome, Report};
+use pintle_breaker::classify::{flag, overdue};
+use pintle_breaker::{Outcome, Report};
 use pintle_contract::{METHODS, Now};
 
-use super::{Exchange, Sent};
+use super::Exchange;
+use super::charge::{Charge, reached};
+use super::head::Head;
 use crate::boundary::Proxy;
 use crate::service::Service;
-use crate::worker::Local;
+use crate::worker::{Local, Probe};
 
-/// What Envoy writes into the head of an endpoint's answer, and into no reply of its own.
-const SERVICE_TIME: &str = "x-envoy-upstream-service-time";
+/// What a gRPC call has come to whose response names no status.
+const UNKNOWN: u32 = 2;
 
 /// How a request ended, as far as it had to be read.
 pub(super) struct Ended {
     pub(super) code: Option<u16>,
     /// The call's status, where the request was a gRPC call.
     pub(super) grpc_status: Option<u32>,
-    pub(super) flags: u64,
+    flags: u64,
     pub(super) attempts: u32,
     /// Past its client's own deadline.
     overdue: bool,
     pub(super) outcome: Outcome,
     /// The entry of the list that the last attempt went to; asked for where something went wrong.
-    pub(super) answered: Option<usize>,
-    /// Of the last attempt.
-    pub(super) latency: Option<Duration>,
+    answered: Option<usize>,
 }
 
 impl Ended {
-    /// How many entries of the list the attempts came through, those included that Envoy skipped because they
-    /// are no hosts of its cluster.
+    /// How many entries of the list the attempts came through.
     pub(super) fn reached(&self) -> usize {
-        let made = usize::try_from(self.attempts).unwrap_or(usize::MAX);
-        self.answered.map_or(made, |at| made.max(at.saturating_add(1)))
+        reached(self.attempts, self.answered)
     }
 }
 
 impl<P: Proxy> Exchange<P> {
     pub(super) fn finish(&mut self, local: &mut Local) {
         let now = self.proxy.now();
-        // It may have got another place since, or be gone.
-        let name = self.decided.service.as_ref();
-        let at = name.and_then(|name| local.services.find(name)).map(|(at, _)| at);
+        let at = self.service_at(local);
         let ended = self.ended(at.and_then(|at| local.services.at(at)), local, now);
         if self.is_recorded() {
             self.record(local, at, &ended, now);
         }
-        if let (Some(sent), Some(at)) = (self.sent.take(), at) {
-            self.settle(local, at, &sent, &ended, now);
+        if let Some(at) = at {
+            self.settle(local, at, &ended, now);
         }
+        self.sent = None;
     }
 
-    /// Reads how it went: the code and the flags, and beyond these only what they call for.
+    /// Where the request's service is now: it may have got another place since, or be gone.
+    pub(super) fn service_at(&self, local: &Local) -> Option<usize> {
+        let name = self.decided.service.as_ref()?;
+        local.services.find(name).map(|(at, _)| at)
+    }
+
+    pub(super) fn is_connect(&self) -> bool {
+        METHODS.get(usize::from(self.method)) == Some(&"CONNECT")
+    }
+
+    /// Reads how it went: the flags, the code where there was no head, and beyond these only what they
+    /// call for.
     fn ended(&self, service: Option<&Service>, local: &Local, now: Now) -> Ended {
         let proxy = &self.proxy;
-        let code = proxy.response_code();
+        let head = self.sent.as_ref().and_then(|sent| sent.head);
+        let code = head.map_or_else(|| proxy.response_code(), |head| Some(head.code));
         let flags = proxy.response_flags();
-        // None were made when another filter answered, so that nobody is charged with its reply.
-        let attempts = proxy.attempts();
-        let sent = self.sent.is_some();
-        let head = if sent { proxy.response_header(SERVICE_TIME) } else { None };
+        let attempts = head.map_or_else(|| proxy.attempts(), |head| head.attempts);
         let mut report = Report {
             code,
             flags,
             head: head.is_some(),
-            connect: METHODS.get(usize::from(self.method)) == Some(&"CONNECT"),
+            connect: self.is_connect(),
             overdue: overdue(self.deadline, now.since(self.started)),
+            took: Some(self.took(head, now)),
+            retry_after: head.and_then(|head| head.retry_after),
             ..Report::default()
         };
         if self.grpc && report.asks_grpc() {
-            report.grpc = proxy.grpc_status();
+            report.grpc = Some(self.grpc_status.unwrap_or(UNKNOWN));
         }
         let address = || proxy.upstream_address();
         let mut upstream = report.asks_upstream().then(address).flatten();
         report.upstream = upstream.as_ref().is_some_and(|address| !address.is_empty());
         let details = report.asks_details().then(|| proxy.response_details()).flatten();
         report.details = details.as_deref().unwrap_or_default();
-        if code == Some(429) || report.grpc == Some(8) {
-            let value = proxy.response_header("retry-after");
-            report.retry_after = value.and_then(|value| parse_retry_after(&value, now));
-        }
-        // Of an attempt, for the endpoint's books; a span has the request's own times.
-        let latency = if sent { self.latency(attempts, head.as_deref()) } else { None };
-        let latency = latency.unwrap_or_else(|| now.since(self.started));
-        report.took = Some(latency);
         let policy = service.map_or(&local.config.default_policy, |service| &service.policy);
         let outcome = pintle_breaker::classify(&report, &policy.breaker);
-        if upstream.is_none() && (attempts > 1 || matches!(outcome, Outcome::Failure(_))) {
+        let known = head.and_then(|head| head.answered);
+        let asks = attempts > 1 || matches!(outcome, Outcome::Failure(_) | Outcome::Ignored);
+        if known.is_none() && upstream.is_none() && attempts > 0 && asks {
             upstream = address();
         }
-        let answered = upstream.filter(|_| attempts > 0).zip(service).zip(self.sent.as_ref());
-        let answered = answered.and_then(|((address, service), sent)| {
-            let is = |index| service.address(index).as_bytes() == address;
-            sent.list.iter().position(|entry| service.balancer.by_key(entry.key).is_some_and(is))
-        });
+        let found = service.filter(|_| attempts > 0);
+        let answered = known.or_else(|| found.and_then(|s| self.entry_of(s, upstream)));
         Ended {
             code,
             grpc_status: report.grpc,
@@ -106,75 +104,48 @@ impl<P: Proxy> Exchange<P> {
             overdue: report.overdue,
             outcome,
             answered,
-            latency: Some(latency),
         }
     }
 
-    /// Time to the response's head. With one attempt it is in a header that Envoy adds; that header
-    /// counts from the first attempt, so with more the last one's whole time has to do.
-    fn latency(&self, attempts: u32, head: Option<&[u8]>) -> Option<Duration> {
-        if attempts > 1 {
-            return self.proxy.backend_latency().map(Duration::from_nanos);
-        }
-        let millis: u64 = std::str::from_utf8(head?).ok()?.parse().ok()?;
-        Some(Duration::from_millis(millis))
+    /// How long the answer took: to its head, where one came.
+    fn took(&self, head: Option<Head>, now: Now) -> Duration {
+        head.map_or(now, |head| head.at).since(self.started)
     }
 
-    /// Charges every endpoint of the list with what it did.
     #[inline(never)]
-    fn settle(&self, local: &mut Local, at: usize, sent: &Sent, ended: &Ended, now: Now) {
-        let breaking = local.config.breaker;
+    fn settle(&mut self, local: &mut Local, at: usize, ended: &Ended, now: Now) {
+        let Some(sent) = &self.sent else { return };
+        let head = sent.head;
+        let first = sent.list.first().copied();
+        let took = self.took(head, now);
         let Some(service) = local.services.at_mut(at) else { return };
         service.counts.end();
-        let took = now.since(self.started);
         service.counts.answer(self.method, ended.code.unwrap_or_default(), took);
 
-        let mut due = Vec::new();
-        let charges =
-            pintle_breaker::charges(ended.attempts, sent.list.len(), ended.answered, ended.outcome);
-        let end = ended.reached();
-        for ((position, outcome), entry) in charges.zip(&sent.list) {
-            let ticket = sent.ticket.filter(|_| position == 0);
-            let last = position.saturating_add(1) == end;
-            let sample = sample(outcome, ended.latency.filter(|_| last || ended.attempts <= 1));
-            match (ticket, outcome) {
-                (Some(ticket), Outcome::Ignored) => {
-                    let left = ended.flags & flag::CLIENT != 0 || ended.overdue;
-                    let waited = left.then_some(took);
-                    service.balancer.abandoned(ticket, now, waited);
-                }
-                (Some(ticket), _) => service.balancer.finished(ticket, now, sample),
-                (None, Outcome::Ignored) => {}
-                (None, _) => {
-                    if let Some(index) = service.balancer.by_key(entry.key) {
-                        service.balancer.observed(index, now, sample);
-                    }
-                }
+        let left = ended.flags & flag::CLIENT != 0 || ended.overdue;
+        let charge = Charge {
+            attempts: ended.attempts,
+            outcome: ended.outcome,
+            answered: ended.answered,
+            latency: (ended.attempts <= 1).then_some(took),
+            waited: left.then_some(took),
+        };
+        let ticked = head.is_some_and(|head| head.left_to_tick) && {
+            let probe = first.zip(self.decided.service.as_ref());
+            let probe = probe.map(|(first, name)| Probe::new(name, first.key, first.breaker));
+            probe.is_some_and(|probe| !local.probes.ended(&probe))
+        };
+        let booked = head.filter(|head| head.booked || ticked);
+        match (booked.map(|head| head.outcome), ended.outcome) {
+            (None, _) => self.charge(local, at, &charge, now),
+            (Some(Outcome::Success { .. }), Outcome::Failure(_)) => {
+                self.charge_late(local, at, &charge, now);
             }
-            let Some(index) = service.balancer.by_key(entry.key) else { continue };
-            if outcome != Outcome::Ignored {
-                service.count_attempt(index, sample.failed);
-            }
-            let policy = service.policy.clone();
-            if breaking
-                && let Some(breaker) = service.breaker_mut(index)
-                && breaker.observe(entry.breaker, outcome, &policy.breaker, now) == Need::Sync
-            {
-                due.push(index);
-            }
+            (Some(_), _) => {}
         }
-        let Some(name) = &self.decided.service else { return };
-        for index in due {
-            local.sync_breaker(name, index, now);
+        let ticket = self.sent.as_mut().and_then(|sent| sent.ticket.take());
+        if let (Some(ticket), Some(service)) = (ticket, local.services.at_mut(at)) {
+            service.balancer.ended(ticket);
         }
     }
-}
-
-fn sample(outcome: Outcome, latency: Option<Duration>) -> Sample {
-    let (failed, retry_after) = match outcome {
-        Outcome::Failure(_) => (true, None),
-        Outcome::Soft { retry_after } => (false, retry_after),
-        Outcome::Success { .. } | Outcome::Ignored => (false, None),
-    };
-    Sample { latency, failed, retry_after }
 }

@@ -1,0 +1,120 @@
+//! The head of a response, which is the answer: what it says is booked when it passes, and how long its
+//! body streams afterwards is nobody's latency.
+//!
+//! What a good head says of an endpoint is booked with the end of the stream, because the endpoint may yet
+//! cut its answer short; but a probe does not wait for that, and a failure has nothing to wait for. A gRPC
+//! call has its status behind the head: one that is a probe is settled by its end, or, when it turns out to
+//! be a stream, by the next tick (`worker/probes.rs`).
+
+use std::time::Duration;
+
+use pintle_balance::Sample;
+use pintle_breaker::classify::{overdue, parse_retry_after};
+use pintle_breaker::{Outcome, Report};
+use pintle_contract::Now;
+
+use super::charge::Charge;
+use super::{Exchange, Sent};
+use crate::boundary::Proxy;
+use crate::worker::{Local, Probe};
+
+/// What Envoy says in `response.code_details` of an endpoint's response, and of no reply of its own.
+const VIA_UPSTREAM: &[u8] = b"via_upstream";
+
+/// The head of an endpoint's response.
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    pub(super) at: Now,
+    pub(super) code: u16,
+    pub(super) attempts: u32,
+    /// The entry of the list that the last attempt went to, where it had to be asked for.
+    pub(super) answered: Option<usize>,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) outcome: Outcome,
+    /// Whether the outcome is in the breakers and the counts already.
+    pub(super) booked: bool,
+    /// Whether a tick may book it (`worker/probes.rs`).
+    pub(super) left_to_tick: bool,
+}
+
+impl<P: Proxy> Exchange<P> {
+    /// Takes the head for the answer, if it is an endpoint's.
+    pub(super) fn answered(&mut self, local: &mut Local) {
+        let now = self.proxy.now();
+        let Some(mut head) = self.read_head(local, now) else { return };
+        let Some(at) = self.service_at(local) else { return };
+        let waits = self.grpc && self.grpc_status.is_none();
+        let Some(sent) = &mut self.sent else { return };
+        let first = sent.list.first().copied();
+        let probe = first.filter(|first| first.breaker.is_probe());
+        let good = matches!(head.outcome, Outcome::Success { .. });
+        head.booked = head.outcome != Outcome::Ignored
+            && (!good || head.attempts > 1 || (probe.is_some() && !waits));
+        let latency = (head.attempts <= 1).then(|| now.since(self.started));
+        sent.head = Some(head);
+        if head.booked {
+            let (attempts, outcome, answered) = (head.attempts, head.outcome, head.answered);
+            let charge = Charge { attempts, outcome, answered, latency, waited: None };
+            self.charge(local, at, &charge, now);
+        } else if good {
+            tell(sent, local, at, latency, now);
+            if let (Some(first), Some(name)) = (probe, &self.decided.service) {
+                let probe = Probe::new(name, first.key, first.breaker);
+                head.left_to_tick = local.probes.answered(probe, now);
+                sent.head = Some(head);
+            }
+        }
+    }
+
+    /// Reads the head; `None` where it is none of an endpoint's.
+    fn read_head(&self, local: &Local, now: Now) -> Option<Head> {
+        let proxy = &self.proxy;
+        let status = proxy.response_header(":status")?;
+        let code: u16 = std::str::from_utf8(&status).ok()?.parse().ok()?;
+        let good = code < 400 && matches!(self.grpc_status, None | Some(0));
+        // A good one is taken for the endpoint's without asking, which would cost every request.
+        if !good && proxy.response_details().as_deref() != Some(VIA_UPSTREAM) {
+            return None;
+        }
+        // None were made when another filter answered, so that nobody is charged with its reply.
+        let attempts = proxy.attempts();
+        if attempts == 0 {
+            return None;
+        }
+        let wishes = self.grpc || code == 429;
+        let wish = if wishes { proxy.response_header("retry-after") } else { None };
+        let retry_after = wish.and_then(|value| parse_retry_after(&value, now));
+        let took = now.since(self.started);
+        let report = Report {
+            code: Some(code),
+            head: true,
+            connect: self.is_connect(),
+            overdue: overdue(self.deadline, took),
+            grpc: self.grpc_status.filter(|_| code == 200),
+            took: Some(took),
+            retry_after,
+            ..Report::default()
+        };
+        let service = self.service_at(local).and_then(|at| local.services.at(at))?;
+        let outcome = pintle_breaker::classify(&report, &service.policy.breaker);
+        let asks = attempts > 1 || matches!(outcome, Outcome::Failure(_));
+        let answered = if asks { self.entry_of(service, proxy.upstream_address()) } else { None };
+        Some(Head {
+            at: now,
+            code,
+            attempts,
+            answered,
+            retry_after,
+            outcome,
+            booked: false,
+            left_to_tick: false,
+        })
+    }
+}
+
+/// Tells the balancer that the first in the list has answered.
+fn tell(sent: &Sent, local: &mut Local, at: usize, latency: Option<Duration>, now: Now) {
+    if let (Some(ticket), Some(service)) = (sent.ticket, local.services.at_mut(at)) {
+        service.balancer.answered(ticket, now, Sample { latency, ..Sample::default() });
+    }
+}
