@@ -212,20 +212,23 @@ impl World {
                     // Also of one that is not there, or not any more.
                     self.index(id).and_then(|i| self.balancer.key_of(i)).unwrap_or(u64::from(id))
                 };
+                let then = Now(self.now.0.saturating_sub(ago.into()));
                 let entries: Vec<_> = told
                     .iter()
                     .map(|(id, in_flight, latency_us, failures_milli)| LoadEntry {
                         key: key(*id),
                         in_flight: (*in_flight).into(),
+                        waiting: (*in_flight).into(),
                         latency_us: *latency_us,
                         failures_milli: *failures_milli,
+                        sampled_at: then,
+                        retry_at: then,
                     })
                     .collect();
                 let there = told.iter().filter(|(id, ..)| self.index(*id).is_some());
                 let there = there.map(|(id, in_flight, ..)| (id % 48, *in_flight)).collect();
                 self.remote.insert(worker, there);
-                let then = Now(self.now.0.saturating_sub(ago.into()));
-                self.balancer.set_remote_load(worker.into(), &entries, then, self.now);
+                self.balancer.set_remote_load(worker.into(), &entries, self.now);
             }
             Step::Vanish(worker) => {
                 self.remote.remove(&worker);

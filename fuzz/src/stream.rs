@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use pintle_contract::{
-    Down, Index, Initial, Lease, Load, Message as _, Now, Removed, Slot, Table, Version,
+    Down, Index, Initial, Lease, Message as _, Now, Removed, Slot, Table, Version,
 };
 use pintle_sync::{
     Action, Effect, Election, Inbox, LEASE, Refused, Step as Verdict, Stream, in_force, is_free,
@@ -268,12 +268,12 @@ fn keep_stream(moves: &[(u16, Move)]) {
 fn check_slot(holder: u64, me: u64, ahead: i32) {
     let now = Now::from_millis(BASE_MS);
     let expires_at = Now(now.0.saturating_add_signed(i64::from(ahead) * 1_000_000));
-    let slot = Slot { worker: holder, at: now, expires_at, load: Vec::new() };
+    let slot = Slot { worker: holder, at: now, expires_at };
     assert_eq!(is_free(Some(&slot), me, now), holder == me || !is_live(&slot, now));
     assert!(is_free(None, me, now));
     // Nobody holds a slot for longer than a second without a word, whatever was written.
     assert!(is_free(Some(&slot), me, now.after(Duration::from_secs(2))) || ahead > 1000);
-    let mine = renewed(me, vec![(name(0), vec![Load::default()])], now);
+    let mine = renewed(me, now);
     assert!(is_live(&mine, now) && !is_free(Some(&mine), me.wrapping_add(1), now));
     assert_eq!(Slot::decode(&mine.encode()), Ok(mine));
 }

@@ -2,13 +2,27 @@
 //!
 //! Every place holds a threshold and an alias, so a draw is 32 random bits, one load and one comparison,
 //! whatever the weights are.
+//!
+//! Chance alone leaves one of a hundred equal endpoints unasked for five rounds, so there are turns as
+//! well ([`Alias::next`]): every place comes once a round, each half of the round in an order of its own,
+//! and which of its two items it is follows a sequence that fills the range evenly. Nobody waits longer
+//! than one and a half rounds, and nothing in the traffic can fall into step.
 
 use std::hint::select_unpredictable;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Alias {
     places: Vec<Place>,
+    /// Whose turn it is.
+    at: usize,
+    /// Where in the range of thresholds this round is.
+    round: u32,
 }
+
+/// 2^32 over the golden ratio: its multiples fill the range as evenly as any sequence does.
+const GOLDEN: u32 = 0x9e37_79b9;
+/// Spreads the places over the range.
+const SPREAD: u32 = 0x85eb_ca6b;
 
 /// Both choices are in the place itself: at 10,000 endpoints every further look-up is a cache miss.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +45,7 @@ impl Alias {
         }
         let total: f64 = shares.iter().sum();
         if total <= 0.0 {
-            return Self { places };
+            return Self { places, ..Self::default() };
         }
         let (mut small, mut large) = (Vec::new(), Vec::new());
         for (i, share) in shares.iter_mut().enumerate() {
@@ -53,7 +67,27 @@ impl Alias {
                 }
             }
         }
-        Self { places }
+        Self { places, ..Self::default() }
+    }
+
+    /// The item whose turn it is; `bits` are random and shuffle this half of the round.
+    #[inline]
+    pub(crate) fn next(&mut self, bits: u32) -> Option<u32> {
+        let n = self.places.len();
+        if self.at >= n {
+            self.at = 0;
+            self.round = self.round.wrapping_add(GOLDEN);
+        }
+        let half = n.div_ceil(2);
+        let end = if self.at < half { half } else { n };
+        let other = self.at + scale(bits, end - self.at);
+        if other < n {
+            self.places.swap(self.at, other);
+        }
+        let place = *self.places.get(self.at)?;
+        self.at += 1;
+        let into = u32::from(place.own).wrapping_mul(SPREAD).wrapping_add(self.round);
+        Some(select_unpredictable(into < place.threshold, place.own, place.other).into())
     }
 
     /// An item by weight, from 32 random bits; `None` when there is none. Shares are kept to
@@ -83,7 +117,38 @@ mod tests {
     use super::*;
     use crate::Dice;
 
+    #[test]
+    fn equal_items_wait_a_round_and_a_half_at_most() {
+        let mut table = Alias::build((0..10).map(|i| (i, 7)).collect::<Vec<_>>().into_iter());
+        let mut rng = Dice::seed_from_u64(3);
+        let mut last = [0; 10];
+        for turn in 1..5_000 {
+            let i = table.next(rng.next_u32()).unwrap() as usize;
+            assert!(turn - last[i] <= 15, "{i}: {}", turn - last[i]);
+            last[i] = turn;
+        }
+    }
+
     proptest! {
+        #[test]
+        fn turns_follow_the_weights(weights in prop::collection::vec(1_u64..100, 1..20), seed: u64) {
+            let items: Vec<_> = (0..).zip(weights.iter().copied()).collect();
+            let mut table = Alias::build(items.into_iter());
+            let mut rng = Dice::seed_from_u64(seed);
+            let n = weights.len();
+            let rounds = 2_000;
+            let mut seen = vec![0_u32; n];
+            for _ in 0..rounds * n {
+                seen[table.next(rng.next_u32()).unwrap() as usize] += 1;
+            }
+            let total: u64 = weights.iter().sum();
+            for (i, &w) in weights.iter().enumerate() {
+                let expect = w as f64 / total as f64 * (rounds * n) as f64;
+                let slack = 4.0 * n as f64;
+                prop_assert!((f64::from(seen[i]) - expect).abs() <= slack, "{i}: {} for {expect}", seen[i]);
+            }
+        }
+
         #[test]
         fn draws_follow_the_weights(weights in prop::collection::vec(1_u64..1000, 1..40), seed: u64) {
             let table = Alias::build((0..).zip(weights.iter().copied()).collect::<Vec<_>>().into_iter());

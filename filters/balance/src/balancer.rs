@@ -13,13 +13,14 @@ use pintle_contract::{Endpoint, Health, MAX_ENDPOINTS, Now};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::eligible::Field;
-use crate::load::{Clock, Failures, Load, LoadEntry, State};
-use crate::policy::{Policy, Strategy};
+use crate::load::{Clock, Load, State};
+use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::slow_start::{self, STEP};
 use crate::sticky::Pin;
 use crate::subset::{Index, Key};
 use crate::types::Verdict;
+use crate::workers::Workers;
 
 mod pick;
 mod traffic;
@@ -63,9 +64,7 @@ pub struct Balancer {
     evict: usize,
     /// Endpoints that are owed a probe.
     probes: Vec<u32>,
-    /// Endpoints of which nothing is known.
-    newcomers: Vec<u32>,
-    workers: Vec<(u32, Vec<LoadEntry>)>,
+    workers: Workers,
     /// Some endpoint is in its slow start.
     growing: bool,
     /// Some tier should be built again.
@@ -129,8 +128,7 @@ impl Balancer {
             pool_of: BTreeMap::new(),
             evict: 1,
             probes: Vec::new(),
-            newcomers: Vec::new(),
-            workers: Vec::new(),
+            workers: Workers::default(),
             growing: false,
             stale: false,
             settled: false,
@@ -155,17 +153,14 @@ impl Balancer {
             && self.field.policy.maximum_ring_size == policy.maximum_ring_size
             && self.field.policy.table_size == policy.table_size;
         self.field.policy = policy.clone();
-        self.tick(now);
-        let clock = Clock::new(policy.ewma_decay, policy.failure_penalty, now);
-        for load in &mut self.field.loads {
-            load.convert(&self.field.clock, &clock);
-        }
-        self.field.clock = clock;
+        self.field.tick(now);
+        self.field.clock = Clock::new(policy.ewma_decay, policy.failure_penalty, now);
 
         let weightless = endpoints.iter().all(|e| e.weight == 0);
         let local = |e: &Endpoint| policy.zone_aware && !zone.is_empty() && e.zone == zone;
         let mut sites = Vec::with_capacity(endpoints.len());
         let mut loads = Vec::with_capacity(endpoints.len());
+        let mut histories = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
             let old = self.index_of(&endpoint.id);
             let known = old.and_then(|i| Some((self.sites.get(i)?, self.field.loads.get(i)?)));
@@ -183,18 +178,12 @@ impl Balancer {
             });
             let load = known.map(|(_, load)| load.clone());
             loads.push(load.unwrap_or_else(|| Load::new(&self.field.clock)));
+            let past = old.and_then(|i| self.field.histories.get_mut(i)).map(std::mem::take);
+            histories.push(past.unwrap_or_default());
         }
-        // With zones, only those of the own one: the others are for what spills over.
-        let zoned = sites.iter().any(|site| site.local);
-        let tried = policy.strategy == Strategy::P2c && policy.slow_start.is_none();
-        let fits = |s: &Site, load: &Load| tried && (s.local || !zoned) && load.is_untried();
-        self.newcomers = (0_u32..)
-            .zip(sites.iter().zip(&loads))
-            .filter(|(_, (site, load))| fits(site, load))
-            .map(|(i, _)| i)
-            .collect();
         self.sites = sites;
         self.field.loads = loads;
+        self.field.histories = histories;
         self.sort();
         self.index = Index::build(policy, endpoints);
         self.probes.clear();
@@ -202,7 +191,6 @@ impl Balancer {
         let owed = self.field.states.iter().zip(0..).filter(|(s, _)| **s == State::Probe);
         self.probes.extend(owed.map(|(_, i)| i));
         self.spread_remote();
-        self.field.failures = Failures::of(&self.field.loads);
         self.weigh(now);
 
         let tables = if same_tables && !self.pools.is_empty() {
@@ -347,15 +335,9 @@ impl Balancer {
         }
     }
 
-    #[inline]
-    fn tick(&mut self, now: Now) {
-        self.field.clock.tick(now, &mut self.field.loads, &mut self.field.failures);
-    }
-
-    /// The seed of the weighted turns, when the strategy takes them.
-    fn turns(&self) -> Option<u64> {
-        matches!(self.field.policy.strategy, Strategy::WeightedRoundRobin | Strategy::RoundRobin)
-            .then(|| self.seed ^ u64::from(self.generation))
+    /// The seed of the order of turns.
+    fn turns(&self) -> u64 {
+        self.seed ^ u64::from(self.generation)
     }
 
     /// Effective weights at `now`.
@@ -363,14 +345,18 @@ impl Balancer {
         let policy = self.field.policy.slow_start;
         self.growing = false;
         self.field.grains.clear();
-        for (site, load) in self.sites.iter().zip(&mut self.field.loads) {
+        for site in &self.sites {
             let full = slow_start::grains(site.weight, Now(0), now, None);
             let grains = slow_start::grains(site.weight, site.registered_at, now, policy.as_ref());
             self.growing |= grains < full;
             self.field.grains.push(grains);
-            // Weight 0 is only ever compared in a panic, and there it counts as 1.
-            let shown = if grains == 0 { slow_start::GRAINS } else { grains };
-            load.inverse_weight = slow_start::GRAINS as f32 / shown as f32;
+        }
+        // Weight 0 is only ever compared in a panic, and there it counts as 1.
+        let shown = |grains: u64| if grains == 0 { slow_start::GRAINS } else { grains };
+        let sum: u64 = self.field.grains.iter().map(|&grains| shown(grains)).sum();
+        let mean = sum as f64 / self.field.grains.len().max(1) as f64;
+        for (load, &grains) in self.field.loads.iter_mut().zip(&self.field.grains) {
+            load.inverse_weight = (mean / shown(grains) as f64) as f32;
         }
     }
 

@@ -7,12 +7,18 @@
 //! again over the eligible ones (at most once per [`crate::slow_start::STEP`]). After a bounded number
 //! of rejections an exact scan answers, so an eligible endpoint is always found when there is one.
 
+use std::time::Duration;
+
 use pintle_contract::Now;
 use rand::Rng;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
 
+use crate::Dice;
 use crate::alias::{Alias, scale};
-use crate::load::{Clock, Failures, Load, State};
-use crate::policy::Policy;
+use crate::load::{self, Clock, History, Load, LoadEntry, NEXT_LOOK, Service, State};
+use crate::looks::Looks;
+use crate::policy::{Policy, Strategy};
 use crate::types::Picks;
 use crate::weighted_round_robin::Turns;
 
@@ -23,13 +29,16 @@ const TRIES: usize = 16;
 #[derive(Clone, Debug)]
 pub(crate) struct Field {
     pub(crate) loads: Vec<Load>,
+    /// Apart from the loads, because few picks look at them.
+    pub(crate) histories: Vec<History>,
     /// Beside the loads, because most draws look at nothing else: ten thousand are as many bytes.
     pub(crate) states: Vec<State>,
     /// Effective weights.
     pub(crate) grains: Vec<u64>,
     /// Stands at the time of the pick.
     pub(crate) clock: Clock,
-    pub(crate) failures: Failures,
+    pub(crate) service: Service,
+    pub(crate) looks: Looks,
     pub(crate) policy: Policy,
     /// The worst that may be chosen; in a panic anybody.
     pub(crate) worst: State,
@@ -68,10 +77,12 @@ impl Field {
     pub(crate) fn new(policy: &Policy, now: Now) -> Self {
         Self {
             loads: Vec::new(),
+            histories: Vec::new(),
             states: Vec::new(),
             grains: Vec::new(),
             clock: Clock::new(policy.ewma_decay, policy.failure_penalty, now),
-            failures: Failures::default(),
+            service: Service::default(),
+            looks: Looks::default(),
             policy: policy.clone(),
             worst: State::Open,
         }
@@ -107,10 +118,99 @@ impl Field {
         self.open(index) && also != index && !taken.contains(index)
     }
 
+    /// Ranks from here on are those of ill endpoints.
+    pub(crate) const ILL: f64 = 1e12;
+
+    /// The lower, the sooner a request goes there: the requests that wait per weight or, for one that is
+    /// clearly ill, [`Self::ILL`] and its cost.
     #[inline]
-    pub(crate) fn cost(&self, index: u32) -> f64 {
-        let cost = |load: &Load| load.cost(&self.clock, &self.failures, self.loads.len());
-        self.load(index).map_or(f64::INFINITY, cost)
+    pub(crate) fn rank(&self, index: u32) -> f64 {
+        match self.load(index) {
+            Some(load) if !load.is_suspect(&self.clock, &self.service.middle) => load.queue(),
+            _ => self.rank_of_suspect(index),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn rank_of_suspect(&self, index: u32) -> f64 {
+        let Some((load, past)) = self.load(index).zip(self.histories.get(index as usize)) else {
+            return f64::INFINITY;
+        };
+        let time = self.time(load, past);
+        if time > self.service.middle.limit() {
+            Self::ILL + f64::from(time) * (load.queue() + 1.0)
+        } else {
+            load.queue()
+        }
+    }
+
+    fn time(&self, load: &Load, past: &History) -> f32 {
+        let factor = past.factor(&self.clock);
+        load.time(past, &self.clock, &self.service.middle, factor)
+    }
+
+    /// Whether it is clearly ill beside the middle of its service.
+    pub(crate) fn is_ill(&self, index: u32) -> bool {
+        self.rank(index) >= Self::ILL
+    }
+
+    /// Whether a request may look at this ill endpoint now; then it counts as done.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn look(&mut self, index: u32) -> bool {
+        let now = self.clock.now;
+        let at = index as usize;
+        let (Some(load), Some(past)) = (self.loads.get(at), self.histories.get_mut(at)) else {
+            return false;
+        };
+        let may = self.looks.may(now) && past.may_look(now, load.silence(&self.clock));
+        if may {
+            self.looks.spend(now);
+            past.look_at = now.saturating_add(NEXT_LOOK);
+        }
+        may
+    }
+
+    /// Moves on to `now`.
+    #[inline]
+    pub(crate) fn tick(&mut self, now: Now) {
+        self.clock.tick(now, &mut self.loads, &mut self.histories);
+    }
+
+    /// Books what became of a request at `index`.
+    pub(crate) fn observe(&mut self, index: usize, latency: Option<Duration>, failed: bool) {
+        let was_ill = self.is_ill(index as u32);
+        let (Some(load), Some(past)) = (self.loads.get_mut(index), self.histories.get_mut(index))
+        else {
+            return;
+        };
+        let limit = self.service.middle.limit();
+        let slow = latency.is_some_and(|latency| latency.as_nanos() as f32 > limit);
+        load::observe(load, past, &self.clock, &self.service, (latency, failed));
+        if !failed && latency.is_some() {
+            self.service.middle.answered(load.latency(&self.service.middle));
+        }
+        let bad = failed || slow;
+        let now = self.clock.now;
+        if was_ill && !bad && !past.is_advised(now) {
+            past.look_at = now;
+            self.looks.refund();
+        }
+        let is_ill = self.is_ill(index as u32);
+        if bad && is_ill {
+            self.histories.get_mut(index).into_iter().for_each(|past| past.put_off(was_ill, now));
+        }
+        self.service.learn((was_ill, is_ill), failed, slow);
+    }
+
+    /// Folds in what another worker knew.
+    pub(crate) fn hear(&mut self, index: usize, entry: &LoadEntry) {
+        if let Some(load) = self.loads.get_mut(index)
+            && let Some(past) = self.histories.get_mut(index)
+        {
+            load::hear(load, past, &self.clock, &self.service.middle, entry);
+        }
     }
 
     /// `(active + 1)^bias / weight`.
@@ -147,8 +247,8 @@ impl Tier {
         Self { members, ..Self::default() }
     }
 
-    /// Counts and builds anew. `turns`: the seed of the weighted turns when the strategy takes them.
-    pub(crate) fn rebuild(&mut self, field: &Field, turns: Option<u64>) {
+    /// Counts and builds anew. `seed`: of the order of turns.
+    pub(crate) fn rebuild(&mut self, field: &Field, seed: u64) {
         (self.open, self.open_grains, self.total) = (0, 0, 0);
         for &i in &self.members {
             let grains = field.grains(i);
@@ -161,9 +261,17 @@ impl Tier {
         self.reduced = self.scarce();
         let table: Vec<u32> =
             self.members.iter().copied().filter(|&i| !self.reduced || field.open(i)).collect();
-        self.alias = Alias::build(table.iter().map(|&i| (i as u16, field.grains(i))));
+        let strategy = field.policy.strategy;
+        let mut order = table.clone();
+        if matches!(strategy, Strategy::P2c | Strategy::RingHash | Strategy::Maglev) {
+            // Whoever answered least recently is next. Where nobody did, workers begin differently.
+            order.shuffle(&mut Dice::seed_from_u64(seed));
+            order.sort_by_key(|&i| field.histories.get(i as usize).map(|past| past.sampled_at));
+        }
+        self.alias = Alias::build(order.iter().map(|&i| (i as u16, field.grains(i))));
         // Slow start comes here ten times a second: whoever is next stays next.
-        if let Some(seed) = turns.filter(|_| !self.built || self.table != table) {
+        let by_turns = matches!(strategy, Strategy::RoundRobin | Strategy::WeightedRoundRobin);
+        if by_turns && (!self.built || self.table != table) {
             self.turns = Turns::build(&table, field, seed);
             if !self.built {
                 self.turn = (seed >> 32) as usize;
@@ -193,6 +301,33 @@ impl Tier {
 
     pub(crate) const fn start_at(&mut self, turn: usize) {
         self.turn = turn;
+    }
+
+    /// The eligible one whose turn it is, by weight; `bits` are random.
+    #[inline(always)]
+    pub(crate) fn turn_by_weight(
+        &mut self,
+        field: &Field,
+        bits: u32,
+        rng: &mut impl Rng,
+    ) -> Option<u32> {
+        match self.alias.next(bits) {
+            Some(i) if field.open(i) => Some(i),
+            _ => somebody(self.turn_again(field, rng)),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn turn_again(&mut self, field: &Field, rng: &mut impl Rng) -> u32 {
+        for _ in 0..TRIES {
+            if let Some(i) = self.alias.next(rng.next_u32())
+                && field.open(i)
+            {
+                return i;
+            }
+        }
+        self.draw_again(field, rng, &Picks::new(), NOBODY)
     }
 
     /// An eligible one by weight that is neither in `taken` nor `also`; `bits` are random.

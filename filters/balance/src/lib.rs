@@ -21,12 +21,15 @@
 
 mod alias;
 mod balancer;
+mod baseline;
 mod bounded;
 mod eligible;
 mod hash;
 mod least_request;
 mod load;
+mod looks;
 mod maglev;
+mod middle;
 mod p2c;
 mod policy;
 mod pool;
@@ -38,6 +41,7 @@ mod sticky;
 mod subset;
 mod types;
 mod weighted_round_robin;
+mod workers;
 mod zone;
 
 pub use balancer::Balancer;

@@ -1,69 +1,87 @@
-//! What is known of an endpoint's load, and what one more request there costs.
+//! What is known of one endpoint's load, and how a request is placed by it.
 //!
-//! The cost is `peak-EWMA(latency) x (in-flight + 1) / weight`, times a factor for failures. The
-//! estimate follows Finagle's: a sample above it is taken at once, one below decays in with the decay
-//! time (10 s), and without samples it decays to the floor, so that a slow endpoint is tried again
-//! without a timer. Reads are projections to `now`; only samples write.
+//! **Two classes.** An endpoint is *ill* while what it takes is clearly more than the middle of its own
+//! service ([`crate::middle`]): by its answers, by the silence since one was due, or by its failures.
+//! Among the others the latency decides nothing, because between equals it is noise and would give them
+//! unequal shares; there the requests that wait per weight decide. Among ill ones the cost decides:
+//! `latency x (waiting + 1)`, times a factor for failures.
 //!
-//! **Stalls.** What a machine that stands still adds to every latency says nothing of an endpoint, and
-//! after it the slow one, of which nobody takes samples, must not look the fastest for ten seconds. So
-//! beside the decay time each sample below the estimate takes a quarter of the difference: a dozen
-//! fast answers, and an endpoint is as fast as it was. One that is slow gives none.
-//!
-//! **Forward decay.** A pick reads several estimates, and an exponential for each would be most of its
-//! cost. Everything decays at one rate, so an estimate is kept as what it would have been at a common
-//! epoch, `latency x e^((at - epoch) / decay)`: then estimates compare as they are, and whatever does not
-//! decay (the floor, a time of silence) is multiplied once by the [`Clock`]'s factor for `now`. The epoch
-//! moves before the numbers grow large, and when the host's clock steps back.
+//! **The estimate** moves by ratios, half of the way up and a quarter of the way down, and one answer
+//! never makes more than a factor of [`STEP`] of it. So one slow answer makes nobody ill, and two that
+//! know nothing of each other do: a slow answer counts only if it was sent after the one before it had
+//! come, since what waited together may have waited for a machine that stood still.
 //!
 //! **Failures.** A fast 503 must not look like a fast endpoint, so a failure's latency counts only when
-//! it raises the estimate, and each failure adds one to a score that decays twice as fast as the
-//! latency does. The factor is `1 + score + penalty x excess`: the second term holds for everybody, the
-//! third only for the part of the score that exceeds twice the mean of the *other* endpoints. Without
-//! that comparison a service that answers 1 % of its requests with errors would see its traffic
-//! chase whichever endpoint had not failed for a second.
+//! it raises the estimate. Each adds to a score what it says ([`crate::baseline`]); the score decays twice
+//! as fast as the estimate and falls to a third with each success. The factor is
+//! `1 + score + penalty x score`, without the last term while the score is no more than [`EXPECTED`]:
+//! errors that everybody has make nobody ill. A slow answer raises the estimate by what it says, too.
 //!
-//! **Silence.** An endpoint that hangs gives no samples. The time since an endpoint with requests in
-//! flight last answered any of them is a lower bound on what it takes, so it counts as latency, one
-//! subtraction per read. Beyond the decay time it no longer does: what has been quiet for that long is
-//! a stream.
+//! **Silence.** An endpoint that hangs gives no samples. The time since it last answered, while it owes
+//! an answer, is a lower bound of what it takes. Requests whose head came owe nothing.
 //!
-//! **Other workers.** Their in-flight counts are added. Their estimates and scores are folded in by
-//! maximum, which is safe to repeat and to hear back from a third: an echo is never above what its source
-//! once knew, and fades with the decay time.
+//! **Other workers.** Their requests are added to the own ones. What they measured replaces what is known
+//! here where it is newer and says another class, so one worker's look at an ill endpoint serves all.
 
 use std::time::Duration;
 
 use pintle_contract::Now;
 
-/// A fresh endpoint's estimate, ns. Zero would make it look free, and everybody would go there.
-const SEED: f64 = 30e6;
-/// The estimate's lower bound, ns: differences below a millisecond are noise of the machine.
-const FLOOR: f64 = 1e6;
-/// Of an estimate above the sample, what is kept at most.
-const RECOVERY: f64 = 0.75;
-/// Failures that a score remembers, at most; with the default penalty a factor of about 800.
-const MAX_SCORE: f64 = 16.0;
-/// Failures too long ago to matter: with the default penalty half a percent of the cost.
-const FORGOTTEN: f64 = 1e-4;
-/// The longest `Retry-After` that is believed.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
-/// Decay times from one epoch to the next. e^64 is far from any bound of a double, also squared.
-const EPOCH_SPANS: u64 = 64;
-/// A latency above this is a broken clock. An hour in ns.
-const MAX_LATENCY: f64 = 3.6e12;
+use crate::baseline::Baseline;
+use crate::middle::{FLOOR, ILL, Middle, SEED};
 
-/// One endpoint's load as one worker tells it to the others. As of the moment of telling.
+/// How much one answer may raise an estimate, at most; below [`ILL`].
+const STEP: f32 = 2.8;
+/// An answer above so many estimates is slow, and says the same as others that waited with it.
+const SLOW: f32 = 2.0;
+/// A score above this is more than the service's own: one failure where hardly any are, two in a row
+/// where 1 % of all answers fail,
+const EXPECTED: f32 = 0.6;
+/// and it counts until four successes in a row have brought it below this.
+const PASSED: f32 = 0.02;
+/// A false alarm counts as so many bad answers: while they are common there are few others.
+const FALSE_ALARM: u32 = 3;
+/// Failures that a score remembers, at most; with the default penalty a factor of about 800.
+const MAX_SCORE: f32 = 16.0;
+/// A score below which nothing is left: with the default penalty half a percent of the cost.
+const FORGOTTEN: f32 = 1e-4;
+/// What a success leaves of the score.
+const FORGIVEN: f32 = 0.35;
+/// A score above which another worker will look whether it still fails.
+const STILL_FAILING: f32 = 0.1;
+/// A latency above this, in ns, is a broken clock: one hour.
+const MAX_LATENCY: f32 = 3.6e12;
+/// A clock that steps back further than this, in ns, would freeze what is kept; see [`Clock::tick`].
+const BACK: u64 = 1_000_000_000;
+/// How much newer another worker's better news must be, in ns: a round of its looks.
+const NEWER: u64 = 500_000_000;
+/// The first look at an endpoint that has just fallen ill comes after so many ns,
+const FIRST_LOOK: u64 = 1_000_000_000;
+/// and each one after a look that found it ill after so many.
+pub(crate) const NEXT_LOOK: u64 = 4_200_000_000;
+/// An opinion holds for so many ns: ten times as long as until it is told again.
+const OPINION: u64 = 1_000_000_000;
+/// A worker that heard of another's bad news leaves the look to it for so many ns.
+const LEAVE_TO_OTHERS: u64 = 5_200_000_000;
+
+/// One endpoint's load as one worker tells it to the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadEntry {
     /// Which endpoint: [`crate::Balancer::key_of`].
     pub key: u64,
-    /// Requests of this worker there whose response's head has not come.
+    /// Requests that this worker has in flight there.
     pub in_flight: u32,
+    /// Those of them whose response's head has not come.
+    pub waiting: u32,
     /// Latency estimate, µs; 0 when nothing is known yet.
     pub latency_us: u32,
     /// Failure score, thousandths.
     pub failures_milli: u32,
+    /// When the endpoint last answered, as far as the worker knows. 0 with a failure score:
+    /// an opinion, which no answer changes for a second.
+    pub sampled_at: Now,
+    /// Until when the endpoint asked to be left alone; in the past when it did not.
+    pub retry_at: Now,
 }
 
 /// Who may be drawn, the best first.
@@ -78,226 +96,157 @@ pub(crate) enum State {
     Shut,
 }
 
-/// How memory fades, for all endpoints of a service, and what time it is there.
+/// The time of the pick, and how memory fades.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
-    /// `1 / (decay x ln 2)` per ns: turns a time into halvings' exponent.
-    halvings_per_ns: f64,
-    /// The decay time, ns.
-    span: u64,
-    /// How long the factor may lag, ns.
-    step: u64,
-    penalty: f64,
-    epoch: u64,
-    last: u64,
-    /// `e^((scaled_at - epoch) / decay)`.
-    scale: f64,
-    scaled_at: u64,
-    /// The least estimate, as of the epoch.
-    floor: f64,
+    /// ns since the epoch of the host's clock.
+    pub(crate) now: u64,
+    /// The decay time of latencies, ns.
+    decay: f64,
+    penalty: f32,
 }
 
-/// The sum of all scores, so that one endpoint's can be compared with the mean of the others.
+/// What is known of the service as a whole, beside which an endpoint is ill or is not.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Failures {
-    /// As of the epoch.
-    sum: f64,
+pub(crate) struct Service {
+    pub(crate) middle: Middle,
+    /// Failures.
+    pub(crate) failing: Baseline,
+    /// Answers above the middle's limit.
+    pub(crate) slow: Baseline,
 }
 
-/// One endpoint's load.
+/// What every pick reads of an endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
-    /// Estimate as of the epoch, ns.
-    latency: f64,
-    /// Score as of the epoch; it decays twice as fast.
-    score: f64,
-    /// When the estimate last took a sample.
-    at: u64,
-    /// When an answer last came, or the first of those in flight left.
+    /// When an answer last came, or the first of those waited for was sent; ns.
     progress: u64,
-    /// Leave it alone until then.
-    retry_at: u64,
-    /// When this worker last sampled it.
-    sampled_at: u64,
-    pub(crate) in_flight: u32,
-    /// Those of them whose response's head has not come.
-    waiting: u32,
-    /// In flight from the other workers.
-    pub(crate) elsewhere: u32,
-    /// `1 / weight`.
+    /// What an answer takes, ns; 0 while nobody has answered.
+    latency: f32,
+    /// The service's mean weight over this one's.
     pub(crate) inverse_weight: f32,
+    /// Requests sent whose head has not come.
+    pub(crate) waiting: u32,
+    /// The other workers', as a mean over the last second: a count that is 200 ms old is chance.
+    pub(crate) waiting_elsewhere: f32,
+    /// Requests in flight, from this worker and from the others.
+    pub(crate) in_flight: u32,
+    pub(crate) elsewhere: u32,
     /// Whether there may be a score, or a wish to be left alone.
     troubled: bool,
-    /// Whether another worker has told of it.
-    heard_of: bool,
+}
+
+/// What only an answer, or a pick that meets an ill endpoint, reads of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    /// When it last answered, here or at a worker that told of it; ns, as all times here.
+    pub(crate) sampled_at: u64,
+    /// When the last slow answer came.
+    slow_at: u64,
+    /// When, if it is ill, a request may look whether it still is.
+    pub(crate) look_at: u64,
+    /// Leave it alone until then.
+    pub(crate) retry_at: u64,
+    /// The failure score as of `score_at`.
+    score: f32,
+    score_at: u64,
+    /// Whether the score exceeded [`EXPECTED`] and has not fallen below [`PASSED`] since.
+    failing: bool,
+    /// A score that the fleet gives it, which no answer here changes, until `advised_until`.
+    advised: f32,
+    advised_until: u64,
 }
 
 // === impl Clock ===
 
 impl Clock {
-    pub(crate) fn new(span: Duration, penalty: f64, now: Now) -> Self {
-        let span = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX).max(1);
-        Self {
-            halvings_per_ns: std::f64::consts::LOG2_E / span as f64,
-            span,
-            step: span >> 12,
-            penalty,
-            epoch: now.0,
-            last: now.0,
-            scale: 1.0,
-            scaled_at: now.0,
-            floor: FLOOR,
-        }
+    pub(crate) fn new(decay: Duration, penalty: f64, now: Now) -> Self {
+        Self { now: now.0, decay: decay.as_nanos().max(1) as f64, penalty: penalty as f32 }
     }
 
-    /// Moves on to `now`; before everything else that takes a time. The factor may lag by a four
-    /// thousandth of the decay time, also where the clock stepped back by no more than that.
+    /// Moves on to `now`. When the host's clock stepped back, no stamp stays in the future.
     #[inline]
-    pub(crate) fn tick(&mut self, now: Now, loads: &mut [Load], failures: &mut Failures) {
-        // A time before the factor's is a very long time after it here.
-        if now.0.wrapping_sub(self.scaled_at) > self.step {
-            self.advance(now, loads, failures);
+    pub(crate) fn tick(&mut self, now: Now, loads: &mut [Load], histories: &mut [History]) {
+        if now.0.saturating_add(BACK) < self.now {
+            step_back(now.0, loads, histories);
         }
-        self.last = now.0;
+        self.now = now.0;
     }
 
-    #[cold]
-    #[inline(never)]
-    fn advance(&mut self, now: Now, loads: &mut [Load], failures: &mut Failures) {
-        if now.0 < self.last || now.0 - self.epoch > self.span.saturating_mul(EPOCH_SPANS) {
-            self.rebase(now, loads, failures);
-        } else {
-            self.scale = self.power(now.0 - self.epoch);
-            self.floor = FLOOR * self.scale;
-            self.scaled_at = now.0;
-        }
-    }
-
-    /// Where the last tick moved it.
-    pub(crate) const fn now(&self) -> u64 {
-        self.last
-    }
-
-    /// Makes `now` the epoch. When the clock stepped back, nothing has decayed meanwhile, and no stamp
-    /// stays in the future.
-    fn rebase(&mut self, now: Now, loads: &mut [Load], failures: &mut Failures) {
-        let scale = self.power(self.last.max(now.0) - self.epoch);
-        for load in loads {
-            load.latency /= scale;
-            load.score /= scale * scale;
-            load.at = load.at.min(now.0);
-            load.progress = load.progress.min(now.0);
-            load.sampled_at = load.sampled_at.min(now.0);
-            load.retry_at = load.retry_at.min(now.after(MAX_RETRY_AFTER).0);
-        }
-        failures.sum /= scale * scale;
-        (self.epoch, self.scaled_at) = (now.0, now.0);
-        (self.scale, self.floor) = (1.0, FLOOR);
-    }
-
-    /// `e^(elapsed / decay)`, to a few millionths; without end beyond 690 decay times.
-    fn power(&self, elapsed: u64) -> f64 {
-        let x = elapsed as f64 * self.halvings_per_ns;
-        if x > 1000.0 {
-            return f64::INFINITY;
-        }
-        let whole = (x + 0.5) as u64;
-        let f = (x - whole as f64) * std::f64::consts::LN_2;
-        let ff = f * f;
-        let part =
-            (1.0 + f) + ff * ((0.5 + f * (1.0 / 6.0)) + ff * (1.0 / 24.0 + f * (1.0 / 120.0)));
-        part * f64::from_bits((1023 + whole) << 52)
+    /// What is left of a score after `elapsed` ns.
+    fn forgetting(&self, elapsed: u64) -> f64 {
+        (-2.0 * elapsed as f64 / self.decay).exp()
     }
 }
 
-// === impl Failures ===
+#[cold]
+#[inline(never)]
+fn step_back(now: u64, loads: &mut [Load], histories: &mut [History]) {
+    for load in loads {
+        load.progress = load.progress.min(now);
+    }
+    for past in histories {
+        past.sampled_at = past.sampled_at.min(now);
+        past.slow_at = past.slow_at.min(now);
+        past.look_at = past.look_at.min(now);
+        past.retry_at = past.retry_at.min(now);
+        past.score_at = past.score_at.min(now);
+        past.advised_until = past.advised_until.min(now.saturating_add(OPINION));
+    }
+}
 
-impl Failures {
-    /// The sum over `loads`, after the table changed.
-    pub(crate) fn of(loads: &[Load]) -> Self {
-        Self { sum: loads.iter().map(|l| l.score).sum() }
+// === impl Service ===
+
+impl Service {
+    /// Counts an answer of an endpoint that was, and now is, ill or not.
+    ///
+    /// What makes an endpoint ill is not counted, or a service with ill ones would be used to them. It
+    /// is when the endpoint proves well soon after: the alarm was false.
+    pub(crate) fn learn(&mut self, (was_ill, is_ill): (bool, bool), failed: bool, slow: bool) {
+        match (was_ill, is_ill) {
+            (false, false) => {
+                self.failing.count(failed);
+                self.slow.count(slow && !failed);
+            }
+            (true, false) => {
+                for _ in 0..FALSE_ALARM {
+                    self.failing.count(true);
+                    self.slow.count(true);
+                }
+            }
+            (_, true) => {}
+        }
     }
 }
 
 // === impl Load ===
 
 impl Load {
-    pub(crate) fn new(clock: &Clock) -> Self {
+    pub(crate) const fn new(clock: &Clock) -> Self {
         Self {
-            latency: SEED * clock.scale,
-            score: 0.0,
-            at: clock.last,
-            progress: clock.last,
-            retry_at: 0,
-            sampled_at: 0,
-            in_flight: 0,
-            waiting: 0,
-            elsewhere: 0,
+            progress: clock.now,
+            latency: 0.0,
             inverse_weight: 1.0,
+            waiting: 0,
+            waiting_elsewhere: 0.0,
+            in_flight: 0,
+            elsewhere: 0,
             troubled: false,
-            heard_of: false,
         }
-    }
-
-    /// The decay time changed: what is known at `old`'s time becomes what is known at `new`'s.
-    pub(crate) fn convert(&mut self, old: &Clock, new: &Clock) {
-        self.latency = self.latency / old.scale * new.scale;
-        self.score = self.score / (old.scale * old.scale) * (new.scale * new.scale);
     }
 
     pub(crate) const fn active(&self) -> u32 {
         self.in_flight.saturating_add(self.elsewhere)
     }
 
-    /// Whether nobody has been there yet, from this worker or, as far as it heard, another.
-    pub(crate) const fn is_untried(&self) -> bool {
-        self.sampled_at == 0 && !self.heard_of && self.active() == 0
-    }
-
-    /// What one more request costs here now, one of `endpoints`; ns per unit of weight, as of the epoch.
+    /// Requests that wait here, per mean weight.
     #[inline]
-    pub(crate) fn cost(&self, clock: &Clock, all: &Failures, endpoints: usize) -> f64 {
-        if self.troubled {
-            return self.cost_when_troubled(clock, all, endpoints);
-        }
-        self.time(clock) * self.queue()
+    pub(crate) fn queue(&self) -> f64 {
+        (f64::from(self.waiting) + f64::from(self.waiting_elsewhere))
+            * f64::from(self.inverse_weight)
     }
 
-    #[cold]
-    #[inline(never)]
-    fn cost_when_troubled(&self, clock: &Clock, all: &Failures, endpoints: usize) -> f64 {
-        let wait = self.retry_at.saturating_sub(clock.last) as f64 * clock.scale;
-        let cost = higher(self.time(clock), wait) * self.queue();
-        let now = 1.0 / (clock.scale * clock.scale);
-        let score = self.score * now;
-        let others = endpoints.saturating_sub(1).max(1) as f64;
-        let mean = (all.sum * now - score).max(0.0) / others;
-        let excess = (score - 2.0 * mean).max(0.0);
-        cost * (1.0 + score + clock.penalty * excess)
-    }
-
-    /// What an answer takes; ns, as of the epoch.
-    #[inline]
-    fn time(&self, clock: &Clock) -> f64 {
-        let ns = higher(self.latency, clock.floor);
-        if self.waiting == 0 {
-            return ns;
-        }
-        let silence = clock.last.saturating_sub(self.progress);
-        if silence > clock.span {
-            return ns;
-        }
-        higher(ns, silence as f64 * clock.scale)
-    }
-
-    /// `(waiting + 1) / weight`. What streams its body keeps nobody waiting.
-    #[inline]
-    fn queue(&self) -> f64 {
-        let requests = (u64::from(self.waiting) + u64::from(self.elsewhere) + 1) as f64;
-        requests * f64::from(self.inverse_weight)
-    }
-
-    /// `(active + 1)^bias / weight`.
+    /// `(active + 1)^bias / weight`, times the mean weight.
     #[inline]
     pub(crate) fn burden(&self, bias: f64) -> f64 {
         let requests = (u64::from(self.in_flight) + u64::from(self.elsewhere) + 1) as f64;
@@ -306,118 +255,247 @@ impl Load {
         crowd * f64::from(self.inverse_weight)
     }
 
+    /// Whether it has to be looked at more closely: [`Self::cost`] and [`Middle::limit`] tell.
+    #[inline]
+    pub(crate) fn is_suspect(&self, clock: &Clock, middle: &Middle) -> bool {
+        self.latency > middle.limit()
+            || self.troubled
+            || (self.waiting > 0 && clock.now.saturating_sub(self.progress) > middle.patience())
+    }
+
+    /// How long it has owed an answer, ns; 0 when it owes none.
+    pub(crate) const fn silence(&self, clock: &Clock) -> u64 {
+        if self.waiting == 0 { 0 } else { clock.now.saturating_sub(self.progress) }
+    }
+
+    /// The latency estimate, ns; the service's middle while there is none.
+    pub(crate) fn latency(&self, middle: &Middle) -> f32 {
+        if self.latency > 0.0 { self.latency } else { middle.latency() }
+    }
+
+    /// What an answer takes here now, ns, with what failures and the wish to be left alone add to it.
+    pub(crate) fn time(&self, past: &History, clock: &Clock, middle: &Middle, factor: f32) -> f32 {
+        let wait = past.retry_at.saturating_sub(clock.now) as f32;
+        // Patience is longer than the limit, so that no ordinary pause counts as latency.
+        let silence = match self.silence(clock) {
+            silence if silence > middle.patience() => silence as f32,
+            _ => 0.0,
+        };
+        self.latency(middle).max(wait).max(silence) * factor
+    }
+
     pub(crate) const fn started(&mut self, now: Now) {
         if self.waiting == 0 {
             self.progress = now.0;
         }
-        self.in_flight = self.in_flight.saturating_add(1);
         self.waiting = self.waiting.saturating_add(1);
+        self.in_flight = self.in_flight.saturating_add(1);
     }
 
-    /// One less waits; the answer itself goes to [`Self::observe`].
+    /// The head came, or the failure.
     pub(crate) const fn answered(&mut self, now: Now) {
         self.waiting = self.waiting.saturating_sub(1);
         self.progress = now.0;
     }
 
-    /// One in flight less.
+    /// Nobody waits for the head any more; the endpoint still has not answered.
+    pub(crate) const fn given_up(&mut self) {
+        self.waiting = self.waiting.saturating_sub(1);
+    }
+
     pub(crate) const fn ended(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    pub(crate) fn observe(
-        &mut self,
-        clock: &Clock,
-        all: &mut Failures,
-        latency: Option<Duration>,
-        failed: bool,
-    ) {
-        let now = clock.last;
-        if let Some(latency) = latency {
-            let sample = (latency.as_nanos() as f64).min(MAX_LATENCY) * clock.scale;
-            // The first answer takes the seed's place: an assumption has no memory worth decaying.
-            let first = self.sampled_at == 0 && !failed;
-            if sample >= self.latency || first {
-                self.latency = sample;
-            } else if !failed {
-                let faded = 1.0 / clock.power(now.saturating_sub(self.at));
-                let kept = faded.min(RECOVERY);
-                self.latency = self.latency * (kept / faded) + sample * (1.0 - kept);
+    /// Takes a measured latency.
+    fn sample(&mut self, past: &mut History, clock: &Clock, service: &Service, ns: f32) {
+        let old = self.latency(&service.middle);
+        if ns <= old {
+            // The fourth root of `old^3 x ns`, by two instructions.
+            let quarter = (old * (old * ns).sqrt()).sqrt();
+            let elapsed = clock.now.saturating_sub(past.sampled_at) as f64;
+            // After a long time without answers the old ones say less.
+            let kept =
+                if elapsed > clock.decay / 4.0 { (-elapsed / clock.decay).exp() } else { 1.0 };
+            self.latency = quarter.min(ns + (old - ns) * kept as f32);
+            return;
+        }
+        if ns > old * SLOW {
+            let sent_at = clock.now.saturating_sub(ns as u64);
+            if sent_at < past.slow_at {
+                return;
             }
-            self.at = now;
+            past.slow_at = clock.now;
         }
-        self.sampled_at = now;
-        if failed {
-            let one = clock.scale * clock.scale;
-            let added = (MAX_SCORE * one - self.score).clamp(0.0, one);
-            self.score += added;
-            all.sum += added;
-        } else if self.score > 0.0 && self.score < FORGOTTEN * clock.scale * clock.scale {
-            all.sum -= self.score;
-            self.score = 0.0;
-        }
-        self.troubled = self.score > 0.0 || self.retry_at > now;
-    }
-
-    /// Nobody waited for the end, but it took at least `waited`.
-    pub(crate) fn observe_at_least(&mut self, clock: &Clock, waited: Duration) {
-        let sample = (waited.as_nanos() as f64).min(MAX_LATENCY) * clock.scale;
-        self.latency = self.latency.max(sample);
-    }
-
-    pub(crate) fn leave_alone(&mut self, now: Now, wish: Duration) {
-        self.retry_at = self.retry_at.max(now.after(wish.min(MAX_RETRY_AFTER)).0);
-        self.troubled = true;
-    }
-
-    /// Worth telling the others: a request that waits, or sampled within the decay time.
-    pub(crate) fn tell(&self, key: u64, clock: &Clock, now: Now) -> Option<LoadEntry> {
-        let fresh = self.sampled_at > 0 && now.0.saturating_sub(self.sampled_at) <= clock.span;
-        if self.waiting == 0 && !fresh {
-            return None;
-        }
-        let scale = clock.power(now.0.saturating_sub(clock.epoch));
-        let known = self.sampled_at > 0 || self.heard_of;
-        let mut ns = if known { self.latency / scale } else { 0.0 };
-        let silence = now.0.saturating_sub(self.progress);
-        if self.waiting > 0 && silence <= clock.span {
-            ns = ns.max(silence as f64);
-        }
-        if self.retry_at > now.0 {
-            ns = ns.max((self.retry_at - now.0) as f64);
-        }
-        Some(LoadEntry {
-            key,
-            in_flight: self.waiting,
-            latency_us: (ns / 1e3) as u32,
-            failures_milli: (self.score / (scale * scale) * 1e3) as u32,
-        })
-    }
-
-    /// Folds in what another worker knew at `then`.
-    pub(crate) fn hear(&mut self, clock: &Clock, all: &mut Failures, entry: &LoadEntry, then: Now) {
-        let age = clock.power(clock.last.saturating_sub(then.0));
-        let scale = clock.scale / age;
-        let latency = (f64::from(entry.latency_us) * 1e3).min(MAX_LATENCY) * scale;
-        // Zero: it has requests there and no answer yet.
-        if entry.latency_us > 0 {
-            let nothing_known = self.sampled_at == 0 && !self.heard_of;
-            self.latency = if nothing_known { latency } else { self.latency.max(latency) };
-            self.heard_of = true;
-        }
-        let score = (f64::from(entry.failures_milli) / 1e3).min(MAX_SCORE) * scale * scale;
-        if score > self.score {
-            all.sum += score - self.score;
-            self.score = score;
-            self.troubled = true;
-        }
+        let most =
+            if ns > service.middle.limit() { STEP.powf(service.slow.surprise()) } else { STEP };
+        self.latency = (old * ns).sqrt().min(old * most);
     }
 }
 
-/// `f64::max` without its care for NaN, which is several instructions in Wasm. Neither is one here.
-#[inline]
-const fn higher(a: f64, b: f64) -> f64 {
-    if a > b { a } else { b }
+// === impl History ===
+
+impl History {
+    /// The failure score.
+    pub(crate) fn score_now(&self, clock: &Clock) -> f32 {
+        if self.score == 0.0 {
+            return 0.0;
+        }
+        self.score * clock.forgetting(clock.now.saturating_sub(self.score_at)) as f32
+    }
+
+    /// What failures multiply the cost by.
+    pub(crate) fn factor(&self, clock: &Clock) -> f32 {
+        let score = self.score_now(clock);
+        let counted = if self.failing { score } else { 0.0 };
+        let advised = if self.is_advised(clock.now) { self.advised } else { 0.0 };
+        1.0 + score.max(advised) + clock.penalty * counted.max(advised)
+    }
+
+    /// Whether the fleet advises against it.
+    pub(crate) const fn is_advised(&self, now: u64) -> bool {
+        now < self.advised_until
+    }
+
+    const fn is_troubled(&self, now: u64) -> bool {
+        self.score > 0.0 || self.retry_at > now || self.is_advised(now)
+    }
+
+    fn set_score(&mut self, score: f32, clock: &Clock) {
+        self.score = if score < FORGOTTEN { 0.0 } else { score.min(MAX_SCORE) };
+        self.failing = score > EXPECTED || (self.failing && score > PASSED);
+        self.score_at = clock.now;
+    }
+
+    /// It has just fallen ill, or still is, and is not to be looked at before a while.
+    pub(crate) const fn put_off(&mut self, was_ill: bool, now: u64) {
+        if !was_ill {
+            self.look_at = now.saturating_add(FIRST_LOOK);
+        } else if self.look_at <= now {
+            self.look_at = now.saturating_add(NEXT_LOOK);
+        }
+    }
+
+    /// Whether a request may look at an endpoint that owes an answer for `silence` ns.
+    pub(crate) const fn may_look(&self, now: u64, silence: u64) -> bool {
+        now >= self.look_at && now >= self.retry_at && (silence == 0 || silence > FIRST_LOOK)
+    }
+}
+
+// === an answer, and what the others tell ===
+
+/// Books what became of a request.
+pub(crate) fn observe(
+    load: &mut Load,
+    past: &mut History,
+    clock: &Clock,
+    service: &Service,
+    sample: (Option<Duration>, bool),
+) {
+    let (latency, failed) = sample;
+    if let Some(latency) = latency {
+        let ns = (latency.as_nanos() as f32).clamp(FLOOR, MAX_LATENCY);
+        if !failed || ns > load.latency(&service.middle) {
+            load.sample(past, clock, service, ns);
+        }
+    }
+    past.sampled_at = clock.now;
+    let score = past.score_now(clock);
+    if failed {
+        past.set_score(score + service.failing.surprise(), clock);
+    } else if past.score > 0.0 {
+        past.set_score(score * FORGIVEN, clock);
+    }
+    load.troubled = past.is_troubled(clock.now);
+}
+
+/// Books that nobody waited for the answer, but that it takes at least `waited`.
+pub(crate) fn observe_at_least(
+    load: &mut Load,
+    past: &mut History,
+    clock: &Clock,
+    service: &Service,
+    waited: Duration,
+) {
+    let ns = (waited.as_nanos() as f32).clamp(FLOOR, MAX_LATENCY);
+    if ns > load.latency(&service.middle) {
+        load.sample(past, clock, service, ns);
+    }
+}
+
+/// Leaves the endpoint alone until `then`, ns.
+pub(crate) fn leave_alone(load: &mut Load, past: &mut History, clock: &Clock, then: u64) {
+    past.retry_at = past.retry_at.max(then);
+    load.troubled |= past.retry_at > clock.now;
+}
+
+/// What is worth telling the others: something in flight, or sampled within the decay time.
+pub(crate) fn tell(
+    load: &Load,
+    past: &History,
+    key: u64,
+    clock: &Clock,
+    now: Now,
+) -> Option<LoadEntry> {
+    let clock = &Clock { now: now.0, ..*clock };
+    let age = now.0.saturating_sub(past.sampled_at) as f64;
+    let fresh = past.sampled_at > 0 && age <= clock.decay;
+    if load.in_flight == 0 && !fresh && past.retry_at <= now.0 {
+        return None;
+    }
+    Some(LoadEntry {
+        key,
+        in_flight: load.in_flight,
+        waiting: load.waiting,
+        latency_us: (load.latency / 1e3) as u32,
+        failures_milli: (past.score_now(clock) * 1e3) as u32,
+        sampled_at: Now(past.sampled_at),
+        retry_at: Now(past.retry_at),
+    })
+}
+
+/// Folds in what another worker knew.
+pub(crate) fn hear(
+    load: &mut Load,
+    past: &mut History,
+    clock: &Clock,
+    middle: &Middle,
+    entry: &LoadEntry,
+) {
+    let score = (entry.failures_milli as f32 / 1e3).min(MAX_SCORE);
+    if entry.sampled_at.0 == 0 && score > 0.0 {
+        (past.advised, past.advised_until) = (score, clock.now.saturating_add(OPINION));
+        load.troubled = true;
+        return;
+    }
+    // No clock but the host's own is in it, and that may have stepped back meanwhile.
+    let sampled_at = entry.sampled_at.0.min(clock.now);
+    let newer = sampled_at > past.sampled_at.saturating_add(NEWER);
+    let recent = sampled_at.saturating_add(NEWER) > past.sampled_at;
+    let latency = (entry.latency_us as f32 * 1e3).min(MAX_LATENCY);
+    let mut taken = newer;
+    if latency > 0.0 {
+        let (ill, known_ill) = (latency > middle.limit(), load.latency > middle.limit());
+        if load.latency == 0.0 || (ill && !known_ill && recent) || (!ill && known_ill && newer) {
+            load.latency = latency.max(FLOOR);
+            taken = true;
+        }
+    }
+    let known = past.score_now(clock);
+    if (score > known && recent) || (score < known && newer) {
+        past.set_score(score, clock);
+        taken = true;
+    }
+    let ill = latency > middle.limit() || score > STILL_FAILING;
+    if ill && sampled_at > past.sampled_at {
+        past.look_at = past.look_at.max(sampled_at.saturating_add(LEAVE_TO_OTHERS));
+    }
+    if taken {
+        // Also where that is earlier than the own one: it must not come back as fresher news.
+        past.sampled_at = sampled_at;
+    }
+    past.retry_at = past.retry_at.max(entry.retry_at.0);
+    load.troubled = past.is_troubled(clock.now);
 }
 
 #[cold]
@@ -425,6 +503,8 @@ const fn higher(a: f64, b: f64) -> f64 {
 fn power(base: f64, exponent: f64) -> f64 {
     base.powf(exponent)
 }
+
+const _: () = assert!(STEP < ILL && SEED >= FLOOR);
 
 #[cfg(test)]
 #[path = "load_tests.rs"]

@@ -1,216 +1,286 @@
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
+const MS: f32 = 1e6;
 
+/// One endpoint of a service whose middle is 10 ms.
 struct One {
     load: Load,
-    all: Failures,
+    past: History,
+    service: Service,
     clock: Clock,
-    now: Now,
 }
 
 impl One {
     fn new() -> Self {
-        let now = Now::from_millis(1_700_000_000_000);
-        let clock = Clock::new(Duration::from_secs(10), 50.0, now);
-        Self { load: Load::new(&clock), all: Failures::default(), clock, now }
+        let clock = Clock::new(Duration::from_secs(10), 50.0, Now::from_millis(1_700_000_000_000));
+        let mut service = Service::default();
+        service.middle.answered(10.0 * MS);
+        Self { load: Load::new(&clock), past: History::default(), service, clock }
+    }
+
+    fn now(&self) -> Now {
+        Now(self.clock.now)
     }
 
     fn wait(&mut self, by: Duration) -> &mut Self {
-        self.to(self.now.after(by))
+        self.to(self.now().after(by))
     }
 
     fn to(&mut self, now: Now) -> &mut Self {
-        self.now = now;
-        self.clock.tick(now, std::slice::from_mut(&mut self.load), &mut self.all);
+        let (load, past) = (&mut self.load, &mut self.past);
+        self.clock.tick(now, std::slice::from_mut(load), std::slice::from_mut(past));
         self
     }
 
+    /// An answer that was sent so long ago as it took.
     fn answer(&mut self, ms: u64, failed: bool) -> &mut Self {
         let latency = Some(Duration::from_millis(ms));
-        self.load.observe(&self.clock, &mut self.all, latency, failed);
+        let Self { load, past, service, clock } = self;
+        observe(load, past, clock, service, (latency, failed));
         self
     }
 
-    fn hear(&mut self, told: &LoadEntry, then: Now) {
-        self.load.hear(&self.clock, &mut self.all, told, then);
+    fn tell(&self) -> Option<LoadEntry> {
+        tell(&self.load, &self.past, 7, &self.clock, self.now())
     }
 
-    /// In ms, for one of ten endpoints.
-    fn cost(&self) -> f64 {
-        self.load.cost(&self.clock, &self.all, 10) / self.clock.scale / 1e6
+    fn hear(&mut self, told: &LoadEntry) -> &mut Self {
+        let Self { load, past, service, clock } = self;
+        hear(load, past, clock, &service.middle, told);
+        self
+    }
+
+    /// What an answer takes, ms.
+    fn time(&self) -> f32 {
+        let factor = self.past.factor(&self.clock);
+        self.load.time(&self.past, &self.clock, &self.service.middle, factor) / MS
+    }
+
+    fn is_ill(&self) -> bool {
+        self.load.is_suspect(&self.clock, &self.service.middle)
+            && self.time() * MS > self.service.middle.limit()
     }
 }
 
 #[track_caller]
-fn close(got: f64, expect: f64) {
+fn close(got: f32, expect: f32) {
     assert!((got - expect).abs() <= expect * 0.01, "{got} for {expect}");
 }
 
 #[test]
-fn the_power_is_the_exponential() {
-    let clock = One::new().clock;
-    for ms in [0_u64, 1, 10, 3000, 3465, 3466, 6931, 10_000, 25_000, 640_000, 6_000_000] {
-        let expect = (ms as f64 / 10_000.0).exp();
-        let got = clock.power(ms * 1_000_000);
-        assert!((got - expect).abs() <= expect * 1e-5, "{ms} ms: {got} for {expect}");
+fn of_a_newcomer_the_middle_is_believed() {
+    let one = One::new();
+    close(one.time(), 10.0);
+    assert!(!one.is_ill());
+    close(Load::new(&one.clock).latency(&Middle::default()) / MS, 30.0);
+}
+
+#[test]
+fn one_slow_answer_makes_nobody_ill_and_two_do() {
+    let mut one = One::new();
+    one.wait(SECOND).answer(10_000, false);
+    assert!(!one.is_ill(), "{}", one.time());
+    one.wait(11 * SECOND).answer(10_000, false);
+    assert!(one.is_ill(), "{}", one.time());
+}
+
+#[test]
+fn what_waited_together_says_it_once() {
+    let mut one = One::new();
+    one.wait(SECOND);
+    for _ in 0..20 {
+        one.answer(400, false);
     }
-    assert_eq!(clock.power(u64::MAX), f64::INFINITY);
+    assert!(!one.is_ill(), "{}", one.time());
+    // Sent after the last of those came.
+    one.wait(SECOND).answer(400, false);
+    assert!(one.is_ill(), "{}", one.time());
 }
 
 #[test]
-fn a_fresh_endpoint_costs_the_seed_and_not_nothing() {
-    close(One::new().cost(), 30.0);
-}
-
-#[test]
-fn a_sample_above_is_taken_at_once_and_one_below_decays_in() {
+fn a_few_fast_answers_make_it_well() {
     let mut one = One::new();
-    one.wait(SECOND).answer(200, false);
-    close(one.cost(), 200.0);
-    one.wait(10 * SECOND).answer(10, false);
-    close(one.cost(), 200.0 * 0.3679 + 10.0 * 0.6321);
+    for _ in 0..5 {
+        one.wait(SECOND).answer(200, false);
+    }
+    let slow = one.time();
+    for _ in 0..5 {
+        one.wait(SECOND / 10).answer(10, false);
+    }
+    assert!(slow > 100.0 && !one.is_ill(), "{slow}, then {}", one.time());
 }
 
 #[test]
-fn reading_is_a_projection_that_changes_nothing() {
+fn after_a_long_time_old_answers_say_less() {
     let mut one = One::new();
-    one.answer(200, false).wait(10 * SECOND);
-    close(one.cost(), 200.0 * 0.3679);
-    close(one.cost(), 200.0 * 0.3679);
-    one.wait(1000 * SECOND);
-    close(one.cost(), 1.0);
+    one.wait(SECOND).answer(40, false);
+    let before = one.time();
+    one.wait(30 * SECOND).answer(10, false);
+    assert!(one.time() < 10.0 + (before - 10.0) * 0.06, "{}", one.time());
 }
 
 #[test]
-fn a_fast_failure_raises_the_cost() {
+fn a_fast_failure_is_an_illness_where_nobody_else_fails() {
     let mut one = One::new();
-    let before = one.cost();
     one.answer(1, true);
-    assert!(one.cost() > 40.0 * before, "{} after {before}", one.cost());
-    one.wait(60 * SECOND);
-    assert!(one.cost() < before, "forgotten after a minute");
+    assert!(one.is_ill());
+    one.answer(10, false).answer(10, false);
+    assert!(one.is_ill(), "two successes are chance");
+    one.answer(10, false).answer(10, false);
+    assert!(!one.is_ill(), "{}", one.time());
+    one.answer(1, true).wait(60 * SECOND);
+    assert!(!one.is_ill(), "forgotten after a minute");
 }
 
 #[test]
 fn a_slow_failure_is_a_slow_sample_too() {
     let mut one = One::new();
     one.answer(1000, true);
-    assert!(one.cost() > 40_000.0);
+    assert!(one.time() > 28.0 * 50.0, "{}", one.time());
 }
 
 #[test]
-fn failures_that_everybody_has_weigh_little() {
+fn a_failure_that_everybody_has_is_no_illness() {
     let mut one = One::new();
-    one.answer(30, true);
-    let alone = one.cost();
-    // The other nine have failed once each as well.
-    one.all.sum += 9.0;
-    close(one.cost(), 2.0 * 30.0);
-    assert!(alone > 20.0 * one.cost());
+    for answer in 0..20_000 {
+        one.service.learn((false, false), answer % 50 == 0, false);
+    }
+    one.answer(1, true);
+    assert!(!one.is_ill(), "one of fifty");
+    one.answer(1, true);
+    assert!(one.is_ill(), "two in a row");
 }
 
 #[test]
-fn requests_in_flight_multiply_and_weight_divides() {
+fn waiting_requests_count_by_weight() {
     let mut one = One::new();
-    one.load.started(one.now);
-    one.load.elsewhere = 2;
-    close(one.cost(), 4.0 * 30.0);
+    one.load.started(one.now());
+    one.load.waiting_elsewhere = 2.0;
+    assert_eq!(one.load.queue(), 3.0);
     one.load.inverse_weight = 0.5;
-    close(one.cost(), 2.0 * 30.0);
-}
-
-#[test]
-fn silence_with_a_request_out_counts_as_latency_until_it_is_a_stream() {
-    let mut one = One::new();
-    one.load.started(one.now);
-    one.wait(5 * SECOND);
-    close(one.cost(), 2.0 * 5000.0);
-    one.wait(6 * SECOND);
-    close(one.cost(), 2.0 * 30.0 * 0.3329);
-    one.load.answered(one.now);
+    assert_eq!(one.load.queue(), 1.5);
+    one.load.answered(one.now());
+    assert_eq!((one.load.queue(), one.load.active()), (1.0, 1), "a stream costs nothing");
     one.load.ended();
-    assert_eq!(one.load.in_flight, 0);
+    assert_eq!(one.load.active(), 0);
 }
 
 #[test]
-fn retry_after_is_honoured_up_to_a_minute() {
+fn silence_is_an_illness_while_an_answer_is_owed() {
     let mut one = One::new();
-    one.load.leave_alone(one.now, Duration::from_secs(3600));
-    close(one.cost(), 60_000.0);
-    one.wait(Duration::from_secs(61));
-    assert!(one.cost() < 30.0);
+    one.load.started(one.now());
+    one.wait(SECOND / 100);
+    assert!(!one.is_ill());
+    one.wait(SECOND);
+    assert!(one.is_ill());
+    assert!(!one.past.may_look(one.clock.now - 20_000_000, 990_000_000), "not within a second");
+    one.load.answered(one.now());
+    assert!(!one.is_ill());
+    // Its head came: whatever it is now, it is not silent.
+    one.wait(60 * SECOND);
+    assert!(!one.is_ill());
+}
+
+#[test]
+fn a_client_that_gives_up_is_no_answer() {
+    let mut one = One::new();
+    one.load.started(one.now());
+    one.load.started(one.now());
+    one.wait(SECOND);
+    one.load.given_up();
+    assert!(one.is_ill());
+}
+
+#[test]
+fn who_asks_to_be_left_alone_is() {
+    let mut one = One::new();
+    let then = one.now().after(5 * SECOND).0;
+    leave_alone(&mut one.load, &mut one.past, &one.clock, then);
+    assert!(one.is_ill() && !one.past.may_look(one.clock.now, 0));
+    one.wait(6 * SECOND);
+    assert!(!one.is_ill());
 }
 
 #[test]
 fn what_one_worker_learned_the_other_knows_and_an_echo_adds_nothing() {
     let (mut here, mut there) = (One::new(), One::new());
-    here.answer(400, true);
-    here.load.started(here.now);
-    let told = here.load.tell(7, &here.clock, here.now).unwrap();
-    assert_eq!(
-        (told.key, told.in_flight, told.latency_us, told.failures_milli),
-        (7, 1, 400_000, 1000)
-    );
-    let then = here.now;
-    there.wait(SECOND);
-    there.hear(&told, then);
-    let heard = there.cost();
-    here.wait(SECOND);
-    here.load.answered(here.now);
-    here.load.ended();
-    close(heard, here.cost());
-    there.hear(&told, then);
-    close(there.cost(), heard);
+    for _ in 0..3 {
+        here.wait(SECOND).answer(400, true);
+    }
+    here.load.started(here.now());
+    let told = here.tell().unwrap();
+    assert_eq!((told.key, told.in_flight, told.waiting), (7, 1, 1));
+    there.wait(3 * SECOND).answer(10, false).hear(&told);
+    assert!(there.is_ill());
+    let echo = there.tell().unwrap();
+    assert_eq!(echo.sampled_at, told.sampled_at, "no fresher than it was");
+    here.load.answered(here.now());
+    // It is well again, and worse news from before does not come back.
+    for _ in 0..12 {
+        here.wait(SECOND / 4).answer(10, false);
+    }
+    here.hear(&echo);
+    assert!(!here.is_ill());
+    there.wait(3 * SECOND).hear(&here.tell().unwrap());
+    assert!(!there.is_ill(), "one worker's look serves all");
+}
+
+#[test]
+fn a_deadline_travels_as_a_deadline() {
+    let (mut here, mut there) = (One::new(), One::new());
+    let then = here.now().after(20 * SECOND).0;
+    leave_alone(&mut here.load, &mut here.past, &here.clock, then);
+    let told = here.tell().unwrap();
+    assert_eq!((told.retry_at, told.latency_us), (Now(then), 0));
+    there.hear(&told).wait(19 * SECOND);
+    assert!(there.is_ill());
+    there.wait(2 * SECOND);
+    assert!(!there.is_ill());
 }
 
 #[test]
 fn an_idle_endpoint_is_not_worth_telling() {
     let mut one = One::new();
-    assert_eq!(one.load.tell(7, &one.clock, one.now), None);
+    assert_eq!(one.tell(), None);
     one.answer(5, false);
-    assert!(one.load.tell(7, &one.clock, one.now).is_some());
+    assert!(one.tell().is_some());
     one.wait(11 * SECOND);
-    assert_eq!(one.load.tell(7, &one.clock, one.now), None);
+    assert_eq!(one.tell(), None);
 }
 
 #[test]
 fn a_clock_that_steps_back_freezes_nothing() {
     let mut one = One::new();
-    one.answer(200, false);
-    one.to(Now(one.now.0 - 3_600_000_000_000));
-    close(one.cost(), 200.0);
-    one.answer(10, false);
-    one.wait(10 * SECOND);
-    assert!(one.cost() < 80.0, "{}", one.cost());
-}
-
-#[test]
-fn a_new_epoch_changes_nothing_but_the_numbers() {
-    let mut one = One::new();
-    for _ in 0..100 {
-        one.answer(200, false);
-        close(one.cost(), 200.0);
-        one.wait(20 * SECOND);
-        close(one.cost(), 200.0 * 0.1353);
+    one.load.started(one.now());
+    for _ in 0..3 {
+        one.wait(SECOND).answer(200, true);
     }
-    one.answer(200, true).wait(Duration::from_secs(100_000));
-    close(one.cost(), 1.0);
-    assert!(one.all.sum < 1e-9);
+    one.to(Now(one.clock.now - 3_600_000_000_000));
+    assert!(one.past.may_look(one.clock.now + 1, 0));
+    one.load.answered(one.now());
+    one.wait(60 * SECOND).answer(10, false);
+    assert!(!one.is_ill(), "{}", one.time());
 }
 
 #[test]
 fn nonsense_stays_finite() {
     let mut one = One::new();
-    let told =
-        LoadEntry { key: 1, in_flight: u32::MAX, latency_us: u32::MAX, failures_milli: u32::MAX };
-    one.hear(&told, Now(0));
-    one.hear(&told, Now(u64::MAX));
-    one.load.elsewhere = u32::MAX;
-    one.load.started(one.now);
-    one.load.observe(&one.clock, &mut one.all, Some(Duration::MAX), true);
-    assert!(one.cost().is_finite());
+    let told = LoadEntry {
+        key: 1,
+        in_flight: u32::MAX,
+        waiting: u32::MAX,
+        latency_us: u32::MAX,
+        failures_milli: u32::MAX,
+        sampled_at: Now(u64::MAX),
+        retry_at: Now(u64::MAX),
+    };
+    one.hear(&told).hear(&LoadEntry { sampled_at: Now(1), ..told });
+    one.load.waiting_elsewhere = u32::MAX as f32;
+    one.load.started(one.now());
+    one.answer(u64::MAX / 2_000_000, true);
+    assert!(one.time().is_finite() && one.load.queue().is_finite());
     one.to(Now(u64::MAX)).to(Now(0)).answer(5, true);
-    assert!(one.cost().is_finite());
-    assert!(size_of::<Load>() <= 64);
+    assert!(one.time().is_finite());
+    assert!(size_of::<Load>() <= 40);
 }

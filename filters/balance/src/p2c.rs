@@ -1,9 +1,16 @@
-//! `p2c`: two distinct draws by weight, and the one where a request costs less wins.
+//! `p2c`: two distinct choices by weight, and the one where a request waits less wins.
 //!
 //! Two are enough: the choice avoids the worst without everybody running to the best, which is what
-//! happens when every worker sorts the same stale numbers. The places after the first are for retries
-//! and are filled the same way, from the loser of the pair before and one fresh draw, so that a list of
-//! three costs four draws.
+//! happens when every worker sorts the same stale numbers. The first is the endpoint whose turn it is and
+//! wins a tie, so that equal endpoints get equal shares; the second is drawn. Of an ill one and
+//! one that is not, the latter wins; while both are ill there are further draws, and a small tier is
+//! searched. When everybody is ill the lowest cost wins, so that capacity is used in the order of what it
+//! costs.
+//!
+//! An ill endpoint whose turn it is may be looked at again ([`crate::looks`]).
+//!
+//! The places after the first are for retries, and are filled from the loser of the pair before and one
+//! fresh draw.
 
 use std::hint::select_unpredictable;
 
@@ -12,35 +19,92 @@ use rand::Rng;
 use crate::eligible::{Field, NOBODY, Tier};
 use crate::types::Picks;
 
+/// Draws while all drawn are ill. With half of them ill, one request of 60,000 finds no other.
+const DRAWS: usize = 16;
+/// A tier up to this size is searched instead.
+const SMALL: u32 = 16;
+
 #[inline(never)]
-pub(crate) fn fill(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &mut Picks, want: usize) {
+pub(crate) fn fill(
+    tier: &mut Tier,
+    field: &mut Field,
+    rng: &mut impl Rng,
+    picks: &mut Picks,
+    want: usize,
+) {
     let mut left = tier.open;
     if picks.len() >= want || left == 0 {
         return;
     }
     // Enough for the first pair.
     let bits = rng.next_u64();
-    let Some(mut kept) = tier.draw(field, bits as u32, rng, picks, NOBODY) else {
-        return;
+    let first = if picks.len() == 0 {
+        field.looks.count();
+        tier.turn_by_weight(field, bits as u32, rng)
+    } else {
+        tier.draw(field, bits as u32, rng, picks, NOBODY)
     };
-    // What is not negative compares by its bits, and whole numbers are chosen without a branch.
-    let mut price = field.cost(kept).to_bits();
+    let Some(mut kept) = first else { return };
+    let mut rank = field.rank(kept);
+    if rank >= Field::ILL && left > 1 && picks.len() == 0 && field.look(kept) {
+        rank = -1.0;
+    }
     let mut bits = (bits >> 32) as u32;
     while left > 1 {
         let Some(other) = tier.draw(field, bits, rng, picks, kept) else {
             break;
         };
         left -= 1;
-        let cost = field.cost(other).to_bits();
-        // Which one wins is anybody's guess, the processor's too.
-        let less = cost < price;
-        picks.push(select_unpredictable(less, other, kept));
+        let (mut best, mut lowest) = (other, field.rank(other));
+        if lowest >= Field::ILL && rank >= Field::ILL && left > 1 {
+            (best, lowest) = search(tier, field, rng, picks, kept, (best, lowest));
+        }
+        // One whole request more is needed to win against the turn. Which one wins is anybody's
+        // guess, the processor's too.
+        let less = lowest + 1.0 <= rank;
+        picks.push(select_unpredictable(less, best, kept));
         if picks.len() >= want {
             return;
         }
-        kept = select_unpredictable(less, kept, other);
-        price = select_unpredictable(less, price, cost);
+        kept = select_unpredictable(less, kept, best);
+        rank = select_unpredictable(less, rank, lowest);
         bits = rng.next_u32();
     }
     picks.push(kept);
+}
+
+/// One that is not ill, or the least ill of those looked at.
+#[cold]
+#[inline(never)]
+fn search(
+    tier: &Tier,
+    field: &Field,
+    rng: &mut impl Rng,
+    picks: &Picks,
+    kept: u32,
+    mut best: (u32, f64),
+) -> (u32, f64) {
+    let mut consider = |i: u32| {
+        let rank = field.rank(i);
+        if rank < best.1 {
+            best = (i, rank);
+        }
+        rank < Field::ILL
+    };
+    if tier.open <= SMALL {
+        let skip = rng.next_u32() as usize % SMALL as usize;
+        let fits = |i: &u32| *i != kept && !picks.contains(*i);
+        let (before, after) = (tier.eligible(field).take(skip), tier.eligible(field).skip(skip));
+        for i in after.chain(before).filter(fits) {
+            consider(i);
+        }
+        return best;
+    }
+    for _ in 0..DRAWS {
+        match tier.draw(field, rng.next_u32(), rng, picks, kept) {
+            Some(i) if !consider(i) => {}
+            _ => break,
+        }
+    }
+    best
 }

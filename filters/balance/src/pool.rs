@@ -73,7 +73,7 @@ impl Pool {
     }
 
     /// Counts and builds the draws anew.
-    pub(crate) fn refresh(&mut self, field: &Field, turns: Option<u64>, sites: &[Site]) {
+    pub(crate) fn refresh(&mut self, field: &Field, seed: u64, sites: &[Site]) {
         self.eligible = 0;
         let (mut local, mut rest) = (0, 0);
         for &i in &self.listed {
@@ -83,8 +83,8 @@ impl Pool {
             }
         }
         (self.local.registered, self.rest.registered) = (local, rest);
-        self.local.rebuild(field, turns);
-        self.rest.rebuild(field, turns);
+        self.local.rebuild(field, seed);
+        self.rest.rebuild(field, seed);
         self.panic = None;
         self.set_stay();
     }
@@ -139,7 +139,7 @@ impl Pool {
     #[inline]
     pub(crate) fn choose(
         &mut self,
-        field: &Field,
+        field: &mut Field,
         sites: &[Site],
         rng: &mut impl Rng,
         out: &mut Picks,
@@ -215,14 +215,14 @@ impl Pool {
         self.panic.get_or_insert_with(|| {
             let fits = |i: &u32| sites.get(*i as usize).is_some_and(|s| s.is_awake() || all);
             let mut tier = Tier::new(listed.iter().copied().filter(fits).collect());
-            tier.rebuild(field, Some(u64::from(field.clock.now() as u32)));
+            tier.rebuild(field, u64::from(field.clock.now as u32));
             tier
         })
     }
 }
 
 #[inline]
-fn run(tier: &mut Tier, field: &Field, rng: &mut impl Rng, out: &mut Picks, want: usize) {
+fn run(tier: &mut Tier, field: &mut Field, rng: &mut impl Rng, out: &mut Picks, want: usize) {
     if tier.open == 0 {
         return;
     }

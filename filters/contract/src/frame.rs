@@ -11,8 +11,8 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::wire::{DecodeError, Reader, Wire, wire_enum, wire_struct};
 use crate::{
-    Applied, Endpoint, Force, ForceAction, Health, Hello, Index, Lease, MAX_ENDPOINTS, MAX_FRAME,
-    MAX_POLICY, Now, Opinion, Report, Slot, Table, Transition, Version,
+    Applied, Endpoint, Force, ForceAction, Health, Hello, Index, Lease, Loads, MAX_ENDPOINTS,
+    MAX_FRAME, MAX_POLICY, Now, Opinion, Report, Slot, Table, Transition, Version,
 };
 
 const MAGIC: [u8; 4] = *b"PNTL";
@@ -173,7 +173,7 @@ macro_rules! message_struct {
         }
     )*};
 }
-message_struct!(Lease = 48, Index = 49, Slot = 50);
+message_struct!(Lease = 48, Index = 49, Slot = 50, Loads = 51);
 
 // === impl Wire for the table and what is in it ===
 

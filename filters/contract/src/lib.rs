@@ -27,7 +27,7 @@ pub use report::{
     Applied, BreakerState, EndpointReport, Hello, LATENCY_BUCKETS_MS, METHODS, Report,
     RequestCount, ServiceReport, Transition,
 };
-pub use shared::{Index, Lease, Load, Slot};
+pub use shared::{Index, Lease, Load, Loads, Slot};
 pub use time::Now;
 pub use types::{Endpoint, Force, ForceAction, Health, Opinion, ParseVersionError, Table, Version};
 pub use wire::DecodeError;

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use pintle_contract::{
     Applied, BreakerState, Down, Endpoint, EndpointReport, Force, ForceAction, Health, Hello,
-    Index, Initial, Lease, Load, Message, Note, Now, Opinion, Removed, Report, RequestCount,
+    Index, Initial, Lease, Load, Loads, Message, Note, Now, Opinion, Removed, Report, RequestCount,
     ServiceReport, Slot, Table, Transition, Up, Version,
 };
 
@@ -122,11 +122,33 @@ fn shared_values_have_their_bytes() {
     check("lease", &Lease { worker: 7, slot: 2, expires_at, fence: 9 });
     let services = vec![("orders".to_owned(), version(7)), ("users".to_owned(), version(3))];
     check("index", &Index { version: version(7), services });
-    let load = Load { endpoint: u64::MAX, in_flight: 2, latency_us: 900, failures_milli: 1_500 };
+    let load = Load {
+        endpoint: u64::MAX,
+        in_flight: 2,
+        waiting: 1,
+        latency_us: 900,
+        failures_milli: 1_500,
+        sampled_at: Now(7),
+        retry_at: Now(9),
+    };
     let load = vec![("orders".to_owned(), vec![load])];
-    check("slot", &Slot { worker: 7, at: Now(5), expires_at, load });
+    check("loads", &Loads { worker: 7, services: load });
+    check("slot", &Slot { worker: 7, at: Now(5), expires_at });
     check("note_table", &Note::Table("orders".to_owned()));
     check("note_breaker", &Note::Breaker(("orders".to_owned(), "orders-1".to_owned())));
     check("note_index", &Note::Index(version(7)));
     check("note_forward", &Note::Forward(vec![0, 127, 128, 255]));
+}
+
+/// Workers of both modules share the slots while one is replaced by the other.
+#[test]
+fn a_slot_that_0_1_wrote_is_still_a_slot() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/slot_of_0_1.hex");
+    let text = std::fs::read_to_string(path).expect("the golden file");
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
+    let expires_at = Now::from_millis(1_700_000_000_500);
+    let slot = Slot { worker: 7, at: Now(5), expires_at };
+    assert_eq!(Slot::decode(&bytes.expect("hex digits")), Ok(slot));
 }

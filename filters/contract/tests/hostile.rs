@@ -5,8 +5,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use pintle_contract::{
-    DecodeError, Down, Endpoint, Health, Index, Lease, MAX_FRAME, Message, Note, Now, Slot, Table,
-    Up, Version,
+    DecodeError, Down, Endpoint, Health, Index, Lease, Loads, MAX_FRAME, Message, Note, Now, Slot,
+    Table, Up, Version,
 };
 use proptest::prelude::*;
 
@@ -49,6 +49,7 @@ fn decode_all(bytes: &[u8]) {
     let _ = Lease::decode(bytes);
     let _ = Index::decode(bytes);
     let _ = Slot::decode(bytes);
+    let _ = Loads::decode(bytes);
 }
 
 proptest! {

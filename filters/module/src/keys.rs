@@ -23,6 +23,11 @@ pub(crate) fn slot(number: u32) -> Vec<u8> {
     format!("pintle/w/{number}").into_bytes()
 }
 
+/// What the holder of that slot knows of the load.
+pub(crate) fn load(number: u32) -> Vec<u8> {
+    format!("pintle/l/{number}").into_bytes()
+}
+
 /// The queue that wakes the holder of that slot.
 pub(crate) fn queue(number: u32) -> Vec<u8> {
     format!("pintle/q/{number}").into_bytes()

@@ -18,7 +18,7 @@ use counts::Counts;
 /// The fleet, for the balancer a worker like any other; no worker has this number.
 const FLEET: u32 = u32::MAX;
 /// The failure score, in thousandths, of an endpoint that the fleet advises against. With the default
-/// penalty it costs about six times as much: few requests go there, and one that fails decides.
+/// penalty it costs six times as much, and so only looks go there; one that fails decides.
 const ADVISED_MILLI: u32 = 100;
 /// Endpoints whose counts are kept after they have gone, at most; of more, all are forgotten.
 const MAX_REMOVED: usize = 100;
@@ -190,7 +190,7 @@ impl Service {
         };
         let entries: Vec<LoadEntry> = advised.filter_map(entry).collect();
         if !entries.is_empty() {
-            self.balancer.set_remote_load(FLEET, &entries, now, now);
+            self.balancer.set_remote_load(FLEET, &entries, now);
         }
     }
 
@@ -287,23 +287,29 @@ impl Service {
         let entry = |e: LoadEntry| Load {
             endpoint: e.key,
             in_flight: e.in_flight,
+            waiting: e.waiting,
             latency_us: e.latency_us,
             failures_milli: e.failures_milli,
+            sampled_at: e.sampled_at,
+            retry_at: e.retry_at,
         };
         let load: Vec<Load> = self.balancer.local_load(now).map(entry).collect();
         (!load.is_empty()).then_some(load)
     }
 
-    /// What another worker told of the load at `then`.
-    pub(crate) fn set_remote_load(&mut self, worker: u32, load: &[Load], then: Now, now: Now) {
+    /// What another worker told of the load.
+    pub(crate) fn set_remote_load(&mut self, worker: u32, load: &[Load], now: Now) {
         let entry = |load: &Load| LoadEntry {
             key: load.endpoint,
             in_flight: load.in_flight,
+            waiting: load.waiting,
             latency_us: load.latency_us,
             failures_milli: load.failures_milli,
+            sampled_at: load.sampled_at,
+            retry_at: load.retry_at,
         };
         let entries: Vec<LoadEntry> = load.iter().map(entry).collect();
-        self.balancer.set_remote_load(worker, &entries, then, now);
+        self.balancer.set_remote_load(worker, &entries, now);
     }
 
     /// The report since the VM started; `None` when nothing changed and `all` is not asked for.

@@ -38,6 +38,7 @@ use turn::Turn;
 use uplink::Uplink;
 
 use crate::counters::{Count, Counters};
+use crate::service::Service;
 
 /// Ticks between reports, and between looks at the index in case a note was lost: one second.
 const SLOW: u64 = 10;
@@ -172,12 +173,19 @@ impl Worker {
     /// Renews this VM's slot, and takes over what the others' say, which it returns.
     fn join(&mut self, now: Now) -> Vec<(u32, Slot)> {
         let Local { services, counters, .. } = &mut self.local;
-        let load = services.iter().filter_map(|(name, s)| Some((name.to_string(), s.load(now)?)));
-        let Some(round) = self.membership.renew(load.collect(), now, counters) else {
+        let Some(round) = self.membership.renew(now, counters) else {
             return Vec::new();
         };
+        if !round.peers.is_empty() {
+            let load = |(name, service): (&Rc<str>, &Service)| {
+                Some((name.to_string(), service.load(now)?))
+            };
+            let load = services.iter().filter_map(load).collect();
+            self.membership.tell_load(load, counters);
+        }
         for (number, slot) in &round.peers {
-            services.set_remote_load(*number, slot, now);
+            let load = Membership::load_of(*number, slot, counters);
+            services.set_remote_load(*number, &load, now);
         }
         for number in &round.left {
             services.remove_remote_load(*number);
@@ -240,9 +248,7 @@ impl Worker {
         let all = (self.ticks / SLOW).is_multiple_of(FULL_REPORT);
         let Local { services, counters, .. } = &mut self.local;
         let version = services.version();
-        let report = |(name, service): (&Rc<str>, &mut crate::service::Service)| {
-            service.report(name, all, now)
-        };
+        let report = |(name, service): (&Rc<str>, &mut Service)| service.report(name, all, now);
         let services = services.iter_mut().filter_map(report).collect();
         let counters = counters.report();
         let worker = self.membership.id();

@@ -133,12 +133,7 @@ mod tests {
 
     #[test]
     fn a_leader_that_is_late_is_waited_for_until_it_has_run_or_is_taken_for_dead() {
-        let slot = |worker, millis| Slot {
-            worker,
-            at: at(millis),
-            expires_at: at(millis + 1_000),
-            load: Vec::new(),
-        };
+        let slot = |worker, millis| Slot { worker, at: at(millis), expires_at: at(millis + 1_000) };
         let late = slot(1, 0);
         let ticked = slot(1, 610);
         let another = slot(3, 0);

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pintle_contract::{Load, Now, Slot};
+use pintle_contract::{Now, Slot};
 
 /// Slots that are looked at, at most: more threads than an Envoy has.
 pub const MAX_SLOTS: u32 = 256;
@@ -28,8 +28,8 @@ pub fn is_free(slot: Option<&Slot>, worker: u64, now: Now) -> bool {
 
 /// What `worker` writes into its slot at every tick.
 #[must_use]
-pub fn renewed(worker: u64, load: Vec<(String, Vec<Load>)>, now: Now) -> Slot {
-    Slot { worker, at: now, expires_at: now.after(HELD), load }
+pub fn renewed(worker: u64, now: Now) -> Slot {
+    Slot { worker, at: now, expires_at: now.after(HELD) }
 }
 
 #[cfg(test)]
@@ -39,12 +39,7 @@ mod tests {
     #[test]
     fn a_slot_is_free_when_absent_mine_expired_or_from_the_far_future() {
         let now = Now::from_millis(1_000_000);
-        let held = |worker, millis| Slot {
-            worker,
-            at: now,
-            expires_at: Now::from_millis(millis),
-            load: Vec::new(),
-        };
+        let held = |worker, millis| Slot { worker, at: now, expires_at: Now::from_millis(millis) };
         let table = [
             ("absent", None, true),
             ("mine", Some(held(1, 1_000_500)), true),
@@ -61,7 +56,7 @@ mod tests {
     #[test]
     fn renewal_holds_the_slot_for_a_second() {
         let now = Now::from_millis(5_000);
-        let slot = renewed(7, Vec::new(), now);
+        let slot = renewed(7, now);
         assert!(is_live(&slot, now.after(Duration::from_millis(999))));
         assert!(!is_live(&slot, now.after(Duration::from_secs(1))));
     }

@@ -1,6 +1,6 @@
 //! The pick.
 //!
-//! It is narrowed in this order: subset, panic, pin, probe, newcomer; then the strategy chooses, in the own
+//! It is narrowed in this order: subset, panic, pin, probe; then the strategy chooses, in the own
 //! zone first. Where there is nothing to narrow, which is most of the time, it begins with the strategy.
 //! The strategy never sees an endpoint that may not be chosen, unless the pool is in panic, and then it
 //! sees all but the draining ones.
@@ -15,9 +15,6 @@ use crate::pool::Pool;
 use crate::sticky;
 use crate::subset::{self, Key, MAX_POOLS};
 use crate::types::{Choice, Nothing, Picks, Request};
-
-/// Newcomers that are looked at for one request, at most: some wait for their health.
-const LOOK: usize = 4;
 
 /// What is left for the strategy.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +40,7 @@ impl Balancer {
         out: &mut Picks,
     ) -> Choice {
         out.clear();
-        self.tick(now);
+        self.field.tick(now);
         let whole = request.subset.is_empty() && request.pinned.is_none();
         let narrowed = if self.settled && whole {
             Narrowed { pool: 0, panic: false, probe: None, want: self.field.policy.attempts }
@@ -99,12 +96,6 @@ impl Balancer {
                 narrowed.want += 1;
             }
         }
-        if at == 0
-            && out.len() == 0
-            && let Some(i) = self.newcomer(panic)
-        {
-            out.push(i);
-        }
         self.settle();
         Ok(narrowed)
     }
@@ -133,7 +124,7 @@ impl Balancer {
                 }
                 want += usize::from(out.probe());
             }
-            None => pool.choose(&self.field, &self.sites, rng, out, want),
+            None => pool.choose(&mut self.field, &self.sites, rng, out, want),
         }
         if out.len() == 0 {
             return Choice::None(Nothing::Ineligible);
@@ -143,38 +134,12 @@ impl Balancer {
         if panic { Choice::Panic { candidates } } else { Choice::Eligible { candidates } }
     }
 
-    /// An endpoint to try because nothing is known of it, for `p2c`.
-    ///
-    /// Two draws among many endpoints find one newcomer late: with 25 others, one of a hundred waits for
-    /// 57 requests. Its cost is a guess until then, so it is tried once, as soon as it may be.
-    fn newcomer(&mut self, panic: bool) -> Option<u32> {
-        for back in (0..self.newcomers.len()).rev().take(LOOK) {
-            let i = *self.newcomers.get(back)?;
-            let at = i as usize;
-            let (site, load) = (self.sites.get(at)?, self.field.loads.get(at)?);
-            let may = if panic {
-                site.is_awake()
-            } else {
-                self.field.open(i) && *self.field.grains.get(at)? > 0
-            };
-            let untried = load.is_untried();
-            if may || !untried {
-                self.newcomers.swap_remove(back);
-            }
-            if may && untried {
-                return Some(i);
-            }
-        }
-        None
-    }
-
     /// Finds out whether the next pick among all needs to be narrowed. Only [`Self::update`] and
     /// [`Self::set_verdict`] end that.
     fn settle(&mut self) {
         let percent = self.field.policy.panic_percent;
         let calm = |pool: &Pool| !pool.panics(percent, false);
         self.settled = self.probes.is_empty()
-            && self.newcomers.is_empty()
             && !self.growing
             && !self.stale
             && self.pools.first().is_some_and(calm);

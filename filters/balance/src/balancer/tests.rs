@@ -4,7 +4,7 @@ use proptest::prelude::{Strategy as _, any, prop, prop_assert_eq, prop_oneof, pr
 use rand::SeedableRng;
 
 use super::*;
-use crate::policy::{SlowStart, SubsetFallback};
+use crate::policy::{SlowStart, Strategy, SubsetFallback};
 use crate::{Dice, Picks, Request, Sample};
 
 const STRATEGIES: [Strategy; 7] = [

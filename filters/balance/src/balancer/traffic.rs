@@ -5,11 +5,8 @@ use std::time::Duration;
 use pintle_contract::{MAX_ENDPOINTS, Now};
 
 use super::Balancer;
-use crate::load::LoadEntry;
+use crate::load::{self, LoadEntry};
 use crate::types::{Sample, Ticket};
-
-/// Workers whose load is kept, at most; Envoy runs one per core.
-const MAX_WORKERS: usize = 1024;
 
 impl Balancer {
     /// A request was sent there.
@@ -24,7 +21,7 @@ impl Balancer {
     /// nothing where waiting requests are compared, however long its body streams; it is in flight until
     /// [`Self::ended`], which must follow exactly once.
     pub fn answered(&mut self, ticket: Ticket, now: Now, sample: Sample) {
-        self.tick(now);
+        self.field.tick(now);
         if let Some(index) = self.resolve(ticket) {
             self.field.loads.get_mut(index).into_iter().for_each(|load| load.answered(now));
             self.observed(index, now, sample);
@@ -48,13 +45,15 @@ impl Balancer {
     /// Nobody waited for the head: the client went away after `waited`, when that is known. Stands
     /// in place of [`Self::finished`].
     pub fn abandoned(&mut self, ticket: Ticket, now: Now, waited: Option<Duration>) {
-        self.tick(now);
-        if let Some(index) = self.resolve(ticket)
+        self.field.tick(now);
+        let index = self.resolve(ticket);
+        if let Some(index) = index
             && let Some(load) = self.field.loads.get_mut(index)
+            && let Some(past) = self.field.histories.get_mut(index)
         {
-            load.answered(now);
+            load.given_up();
             if let Some(waited) = waited {
-                load.observe_at_least(&self.field.clock, waited);
+                load::observe_at_least(load, past, &self.field.clock, &self.field.service, waited);
             }
         }
         self.ended(ticket);
@@ -63,13 +62,13 @@ impl Balancer {
     /// What became of an attempt that was not [`Self::started`], one that Envoy retried; or, without a
     /// latency, of a response that failed after its head.
     pub fn observed(&mut self, index: usize, now: Now, sample: Sample) {
-        self.tick(now);
-        let Some(load) = self.field.loads.get_mut(index) else {
-            return;
-        };
-        load.observe(&self.field.clock, &mut self.field.failures, sample.latency, sample.failed);
-        if let Some(wish) = sample.retry_after {
-            load.leave_alone(now, wish);
+        self.field.tick(now);
+        self.field.observe(index, sample.latency, sample.failed);
+        if let Some(wish) = sample.retry_after
+            && let Some(load) = self.field.loads.get_mut(index)
+            && let Some(past) = self.field.histories.get_mut(index)
+        {
+            load::leave_alone(load, past, &self.field.clock, now.after(wish).0);
         }
     }
 
@@ -89,59 +88,46 @@ impl Balancer {
     /// within the decay time.
     pub fn local_load(&self, now: Now) -> impl Iterator<Item = LoadEntry> + '_ {
         let clock = &self.field.clock;
-        self.sites.iter().zip(&self.field.loads).filter_map(move |(s, l)| l.tell(s.key, clock, now))
+        let known = self.field.loads.iter().zip(&self.field.histories);
+        let all = self.sites.iter().zip(known);
+        all.filter_map(move |(site, (load, past))| load::tell(load, past, site.key, clock, now))
     }
 
-    /// What `worker` knew at `then`. Replaces what it told before: an endpoint it no longer names
+    /// What `worker` knows. Replaces what it told before: an endpoint it no longer names
     /// has nothing in flight there.
-    pub fn set_remote_load(&mut self, worker: u32, entries: &[LoadEntry], then: Now, now: Now) {
-        self.tick(now);
-        self.remove_worker(worker);
-        if self.workers.len() >= MAX_WORKERS {
-            return;
-        }
+    pub fn set_remote_load(&mut self, worker: u32, entries: &[LoadEntry], now: Now) {
+        self.field.tick(now);
         let entries = entries.get(..MAX_ENDPOINTS).unwrap_or(entries);
-        for entry in entries {
-            if let Some(i) = self.by_key(entry.key)
-                && let Some(load) = self.field.loads.get_mut(i)
-            {
-                load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
-                self.active = self.active.saturating_add(u64::from(entry.in_flight));
-                load.hear(&self.field.clock, &mut self.field.failures, entry, then);
+        if self.workers.told(worker, entries) {
+            self.field.service.middle.seed(entries.iter().map(|entry| entry.latency_us));
+            for entry in entries {
+                if let Some(i) = self.by_key(entry.key) {
+                    self.field.hear(i, entry);
+                }
             }
+            self.spread_remote();
         }
-        self.workers.push((worker, entries.to_vec()));
     }
 
     /// Forgets what a vanished worker had in flight; what it taught of latencies decays by itself.
     pub fn remove_worker(&mut self, worker: u32) {
-        let Some(at) = self.workers.iter().position(|&(w, _)| w == worker) else {
-            return;
-        };
-        let (_, entries) = self.workers.swap_remove(at);
-        for entry in entries {
-            if let Some(i) = self.by_key(entry.key)
-                && let Some(load) = self.field.loads.get_mut(i)
-            {
-                load.elsewhere = load.elsewhere.saturating_sub(entry.in_flight);
-                self.active = self.active.saturating_sub(u64::from(entry.in_flight));
-            }
+        if self.workers.remove(worker) {
+            self.spread_remote();
         }
     }
 
-    /// The other workers' in-flight counts, after the table changed.
+    /// Counts the other workers' requests, after one of them told of its own or the table changed.
     pub(super) fn spread_remote(&mut self) {
         for load in &mut self.field.loads {
-            load.elsewhere = 0;
+            (load.elsewhere, load.waiting_elsewhere) = (0, 0.0);
         }
-        for (_, entries) in &self.workers {
-            for entry in entries {
-                let at = self.by_key.partition_point(|&(k, _)| k < entry.key);
-                if let Some(&(_, i)) = self.by_key.get(at).filter(|&&(k, _)| k == entry.key)
-                    && let Some(load) = self.field.loads.get_mut(i as usize)
-                {
-                    load.elsewhere = load.elsewhere.saturating_add(entry.in_flight);
-                }
+        for remote in self.workers.all() {
+            let at = self.by_key.partition_point(|&(k, _)| k < remote.key);
+            if let Some(&(_, i)) = self.by_key.get(at).filter(|&&(k, _)| k == remote.key)
+                && let Some(load) = self.field.loads.get_mut(i as usize)
+            {
+                load.elsewhere = load.elsewhere.saturating_add(remote.in_flight);
+                load.waiting_elsewhere += remote.waiting;
             }
         }
         self.active = self.field.loads.iter().map(|l| u64::from(l.active())).sum();

@@ -1,12 +1,12 @@
 //! The place of this VM among the workers of its Envoy, and how they wake each other.
 //!
-//! Keys: `pintle/w/{slot}`, of which it writes its own and reads the others'; the queues
-//! `pintle/q/{slot}`, of which it drains its own and fills the others'.
+//! Keys: `pintle/w/{slot}` and `pintle/l/{slot}`, of which it writes its own and reads the others'; the
+//! queues `pintle/q/{slot}`, of which it drains its own and fills the others'.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 
-use pintle_contract::{Load, Message, Note, Now, Slot};
+use pintle_contract::{Load, Loads, Message, Note, Now, Slot};
 use pintle_hostcalls::{self as host, Queue, Status};
 use pintle_sync::MAX_SLOTS;
 
@@ -74,14 +74,9 @@ impl Membership {
         u32::try_from(self.peers.len()).unwrap_or(u32::MAX).saturating_add(1)
     }
 
-    /// Reads the slots, and renews this VM's or claims the first free one, with `load` in it. `None`
-    /// when the host refuses: everything stays as it was.
-    pub(crate) fn renew(
-        &mut self,
-        load: Vec<(String, Vec<Load>)>,
-        now: Now,
-        counters: &mut Counters,
-    ) -> Option<Round> {
+    /// Reads the slots, and renews this VM's or claims the first free one. `None` when the host refuses:
+    /// everything stays as it was.
+    pub(crate) fn renew(&mut self, now: Now, counters: &mut Counters) -> Option<Round> {
         let held = self.slot();
         let mut mine = None;
         let mut vacant = None;
@@ -114,7 +109,7 @@ impl Membership {
             self.held = None;
         }
         let registered = mine.or(vacant).is_some_and(|(number, cas)| {
-            let slot = pintle_sync::renewed(self.id, load, now);
+            let slot = pintle_sync::renewed(self.id, now);
             self.write_slot(number, cas, &slot, counters)
         });
         Some(Round { peers, joined, left, registered })
@@ -148,6 +143,33 @@ impl Membership {
             Err(_) => counters.add(Count::HostError),
         }
         self.held.is_some()
+    }
+
+    /// Tells the other workers what this one knows of the load.
+    pub(crate) fn tell_load(&self, services: Vec<(String, Vec<Load>)>, counters: &mut Counters) {
+        let Some(number) = self.slot() else { return };
+        let loads = Loads { worker: self.id, services };
+        if host::set_shared_data(&keys::load(number), &loads.encode(), None).is_err() {
+            counters.add(Count::HostError);
+        }
+    }
+
+    /// What the holder of a slot knows of the load; nothing where it has told nothing yet, or is a module
+    /// of another version.
+    pub(crate) fn load_of(
+        number: u32,
+        slot: &Slot,
+        counters: &mut Counters,
+    ) -> Vec<(String, Vec<Load>)> {
+        let Ok((bytes, _)) = host::shared_data(&keys::load(number)) else { return Vec::new() };
+        match Loads::decode(&bytes) {
+            Ok(loads) if loads.worker == slot.worker => loads.services,
+            Ok(_) => Vec::new(),
+            Err(_) => {
+                counters.add(Count::SharedRejected);
+                Vec::new()
+            }
+        }
     }
 
     /// The notes that wait in this VM's queue.

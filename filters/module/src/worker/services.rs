@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
-use pintle_contract::{Down, Message, Now, Slot, Table, Version};
+use pintle_contract::{Down, Load, Message, Now, Table, Version};
 use pintle_hostcalls::{self as host, Level, Status};
 use pintle_policy::Config;
 use rand::Rng as _;
@@ -203,14 +203,14 @@ impl Services {
 
     // === What workers tell each other ===
 
-    /// Takes over what another worker says of the load, from its slot.
-    pub(crate) fn set_remote_load(&mut self, worker: u32, slot: &Slot, now: Now) {
-        let mut told = Vec::with_capacity(slot.load.len());
-        for (name, load) in &slot.load {
+    /// Takes over what another worker says of the load.
+    pub(crate) fn set_remote_load(&mut self, worker: u32, loads: &[(String, Vec<Load>)], now: Now) {
+        let mut told = Vec::with_capacity(loads.len());
+        for (name, load) in loads {
             let Some((at, name)) = self.find(name) else { continue };
             told.push(Rc::clone(name));
             if let Some(service) = self.at_mut(at) {
-                service.set_remote_load(worker, load, slot.at, now);
+                service.set_remote_load(worker, load, now);
             }
         }
         self.forget_remote_load(worker, &told);
