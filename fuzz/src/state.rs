@@ -10,7 +10,7 @@ use pintle_contract::{
 use pintle_state::event::{Action, Event, Origin, Target};
 use pintle_state::{
     Change, Changes, FileService, Item, Listing, Moment, Outcome, Protection, Settings, Snapshot,
-    State, Update, entry,
+    State, Tried, Update, entry,
 };
 use serde_json::json;
 
@@ -34,7 +34,8 @@ const LONG: Duration = Duration::from_secs(26 * 3600);
 
 #[derive(Debug, Arbitrary)]
 struct Case {
-    percent: u8,
+    /// Which ports answer, and how.
+    answers: u8,
     unprotected: bool,
     steps: Vec<Step>,
 }
@@ -156,6 +157,7 @@ type Held = BTreeMap<(&'static str, String), Vec<u8>>;
 
 struct World {
     state: State,
+    answers: u8,
     protection: Protection,
     epoch: u64,
     revision: u64,
@@ -168,19 +170,16 @@ struct World {
     file_policies: BTreeMap<&'static str, Vec<u8>>,
     /// Between a start from disk and the registry's first listing.
     unlisted: bool,
-    /// Since when endpoints of a service have been asked to go; zero while a person has them go.
-    asked: BTreeMap<&'static str, Duration>,
+    /// The service whose endpoints a person has go, just now.
+    released: Option<&'static str>,
 }
 
 pub(crate) fn state(data: &[u8]) {
     let Some(case) = case::<Case>(data) else { return };
-    let protection = Protection {
-        enabled: !case.unprotected,
-        percent: case.percent % 101,
-        ..Protection::default()
-    };
+    let protection = Protection { enabled: !case.unprotected, ..Protection::default() };
     let mut world = World {
         state: State::new(settings(1, protection)),
+        answers: case.answers,
         protection,
         epoch: 1,
         revision: 10,
@@ -192,7 +191,7 @@ pub(crate) fn state(data: &[u8]) {
         policies: BTreeMap::new(),
         file_policies: BTreeMap::new(),
         unlisted: false,
-        asked: BTreeMap::new(),
+        released: None,
     };
     for step in case.steps.into_iter().take(60) {
         world.run(step);
@@ -243,9 +242,7 @@ impl World {
             }
             Step::Delete(key) => {
                 let (service, id) = key_of(key);
-                if self.registry.remove(&(service, id.clone())).is_some() {
-                    self.asked.entry(service).or_insert(self.mono);
-                }
+                self.registry.remove(&(service, id.clone()));
                 self.change(format!("/services/{service}/{id}"), None);
             }
             Step::Late(key, value, back) => {
@@ -339,7 +336,6 @@ impl World {
             self.registry.keys().filter(|key| !named.contains(*key)).cloned().collect();
         for key in gone {
             self.registry.remove(&key);
-            self.asked.entry(key.0).or_insert(self.mono);
         }
         let mut said = BTreeMap::new();
         for (service, which) in policies.iter().take(3) {
@@ -378,7 +374,6 @@ impl World {
         let gone: Vec<_> = self.file.keys().filter(|key| !named.contains(*key)).cloned().collect();
         for key in gone {
             self.file.remove(&key);
-            self.asked.entry(key.0).or_insert(self.mono);
         }
         let mut said = BTreeSet::new();
         for (service, which) in policies.iter().take(3) {
@@ -410,15 +405,14 @@ impl World {
         let after = self.state.snapshot();
         check_snapshot(&before, &after);
         assert!(after.stale && after.version.epoch == self.epoch);
-        let served = |snapshot: &Snapshot| -> Vec<(String, Vec<String>)> {
-            let table = |s: &pintle_state::Service| {
-                let ids = s.table.endpoints.iter().map(|e| e.id.clone()).collect();
-                (s.table.service.clone(), ids)
-            };
-            snapshot.services.values().map(|service| table(service)).collect()
+        let served = |snapshot: &Snapshot| -> BTreeSet<(String, String)> {
+            let tables = snapshot.services.values().map(|service| &service.table);
+            let ids = tables.flat_map(|table| {
+                table.endpoints.iter().map(|e| (table.service.clone(), e.id.clone()))
+            });
+            ids.collect()
         };
-        assert_eq!(served(&after), served(&before), "what was saved is what is served");
-        // Who waited is there again until the registry has spoken.
+        assert!(served(&after).is_superset(&served(&before)), "what was saved is served");
         self.unlisted = true;
         self.registry.clear();
         self.file.clear();
@@ -434,13 +428,34 @@ impl World {
     }
 
     fn release(&mut self, service: &'static str) {
-        // A person's word ends the wait of all who have been asked to go.
-        self.asked.insert(service, Duration::ZERO);
+        self.released = Some(service);
         self.tell(Update::Release { service: service.into() });
-        self.asked.remove(service);
+        self.released = None;
     }
 
     fn tell(&mut self, update: Update) -> Changes {
+        let changes = self.tell_once(update);
+        // A silence takes three trials, and whoever comes next is tried after it.
+        for _ in 0..4 {
+            let trials = self.state.take_trials(self.now(), 1_000);
+            let results = trials.into_iter().map(|trial| {
+                let tried = self.answer(trial.address.port());
+                (trial, tried)
+            });
+            let results: Vec<_> = results.collect();
+            if !results.is_empty() {
+                self.tell_once(Update::Trials(results));
+            }
+        }
+        changes
+    }
+
+    fn answer(&self, port: u16) -> Tried {
+        let all = [Tried::Accepted, Tried::Refused, Tried::Silent, Tried::Failed];
+        if self.answers.is_multiple_of(4) { Tried::Accepted } else { all[usize::from(port % 4)] }
+    }
+
+    fn tell_once(&mut self, update: Update) -> Changes {
         let now = self.now();
         let before = self.state.snapshot();
         let changes = self.state.apply(update, now);
@@ -452,11 +467,10 @@ impl World {
             let emptied = before.services.contains_key(service)
                 && !after.services.contains_key(service)
                 && self.protection.enabled;
-            if emptied {
-                let asked = self.asked.get(service).expect("nobody was asked to go");
-                let waited = now.mono.saturating_sub(*asked);
-                let released = asked.is_zero();
-                assert!(released || waited >= self.protection.grace, "{service} is empty already");
+            if emptied && self.released != Some(service) {
+                let mut there = before.services[service].table.endpoints.iter();
+                let answers = there.any(|e| self.answer(e.port) == Tried::Accepted);
+                assert!(!answers, "{service} is empty, and one of it answers");
             }
         }
         changes
@@ -472,10 +486,16 @@ impl World {
         self.tell(Update::Tick);
 
         let mut expect: BTreeMap<&str, BTreeMap<String, Endpoint>> = BTreeMap::new();
-        for ((service, id), value) in self.file.iter().chain(&self.registry) {
+        // The registry's id counts, and of those of one address the registry's and then the last.
+        let file = self.file.iter().filter(|(key, _)| !self.registry.contains_key(*key));
+        let mut addresses = BTreeMap::new();
+        for ((service, id), value) in file.chain(&self.registry) {
             let endpoint = entry::parse(service, id, value, &AddressPolicy::default());
             let endpoint = endpoint.expect("a good value");
-            expect.entry(service).or_default().insert(id.clone(), endpoint);
+            addresses.insert((*service, endpoint.socket_addr()), endpoint);
+        }
+        for ((service, _), endpoint) in addresses {
+            expect.entry(service).or_default().insert(endpoint.id.clone(), endpoint);
         }
         let snapshot = self.state.snapshot();
         for service in SERVICES {
@@ -579,7 +599,7 @@ fn hear(batches: &[&[Event]]) -> (Tables, Vec<(String, Option<String>, String)>)
     let items = (0..12)
         .map(|key| {
             let (service, id) = key_of(key);
-            let value = Value { port: 1, health: 0, address: 0, weight: None };
+            let value = Value { port: 1 + key, health: 0, address: 0, weight: None };
             let value = value.spell(service, &id);
             Item {
                 key: format!("/services/{service}/{id}").into_bytes(),

@@ -7,6 +7,7 @@ pub mod events;
 pub mod fleet;
 pub mod link;
 pub mod logs;
+mod probe;
 pub mod publish;
 pub mod registration;
 pub mod run;

@@ -12,13 +12,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pintle_state::{Changes, Moment, Notice, Snapshot, State, Update};
+use pintle_state::{Changes, Moment, Notice, Snapshot, State, Trial, Update};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
 use crate::link::{Activities, Activity, Sources};
+use crate::probe::{self, MAX_TRIALS};
 
 /// While changes keep coming, a service is published once in this time: close to seven times a second.
 const SERVICE_PACE: Duration = Duration::from_millis(150);
@@ -144,6 +145,8 @@ pub(crate) fn start(
     shutdown: CancellationToken,
 ) -> (Updates, watch::Receiver<Arc<Snapshot>>, tokio::task::JoinHandle<()>) {
     let (orders, inbox) = mpsc::channel(ORDERS);
+    let updates = Updates(orders);
+    let (trials, prober) = probe::start(updates.clone(), shutdown.clone());
     let (snapshots, reader) = watch::channel(state.snapshot());
     let publisher = Publisher {
         state,
@@ -156,9 +159,15 @@ pub(crate) fn start(
         last_any: None,
         lists: Some(Instant::now()),
         saver: disk.map(Saver::new),
+        trials,
+        trying: 0,
     };
-    let task = tokio::spawn(publisher.run(inbox, shutdown));
-    (Updates(orders), reader, task)
+    let task = tokio::spawn(async move {
+        publisher.run(inbox, shutdown).await;
+        // It ends with the publisher; one that panicked has said so.
+        let _ = prober.await;
+    });
+    (updates, reader, task)
 }
 
 struct Publisher {
@@ -175,6 +184,9 @@ struct Publisher {
     /// When the lists beside the tables are due.
     lists: Option<Instant>,
     saver: Option<Saver>,
+    trials: mpsc::Sender<Trial>,
+    /// Trials on their way.
+    trying: usize,
 }
 
 impl Publisher {
@@ -194,6 +206,7 @@ impl Publisher {
                 }
                 () = tokio::time::sleep_until(wake) => self.tick(),
             }
+            self.try_endpoints();
             self.flush();
             self.save_if_due().await;
         }
@@ -209,7 +222,10 @@ impl Publisher {
         let disk =
             self.saver.as_ref().and_then(|saver| saver.due.into_iter().chain(saver.look).min());
         let far = Instant::now() + Duration::from_secs(60);
-        [pending, state, disk].into_iter().flatten().min().unwrap_or(far)
+        // While all places are taken, a result is what wakes this task.
+        let trial = self.state.next_trial().filter(|_| self.trying < MAX_TRIALS);
+        let trial = trial.map(|at| self.clock.instant(at));
+        [pending, state, disk, trial].into_iter().flatten().min().unwrap_or(far)
     }
 
     fn tick(&mut self) {
@@ -220,6 +236,9 @@ impl Publisher {
 
     fn apply(&mut self, order: Order) {
         let now = self.clock.now();
+        if let Update::Trials(results) = &order.update {
+            self.trying = self.trying.saturating_sub(results.len());
+        }
         let confirms = matches!(order.update, Update::Progress { .. } | Update::Changes(_));
         let changes = self.state.apply(order.update, now);
         self.note(&changes);
@@ -234,6 +253,20 @@ impl Publisher {
         if let Some(done) = order.done {
             // Whoever asked may have gone.
             let _ = done.send(changes);
+        }
+    }
+
+    /// Hands out the trials that are due, as far as there is room.
+    fn try_endpoints(&mut self) {
+        let room = MAX_TRIALS.saturating_sub(self.trying);
+        if room == 0 || self.state.next_trial().is_none() {
+            return;
+        }
+        for trial in self.state.take_trials(self.clock.now(), room) {
+            // The channel has a place for each; where the task is gone, so is the agent soon.
+            if self.trials.try_send(trial).is_ok() {
+                self.trying = self.trying.saturating_add(1);
+            }
         }
     }
 

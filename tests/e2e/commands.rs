@@ -111,7 +111,7 @@ async fn every_command_does_what_it_says() {
     held_and_released(&world, &asked).await;
 }
 
-/// Of two endpoints that vanish at once one may go; the other goes when a person says so.
+/// Two endpoints that vanish at once and still answer go when a person says so.
 async fn held_and_released(world: &World, asked: &Asked) {
     let release = ["release", "orders", "--admin", &asked.admin];
     let (code, said) = pintle(&release).await;

@@ -27,6 +27,54 @@ async fn a_cold_start_without_etcd_serves_what_was_last_known() {
     assert_eq!(report.by_upstream().len(), 2, "{}", report.summary());
 }
 
+/// A rolling deployment, then a scale-down, by deletions without a drain.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_is_seen_at_once() {
+    let world = World::with(in_turns).await;
+    let lease = world.etcd.grant(60).await.expect("a lease");
+    let register = async |name: &str| {
+        let upstream = quick(name).await;
+        let instance = Instance::of("orders", &upstream);
+        let value = instance.value().to_string();
+        world.etcd.put_leased(&instance.key(), &value, &lease).await.expect("a registration");
+        upstream
+    };
+    let mut all = Vec::new();
+    for number in 0..10 {
+        all.push(register(&format!("orders-{number}")).await);
+    }
+    world.chosen().await;
+    let load = world.load(300.0).start();
+    everybody_serves(&all).await;
+    let mut gone = Vec::new();
+    for number in 0..5 {
+        let newcomer = register(&format!("orders-new-{number}")).await;
+        assert_eventually!(PATIENCE, newcomer.first_at().is_some());
+        all.push(newcomer);
+        let name = format!("orders-{number}");
+        world.etcd.deregister("orders", &name).await.expect("a deletion");
+        gone.push((number, Instant::now()));
+    }
+    for number in 5..13 {
+        let name = if number < 10 {
+            format!("orders-{number}")
+        } else {
+            format!("orders-new-{}", number - 10)
+        };
+        world.etcd.deregister("orders", &name).await.expect("a deletion");
+        gone.push((number, Instant::now()));
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let report = load.stop().await;
+    assert_eq!(report.failed(), 0, "{}", report.summary());
+    for (number, deleted) in gone {
+        let late = all[number].requests_since(deleted + Duration::from_millis(300));
+        assert_eq!(late, 0, "{number} of {:?}", report.summary());
+    }
+    assert_eq!(world.held().await, 0.0);
+    world.no_traps().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compaction_while_the_agent_is_away_removes_what_went_and_nothing_else() {
     let (world, to_etcd, _to_nats) = World::linked(in_turns).await;

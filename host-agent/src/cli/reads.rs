@@ -162,7 +162,10 @@ fn endpoints(services: &[ServiceJson]) -> String {
 fn endpoint_row(service: &str, endpoint: &EndpointJson) -> [String; 11] {
     [
         service.to_owned(),
-        endpoint.id.clone(),
+        match &endpoint.also[..] {
+            [] => endpoint.id.clone(),
+            also => format!("{} (also {})", endpoint.id, also.join(", ")),
+        },
         endpoint.address.clone(),
         endpoint.zone.clone(),
         endpoint.weight.to_string(),

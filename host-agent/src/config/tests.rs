@@ -113,7 +113,7 @@ fn what_is_not_known_or_out_of_range_is_refused_by_name_with_what_is_accepted() 
         ),
         (json!({"etcd": {}, "log": {"level": "info=loud=x"}}), "log.level", "debug"),
         (json!({"etcd": {}, "log": {"format": "xml"}}), "log.format", "text or json"),
-        (json!({"etcd": {}, "state": {"protect_percent": 0}}), "state.protect_percent", "1 to 100"),
+        (json!({"etcd": {}, "state": {"protect_window": "0s"}}), "state.protect_window", "1s"),
         (json!({"etcd": {}, "state": {"allow": ["10.0.0.1/8"]}}), "state.allow[0]", "10.0.0.1/8"),
         (json!({"etcd": {}, "agent": ""}), "agent", "1 to 100 characters"),
         (json!({"etcd": {}, "agent": "a b"}), "agent", "[A-Za-z0-9._-]"),

@@ -32,6 +32,7 @@ fn snapshot(sequence: u64, endpoints: u16) -> Arc<Snapshot> {
         Arc::new(Service {
             table,
             frame: Vec::new(),
+            names: BTreeMap::new(),
             seen_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000),
         })
     };

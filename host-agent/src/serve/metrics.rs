@@ -411,6 +411,12 @@ fn state(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime) -
             (view.propagation_sum, bounds.zip(view.propagation.iter().copied()).collect()),
         )],
     )?;
+    let names = snapshot.services.values().map(|service| service.names.len());
+    out.gauge(
+        "pintle_endpoints_with_several_ids",
+        "Addresses that the registry has under more than one id; each is one endpoint.",
+        names.sum::<usize>() as f64,
+    )?;
     out.gauges(
         "pintle_removal_held_timestamp_seconds",
         "Since when a removal is held back, and why.",

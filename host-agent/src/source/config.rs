@@ -104,25 +104,14 @@ pub struct StateConfig {
     pub allow: Option<Vec<Cidr>>,
     /// Whether removals are held back. Only this turns it off.
     pub protect: bool,
-    /// Percent of a service's endpoints that may go within `protect_window`, 1 to 100.
-    pub protect_percent: u8,
-    /// 1s to 1h.
+    /// In which one removal of a service may go untested; 1s to 1h.
     pub protect_window: Duration,
-    /// How long a service's last endpoint stays after its removal; 0s to 24h.
-    pub protect_grace: Duration,
 }
 
 impl Default for StateConfig {
     fn default() -> Self {
         let rules = Protection::default();
-        Self {
-            dir: None,
-            allow: None,
-            protect: rules.enabled,
-            protect_percent: rules.percent,
-            protect_window: rules.window,
-            protect_grace: rules.grace,
-        }
+        Self { dir: None, allow: None, protect: rules.enabled, protect_window: rules.window }
     }
 }
 
@@ -134,17 +123,14 @@ impl Settings for StateConfig {
             let accepts = "a range such as 10.0.0.0/8, with no bit set behind its prefix";
             range.ok_or_else(|| Invalid::new(path, accepts).found(&value))
         };
+        // Files of before have these two: still good, and without a meaning since removals are tried.
+        let _: u8 = keys.whole("protect_percent", 1..=100, 15);
+        let _ = keys.duration("protect_grace", Duration::ZERO..=DAY, Duration::ZERO);
         Self {
             dir: path(keys, "dir"),
             allow: keys.list("allow", 0..=1024, range),
             protect: keys.flag("protect", default.protect),
-            protect_percent: keys.whole("protect_percent", 1..=100, default.protect_percent),
             protect_window: keys.duration("protect_window", SECOND..=HOUR, default.protect_window),
-            protect_grace: keys.duration(
-                "protect_grace",
-                Duration::ZERO..=DAY,
-                default.protect_grace,
-            ),
         }
     }
 }
@@ -160,12 +146,7 @@ impl StateConfig {
     /// The rules of removal.
     #[must_use]
     pub const fn protection(&self) -> Protection {
-        Protection {
-            enabled: self.protect,
-            percent: self.protect_percent,
-            window: self.protect_window,
-            grace: self.protect_grace,
-        }
+        Protection { enabled: self.protect, window: self.protect_window }
     }
 }
 

@@ -12,7 +12,7 @@ fn a_whole_configuration_is_read_and_defaults_are_good() {
     assert_eq!(minimal.nats, Some(NatsConfig::default()));
     let whole = read(
         "agent: a-1
-state: {dir: /var/lib/pintle, allow: [10.0.0.0/8, 127.0.0.0/8], protect_percent: 20, protect_window: 30s}
+state: {dir: /var/lib/pintle, allow: [10.0.0.0/8, 127.0.0.0/8], protect_window: 30s}
 etcd:
   endpoints: [https://e1:2379, https://e2:2379]
   user: agent
@@ -86,7 +86,7 @@ fn what_is_out_of_range_or_unknown_is_refused_by_name() {
         ("agent: a\nfile: {}", "file.path"),
         ("agent: a\nfile: {path: x, poll: 1ms}", "file.poll"),
         ("agent: a\nstate: {allow: [10.0.0.1/8]}", "state.allow"),
-        ("agent: a\nstate: {protect_percent: 0}", "state.protect_percent"),
+        ("agent: a\nstate: {protect_window: 0s}", "state.protect_window"),
     ];
     for (yaml, expect) in table {
         let error = read(yaml).unwrap_err();

@@ -39,6 +39,7 @@ use self::connect::{Link, REQUEST, open};
 use self::list::{Listed, list};
 use self::watch::{Heard, Seat, Watches};
 use super::formats::{Translator, groups};
+use super::leases;
 use super::{Backoff, Context, EtcdConfig, SourceConfig};
 
 /// A member that did not answer in time is given twice as long, up to this.
@@ -293,7 +294,15 @@ async fn session(
                             meanwhile.extend(changes.iter().cloned());
                         }
                         let translated = registry.translator.changes(changes);
-                        send(context, Update::Changes(translated.told)).await?;
+                        let removes = translated.told.iter().any(|change| change.value.is_none());
+                        let update = Update::Changes(translated.told);
+                        if removes {
+                            let told = context.updates.apply(update).await;
+                            let told = told.map_err(|_| EtcdError::Gone)?;
+                            leases::ask(link.client.clone(), told.leases, context.updates.clone());
+                        } else {
+                            send(context, update).await?;
+                        }
                         if !translated.unread.is_empty() {
                             send(context, Update::Unread(translated.unread)).await?;
                         }

@@ -38,6 +38,7 @@ pub mod etcd;
 pub mod file;
 pub mod formats;
 pub mod jetstream;
+mod leases;
 mod relay;
 mod settings;
 

@@ -6,6 +6,7 @@
 //! time it is. Input is bounded and never trusted ([`entry`], [`event`], [`json`]): what is wrong is
 //! refused with a reason, and everything beside it is kept.
 
+mod agenda;
 pub mod entry;
 pub mod event;
 pub mod json;
@@ -21,9 +22,10 @@ mod update;
 
 pub use overlay::MAX_OPINIONS;
 pub use saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedStream};
+pub use service::Tried;
 pub use snapshot::{Held, Overlay, Rejected, Service, Snapshot};
 pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{
     Change, Changes, FileService, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,
-    Settings, Unread, UnreadKey, Update, now_of,
+    Settings, Trial, Unread, UnreadKey, Update, now_of,
 };

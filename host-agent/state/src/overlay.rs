@@ -17,6 +17,7 @@
 //! waits for it until the ttl, and cannot bring back what the registry has deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use pintle_contract::{BreakerState, Endpoint, Force, ForceAction, Health, Now, Opinion};
@@ -302,16 +303,30 @@ impl Overlays {
         patches
     }
 
-    /// Lays what is in force over a service's endpoints, which are sorted by id.
-    pub(crate) fn lay_over(&self, service: &str, endpoints: &mut [Endpoint]) {
+    /// Lays what is in force over a service's endpoints. `address_of` says which endpoint an id names;
+    /// of what was ordered by several names of one endpoint, the last order counts.
+    pub(crate) fn lay_over(
+        &self,
+        service: &str,
+        endpoints: &mut [Endpoint],
+        address_of: impl Fn(&str) -> Option<SocketAddr>,
+    ) {
         let Some(slots) = self.slots.get(service) else {
             return;
         };
+        let places: BTreeMap<SocketAddr, usize> =
+            endpoints.iter().enumerate().map(|(at, e)| (e.socket_addr(), at)).collect();
+        let mut last: BTreeMap<(usize, Key), &Slot> = BTreeMap::new();
         for (key, slot) in slots {
-            let Some(effect) = &slot.effect else { continue };
-            let Some(id) = key.endpoint() else { continue };
-            let found = endpoints.binary_search_by(|e| e.id.as_str().cmp(id));
-            let Some(endpoint) = found.ok().and_then(|at| endpoints.get_mut(at)) else {
+            let address = key.endpoint().and_then(&address_of);
+            let Some(at) = address.and_then(|address| places.get(&address)) else { continue };
+            let newest = last.entry((*at, key.of_any_endpoint())).or_insert(slot);
+            if newest.place < slot.place {
+                *newest = slot;
+            }
+        }
+        for ((at, _), slot) in last {
+            let (Some(effect), Some(endpoint)) = (&slot.effect, endpoints.get_mut(at)) else {
                 continue;
             };
             let until = now_of(slot.until_wall);
@@ -349,6 +364,20 @@ impl Key {
             Self::Drain(id) | Self::Eject(id) | Self::Weight(id) | Self::Force(id) => Some(id),
             Self::Reporter { endpoint, .. } => Some(endpoint),
             Self::Policy | Self::Trace => None,
+        }
+    }
+
+    /// The same, whichever endpoint it is about.
+    fn of_any_endpoint(&self) -> Self {
+        let any = String::new();
+        match self.clone() {
+            Self::Drain(_) => Self::Drain(any),
+            Self::Eject(_) => Self::Eject(any),
+            Self::Weight(_) => Self::Weight(any),
+            Self::Force(_) => Self::Force(any),
+            Self::Reporter { agent, proxy, .. } => Self::Reporter { endpoint: any, agent, proxy },
+            Self::Policy => Self::Policy,
+            Self::Trace => Self::Trace,
         }
     }
 }

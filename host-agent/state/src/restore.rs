@@ -1,5 +1,6 @@
 //! The state to and from what is kept on disk.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use pintle_contract::ForceAction;
@@ -7,7 +8,7 @@ use pintle_contract::ForceAction;
 use crate::event::MAX_TTL;
 use crate::overlay::{Effect, Key, Slot};
 use crate::saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService};
-use crate::service::{Entry, Origin};
+use crate::service::{Origin, Registration, Service};
 use crate::state::State;
 use crate::update::{Moment, now_of};
 
@@ -18,12 +19,20 @@ impl State {
     /// What to keep.
     #[must_use]
     pub fn save(&self, now: Moment) -> Saved {
-        let (services, overlays, settings) = self.parts();
+        let (services, overlays, settings, revision) = self.parts();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let at_ms = |mono: Duration| {
+            let ago = now.mono.saturating_sub(mono);
+            let wall = now.wall.checked_sub(ago).unwrap_or(now.wall);
+            now_of(wall).as_millis()
+        };
         let services = services.iter().map(|(name, model)| SavedService {
             name: name.clone(),
-            registry: entries(&model.registry),
-            file: entries(&model.file),
+            registry: keys(model, Origin::Registry),
+            file: keys(model, Origin::File),
+            departing: model.departures().map(|departure| told(&departure.registration)).collect(),
+            created: created(model),
+            untested_ms: model.untested().map(at_ms),
             registry_policy: model.registry_policy.as_ref().map(|p| text(&p.raw)),
             file_policy: model.file_policy.as_ref().map(|p| text(&p.raw)),
         });
@@ -42,6 +51,7 @@ impl State {
             epoch: settings.epoch,
             services: services.collect(),
             overlays: overlays.collect(),
+            revision,
             stream: (self.stream().generation > 0).then(|| self.stream()),
         }
     }
@@ -58,14 +68,24 @@ impl State {
                 (Origin::File, service.file, service.file_policy),
             ] {
                 for (id, value) in list {
-                    self.restore_endpoint(origin, &name, &id, &value);
+                    let created = service.created.get(&id).copied().unwrap_or_default();
+                    self.restore_endpoint(origin, (&name, &id), &value, created, now);
                 }
                 if let Some(policy) = policy {
                     self.restore_policy(origin, &name, &policy);
                 }
             }
+            for (id, value) in service.departing {
+                self.restore_departure(&name, &id, &value, now);
+            }
+            if let Some(at_ms) = service.untested_ms {
+                // A clock that was ahead then has kept nobody from going since.
+                let ago = now_of(now.wall).as_millis().saturating_sub(at_ms);
+                self.restore_untested(&name, Duration::from_millis(ago), now);
+            }
         }
-        let (overlays, stream) = self.restore_parts();
+        let (overlays, stream, revision) = self.restore_parts();
+        *revision = saved.revision;
         *stream = saved.stream.unwrap_or_default();
         for overlay in saved.overlays {
             let Some(forget) = left(overlay.forget_ms, now.wall) else {
@@ -86,14 +106,28 @@ impl State {
         // What an earlier release kept beyond today's bounds is nobody's news.
         overlays.gave_way();
         let names = self.names();
+        self.settle_restored(&names, now);
         self.publish(names.iter().map(String::as_str), true, now);
     }
 }
 
-fn entries(map: &std::collections::BTreeMap<String, Entry>) -> Vec<(String, String)> {
-    map.iter()
-        .map(|(id, entry)| (id.clone(), String::from_utf8_lossy(&entry.raw).into_owned()))
-        .collect()
+/// The keys of one source.
+fn keys(model: &Service, origin: Origin) -> Vec<(String, String)> {
+    model.registrations.of(origin).values().map(told).collect()
+}
+
+fn told(registration: &Registration) -> (String, String) {
+    let value = String::from_utf8_lossy(&registration.raw).into_owned();
+    (registration.endpoint.id.clone(), value)
+}
+
+/// When the keys were created that share their address with others.
+fn created(model: &Service) -> BTreeMap<String, u64> {
+    let registrations = &model.registrations;
+    let shares = |at| registrations.ids(at).nth(1).is_some();
+    let registry = registrations.of(Origin::Registry).iter();
+    let shared = registry.filter(|(_, it)| it.created > 0 && shares(it.endpoint.socket_addr()));
+    shared.map(|(id, it)| (id.clone(), it.created)).collect()
 }
 
 /// What is left until `at_ms`; never more than the longest ttl, whatever the clocks did meanwhile.

@@ -5,9 +5,12 @@
 //! listing is then *compared* with them, so that a registry which comes back empty is met by the
 //! removal protection and not by trust.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-/// The state's memory, for a file. Version 1 of the form.
+/// The state's memory, for a file. Version 1 of the form; what was added since may be absent, and is
+/// passed over by an agent that does not know it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
     /// The form; other numbers are not read.
@@ -18,6 +21,9 @@ pub struct Saved {
     pub services: Vec<SavedService>,
     /// Overlays and the places of ended ones.
     pub overlays: Vec<SavedOverlay>,
+    /// The highest revision of the registry.
+    #[serde(default)]
+    pub revision: u64,
     /// The stream that events came from, if any did.
     pub stream: Option<SavedStream>,
 }
@@ -46,6 +52,15 @@ pub struct SavedService {
     pub registry_policy: Option<String>,
     /// The file's policy.
     pub file_policy: Option<String>,
+    /// Endpoints without a key that are held: the last id and value of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub departing: Vec<(String, String)>,
+    /// Which revision created a key of the registry, for ids that share their address with others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub created: BTreeMap<String, u64>,
+    /// Milliseconds since the Unix epoch: when an endpoint last went untested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untested_ms: Option<u64>,
 }
 
 /// One slot.

@@ -1,15 +1,13 @@
-//! One service as the sources tell it, and what may be taken away from it.
+//! One service as the sources tell it, and what of that is believed.
 //!
-//! A DELETE never says whether a lease ran out or a person acted, and when a network or a registry
-//! fails, leases run out by the hundred while the endpoints behind them go on serving. So a removal is
-//! a request: one goes at once, as many as `max(1, 15 %)` of the service within a minute, and the rest
-//! wait in line; the last endpoint waits for the grace as well. What waits is still served, because
-//! the breaker finds a dead endpoint faster than anybody can find a wrongly removed one. An endpoint
-//! that the registry already called draining takes no traffic, so its going costs nothing and does
-//! not wait, unless the service would be left empty. Nor does one wait whose address another id has: it is
-//! the same under another name, and as two it would be asked twice as often and retried at itself.
+//! ```text
+//!   put, remove ──▶ Registrations ── an address without a key ──▶ Departures ─┐
+//!                        │        └─ healthy no more ───────────▶ Illnesses ──┼─▶ settle
+//!                        ▼                                        Trials ─────┘
+//!                     merged() = what is registered, and who is held
+//! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -18,309 +16,361 @@ use serde_json::Value;
 
 use crate::update::{Moment, Protection};
 
-/// Who tells of an endpoint. When both do, the registry's word counts: it is the one that lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Origin {
-    Registry,
-    File,
-}
+mod departures;
+mod illness;
+mod registrations;
+mod trials;
 
-#[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    pub(crate) endpoint: Endpoint,
-    pub(crate) raw: Box<[u8]>,
-    pub(crate) revision: u64,
-    pub(crate) size: usize,
-    pub(crate) gone: Option<Gone>,
-}
-
-/// Deleted by its source, and waiting.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Gone {
-    pub(crate) since: Duration,
-    pub(crate) wall: SystemTime,
-    ticket: u64,
-}
-
-/// What a removal led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Removal {
-    /// Nothing was there, or it waits already.
-    Nothing,
-    /// It is gone.
-    Done,
-    /// It waits.
-    Held,
-}
+pub(crate) use departures::{Cause, Departure};
+use departures::{Circumstances, Departures};
+use illness::Illnesses;
+use registrations::Replaced;
+pub(crate) use registrations::{Origin, Registration, Registrations};
+use trials::Trials;
+pub use trials::Tried;
 
 #[derive(Debug, Default)]
 pub(crate) struct Service {
-    pub(crate) registry: BTreeMap<String, Entry>,
-    pub(crate) file: BTreeMap<String, Entry>,
+    pub(crate) registrations: Registrations,
+    departures: Departures,
+    illnesses: Illnesses,
+    trials: Trials,
+    /// Somebody who is tried only to learn whether anybody answers this agent.
+    control: Option<SocketAddr>,
     pub(crate) registry_policy: Option<Policy>,
     pub(crate) file_policy: Option<Policy>,
-    /// When endpoints went, within the window.
-    removed: VecDeque<Duration>,
-    /// Who waits, in the order of their removal; whoever came back meanwhile is skipped.
-    line: VecDeque<(Origin, String, u64)>,
-    waiting: usize,
-    tickets: u64,
-    /// How many of those that do not wait have an address.
-    addresses: BTreeMap<SocketAddr, usize>,
-    /// Bytes that the endpoints take in a frame, at most.
-    pub(crate) size: usize,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     pub(crate) value: Value,
     pub(crate) raw: Box<[u8]>,
+    /// Since when it is missing in a registry that may have lost it.
+    pub(crate) missing: Option<SystemTime>,
 }
+
+/// How a key was told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) now: Moment,
+    pub(crate) rules: &'a Protection,
+    /// Whether what is new is new to the registry as well, and not only to this agent.
+    pub(crate) live: bool,
+    /// When anybody last answered a trial.
+    pub(crate) answered: Option<Duration>,
+}
+
+/// What [`Service::settle`] did.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    /// The ids of those that went, and why.
+    pub(crate) went: Vec<(String, &'static str)>,
+    /// How many are held from now on.
+    pub(crate) held: usize,
+    /// Whether the table may be another.
+    pub(crate) changed: bool,
+}
+
+/// One that is held, for people.
+#[derive(Debug)]
+pub(crate) struct HeldBack {
+    /// Empty for the policy.
+    pub(crate) endpoint: String,
+    pub(crate) since: SystemTime,
+    pub(crate) reason: &'static str,
+    /// When it goes by itself.
+    pub(crate) until: Option<Duration>,
+}
+
+/// A silence means something for as long as this after somebody else's answer.
+const ANSWER_COUNTS: Duration = Duration::from_secs(60);
 
 impl Service {
     pub(crate) fn is_empty(&self) -> bool {
-        self.registry.is_empty()
-            && self.file.is_empty()
-            && self.registry_policy.is_none()
-            && self.file_policy.is_none()
+        self.count() == 0 && self.registry_policy.is_none() && self.file_policy.is_none()
     }
 
-    pub(crate) fn entries(&self, origin: Origin) -> &BTreeMap<String, Entry> {
-        match origin {
-            Origin::Registry => &self.registry,
-            Origin::File => &self.file,
-        }
+    /// Keys and departures: what is kept in memory.
+    pub(crate) fn count(&self) -> usize {
+        self.registrations.len().saturating_add(self.departures.len())
     }
 
-    fn entries_mut(&mut self, origin: Origin) -> &mut BTreeMap<String, Entry> {
-        match origin {
-            Origin::Registry => &mut self.registry,
-            Origin::File => &mut self.file,
-        }
+    /// Bytes that the endpoints take in a frame, at most.
+    pub(crate) fn size(&self) -> usize {
+        self.registrations.size().saturating_add(self.departures.size())
     }
 
-    /// Endpoints by id, those that wait included.
-    pub(crate) fn present(&self) -> usize {
-        let only_file = self.file.keys().filter(|id| !self.registry.contains_key(*id));
-        self.registry.len().saturating_add(only_file.count())
+    /// The address that an id names.
+    pub(crate) fn address_of(&self, id: &str) -> Option<SocketAddr> {
+        self.registrations.address_of(id).or_else(|| self.departures.address_of(id))
     }
 
-    pub(crate) const fn waiting(&self) -> usize {
-        self.waiting
+    pub(crate) fn departures(&self) -> impl Iterator<Item = &Departure> {
+        self.departures.iter().map(|(_, departure)| departure)
     }
 
-    /// Puts an endpoint in, or back; whether anything but its revision or bytes changed.
-    pub(crate) fn put(&mut self, origin: Origin, entry: Entry) -> bool {
-        let id = entry.endpoint.id.clone();
-        let size = entry.size;
-        let endpoint = entry.endpoint.clone();
-        *self.addresses.entry(endpoint.socket_addr()).or_default() += 1;
-        let old = self.entries_mut(origin).insert(id, entry);
-        self.size = self.size.saturating_add(size);
-        let Some(old) = old else { return true };
-        self.size = self.size.saturating_sub(old.size);
-        if old.gone.is_some() {
-            self.waiting = self.waiting.saturating_sub(1);
-        } else {
-            self.left(old.endpoint.socket_addr());
-        }
-        old.endpoint != endpoint || old.gone.is_some()
-    }
-
-    fn left(&mut self, address: SocketAddr) {
-        if let Some(count) = self.addresses.get_mut(&address) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.addresses.remove(&address);
-            }
-        }
-    }
-
-    /// Whoever waits at this address goes: it has been registered under another id; how many went.
-    pub(crate) fn succeed(&mut self, address: SocketAddr) -> usize {
-        if self.waiting == 0 || !self.addresses.contains_key(&address) {
-            return 0;
-        }
-        let mut went = 0usize;
-        for origin in [Origin::Registry, Origin::File] {
-            let waits =
-                |entry: &Entry| entry.gone.is_some() && entry.endpoint.socket_addr() == address;
-            let entries = self.entries(origin).iter();
-            let ids: Vec<String> =
-                entries.filter(|(_, entry)| waits(entry)).map(|(id, _)| id.clone()).collect();
-            for id in ids {
-                self.drop_entry(origin, &id);
-                went = went.saturating_add(1);
-            }
-        }
-        went
-    }
-
-    /// Its source has deleted the endpoint; what became of it, and how many others had waited and went.
-    pub(crate) fn remove(
+    /// Puts a key in; whether anything but its revision or bytes changed.
+    pub(crate) fn put(
         &mut self,
         origin: Origin,
-        id: &str,
-        now: Moment,
-        rules: &Protection,
-    ) -> (Removal, usize) {
-        let ticket = self.tickets;
-        let present = self.present();
-        let other = match origin {
-            Origin::Registry => Origin::File,
-            Origin::File => Origin::Registry,
-        };
-        let elsewhere = self.entries(other).get(id).is_some_and(|entry| entry.gone.is_none());
-        let staying = present.saturating_sub(self.waiting);
-        let Some(entry) = self.entries(origin).get(id) else {
-            return (Removal::Nothing, 0);
-        };
-        if entry.gone.is_some() {
-            return (Removal::Nothing, 0);
-        }
-        let idle = entry.endpoint.health == Health::Draining && staying > 1;
-        let address = entry.endpoint.socket_addr();
-        let succeeded = self.addresses.get(&address).is_some_and(|count| *count > 1);
-        if !rules.enabled || elsewhere || idle || succeeded {
-            self.drop_entry(origin, id);
-            return (Removal::Done, 0);
-        }
-        if let Some(entry) = self.entries_mut(origin).get_mut(id) {
-            entry.gone = Some(Gone { since: now.mono, wall: now.wall, ticket });
-        }
-        self.left(address);
-        self.tickets = self.tickets.wrapping_add(1);
-        self.waiting = self.waiting.saturating_add(1);
-        self.line.push_back((origin, id.to_owned(), ticket));
-        let went = self.settle(now, rules);
-        if self.entries(origin).contains_key(id) {
-            (Removal::Held, went)
-        } else {
-            (Removal::Done, went.saturating_sub(1))
-        }
-    }
-
-    /// How many may go within one window.
-    fn budget(&self, rules: &Protection) -> usize {
-        let size = self.present().saturating_add(self.removed.len());
-        (size.saturating_mul(usize::from(rules.percent)) / 100).max(1)
-    }
-
-    /// Lets go whoever may go now, first come first served; how many went.
-    pub(crate) fn settle(&mut self, now: Moment, rules: &Protection) -> usize {
-        while self.removed.front().is_some_and(|at| now.mono.saturating_sub(*at) >= rules.window) {
-            self.removed.pop_front();
-        }
-        let budget = self.budget(rules);
-        let mut went = 0usize;
-        while let Some((origin, id, since)) = self.first_waiting() {
-            let last = self.present() <= 1;
-            if last && now.mono.saturating_sub(since) < rules.grace {
-                break;
-            }
-            if self.removed.len() >= budget {
-                break;
-            }
-            self.line.pop_front();
-            self.drop_entry(origin, &id);
-            self.removed.push_back(now.mono);
-            went = went.saturating_add(1);
-        }
-        went
-    }
-
-    /// Everybody who waits goes: somebody has confirmed it.
-    pub(crate) fn release(&mut self) -> usize {
-        let mut went = 0usize;
-        while let Some((origin, id, _)) = self.first_waiting() {
-            self.line.pop_front();
-            self.drop_entry(origin, &id);
-            went = went.saturating_add(1);
-        }
-        went
-    }
-
-    /// When [`Service::settle`] may have something to do.
-    pub(crate) fn due(&mut self, rules: &Protection) -> Option<Duration> {
-        let (_, _, since) = self.first_waiting()?;
-        let budgeted = if self.removed.len() < self.budget(rules) {
-            Duration::ZERO
-        } else {
-            self.removed.front()?.saturating_add(rules.window)
-        };
-        let last = self.present() <= 1;
-        let graced = if last { since.saturating_add(rules.grace) } else { Duration::ZERO };
-        Some(budgeted.max(graced))
-    }
-
-    /// Who waits, since when, and how long still, at most `limit` of them.
-    pub(crate) fn line(
-        &self,
-        now: Moment,
-        rules: &Protection,
-        limit: usize,
-    ) -> Vec<(String, SystemTime, bool, Duration)> {
-        let budget = self.budget(rules);
-        let opens =
-            self.removed.front().map_or(Duration::ZERO, |at| at.saturating_add(rules.window));
-        let opens = opens.saturating_sub(now.mono);
-        let present = self.present();
-        let waiting = self
-            .line
-            .iter()
-            .filter_map(|(origin, id, ticket)| self.gone(*origin, id, *ticket).map(|g| (id, g)));
-        let mut list = Vec::new();
-        for (at, (id, gone)) in waiting.enumerate().take(limit) {
-            let rounds = u32::try_from(at / budget).unwrap_or(u32::MAX);
-            let mut left = opens.saturating_add(rules.window.saturating_mul(rounds));
-            let last = at.saturating_add(1) >= present;
-            if last {
-                let graced = gone.since.saturating_add(rules.grace);
-                left = left.max(graced.saturating_sub(now.mono));
-            }
-            list.push((id.clone(), gone.wall, last, left));
-        }
-        list
-    }
-
-    fn gone(&self, origin: Origin, id: &str, ticket: u64) -> Option<Gone> {
-        let gone = self.entries(origin).get(id)?.gone?;
-        (gone.ticket == ticket).then_some(gone)
-    }
-
-    fn first_waiting(&mut self) -> Option<(Origin, String, Duration)> {
-        while let Some((origin, id, ticket)) = self.line.front() {
-            if let Some(gone) = self.gone(*origin, id, *ticket) {
-                return Some((*origin, id.clone(), gone.since));
-            }
-            self.line.pop_front();
-        }
-        None
-    }
-
-    fn drop_entry(&mut self, origin: Origin, id: &str) {
-        if let Some(entry) = self.entries_mut(origin).remove(id) {
-            self.size = self.size.saturating_sub(entry.size);
-            if entry.gone.is_some() {
-                self.waiting = self.waiting.saturating_sub(1);
+        registration: Registration,
+        about: Context<'_>,
+    ) -> bool {
+        let (id, address) = (registration.endpoint.id.clone(), registration.endpoint.socket_addr());
+        let endpoint = registration.endpoint.clone();
+        let known = self.registrations.has(address);
+        let was_healthy = self.is_healthy(address);
+        let Replaced { old, nameless } = self.registrations.put(origin, registration);
+        if !known && self.registrations.has(address) {
+            if about.live {
+                self.departures.arrive(address, about.now);
             } else {
-                self.left(entry.endpoint.socket_addr());
+                self.departures.back(address);
             }
+            self.departures.follow(&id, address);
+        }
+        if let Some(nameless) = nameless {
+            self.leave(nameless, Cause::Moved(address), about);
+        }
+        if self.is_healthy(address) {
+            self.illnesses.end(address);
+        } else if was_healthy && about.live && self.health(address) == Some(Health::Unhealthy) {
+            self.illnesses.begin(address, about.now);
+        }
+        !known || old.is_none_or(|old| old.endpoint != endpoint)
+    }
+
+    /// Takes a key out. `None` where there was none, else the lease that may say why it went; zero where
+    /// there is none, or nothing to ask.
+    pub(crate) fn remove(&mut self, origin: Origin, id: &str, about: Context<'_>) -> Option<u64> {
+        let Replaced { old, nameless } = self.registrations.remove(origin, id);
+        // Where the other source knows the id, its address counts from now on.
+        if let Some(address) = self.registrations.address_of(id) {
+            self.departures.back(address);
+        }
+        let mut lease = 0;
+        if let Some(nameless) = nameless {
+            lease = nameless.lease;
+            let cause = if lease == 0 { Cause::Unleased } else { Cause::Leased(lease) };
+            self.leave(nameless, cause, about);
+        }
+        old.map(|_| lease)
+    }
+
+    fn leave(&mut self, nameless: Registration, cause: Cause, about: Context<'_>) {
+        self.illnesses.end(nameless.endpoint.socket_addr());
+        self.departures.leave(nameless, cause, about.now);
+    }
+
+    fn health(&self, address: SocketAddr) -> Option<Health> {
+        self.registrations.newest(address).map(|newest| newest.endpoint.health)
+    }
+
+    fn is_healthy(&self, address: SocketAddr) -> bool {
+        self.health(address) == Some(Health::Healthy)
+    }
+
+    /// These leases live: what went with them was deleted by somebody.
+    pub(crate) fn leases_live(&mut self, leases: &[u64]) {
+        self.departures.leases_live(leases);
+    }
+
+    /// When an endpoint last went untested.
+    pub(crate) const fn untested(&self) -> Option<Duration> {
+        self.departures.untested()
+    }
+
+    /// Takes over one who was held before a restart.
+    pub(crate) fn restore_departure(&mut self, endpoint: Endpoint, raw: &[u8], now: Moment) {
+        if self.registrations.has(endpoint.socket_addr()) {
+            return;
+        }
+        let size = crate::entry::encoded_size(&endpoint);
+        let registration =
+            Registration { endpoint, raw: raw.into(), revision: 0, created: 0, lease: 0, size };
+        self.departures.leave(registration, Cause::Joined, now);
+    }
+
+    /// Takes over when that was, from before a restart.
+    pub(crate) const fn remember_untested(&mut self, at: Duration) {
+        self.departures.remember_untested(at);
+    }
+
+    // === who stays ===
+
+    /// Decides about everybody who is about to go, as far as it can be decided now.
+    pub(crate) fn settle(&mut self, about: Context<'_>) -> Settled {
+        let Context { now, rules, answered, .. } = about;
+        let recent = |at| now.mono.saturating_sub(at) < ANSWER_COUNTS;
+        let anybody_answers = answered.is_some_and(recent);
+        let registered = self.registrations.endpoints();
+        let circumstances = Circumstances { now, rules, anybody_answers, registered };
+        let waited = self.waiting();
+        let went = self.departures.settle(&self.trials, &circumstances);
+        let mut settled = Settled {
+            changed: !went.is_empty() || self.waiting() != waited,
+            held: self.departures.hold(&self.trials),
+            ..Settled::default()
+        };
+        settled.went.extend(went.into_iter().map(|(it, why)| (it.registration.endpoint.id, why)));
+        if !self.illnesses.is_empty() {
+            let healthy = self.registrations.addresses().filter(|at| self.is_healthy(*at)).count();
+            let trials = &self.trials;
+            let (changed, held) =
+                self.illnesses.settle(trials, now, healthy, rules, anybody_answers);
+            settled.changed |= changed;
+            settled.held = settled.held.saturating_add(held);
+        }
+        self.update_trials(now.mono, anybody_answers);
+        settled
+    }
+
+    /// How many are not served yet, because those whose place they are to take still are.
+    fn waiting(&self) -> usize {
+        self.departures.unproven().filter(|at| self.departures.waits(*at)).count()
+    }
+
+    fn update_trials(&mut self, now: Duration, anybody_answers: bool) {
+        if self.departures.is_empty() && self.illnesses.is_empty() {
+            self.control = None;
+            self.trials = Trials::default();
+            return;
+        }
+        let departs = self.departures.iter().map(|(address, _)| address);
+        let doubted = self.illnesses.iter().map(|(address, _)| address);
+        for address in departs.chain(doubted).chain(self.departures.unproven()) {
+            self.trials.start(address, now);
+        }
+        if anybody_answers {
+            self.control = None;
+        } else if self.control.is_none() {
+            self.control = self.registrations.addresses().next();
+        }
+        let (departures, illnesses) = (&self.departures, &self.illnesses);
+        let unproven: std::collections::BTreeSet<_> = departures.unproven().collect();
+        let control = self.control;
+        self.trials.retain(|at| {
+            departures.has(*at)
+                || illnesses.is_doubted(*at)
+                || unproven.contains(at)
+                || control == Some(*at)
+        });
+        if let Some(control) = self.control {
+            self.trials.start(control, now);
         }
     }
 
-    /// The endpoints as registered, sorted by id; where both sources know one, the registry's, unless
-    /// only the file still stands by it.
-    pub(crate) fn merged(&self) -> Vec<Endpoint> {
-        let mut all: BTreeMap<&str, &Entry> = BTreeMap::new();
-        for (id, entry) in self.file.iter().chain(&self.registry) {
-            match all.get(id.as_str()) {
-                Some(file) if entry.gone.is_some() && file.gone.is_none() => {}
-                _ => {
-                    all.insert(id, entry);
-                }
+    /// The addresses to try now, at most `limit`.
+    pub(crate) fn take_trials(&mut self, now: Duration, limit: usize) -> Vec<SocketAddr> {
+        self.trials.take(now, limit)
+    }
+
+    /// When there is one to try.
+    pub(crate) fn next_trial(&self) -> Option<Duration> {
+        self.trials.next()
+    }
+
+    /// Notes what came of a trial; whether anybody waits for it.
+    pub(crate) fn note_trial(&mut self, address: SocketAddr, tried: Tried, now: Duration) -> bool {
+        self.trials.note(address, tried, now)
+    }
+
+    /// When [`Service::settle`] has something to do.
+    pub(crate) fn next(&self, rules: &Protection) -> Option<Duration> {
+        self.departures.next(rules)
+    }
+
+    /// Everybody who is held goes, and what is doubted is believed: a person has confirmed it. The ids of
+    /// those that went, and how many other things changed.
+    pub(crate) fn release(&mut self) -> (Vec<String>, usize) {
+        let went = self.departures.release().into_iter();
+        let went = went.map(|departure| departure.registration.endpoint.id).collect();
+        let mut others = self.illnesses.release();
+        if self.registry_policy.as_ref().is_some_and(|policy| policy.missing.is_some()) {
+            self.registry_policy = None;
+            others = others.saturating_add(1);
+        }
+        self.trials = Trials::default();
+        (went, others)
+    }
+
+    /// Who is held, at most `limit` of them.
+    pub(crate) fn held_back(&self, limit: usize) -> Vec<HeldBack> {
+        let until = self.departures.alone_until();
+        let registered = self.registrations.endpoints();
+        let held = self.departures.iter().filter(|(_, departure)| departure.held);
+        let gone = held.map(|(address, departure)| HeldBack {
+            endpoint: departure.registration.endpoint.id.clone(),
+            since: departure.since_wall,
+            reason: if !self.trials.accepts(address) {
+                "nobody answers this agent"
+            } else if registered == 0 && self.departures.len() == 1 {
+                "the last endpoint of the service, and it still answers"
+            } else if matches!(departure.cause, Cause::Moved(_)) {
+                "it still answers, and where it moved to nobody does"
+            } else {
+                "it still answers"
+            },
+            until,
+        });
+        let ill = self.illnesses.iter().filter_map(|(address, doubted)| {
+            Some(HeldBack {
+                endpoint: self.registrations.newest(address)?.endpoint.id.clone(),
+                since: doubted.since_wall,
+                reason: "called unhealthy with most of the service, and it still answers",
+                until: None,
+            })
+        });
+        let missing = self.registry_policy.as_ref().and_then(|policy| policy.missing);
+        let policy = missing.map(|since| HeldBack {
+            endpoint: String::new(),
+            since,
+            reason: "the policy is missing in a registry that lost its past",
+            until: None,
+        });
+        gone.chain(ill).chain(policy).take(limit).collect()
+    }
+
+    /// Whether anything is held or about to go.
+    pub(crate) fn holds(&self) -> bool {
+        let missing = |policy: &Policy| policy.missing.is_some();
+        !self.departures.is_empty()
+            || !self.illnesses.is_empty()
+            || self.registry_policy.as_ref().is_some_and(missing)
+    }
+
+    // === what is served ===
+
+    /// The endpoints, sorted by id, and the other ids of those that have several.
+    pub(crate) fn merged(&self) -> (Vec<Endpoint>, BTreeMap<String, Vec<String>>) {
+        let mut all: BTreeMap<&str, Endpoint> = BTreeMap::new();
+        let mut others = BTreeMap::new();
+        for (_, departure) in self.departures.iter() {
+            let endpoint = &departure.registration.endpoint;
+            all.insert(&endpoint.id, endpoint.clone());
+        }
+        for address in self.registrations.addresses() {
+            let Some(newest) = self.registrations.newest(address) else { continue };
+            if self.departures.waits(address) {
+                continue;
+            }
+            let id = newest.endpoint.id.as_str();
+            let mut endpoint = newest.endpoint.clone();
+            if self.illnesses.is_doubted(address) {
+                endpoint.health = Health::Healthy;
+            }
+            all.insert(id, endpoint);
+            let mut names: Vec<String> = self
+                .registrations
+                .ids(address)
+                .filter(|name| *name != id)
+                .map(Into::into)
+                .collect();
+            if !names.is_empty() {
+                names.sort_unstable();
+                others.insert(id.to_owned(), names);
             }
         }
-        all.into_values().map(|entry| entry.endpoint.clone()).collect()
+        (all.into_values().collect(), others)
     }
 }

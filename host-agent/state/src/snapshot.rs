@@ -37,6 +37,8 @@ pub struct Service {
     pub table: Table,
     /// The encoded `Down::Table` frame.
     pub frame: Vec<u8>,
+    /// The other ids of endpoints that have several, by the id that the table has.
+    pub names: BTreeMap<String, Vec<String>>,
     /// When etcd's change behind it was seen by the agent; for the propagation metric.
     pub seen_at: SystemTime,
 }
@@ -46,7 +48,7 @@ pub struct Service {
 pub struct Held {
     /// The service.
     pub service: String,
-    /// The endpoint's id.
+    /// The endpoint's id; empty where it is the service's policy.
     pub endpoint: String,
     /// Since when.
     pub since: SystemTime,

@@ -1,11 +1,10 @@
 //! The state: what every source said, merged, protected, overlaid, and made into a [`Snapshot`].
 //!
 //! ```text
-//!   Listing, Changes ──▶ Service.registry ─┐ removals wait in line
-//!   File ──────────────▶ Service.file ─────┤
-//!   Events ────────────▶ Overlays ─────────┴─▶ publish(names) ─▶ Table, versioned ─▶ Arc<Snapshot>
+//!   Listing, Changes, File ─▶ Service ─┐ who may not go yet is tried (take_trials ─▶ Trials)
+//!   Events ─────────────────▶ Overlays ┴─▶ publish(names) ─▶ Table, versioned ─▶ Arc<Snapshot>
 //! ```
-//! Precedence, weakest first: the file; the registry (per endpoint id; per key of a policy); events,
+//! Precedence, weakest first: the file; the registry (per id; per key of a policy); events,
 //! until they expire. One writer owns the state by value, passes time in, and decides when the
 //! services that changed are published: applying is cheap and happens for every update, building
 //! tables is not and happens at the publisher's pace. A table equal to the published one is dropped
@@ -18,16 +17,19 @@ use std::time::Duration;
 use pintle_contract::{Down, MAX_ENDPOINTS, MAX_FRAME, MAX_POLICY, Message, Table, Version};
 use serde_json::Value;
 
+use crate::agenda::Agenda;
 use crate::entry::Reject;
 use crate::event::Event;
 use crate::overlay::{Overlays, Place};
 use crate::saved::SavedStream;
-use crate::service::{Origin, Service as Model};
+use crate::service::{Context, Origin, Service as Model, Tried};
 use crate::snapshot::{Rejected, Service, Snapshot};
-use crate::update::{Changes, Moment, Notice, Outcome, Settings, Update};
+use crate::update::{Changes, Moment, Notice, Outcome, Settings, Trial, Update};
 
 mod lists;
 mod sources;
+
+use sources::Told;
 
 pub use lists::show;
 
@@ -56,8 +58,16 @@ pub struct State {
     listed: u64,
     /// Keys deleted since the last listing, so that a change repeated late does not bring them back.
     deleted: HashMap<Vec<u8>, u64>,
-    /// Services with removals in line.
-    lines: BTreeSet<String>,
+    /// The highest revision seen in this history of the registry.
+    revision: u64,
+    /// Services of which somebody is held or about to go.
+    holding: BTreeSet<String>,
+    /// When time alone may let somebody go.
+    deadlines: Agenda,
+    /// When somebody is to be tried.
+    trials: Agenda,
+    /// When anybody last answered a trial, be it by a refusal.
+    answered: Option<Duration>,
     rejected: BTreeMap<(&'static str, String), (u64, Rejected)>,
     rejections: u64,
     version: Version,
@@ -83,7 +93,11 @@ impl State {
             stream: SavedStream::default(),
             listed: 0,
             deleted: HashMap::new(),
-            lines: BTreeSet::new(),
+            revision: 0,
+            holding: BTreeSet::new(),
+            deadlines: Agenda::default(),
+            trials: Agenda::default(),
+            answered: None,
             rejected: BTreeMap::new(),
             rejections: 0,
             version,
@@ -131,10 +145,13 @@ impl State {
             Update::Refused { source, key, reason, detail } => {
                 self.refuse(source, key.as_bytes(), reason, detail, now, &mut work)
             }
-            Update::Release { service } => self.release(&service, &mut work),
+            Update::Release { service } => self.release(&service, now, &mut work),
+            Update::Trials(results) => self.take_results(results, now, &mut work),
+            Update::LeasesLive(leases) => self.take_leases(&leases, &mut work),
             Update::Tick => {}
         }
         self.pass_time(now, &mut work);
+        self.settle(now, &mut work);
         for name in &work.dirty {
             self.seen.entry(name.clone()).or_insert(now.wall);
             self.forget_if_empty(name);
@@ -145,11 +162,35 @@ impl State {
     }
 
     /// When time alone will change something, on the monotonic clock.
-    pub fn next_deadline(&mut self) -> Option<Duration> {
-        let rules = self.settings.protection;
-        let services = &mut self.services;
-        let lines = self.lines.iter().filter_map(|name| services.get_mut(name)?.due(&rules));
-        lines.chain(self.overlays.next()).min()
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.deadlines.next().into_iter().chain(self.overlays.next()).min()
+    }
+
+    /// When [`State::take_trials`] has something.
+    #[must_use]
+    pub fn next_trial(&self) -> Option<Duration> {
+        self.trials.next()
+    }
+
+    /// The endpoints to try now, at most `limit`; the results come back as [`Update::Trials`]. Those
+    /// beyond the limit stay due.
+    pub fn take_trials(&mut self, now: Moment, limit: usize) -> Vec<Trial> {
+        let mut taken = Vec::new();
+        let due: Vec<String> =
+            self.trials.due(now.mono).take(limit).map(ToOwned::to_owned).collect();
+        for service in due {
+            let Some(model) = self.services.get_mut(&service) else {
+                self.trials.set(&service, None);
+                continue;
+            };
+            let addresses = model.take_trials(now.mono, limit.saturating_sub(taken.len()));
+            self.trials.set(&service, model.next_trial());
+            taken.extend(
+                addresses.into_iter().map(|address| Trial { service: service.clone(), address }),
+            );
+        }
+        taken
     }
 
     /// What was published last.
@@ -175,10 +216,15 @@ impl State {
             let built = self.build(name);
             let next = match (old, built) {
                 (None, None) => continue,
-                (Some(old), Some(built))
+                (Some(old), Some((built, names)))
                     if old.table.endpoints == built.endpoints
                         && old.table.policy == built.policy =>
                 {
+                    if old.names != names {
+                        let next = next.get_or_insert_with(|| Snapshot::clone(&published));
+                        let service = Service { names, ..Service::clone(old) };
+                        next.services.insert(name.to_owned(), Arc::new(service));
+                    }
                     continue;
                 }
                 (_, built) => {
@@ -188,11 +234,11 @@ impl State {
                 }
             };
             let (next, built) = next;
-            if let Some(mut table) = built {
+            if let Some((mut table, names)) = built {
                 table.version = self.version;
                 next.gone.remove(name);
                 let frame = Down::Table(table.clone()).encode();
-                let service = Service { table, frame, seen_at };
+                let service = Service { table, frame, names, seen_at };
                 next.services.insert(name.to_owned(), Arc::new(service));
             } else {
                 next.services.remove(name);
@@ -237,17 +283,41 @@ impl State {
 
     // === people, events, time ===
 
-    fn release(&mut self, name: &str, work: &mut Work) {
-        if let Some(model) = self.services.get_mut(name) {
-            let went = model.release();
-            self.total = self.total.saturating_sub(went);
-            self.lines.remove(name);
-            work.changes.released = went;
-            if went > 0 {
-                work.changes.meta = true;
-                work.dirty.insert(name.to_owned());
-                let text = format!("{went} removals released by a person");
-                work.notice("removal", name, None, text, false);
+    fn release(&mut self, name: &str, now: Moment, work: &mut Work) {
+        let Some(model) = self.services.get_mut(name) else {
+            return;
+        };
+        let (went, others) = model.release();
+        self.total = self.total.saturating_sub(went.len());
+        work.touched.insert(name.to_owned());
+        work.changes.released = went.len().saturating_add(others);
+        if work.changes.released > 0 {
+            work.changes.meta = true;
+            work.dirty.insert(name.to_owned());
+            let text = format!("{} removals released by a person", work.changes.released);
+            work.notice("removal", name, None, text, false);
+        }
+        self.confirmed_at = self.confirmed_at.or(Some(now.wall));
+    }
+
+    fn take_results(&mut self, results: Vec<(Trial, Tried)>, now: Moment, work: &mut Work) {
+        for (trial, tried) in results {
+            if matches!(tried, Tried::Accepted | Tried::Refused) {
+                self.answered = Some(now.mono);
+            }
+            if let Some(model) = self.services.get_mut(&trial.service)
+                && model.note_trial(trial.address, tried, now.mono)
+            {
+                work.touched.insert(trial.service);
+            }
+        }
+    }
+
+    fn take_leases(&mut self, leases: &[u64], work: &mut Work) {
+        for name in &self.holding {
+            if let Some(model) = self.services.get_mut(name) {
+                model.leases_live(leases);
+                work.touched.insert(name.clone());
             }
         }
     }
@@ -284,7 +354,7 @@ impl State {
         outcome
     }
 
-    /// Removals whose turn has come, overlays that have ended.
+    /// Overlays that have ended, services of which somebody may go by now.
     fn pass_time(&mut self, now: Moment, work: &mut Work) {
         for name in self.overlays.expire(now.mono) {
             work.dirty.insert(name);
@@ -293,23 +363,44 @@ impl State {
         for _ in 0..self.overlays.gave_way() {
             work.changes.refused.push(GAVE_WAY);
         }
+        work.touched.extend(self.deadlines.due(now.mono).map(ToOwned::to_owned));
+    }
+
+    /// Decides, in every service that was touched, about those who are about to go.
+    fn settle(&mut self, now: Moment, work: &mut Work) {
         let rules = self.settings.protection;
-        let mut settled = Vec::new();
-        for name in &self.lines {
-            let Some(model) = self.services.get_mut(name) else {
-                settled.push(name.clone());
+        for name in std::mem::take(&mut work.touched) {
+            let Some(model) = self.services.get_mut(&name) else {
+                self.holding.remove(&name);
+                self.deadlines.set(&name, None);
+                self.trials.set(&name, None);
                 continue;
             };
-            let went = model.settle(now, &rules);
-            self.total = self.total.saturating_sub(went);
-            work.took_effect(name, went);
-            if model.waiting() == 0 {
-                settled.push(name.clone());
-                work.changes.meta = true;
+            let about = Context { now, rules: &rules, live: true, answered: self.answered };
+            let held_before = self.holding.contains(&name);
+            let settled = model.settle(about);
+            self.total = self.total.saturating_sub(settled.went.len());
+            if settled.changed {
+                work.dirty.insert(name.clone());
             }
-        }
-        for name in settled {
-            self.lines.remove(&name);
+            let holds = model.holds();
+            work.changes.meta |= holds || held_before;
+            self.deadlines.set(&name, model.next(&rules));
+            self.trials.set(&name, model.next_trial());
+            for (id, why) in settled.went {
+                work.notice("registry", &name, Some(&id), format!("gone: {why}"), false);
+            }
+            if settled.held > 0 {
+                let held = u64::try_from(settled.held).unwrap_or(u64::MAX);
+                work.changes.held = work.changes.held.saturating_add(held);
+                let text = format!("{held} removals held: the endpoints still answer");
+                work.notice("removal", &name, None, text, true);
+            }
+            if holds {
+                self.holding.insert(name);
+            } else {
+                self.holding.remove(&name);
+            }
         }
     }
 
@@ -321,20 +412,21 @@ impl State {
 
     // === tables ===
 
-    fn build(&self, name: &str) -> Option<Table> {
+    fn build(&self, name: &str) -> Option<(Table, BTreeMap<String, Vec<String>>)> {
         let model = self.services.get(name)?;
-        let mut endpoints = model.merged();
+        let (mut endpoints, names) = model.merged();
         if endpoints.is_empty() {
             return None;
         }
         endpoints.truncate(MAX_ENDPOINTS);
-        self.overlays.lay_over(name, &mut endpoints);
-        Some(Table {
+        self.overlays.lay_over(name, &mut endpoints, |id| model.address_of(id));
+        let table = Table {
             service: name.to_owned(),
             version: Version::default(),
             endpoints,
             policy: self.policy(name, model),
-        })
+        };
+        Some((table, names))
     }
 
     /// The sources' patches and the events', composed; an event's that would break the whole is left out.
@@ -362,19 +454,51 @@ impl State {
         if text.len() > MAX_POLICY { String::new() } else { text }
     }
 
-    pub(crate) const fn parts(&self) -> (&BTreeMap<String, Model>, &Overlays, &Settings) {
-        (&self.services, &self.overlays, &self.settings)
+    pub(crate) const fn parts(&self) -> (&BTreeMap<String, Model>, &Overlays, &Settings, u64) {
+        (&self.services, &self.overlays, &self.settings, self.revision)
     }
 
-    pub(crate) const fn restore_parts(&mut self) -> (&mut Overlays, &mut SavedStream) {
-        (&mut self.overlays, &mut self.stream)
+    pub(crate) const fn restore_parts(&mut self) -> (&mut Overlays, &mut SavedStream, &mut u64) {
+        (&mut self.overlays, &mut self.stream, &mut self.revision)
     }
 
     /// One value from disk, as if its source had just said it.
-    pub(crate) fn restore_endpoint(&mut self, origin: Origin, name: &str, id: &str, value: &str) {
+    pub(crate) fn restore_endpoint(
+        &mut self,
+        origin: Origin,
+        (name, id): (&str, &str),
+        value: &str,
+        created: u64,
+        now: Moment,
+    ) {
         let mut work = Work::default();
+        let told = Told { value: value.as_bytes(), created, ..Told::default() };
         // What is not good under today's configuration is not served from yesterday's disk.
-        let _ = self.put_endpoint(origin, name, id, value.as_bytes(), 0, &mut work);
+        let _ = self.put_endpoint(origin, (name, id), told, now, &mut work);
+    }
+
+    /// An endpoint that was held before a restart is held again.
+    pub(crate) fn restore_departure(&mut self, name: &str, id: &str, value: &str, now: Moment) {
+        let read = crate::entry::parse(name, id, value.as_bytes(), &self.settings.addresses);
+        let Ok(endpoint) = read else { return };
+        let model = self.services.entry(name.to_owned()).or_default();
+        let before = model.count();
+        model.restore_departure(endpoint, value.as_bytes(), now);
+        self.total = self.total.saturating_sub(before).saturating_add(model.count());
+    }
+
+    /// When an endpoint of the service last went untested, `ago` before now.
+    pub(crate) fn restore_untested(&mut self, name: &str, ago: Duration, now: Moment) {
+        let window = self.settings.protection.window;
+        if let Some(model) = self.services.get_mut(name).filter(|_| ago < window) {
+            model.remember_untested(now.mono.saturating_sub(ago));
+        }
+    }
+
+    /// Who was about to go is so again.
+    pub(crate) fn settle_restored(&mut self, names: &[String], now: Moment) {
+        let mut work = Work { touched: names.iter().cloned().collect(), ..Work::default() };
+        self.settle(now, &mut work);
     }
 
     pub(crate) fn restore_policy(&mut self, origin: Origin, name: &str, value: &str) {
@@ -391,7 +515,10 @@ impl State {
 #[derive(Debug, Default)]
 struct Work {
     changes: Changes,
+    /// Services whose table may be another.
     dirty: BTreeSet<String>,
+    /// Services of which somebody may have to be held, or let go.
+    touched: BTreeSet<String>,
 }
 
 impl Work {
@@ -410,15 +537,6 @@ impl Work {
             text,
             alarm,
         });
-    }
-
-    fn took_effect(&mut self, service: &str, went: usize) {
-        if went > 0 {
-            self.changes.meta = true;
-            self.dirty.insert(service.to_owned());
-            let text = format!("{went} held removals took effect");
-            self.notice("removal", service, None, text, false);
-        }
     }
 
     fn push(&mut self, notice: Notice) {

@@ -1,5 +1,6 @@
 //! The state as a whole: what is told, held, overlaid and published.
 
+mod names;
 mod order;
 mod removal;
 
@@ -297,7 +298,7 @@ fn who_registers_anew_after_a_restore_is_taken_at_whatever_revision() {
     let mut state = State::new(settings());
     tell(&mut state, listing("orders", 3, 100), at(0));
     tell(&mut state, Update::Listing(Listing { revision: 20, items: Vec::new() }), at(1));
-    assert_eq!(state.snapshot().held.len(), 2);
+    assert_eq!(ids(&state, "orders").len(), 3);
     tell(&mut state, Update::Changes(vec![put("orders", "e00002", 21)]), at(2));
     tell(&mut state, Update::Release { service: "orders".into() }, at(3));
     assert_eq!(ids(&state, "orders"), ["e00002"]);
@@ -383,7 +384,7 @@ fn bounds_refuse_the_one_too_many_and_keep_the_rest() {
     let big = format!(r#","tags":["{}"]"#, "t".repeat(4000));
     let items = (0..2500).map(|n| Item {
         key: format!("/services/big/e{n}").into_bytes(),
-        value: value("big", &format!("e{n}"), 80, &big),
+        value: value("big", &format!("e{n}"), 1 + n, &big),
         revision: 2,
         ..Item::default()
     });
@@ -397,7 +398,12 @@ fn bounds_refuse_the_one_too_many_and_keep_the_rest() {
     let items = (0..=MAX_TOTAL).map(|n| {
         let (service, id) = (format!("s{}", n % 20), format!("e{n:06}"));
         let key = format!("/services/{service}/{id}").into_bytes();
-        Item { key, value: value(&service, &id, 80, ""), revision: 2, ..Item::default() }
+        Item {
+            key,
+            value: value(&service, &id, 1 + (n / 20) as u16, ""),
+            revision: 2,
+            ..Item::default()
+        }
     });
     let update = Update::Listing(Listing { revision: 2, items: items.collect() });
     let mut state = State::new(settings());
@@ -448,8 +454,8 @@ fn what_was_saved_is_served_stale_until_the_registry_speaks_and_meets_its_emptin
 
     tell(&mut next, listing("orders", 0, 1), at(30));
     assert!(!next.snapshot().stale);
-    assert_eq!(ids(&next, "orders").len(), 9);
-    assert_eq!(next.snapshot().held.len(), 9);
+    assert_eq!(ids(&next, "orders").len(), 10);
+    assert_eq!(next.snapshot().held.len(), 10);
     tell(&mut next, Update::Tick, at(20 + 590));
     assert_eq!(health(&next), Health::Healthy, "the drain ends when it would have");
 }

@@ -1,11 +1,13 @@
 //! What goes into the state and what comes out beside the snapshot.
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use pintle_contract::{AddressPolicy, Now};
 use serde_json::Value;
 
 use crate::event::Event;
+use crate::service::Tried;
 
 /// Checks a policy (a merge patch) against its schema; the error says what is wrong, in words.
 pub type PolicyCheck = fn(&Value) -> Result<(), String>;
@@ -40,22 +42,14 @@ pub fn now_of(wall: SystemTime) -> Now {
 pub struct Protection {
     /// Only the operator's configuration turns it off.
     pub enabled: bool,
-    /// Percent of a service's endpoints that may go within `window`; at least one always may.
-    pub percent: u8,
-    /// The window.
+    /// One removal of a service may go untested in this time, and for so long a newcomer may take the
+    /// place of another.
     pub window: Duration,
-    /// A service's last endpoint goes no sooner than this after its removal.
-    pub grace: Duration,
 }
 
 impl Default for Protection {
     fn default() -> Self {
-        Self {
-            enabled: true,
-            percent: 15,
-            window: Duration::from_secs(60),
-            grace: Duration::from_secs(600),
-        }
+        Self { enabled: true, window: Duration::from_secs(60) }
     }
 }
 
@@ -197,6 +191,10 @@ pub enum Update {
         /// In words.
         detail: String,
     },
+    /// What came of trials that [`State::take_trials`](crate::State::take_trials) asked for.
+    Trials(Vec<(Trial, Tried)>),
+    /// Leases of [`Changes::leases`] that live.
+    LeasesLive(Vec<u64>),
     /// A person confirms the removals held of a service.
     Release {
         /// The service.
@@ -204,6 +202,15 @@ pub enum Update {
     },
     /// Time has passed.
     Tick,
+}
+
+/// An endpoint to connect to, and to let go of at once: is anybody there?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trial {
+    /// The service.
+    pub service: String,
+    /// Where.
+    pub address: SocketAddr,
 }
 
 /// What became of an event.
@@ -255,4 +262,7 @@ pub struct Changes {
     pub refused: Vec<(&'static str, &'static str)>,
     /// For [`Update::Release`]: how many endpoints went.
     pub released: usize,
+    /// Leases of keys that are gone: those that live tell that somebody deleted the keys. Whoever can
+    /// ask tells by [`Update::LeasesLive`].
+    pub leases: Vec<u64>,
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pintle_tests::{Etcd, NetworkFault as Fault, Proxy};
 
 use crate::put_many;
-use crate::support::{Agent, key, secs, value, with_etcd};
+use crate::support::{Agent, key, secs, value, value_at, with_etcd};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_restored_to_a_lower_revision_is_listed_again_and_met_with_protection() {
@@ -51,20 +51,23 @@ async fn a_connection_that_swallows_everything_is_noticed_within_ten_seconds() {
     println!("fresh after {fresh:?}");
 }
 
-/// As many as would be held, were they gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_that_start_again_where_they_were_under_other_ids_are_not_held() {
     let etcd = Etcd::start().await.unwrap();
     for n in 0..6 {
         let id = format!("old-{n}");
-        etcd.put(&key("orders", &id), &value("orders", &id, 8000 + n)).await.unwrap();
+        etcd.put(&key("orders", &id), &value_at("orders", &id, "10.0.0.1", 8000 + n))
+            .await
+            .unwrap();
     }
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
     agent.until(secs(5), "listed", |a| a.ids("orders").len() == 6).await;
     for n in 0..6 {
         let (old, new) = (format!("old-{n}"), format!("new-{n}"));
         let put = async || {
-            etcd.put(&key("orders", &new), &value("orders", &new, 8000 + n)).await.unwrap();
+            etcd.put(&key("orders", &new), &value_at("orders", &new, "10.0.0.1", 8000 + n))
+                .await
+                .unwrap();
         };
         // A process that is killed and started again may come before its lease ends, or after.
         if n % 2 == 0 {
@@ -79,29 +82,62 @@ async fn instances_that_start_again_where_they_were_under_other_ids_are_not_held
         a.ids("orders").len() == 6 && a.ids("orders").iter().all(|id| id.starts_with("new"))
     };
     agent.until(secs(5), "the new ones alone", all_new).await;
-    // What is held would be for a minute.
     agent.until(secs(5), "none held", |a| a.snapshot().held.is_empty()).await;
+}
+
+/// Endpoints that accept connections, and their keys under one lease.
+async fn alive(etcd: &Etcd, count: usize, lease: &str) -> Vec<std::net::TcpListener> {
+    let mut listeners = Vec::new();
+    for n in 0..count {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (id, port) = (format!("i{n:02}"), listener.local_addr().unwrap().port());
+        let value = value_at("orders", &id, "127.0.0.1", port);
+        etcd.put_leased(&key("orders", &id), &value, lease).await.unwrap();
+        listeners.push(listener);
+    }
+    listeners
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_that_expire_together_are_held_with_an_alarm_and_released_by_a_person() {
     let etcd = Etcd::start().await.unwrap();
     let lease = etcd.grant(4).await.unwrap();
-    for n in 0..20 {
-        let id = format!("i{n:02}");
-        etcd.put_leased(&key("orders", &id), &value("orders", &id, 1 + n), &lease).await.unwrap();
-    }
+    let mut alive = alive(&etcd, 20, &lease).await;
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
     let mut activities = agent.running.activities.subscribe();
     agent.until(secs(5), "listed", |a| a.ids("orders").len() == 20).await;
-    agent.until(secs(10), "held", |a| a.snapshot().held.len() == 17).await;
-    assert_eq!(agent.ids("orders").len(), 17, "15 % of 20 went");
+    agent.until(secs(10), "held", |a| a.snapshot().held.len() == 20).await;
     let alarm = async { while activities.recv().await.unwrap().kind != "removal" {} };
     tokio::time::timeout(secs(5), alarm).await.unwrap();
-    assert_eq!(agent.sources().removals_held, 17);
+    assert_eq!(agent.ids("orders").len(), 20, "they answer");
+    agent.until(secs(5), "counted", |a| a.sources().removals_held == 20).await;
+    // Nobody listens there any more.
+    alive.truncate(17);
+    agent.until(secs(10), "the dead ones are gone", |a| a.ids("orders").len() == 17).await;
     assert_eq!(agent.running.updates.release("orders").await.unwrap(), 17);
     agent.until(secs(5), "released", |a| a.ids("orders").is_empty()).await;
     agent.until(secs(5), "none held", |a| a.snapshot().held.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_somebody_deleted_are_gone_at_once_but_the_last_that_answers() {
+    let etcd = Etcd::start().await.unwrap();
+    let lease = etcd.grant(60).await.unwrap();
+    let alive = alive(&etcd, 10, &lease).await;
+    let agent = Agent::start(with_etcd(vec![etcd.url()]));
+    agent.until(secs(5), "listed", |a| a.ids("orders").len() == 10).await;
+    agent.watching().await;
+    for n in 0..8 {
+        etcd.deregister("orders", &format!("i{n:02}")).await.unwrap();
+    }
+    let took = agent.until(secs(10), "two are left", |a| a.ids("orders").len() == 2).await;
+    println!("ten scaled down to two in {took:?} after the last deletion");
+    agent.until(secs(5), "none held", |a| a.snapshot().held.is_empty()).await;
+    etcd.delete_prefix("/services/").await.unwrap();
+    agent.until(secs(10), "held", |a| a.snapshot().held.len() == 1).await;
+    assert_eq!(agent.ids("orders").len(), 1, "it answers");
+    drop(alive);
+    agent.until(secs(10), "gone", |a| a.ids("orders").is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

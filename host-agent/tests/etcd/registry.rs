@@ -6,7 +6,7 @@ use etcd_client::Client;
 use pintle_tests::{Etcd, NetworkFault as Fault, Proxy};
 
 use crate::put_many;
-use crate::support::{Agent, key, secs, value, with_etcd};
+use crate::support::{Agent, key, secs, value, value_at, with_etcd};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_and_policies_come_change_and_go() {
@@ -59,7 +59,7 @@ async fn a_heartbeat_rewritten_publishes_nothing_and_broken_values_cost_only_the
         ("1", "{".to_owned()),
         ("2", value("orders", "other", 1)),
         ("3", value("orders", "3", 0)),
-        ("4", value("orders", "4", 1).replace("10.0.0.1", "169.254.169.254")),
+        ("4", value_at("orders", "4", "169.254.169.254", 1)),
         ("5", "x".repeat(100_000)),
     ] {
         etcd.put(&key("orders", id), &text).await.unwrap();

@@ -108,9 +108,18 @@ pub(crate) fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
+/// At an address that no other id has.
 pub(crate) fn value(service: &str, id: &str, port: u16) -> String {
+    let [.., a, b, c] = id
+        .bytes()
+        .fold(7_u32, |sum: u32, b| sum.wrapping_mul(31).wrapping_add(b.into()))
+        .to_be_bytes();
+    value_at(service, id, &format!("10.{a}.{b}.{c}"), port)
+}
+
+pub(crate) fn value_at(service: &str, id: &str, address: &str, port: u16) -> String {
     json!({
-        "id": id, "name": service, "address": "10.0.0.1", "port": port,
+        "id": id, "name": service, "address": address, "port": port,
         "metadata": null, "health": "healthy", "tags": null,
         "registered_at": "2026-01-01T00:00:00Z", "last_heartbeat": "2026-01-01T00:00:00Z",
     })

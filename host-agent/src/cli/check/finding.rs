@@ -61,6 +61,7 @@ codes! {
     EntriesAllRefused = "entries-all-refused",
     PolicyRefused = "policy-refused",
     RemovalsHeld = "removals-held",
+    IdsSeveral = "ids-several",
     BreakersOpen = "breakers-open",
     ServicePanics = "service-panics",
     ServiceWithoutEndpoint = "service-without-endpoint",

@@ -1,4 +1,5 @@
-//! What the agent did not believe: refused entries and policies, removals that it holds back.
+//! What the agent did not take as it stands: refused entries and policies, removals that it holds back,
+//! ids that share an address.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,26 @@ use crate::serve::admin::view::RejectedRowJson;
 pub(super) fn look(agent: &Agent) -> Vec<Finding> {
     let mut findings = refused(agent);
     findings.extend(held(agent));
+    findings.extend(several_ids(agent));
     findings
+}
+
+/// Each is one endpoint, and most often its older keys are forgotten ones.
+fn several_ids(agent: &Agent) -> Option<Finding> {
+    let endpoints = agent.services.iter().flat_map(|service| {
+        service.endpoints.iter().map(move |endpoint| (&service.service, endpoint))
+    });
+    let several: Vec<_> = endpoints.filter(|(_, endpoint)| !endpoint.also.is_empty()).collect();
+    let (service, first) = several.first()?;
+    let detail = format!(
+        "{} under several ids, such as {} of {service}: {}, {}",
+        plural(several.len(), "address").replace("addresss", "addresses"),
+        first.address,
+        first.id,
+        first.also.join(", ")
+    );
+    let todo = "each is one endpoint; delete the keys that nobody keeps alive";
+    Some(Finding::warn(Code::IdsSeveral, "registry", detail, todo))
 }
 
 fn refused(agent: &Agent) -> Vec<Finding> {

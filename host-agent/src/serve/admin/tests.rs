@@ -67,7 +67,12 @@ fn sample(stale: bool) -> Snapshot {
             endpoints,
             policy: r#"{"select":{"strategy":"p2c"}}"#.to_owned(),
         };
-        let service = Service { table, frame: Vec::new(), seen_at: SystemTime::now() };
+        let service = Service {
+            table,
+            frame: Vec::new(),
+            names: BTreeMap::new(),
+            seen_at: SystemTime::now(),
+        };
         (name.to_owned(), Arc::new(service))
     };
     let ago = |seconds| SystemTime::now() - Duration::from_secs(seconds);

@@ -34,6 +34,7 @@ fn service(name: &str, sequence: u64, endpoints: Vec<Endpoint>) -> Arc<Service> 
             policy: String::new(),
         },
         frame: Vec::new(),
+        names: BTreeMap::new(),
         seen_at: SystemTime::UNIX_EPOCH,
     })
 }

@@ -40,6 +40,7 @@ fn service(name: &str, at: u64) -> Arc<Service> {
     Arc::new(Service {
         frame: Down::Table(table.clone()).encode(),
         table,
+        names: BTreeMap::new(),
         seen_at: SystemTime::now(),
     })
 }
@@ -422,6 +423,7 @@ async fn a_slow_reader_gets_the_newest_state_and_no_backlog() {
             let service = Service {
                 frame: Down::Table(table.clone()).encode(),
                 table,
+                names: BTreeMap::new(),
                 seen_at: SystemTime::now(),
             };
             (name.clone(), Arc::new(service))

@@ -83,24 +83,18 @@ impl State {
 
     pub(super) fn list_held(&self, now: Moment) -> Vec<Held> {
         let mut list = Vec::new();
-        for name in &self.lines {
+        for name in &self.holding {
             let Some(model) = self.services.get(name) else {
                 continue;
             };
             let room = MAX_LISTED.saturating_mul(10).saturating_sub(list.len());
-            for (endpoint, since, last, left) in model.line(now, &self.settings.protection, room) {
-                list.push(Held {
-                    service: name.clone(),
-                    endpoint,
-                    since,
-                    reason: if last {
-                        "the last endpoint of the service".to_owned()
-                    } else {
-                        "too many removals at once".to_owned()
-                    },
-                    until: Some(now.wall_after(left)),
-                });
-            }
+            list.extend(model.held_back(room).into_iter().map(|held| Held {
+                service: name.clone(),
+                endpoint: held.endpoint,
+                since: held.since,
+                reason: held.reason.to_owned(),
+                until: held.until.map(|at| now.wall_after(at.saturating_sub(now.mono))),
+            }));
         }
         list
     }

@@ -6,8 +6,17 @@ use pintle_contract::MAX_ENDPOINTS;
 
 use super::{FRAME_ROOM, MAX_TOTAL, Model, State, Work, show};
 use crate::entry::{self, Reject};
-use crate::service::{Entry, Origin, Policy, Removal};
+use crate::service::{Context, Origin, Policy, Registration};
 use crate::update::{Change, FileService, Item, Listing, Moment, Settings};
+
+/// What a source tells of one endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Told<'a> {
+    pub(super) value: &'a [u8],
+    pub(super) revision: u64,
+    pub(super) created: u64,
+    pub(super) lease: u64,
+}
 
 /// What a registry's key stands for.
 enum Named {
@@ -36,7 +45,9 @@ impl State {
         // What was refused before and is not there any more is forgotten at the end.
         let refused_before: Vec<_> = self.rejected.keys().cloned().collect();
         let mut keys = BTreeSet::new();
+        let lost_its_past = self.has_lost_its_past(&listing);
         self.listed = listing.revision;
+        self.revision = listing.revision;
         self.deleted.clear();
         let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let mut policies = BTreeSet::new();
@@ -62,16 +73,30 @@ impl State {
         let mut missing = Vec::new();
         for (name, model) in &mut self.services {
             let there = named.get(name);
-            for (id, entry) in &mut model.registry {
+            for (id, entry) in model.registrations.of_mut(Origin::Registry) {
                 // After a restore, what is kept from before it must not outrank what comes next.
                 entry.revision = entry.revision.min(self.listed);
                 if !there.is_some_and(|ids| ids.contains(id)) {
                     missing.push((name.clone(), id.clone()));
                 }
             }
-            if model.registry_policy.is_some() && !policies.contains(name) {
-                model.registry_policy = None;
-                work.dirty.insert(name.clone());
+            if policies.contains(name) {
+                continue;
+            }
+            match &mut model.registry_policy {
+                None => {}
+                Some(policy) if policy.missing.is_some() => {}
+                Some(policy) if lost_its_past && self.settings.protection.enabled => {
+                    policy.missing = Some(now.wall);
+                    work.touched.insert(name.clone());
+                    let text = "the policy is missing in a registry that lost its past; it is held";
+                    work.notice("removal", name, None, text.into(), true);
+                    work.changes.held = work.changes.held.saturating_add(1);
+                }
+                gone => {
+                    *gone = None;
+                    work.dirty.insert(name.clone());
+                }
             }
         }
         for (name, id) in missing {
@@ -86,11 +111,39 @@ impl State {
         self.confirm_source(self.settings.registry, now, work);
     }
 
+    /// Whether the registry has come back without what it had: nobody deletes policies by that.
+    fn has_lost_its_past(&self, listing: &Listing) -> bool {
+        if listing.revision < self.revision {
+            return true;
+        }
+        let there: BTreeMap<&[u8], u64> =
+            listing.items.iter().map(|item| (item.key.as_slice(), item.revision)).collect();
+        let (mut known, mut still) = (0usize, 0usize);
+        for (name, model) in &self.services {
+            for (id, entry) in model.registrations.of(Origin::Registry) {
+                let key = format!("{}{name}/{id}", self.settings.services);
+                known = known.saturating_add(1);
+                match there.get(key.as_bytes()) {
+                    Some(revision) if *revision < entry.revision => return true,
+                    Some(_) => still = still.saturating_add(1),
+                    None => {}
+                }
+            }
+            if model.registry_policy.is_some() {
+                let key = format!("{}{name}", self.settings.policies);
+                known = known.saturating_add(1);
+                still = still.saturating_add(usize::from(there.contains_key(key.as_bytes())));
+            }
+        }
+        still < known / 2
+    }
+
     pub(super) fn take_changes(&mut self, changes: Vec<Change>, now: Moment, work: &mut Work) {
         for change in changes {
             if change.revision <= self.listed {
                 continue;
             }
+            self.revision = self.revision.max(change.revision);
             let known = self.deleted.get(&change.key).is_some_and(|at| *at > change.revision);
             if known {
                 continue;
@@ -114,7 +167,7 @@ impl State {
                 let newer = self
                     .services
                     .get(&name)
-                    .and_then(|model| model.registry.get(&id))
+                    .and_then(|model| model.registrations.of(Origin::Registry).get(&id))
                     .is_some_and(|entry| entry.revision > revision);
                 if newer {
                     return;
@@ -124,6 +177,7 @@ impl State {
             Some(Named::Policy(Ok(name))) => {
                 let model = self.services.get_mut(&name);
                 if model.is_some_and(|model| model.registry_policy.take().is_some()) {
+                    work.touched.insert(name.clone());
                     work.dirty.insert(name);
                 }
             }
@@ -135,15 +189,16 @@ impl State {
     }
 
     fn put_item(&mut self, item: Item, now: Moment, work: &mut Work) {
-        let Item { key, value, revision, .. } = &item;
+        let Item { key, value, revision, created, lease } = &item;
         let (source, put) = match Named::by(&self.settings, key) {
             Some(Named::Policy(name)) => {
                 let put = |name: String| self.put_policy(Origin::Registry, &name, value, work);
                 ("policy", name.and_then(put))
             }
             Some(Named::Endpoint(names)) => {
+                let told = Told { value, revision: *revision, created: *created, lease: *lease };
                 let put = |(name, id): (String, String)| {
-                    self.put_endpoint(Origin::Registry, &name, &id, value, *revision, work)
+                    self.put_endpoint(Origin::Registry, (&name, &id), told, now, work)
                 };
                 ("registry", names.and_then(put))
             }
@@ -170,9 +225,9 @@ impl State {
                 }
             }
             for (id, value) in &service.endpoints {
-                if let Err(reject) =
-                    self.put_endpoint(Origin::File, &service.name, id, value, 0, work)
-                {
+                let told = Told { value, ..Told::default() };
+                let names = (service.name.as_str(), id.as_str());
+                if let Err(reject) = self.put_endpoint(Origin::File, names, told, now, work) {
                     let key = format!("{}/{id}", service.name);
                     refused.insert(show(key.as_bytes()));
                     self.reject("file", key.as_bytes(), &reject, now, work);
@@ -182,7 +237,7 @@ impl State {
         let mut missing = Vec::new();
         for (name, model) in &mut self.services {
             let there = named.get(name);
-            for id in model.file.keys() {
+            for id in model.registrations.of(Origin::File).keys() {
                 if !there.is_some_and(|ids| ids.contains(id)) {
                     missing.push((name.clone(), id.clone()));
                 }
@@ -213,59 +268,57 @@ impl State {
     pub(super) fn put_endpoint(
         &mut self,
         origin: Origin,
-        name: &str,
-        id: &str,
-        value: &[u8],
-        revision: u64,
+        (name, id): (&str, &str),
+        told: Told<'_>,
+        now: Moment,
         work: &mut Work,
     ) -> Result<(), Reject> {
         if !pintle_contract::is_name(name) || !pintle_contract::is_name(id) {
             return Err(Reject::Key);
         }
-        let old = self.services.get(name).and_then(|model| model.entries(origin).get(id));
+        let Told { value, revision, created, lease } = told;
+        let model = self.services.get(name);
+        let old = model.and_then(|model| model.registrations.of(origin).get(id));
         if let Some(old) = old {
             if old.revision > revision && revision > self.listed {
                 return Ok(());
             }
-            if old.gone.is_none() && *old.raw == *value && old.revision <= revision {
+            let same = *old.raw == *value && (old.created, old.lease) == (created, lease);
+            if same && old.revision <= revision {
                 return Ok(());
             }
         }
         let replaces = old.map(|old| old.size);
         let endpoint = entry::parse(name, id, value, &self.settings.addresses)?;
         let size = entry::encoded_size(&endpoint);
-        let model = self.services.get(name);
-        let after = model
-            .map_or(0, |model| model.size)
-            .saturating_sub(replaces.unwrap_or(0))
-            .saturating_add(size);
+        let after =
+            model.map_or(0, Model::size).saturating_sub(replaces.unwrap_or(0)).saturating_add(size);
         if after > FRAME_ROOM {
             return Err(Reject::FrameTooLarge);
         }
-        if replaces.is_none() {
-            let here = model.map_or(0, Model::present);
-            if here >= MAX_ENDPOINTS || self.total >= MAX_TOTAL {
-                return Err(Reject::TooMany);
-            }
-            self.total = self.total.saturating_add(1);
+        let before = model.map_or(0, Model::count);
+        if replaces.is_none() && (before >= MAX_ENDPOINTS || self.total >= MAX_TOTAL) {
+            return Err(Reject::TooMany);
         }
-        let address = endpoint.socket_addr();
-        let entry = Entry { endpoint, raw: value.into(), revision, size, gone: None };
+        let registration =
+            Registration { endpoint, raw: value.into(), revision, created, lease, size };
+        let about = Context {
+            now,
+            rules: &self.settings.protection,
+            live: !self.stale,
+            answered: self.answered,
+        };
         let model = self.services.entry(name.to_owned()).or_default();
-        if model.put(origin, entry) {
+        if model.put(origin, registration, about) {
             work.dirty.insert(name.to_owned());
             if replaces.is_none() && !self.stale {
                 work.notice("registry", name, Some(id), "registered".into(), false);
             }
         }
-        let went = model.succeed(address);
-        if went > 0 {
-            self.total = self.total.saturating_sub(went);
-            work.changes.meta = true;
-            work.dirty.insert(name.to_owned());
-            let text = "its held removal took effect: registered under another id".into();
-            work.notice("removal", name, Some(id), text, false);
+        if model.holds() || self.holding.contains(name) {
+            work.touched.insert(name.to_owned());
         }
+        self.total = self.total.saturating_sub(before).saturating_add(model.count());
         Ok(())
     }
 
@@ -285,7 +338,11 @@ impl State {
         let policy = Policy {
             value: entry::parse_policy(value, self.settings.check_policy)?,
             raw: value.into(),
+            missing: None,
         };
+        if self.holding.contains(name) {
+            work.touched.insert(name.to_owned());
+        }
         let model = self.services.entry(name.to_owned()).or_default();
         let place = match origin {
             Origin::Registry => &mut model.registry_policy,
@@ -309,23 +366,17 @@ impl State {
         let Some(model) = self.services.get_mut(name) else {
             return;
         };
-        let (removal, others) = model.remove(origin, id, now, &self.settings.protection);
-        self.total = self.total.saturating_sub(others);
-        work.took_effect(name, others);
-        match removal {
-            Removal::Nothing => {}
-            Removal::Done => {
-                self.total = self.total.saturating_sub(1);
-                work.dirty.insert(name.to_owned());
-                work.notice("registry", name, Some(id), "removed".into(), false);
+        let before = model.count();
+        let about =
+            Context { now, rules: &self.settings.protection, live: true, answered: self.answered };
+        if let Some(lease) = model.remove(origin, id, about) {
+            work.dirty.insert(name.to_owned());
+            work.touched.insert(name.to_owned());
+            if lease > 0 && work.changes.leases.last() != Some(&lease) {
+                work.changes.leases.push(lease);
             }
-            Removal::Held => {
-                let first = self.lines.insert(name.to_owned());
-                work.changes.meta = true;
-                work.changes.held = work.changes.held.saturating_add(1);
-                let text = "removal held: too many at once, or the last one".into();
-                work.notice("removal", name, Some(id), text, first);
-            }
+            work.notice("registry", name, Some(id), "its key is gone".into(), false);
         }
+        self.total = self.total.saturating_sub(before).saturating_add(model.count());
     }
 }

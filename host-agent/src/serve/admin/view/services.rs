@@ -117,7 +117,9 @@ impl ServiceJson {
                     .iter()
                     .map(|endpoint| {
                         let seen = view.endpoints.get(&endpoint.id).unwrap_or(&none);
-                        EndpointJson::of(endpoint, seen, view.rate)
+                        let also = service.names.get(&endpoint.id).cloned();
+                        let also = also.unwrap_or_default();
+                        EndpointJson { also, ..EndpointJson::of(endpoint, seen, view.rate) }
                     })
                     .collect()
             } else {
@@ -158,8 +160,11 @@ impl MinuteJson {
 /// One endpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EndpointJson {
-    /// The registry's id.
+    /// The newest id.
     pub id: String,
+    /// The other ids of the address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// `ip:port`.
     pub address: String,
     /// 0 to 1,000,000.
@@ -202,6 +207,7 @@ impl EndpointJson {
     fn of(endpoint: &Endpoint, view: &EndpointView, rate: f64) -> Self {
         Self {
             id: endpoint.id.clone(),
+            also: Vec::new(),
             address: endpoint.socket_addr().to_string(),
             weight: endpoint.weight,
             health: health(endpoint.health).to_owned(),

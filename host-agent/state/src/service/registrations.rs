@@ -1,0 +1,171 @@
+//! The keys of a service, and which of them name the same endpoint.
+//!
+//! An endpoint is an address; the id of a key is a name for it. Where several name one address, the
+//! newest says what the endpoint is: the registry's before the file's, then the key that was created
+//! last. An id that both sources know is the registry's alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use pintle_contract::Endpoint;
+
+/// Who tells of an endpoint; the greater one's word counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Origin {
+    File,
+    Registry,
+}
+
+/// One key, read.
+#[derive(Clone, Debug)]
+pub(crate) struct Registration {
+    pub(crate) endpoint: Endpoint,
+    /// The value as its source has it.
+    pub(crate) raw: Box<[u8]>,
+    /// The revision that wrote it.
+    pub(crate) revision: u64,
+    /// The revision that created the key; zero when it is not known.
+    pub(crate) created: u64,
+    /// The lease that it goes with; zero when there is none.
+    pub(crate) lease: u64,
+    /// Bytes that the endpoint takes in a frame, at most.
+    pub(crate) size: usize,
+}
+
+/// What a change of one key did.
+#[derive(Debug, Default)]
+pub(crate) struct Replaced {
+    /// What stood under the key.
+    pub(crate) old: Option<Registration>,
+    /// The last registration of an address that no key names any more.
+    pub(crate) nameless: Option<Registration>,
+}
+
+/// Which source, when the key was created, and the id.
+type Name = (Origin, u64, String);
+
+#[derive(Debug, Default)]
+pub(crate) struct Registrations {
+    registry: BTreeMap<String, Registration>,
+    file: BTreeMap<String, Registration>,
+    /// The keys in force by address, the newest last; none of the sets is empty.
+    names: BTreeMap<SocketAddr, BTreeSet<Name>>,
+    size: usize,
+}
+
+impl Registrations {
+    pub(crate) fn of(&self, origin: Origin) -> &BTreeMap<String, Registration> {
+        match origin {
+            Origin::Registry => &self.registry,
+            Origin::File => &self.file,
+        }
+    }
+
+    pub(crate) fn of_mut(&mut self, origin: Origin) -> &mut BTreeMap<String, Registration> {
+        match origin {
+            Origin::Registry => &mut self.registry,
+            Origin::File => &mut self.file,
+        }
+    }
+
+    /// Keys of both sources.
+    pub(crate) fn len(&self) -> usize {
+        self.registry.len().saturating_add(self.file.len())
+    }
+
+    /// Bytes that they take in a frame, at most.
+    pub(crate) const fn size(&self) -> usize {
+        self.size
+    }
+
+    /// How many endpoints they make.
+    pub(crate) fn endpoints(&self) -> usize {
+        self.names.len()
+    }
+
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.names.keys().copied()
+    }
+
+    pub(crate) fn has(&self, address: SocketAddr) -> bool {
+        self.names.contains_key(&address)
+    }
+
+    /// The address that an id names.
+    pub(crate) fn address_of(&self, id: &str) -> Option<SocketAddr> {
+        let registration = self.registry.get(id).or_else(|| self.file.get(id))?;
+        Some(registration.endpoint.socket_addr())
+    }
+
+    /// What the newest of an address's names says of it.
+    pub(crate) fn newest(&self, address: SocketAddr) -> Option<&Registration> {
+        let (origin, _, id) = self.names.get(&address)?.last()?;
+        self.of(*origin).get(id)
+    }
+
+    /// The ids of an address.
+    pub(crate) fn ids(&self, address: SocketAddr) -> impl Iterator<Item = &str> {
+        self.names.get(&address).into_iter().flatten().map(|(_, _, id)| id.as_str())
+    }
+
+    /// Puts a key in.
+    pub(crate) fn put(&mut self, origin: Origin, registration: Registration) -> Replaced {
+        let id = registration.endpoint.id.clone();
+        let address = registration.endpoint.socket_addr();
+        let covered = origin == Origin::File && self.registry.contains_key(&id);
+        let name = (origin, registration.created, id.clone());
+        let before = if covered { None } else { self.in_force(&id) };
+        if let Some((at, name)) = &before {
+            self.forget_name(*at, name);
+        }
+        self.size = self.size.saturating_add(registration.size);
+        let old = self.of_mut(origin).insert(id.clone(), registration);
+        self.size = self.size.saturating_sub(old.as_ref().map_or(0, |old| old.size));
+        if covered {
+            return Replaced { old, nameless: None };
+        }
+        self.names.entry(address).or_default().insert(name);
+        let nameless = before.filter(|(at, _)| !self.has(*at)).and_then(|(_, (before, ..))| {
+            let covered = || self.of(before).get(&id).cloned();
+            if before == origin { old.clone() } else { covered() }
+        });
+        Replaced { old, nameless }
+    }
+
+    /// Takes a key out.
+    pub(crate) fn remove(&mut self, origin: Origin, id: &str) -> Replaced {
+        let covered = origin == Origin::File && self.registry.contains_key(id);
+        let Some(old) = self.of_mut(origin).remove(id) else {
+            return Replaced::default();
+        };
+        self.size = self.size.saturating_sub(old.size);
+        if covered {
+            return Replaced { old: Some(old), nameless: None };
+        }
+        let address = old.endpoint.socket_addr();
+        self.forget_name(address, &(origin, old.created, id.to_owned()));
+        if let Some((at, name)) = self.in_force(id) {
+            self.names.entry(at).or_default().insert(name);
+        }
+        let nameless = (!self.has(address)).then(|| old.clone());
+        Replaced { old: Some(old), nameless }
+    }
+
+    fn in_force(&self, id: &str) -> Option<(SocketAddr, Name)> {
+        let of = |origin| {
+            let registration = self.of(origin).get(id)?;
+            let name = (origin, registration.created, id.to_owned());
+            Some((registration.endpoint.socket_addr(), name))
+        };
+        of(Origin::Registry).or_else(|| of(Origin::File))
+    }
+
+    fn forget_name(&mut self, address: SocketAddr, name: &Name) {
+        if let Some(names) = self.names.get_mut(&address) {
+            names.remove(name);
+            if names.is_empty() {
+                self.names.remove(&address);
+            }
+        }
+    }
+}
