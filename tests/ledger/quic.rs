@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use h3::client::SendRequest;
@@ -22,7 +21,7 @@ use serde_json::json;
 pub enum Until {
     /// It stays.
     End,
-    /// Resets the stream before the answer's head.
+    /// Resets the stream before the answer's head, once the upstream has seen the request.
     Head,
     /// Resets the stream with the head in hand.
     Body,
@@ -100,15 +99,21 @@ impl Quic {
 }
 
 impl Connection {
-    /// `GET /act` of a service; the status, where a head was waited for.
-    pub async fn get(&mut self, service: &str, act: &str, until: Until) -> Option<u16> {
+    /// `GET /act` of a service; the status, where a head was waited for. `seen` ends when the upstream has
+    /// seen the request.
+    pub async fn get(
+        &mut self,
+        service: &str,
+        act: &str,
+        until: Until,
+        seen: impl Future<Output = ()>,
+    ) -> Option<u16> {
         let uri = format!("https://{service}/{act}");
         let request = Request::get(uri).body(()).expect("a request");
         let mut stream = self.sender.send_request(request).await.expect("a stream");
         stream.finish().await.expect("the request's end");
         if until == Until::Head {
-            // Long enough to be at the upstream, which takes longer.
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            seen.await;
             stream.stop_sending(Code::H3_REQUEST_CANCELLED);
             return None;
         }

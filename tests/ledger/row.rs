@@ -9,8 +9,8 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http_body_util::Full;
 use hyper::Request;
-use pintle_tests::EnvoyConfig;
 use pintle_tests::http::{self, Reply};
+use pintle_tests::{EnvoyConfig, assert_eventually};
 
 use crate::quic::Quic;
 use crate::upstream::{Entry, Said, Upstream};
@@ -155,6 +155,14 @@ impl Site {
     /// Says that a request goes out by other means than the methods here.
     pub fn sending(&self) {
         self.sent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until the upstreams have seen whatever was sent, one attempt a request: Envoy may have made
+    /// one that nobody has read, and whoever leaves now would leave that.
+    pub async fn arrived(&self) {
+        let logged = || self.upstreams.iter().map(|one| one.log().len() as u64).sum::<u64>();
+        let sent = self.sent();
+        assert_eventually!(crate::PATIENCE, logged() >= sent, "{}: {sent} at upstreams", self.name);
     }
 
     /// Requests that were none of the module's.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `ok`, `status/404` | answers with 200 or that status |
 //! | `slow/150/ok` | waits 150 ms, then acts as the rest says |
+//! | `held/ok` | waits for [`Upstream::release`], then acts as the rest says |
 //! | `hang` | never answers |
 //! | `reset` | closes the connection (HTTP/2: resets the stream) without an answer |
 //! | `half` | a head that promises 1024 bytes, half of them, the end of the connection |
@@ -34,6 +35,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use pintle_tests::Port;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -71,9 +73,11 @@ pub struct Upstream {
     serving: Option<tokio::task::JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     name: String,
+    /// Answers that need not be held.
+    released: Semaphore,
     always: Mutex<Option<String>>,
     log: Mutex<Vec<Entry>>,
 }
@@ -81,7 +85,12 @@ struct Shared {
 impl Upstream {
     pub async fn start(name: &str) -> Self {
         let port = Port::take().expect("a port");
-        let shared = Arc::new(Shared { name: name.into(), ..Shared::default() });
+        let shared = Arc::new(Shared {
+            name: name.into(),
+            released: Semaphore::new(0),
+            always: Mutex::default(),
+            log: Mutex::default(),
+        });
         let listener = TcpListener::bind(port.addr()).await.expect("listens");
         let serving = Some(tokio::spawn(accept(listener, shared.clone())));
         Self { port, shared, serving }
@@ -98,6 +107,11 @@ impl Upstream {
     /// Acts so from now on, whatever is asked.
     pub fn always(&self, act: &str) {
         *lock(&self.shared.always) = Some(act.into());
+    }
+
+    /// Lets one request go on that is held.
+    pub fn release(&self) {
+        self.shared.released.add_permits(1);
     }
 
     /// Every request so far.
@@ -143,6 +157,10 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<R
     let mut act = act.as_str();
     while let Some((millis, rest)) = act.strip_prefix("slow/").and_then(|a| a.split_once('/')) {
         tokio::time::sleep(Duration::from_millis(number(millis).into())).await;
+        act = rest;
+    }
+    if let Some(rest) = act.strip_prefix("held/") {
+        shared.released.acquire().await.map_err(io::Error::other)?.forget();
         act = rest;
     }
     if act == "grpc/deadline" {

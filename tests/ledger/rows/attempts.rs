@@ -1,5 +1,6 @@
 //! Several attempts for one request: retries of failures and of what is none, hedges.
 
+use pintle_tests::assert_eventually;
 use serde_json::json;
 
 use crate::config::{retry, route};
@@ -32,12 +33,17 @@ pub fn rows() -> Vec<Row> {
                 retry(&mut config, "retry-409", "retriable-4xx", 2, &json!(null));
                 config
             }),
-        // The first answers late and wins; the second, which the hedge went to, hangs.
+        // One answers late and wins, once the other, which hangs, has seen the request as well.
         Row::new("hedge", 8, |site| async move {
-            site.upstreams[0].always("slow/150/ok");
+            site.upstreams[0].always("held/ok");
             site.upstreams[1].always("hang");
-            for _ in 0..14 {
-                site.gets(1, "ok", 200).await;
+            for turn in 1..=14 {
+                let both = async {
+                    let seen = || site.upstreams.iter().all(|one| one.log().len() >= turn);
+                    assert_eventually!(crate::PATIENCE, seen(), "attempts of request {turn}");
+                    site.upstreams[0].release();
+                };
+                tokio::join!(site.gets(1, "ok", 200), both);
             }
         })
         .endpoints(2)

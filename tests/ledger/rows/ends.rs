@@ -1,7 +1,5 @@
 //! Ends that are nobody's answer: clients that leave, time-outs of the route, replies of Envoy's own.
 
-use std::time::Duration;
-
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -14,25 +12,25 @@ pub fn rows() -> Vec<Row> {
     vec![
         Row::new("gone-before-head", 0, |site| async move {
             for _ in 0..10 {
-                abort(&site, "hang", Duration::from_millis(100)).await;
+                abort(&site, "hang", Leaves::BeforeHead).await;
             }
         })
         .endpoints(2),
         Row::new("gone-in-body", 2, |site| async move {
             for _ in 0..10 {
-                abort(&site, "large", Duration::ZERO).await;
+                abort(&site, "large", Leaves::InBody).await;
             }
         })
         .endpoints(2),
         Row::new("gone-in-body-of-500", 2, |site| async move {
             for _ in 0..6 {
-                abort(&site, "stall/500", Duration::ZERO).await;
+                abort(&site, "stall/500", Leaves::InBody).await;
             }
         })
         .opens(&[0]),
         Row::new("half-a-body", 0, |site| async move {
             for _ in 0..6 {
-                abort(&site, "half", crate::PATIENCE).await;
+                abort(&site, "half", Leaves::AtEnd).await;
             }
         })
         .opens(&[0]),
@@ -44,15 +42,15 @@ pub fn rows() -> Vec<Row> {
         .configured(|config| unretried(config, "reset-before-head"))
         .opens(&[0]),
         Row::new("route-timeout", 0, |site| async move { site.gets(6, "hang", 504).await })
-            .configured(|config| limited(config, "route-timeout", "0.1s"))
+            .configured(|config| limited(config, "route-timeout", "0.5s"))
             .failed(|entry| entry.said == Said::Nothing)
             .opens(&[0]),
         Row::new("timeout-in-body", 2, |site| async move {
             for _ in 0..6 {
-                abort(&site, "sse/2000", crate::PATIENCE).await;
+                abort(&site, "sse/2000", Leaves::AtEnd).await;
             }
         })
-        .configured(|config| limited(config, "timeout-in-body", "0.2s")),
+        .configured(|config| limited(config, "timeout-in-body", "0.5s")),
         // No time-out of the route, and an idle stream whose request was whole.
         Row::new("idle-before-head", 23, |site| async move { site.gets(6, "hang", 504).await })
             .configured(|config| idle(config, "idle-before-head"))
@@ -60,7 +58,7 @@ pub fn rows() -> Vec<Row> {
             .opens(&[0]),
         Row::new("idle-in-body", 23, |site| async move {
             for _ in 0..6 {
-                abort(&site, "stall", crate::PATIENCE).await;
+                abort(&site, "stall", Leaves::AtEnd).await;
             }
         })
         .configured(|config| idle(config, "idle-in-body")),
@@ -80,7 +78,7 @@ pub fn rows() -> Vec<Row> {
             .configured(|mut config| {
                 route(&mut config, "longest-duration")["timeout"] = json!("0s");
                 route(&mut config, "longest-duration")["max_stream_duration"] =
-                    json!({"max_stream_duration": "0.2s"});
+                    json!({"max_stream_duration": "0.5s"});
                 unretried(config, "longest-duration")
             })
             .failed(|entry| entry.said == Said::Nothing)
@@ -88,21 +86,32 @@ pub fn rows() -> Vec<Row> {
     ]
 }
 
-/// Sends a request, reads its head and what comes for so long, and closes the connection.
-async fn abort(site: &Site, act: &str, after: Duration) {
+/// When a client closes its connection.
+#[derive(PartialEq, Eq)]
+enum Leaves {
+    /// Once the upstream has seen the request.
+    BeforeHead,
+    /// With the head in hand.
+    InBody,
+    /// When there is no more to read.
+    AtEnd,
+}
+
+/// Sends a request, reads so far, and closes the connection.
+async fn abort(site: &Site, act: &str, leaves: Leaves) {
     site.sending();
     let mut stream = TcpStream::connect(site.tcp).await.expect("Envoy accepts");
     let get = format!("GET /{act} HTTP/1.1\r\nhost: {}\r\n\r\n", site.name);
     stream.write_all(get.as_bytes()).await.expect("Envoy reads");
-    let mut some = [0; 4096];
-    if after.is_zero() {
-        assert!(stream.read(&mut some).await.expect("a head") > 0);
-        return;
+    if leaves == Leaves::BeforeHead {
+        return site.arrived().await;
     }
-    let _ = tokio::time::timeout(after, async {
-        while stream.read(&mut some).await.is_ok_and(|read| read > 0) {}
-    })
-    .await;
+    let mut some = [0; 4096];
+    assert!(stream.read(&mut some).await.expect("a head") > 0);
+    if leaves == Leaves::AtEnd {
+        let end = async { while stream.read(&mut some).await.is_ok_and(|read| read > 0) {} };
+        tokio::time::timeout(crate::PATIENCE, end).await.expect("the end");
+    }
 }
 
 fn unretried(mut config: pintle_tests::EnvoyConfig, name: &str) -> pintle_tests::EnvoyConfig {
@@ -120,6 +129,6 @@ fn limited(
 }
 
 fn idle(mut config: pintle_tests::EnvoyConfig, name: &str) -> pintle_tests::EnvoyConfig {
-    route(&mut config, name)["idle_timeout"] = json!("0.2s");
+    route(&mut config, name)["idle_timeout"] = json!("0.5s");
     limited(config, name, "0s")
 }

@@ -44,7 +44,8 @@ async fn get(site: &Site, count: usize, act: &str, until: Until, status: Option<
     let mut connection = site.quic.connect().await;
     for _ in 0..count {
         site.sending();
-        assert_eq!(connection.get(site.name, act, until).await, status, "{}", site.name);
+        let seen = site.arrived();
+        assert_eq!(connection.get(site.name, act, until, seen).await, status, "{}", site.name);
     }
     // The last reset is on its way.
     tokio::time::sleep(Duration::from_millis(200)).await;
