@@ -15,17 +15,25 @@ pub fn run_dist() -> Result<()> {
         std::fs::remove_dir_all(&dist)?;
     }
     run("cargo build --release --locked -p pintle-agent", &[])?;
-    let configuration = tools::root().join("envoy");
     let mut files = vec![
         ("pintle".into(), tools::target_dir().join("release/pintle")),
         ("pintle.wasm".into(), tools::module()?),
-        ("LICENSE".into(), tools::root().join("LICENSE")),
-        // envoy/ has a README of its own.
-        ("PINTLE.md".into(), tools::root().join("README.md")),
     ];
-    for file in files_below(&configuration)? {
-        let name = file.strip_prefix(&configuration).unwrap_or(&file);
-        files.push((name.display().to_string(), file.clone()));
+    // As the repository has them, so that the pages' links lead somewhere.
+    let pages = [
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ];
+    files.extend(pages.map(|page| (page.to_owned(), tools::root().join(page))));
+    for file in ["docs", "envoy"].map(|folder| files_below(&tools::root().join(folder))) {
+        for file in file? {
+            let name = file.strip_prefix(tools::root()).unwrap_or(&file);
+            files.push((name.display().to_string(), file.clone()));
+        }
     }
     for (name, from) in files {
         copy(&from, &dist.join(name))?;

@@ -28,7 +28,7 @@ usage: cargo xtask <command>
   fuzz [TARGET] [--runs N | --seconds N]  one target (or all) of fuzz/, a minute each unless said;
                    last lines: runs, edges reached, crashes
   dist             target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
-                   all of envoy/, SHA256SUMS
+                   docs/, envoy/, SHA256SUMS
 ";
 
 fn main() -> ExitCode {

@@ -122,7 +122,7 @@ async fn events_go_on_without_dead_letters_and_with_another_back_off() {
     assert_eq!(info.config.backoff, [secs(1), secs(2)]);
 }
 
-/// What an agent needs and nothing else: the table in the README.
+/// What an agent needs and nothing else: the table in docs/operations.md.
 const PERMISSIONS: &str = r#"publish: [
     "$JS.API.INFO", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.MSG.GET.*",
     "$JS.API.STREAM.MSG.DELETE.PINTLE_DLQ", "$JS.API.CONSUMER.>", "$JS.ACK.PINTLE_EVENTS.>",
