@@ -250,6 +250,7 @@ impl Books {
             Outcome::Panic,
             Outcome::Fallback,
             Outcome::LocalReply,
+            Outcome::Shadow,
         ];
         let words = request.decision.as_ref().map(|d| (d.service.spell(), d.endpoint.spell(), d));
         let decision = match &words {

@@ -103,7 +103,7 @@ impl Value {
 fn event(said: Said, stream: u64, sequence: u64, age: Duration) -> Event {
     let (service, id) = key_of(said.service / 2);
     let states = [BreakerState::Open, BreakerState::HalfOpen, BreakerState::Closed];
-    let action = match said.action % 12 {
+    let action = match said.action % 14 {
         0 => Action::Drain,
         1 => Action::Undrain,
         2 => Action::Eject,
@@ -118,6 +118,8 @@ fn event(said: Said, stream: u64, sequence: u64, age: Duration) -> Event {
         8 => Action::ForceOpen,
         9 => Action::Clear,
         10 => Action::ForceClose,
+        11 => Action::Bypass(said.more.is_multiple_of(2)),
+        12 => Action::Shadow(said.more.is_multiple_of(2)),
         _ => Action::Transition {
             proxy: format!("p{}", said.more % 3),
             from: BreakerState::Closed,

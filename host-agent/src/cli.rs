@@ -135,6 +135,15 @@ enum Command {
     /// Ends a drain.
     #[command(after_help = "Example:\n  pintle undrain orders/orders-1")]
     Undrain(EndArgs),
+    /// Leaves a service to Envoy's own policy, for a while: no selection, no breaker.
+    #[command(after_help = "Examples:\n  pintle bypass orders --ttl 10m\n  \
+        pintle bypass orders --off\n\n\
+        Where the module writes original_dst, Envoy has no policy of its own, and the proxy refuses it.")]
+    Bypass(SwitchArgs),
+    /// Decides and counts for a service, for a while, and lets Envoy's own policy choose.
+    #[command(after_help = "Examples:\n  pintle shadow orders --ttl 1h\n  \
+        pintle shadow orders --off")]
+    Shadow(SwitchArgs),
     /// Messages that could not be used.
     #[command(subcommand)]
     Dlq(DlqCommand),
@@ -360,6 +369,22 @@ struct EndArgs {
     endpoint: String,
 }
 
+#[derive(Debug, Args)]
+struct SwitchArgs {
+    #[command(flatten)]
+    nats: NatsArgs,
+    #[command(flatten)]
+    how: HowArgs,
+    /// The service.
+    service: String,
+    /// For how long, 1s to 24h.
+    #[arg(long, default_value = "10m", value_parser = pintle_settings::parse_duration)]
+    ttl: Duration,
+    /// Ends it.
+    #[arg(long, conflicts_with = "ttl")]
+    off: bool,
+}
+
 #[derive(Debug, Subcommand)]
 enum DlqCommand {
     /// Lists the dead letters, oldest first.
@@ -549,6 +574,8 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Publish(args) => orders::publish(args, json).await,
         Command::Drain(args) => orders::drain(args, json).await,
         Command::Undrain(args) => orders::undrain(args, json).await,
+        Command::Bypass(args) => orders::bypass(args, json).await,
+        Command::Shadow(args) => orders::shadow(args, json).await,
         Command::Dlq(command) => orders::dlq(command, json).await,
         Command::Register(args) => orders::register(*args).await,
         Command::Completions { shell } => {

@@ -11,6 +11,7 @@
 //! | `page` | the status page in a browser |
 //! | `observe` | the alerts and the dashboard, on a Prometheus |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
+//! | `switches` | a service that is bypassed or in shadow, by a command and back |
 //! | `istio` | the objects for Istio and Kubernetes, in a sidecar that is a real Envoy |
 
 mod check;
@@ -23,4 +24,5 @@ mod minute;
 mod observe;
 mod page;
 mod support;
+mod switches;
 mod way;

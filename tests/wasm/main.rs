@@ -8,6 +8,7 @@
 //! | `breaker` | one state for all workers, probes, leaks |
 //! | `heads` | the head of a response is the answer |
 //! | `trace` | headers out, spans to a collector, hostile headers |
+//! | `switches` | what operators turn off: bypass and shadow |
 //! | `cost` | how many host calls a request makes |
 
 mod abi;
@@ -16,5 +17,6 @@ mod cost;
 mod heads;
 mod select;
 mod support;
+mod switches;
 mod sync;
 mod trace;

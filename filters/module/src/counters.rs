@@ -14,6 +14,16 @@ pub(crate) enum Count {
     Panic,
     /// Requests answered here because no endpoint was eligible.
     NoEndpoint,
+    /// Requests left to Envoy because their service is bypassed.
+    Bypassed,
+    /// Requests of a service in shadow.
+    Shadow,
+    /// Of these: Envoy chose the endpoint that would have been chosen.
+    ShadowSame,
+    /// Of these: too few endpoints were eligible, and all would have been.
+    ShadowPanic,
+    /// Of these: no endpoint was eligible, and the answer would have been given here.
+    ShadowRefused,
     /// Copies of our own header that a client sent.
     SpoofedHeader,
     /// Frames from the agent that were refused.
@@ -40,10 +50,15 @@ pub(crate) enum Count {
     LeaderElected,
 }
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 20] = [
     "unknown_service",
     "panic",
     "no_endpoint",
+    "bypassed",
+    "shadow",
+    "shadow_same",
+    "shadow_panic",
+    "shadow_refused",
     "spoofed_header",
     "frame_rejected",
     "shared_rejected",

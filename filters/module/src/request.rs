@@ -36,10 +36,12 @@ mod choice;
 mod end;
 mod head;
 mod question;
+mod shadow;
 mod span;
 
 use head::Head;
 use question::service_name;
+use shadow::Shadow;
 
 use crate::boundary::{Headers, LocalResponse, Proxy};
 use crate::counters::Count;
@@ -56,6 +58,8 @@ pub(crate) struct Exchange<P: Proxy> {
     /// The client's own.
     deadline: Option<Duration>,
     sent: Option<Sent>,
+    /// Where the choice is only compared with Envoy's.
+    shadow: Option<Shadow>,
     trace: Option<pintle_trace::Context>,
     /// For the span, if there will be one.
     kept: Kept,
@@ -124,6 +128,7 @@ impl<P: Proxy> Exchange<P> {
             grpc: false,
             deadline: None,
             sent: None,
+            shadow: None,
             trace: None,
             kept: Kept::default(),
             decided: Decided::default(),
@@ -346,6 +351,12 @@ impl<P: Proxy> Exchange<P> {
             };
         };
         self.decided.service = Some(Rc::clone(&known.name));
+        if local.services.at(known.at).is_some_and(|service| service.policy.switches.bypass) {
+            local.counters.add(Count::Bypassed);
+            self.decided.outcome = pintle_trace::Outcome::Fallback;
+            self.decided.reason = "bypass";
+            return Routing::Unlisted;
+        }
         self.read(headers);
         self.choose(local, &known, select, headers)
     }

@@ -6,6 +6,7 @@
 //!   "select":  {"via": "override_host", ... selection policy ...},
 //!   "breaker": {... breaker policy ...},
 //!   "trace":   {... propagation and export ..., "ratio": 1.0},
+//!   "mode":    "active", "bypass": false,
 //!   "services": {"orders": {"select": {"strategy": "maglev"}}} }
 //! ```
 //! A part that is absent does nothing. Keys of a part that may differ by service are its policy, and
@@ -18,7 +19,7 @@ use pintle_contract::{AddressPolicy, Cidr};
 use pintle_settings::{Found, Invalid, JsonError, Section, Settings};
 use serde_json::{Map, Value};
 
-use crate::Policy;
+use crate::{Policy, Switches};
 
 mod structure;
 
@@ -180,7 +181,10 @@ fn is_yaml(text: &[u8]) -> bool {
 
 impl Settings for Config {
     fn read(keys: &mut Section) -> Self {
-        let mut base = Map::new();
+        let switches = ["bypass", "mode"].into_iter();
+        let written = |key: &str| Some((key.to_owned(), keys.rest().get(key)?.clone()));
+        let mut base: Map<String, Value> = switches.filter_map(written).collect();
+        Switches::read(keys);
         // Of each part the plugin's keys are taken first; what is left then is the policy's layer. It is
         // read from here once, so that a key that is unknown is told all the known ones.
         let mut layer = |part: &str, keys: &Section| {
@@ -203,12 +207,14 @@ impl Settings for Config {
             trace
         });
         let base = Value::Object(base);
-        let default_policy = keys.accept(Policy::resolve([&base])).unwrap_or_default();
+        let default_policy = Policy::resolve([&base]).and_then(|policy| within(policy, &select));
+        let default_policy = keys.accept(default_policy).unwrap_or_default();
         let mut services = BTreeMap::new();
         let mut traces = BTreeMap::new();
         for (service, patch) in objects(keys, "services") {
             let refused = |error: Invalid| error.below(&format!("services.{service}"));
-            let policy = Policy::resolve([&base, &patch]).map_err(refused);
+            let policy = Policy::resolve([&base, &patch]);
+            let policy = policy.and_then(|policy| within(policy, &select)).map_err(refused);
             if let Some(policy) = keys.accept(policy)
                 && policy.trace != default_policy.trace
             {
@@ -306,6 +312,16 @@ fn addresses(keys: &mut Section) -> AddressPolicy {
     .unwrap_or_else(AddressPolicy::trusting)
 }
 
+/// The policy, unless it leaves to Envoy what nobody there would decide.
+fn within(policy: Policy, select: &Option<Select>) -> Result<Policy, Invalid> {
+    const ACCEPTS: &str = "left out under select.via original_dst, where Envoy has no policy of its own to leave it to";
+    let original = select.as_ref().is_some_and(|select| select.via == Via::OriginalDst);
+    match policy.switches.leaving_to_envoy().filter(|_| original) {
+        Some(key) => Err(Invalid::new(key, ACCEPTS)),
+        None => Ok(policy),
+    }
+}
+
 /// Ranges of addresses, at most.
 const MAX_RANGES: usize = 1024;
 
@@ -351,7 +367,7 @@ impl Config {
             }
         };
         let layers = [Some(&self.base), own, patch.as_ref()];
-        Policy::resolve(layers.into_iter().flatten())
+        within(Policy::resolve(layers.into_iter().flatten())?, &self.select)
     }
 }
 

@@ -9,18 +9,26 @@
 //! that applies it.
 
 mod config;
+mod switches;
 
 pub use config::{Config, Pattern, Select, Source, Unknown, Via};
 use pintle_settings::{Invalid, MAX_DEPTH, Section, Settings};
 use serde_json::{Map, Value};
+pub use switches::Switches;
 
-/// The parts, none of which may be null: in a merge patch that would give every key of the part its
-/// default, while who writes it means that the part is off.
-const PARTS: [&str; 3] = ["select", "breaker", "trace"];
+/// The parts, and what turns one off for a service. Null does not: in a merge patch it would give every
+/// key of the part its default, which nobody means by it.
+const PARTS: [(&str, &str); 3] = [
+    ("select", "\"bypass\": true beside it leaves the service to Envoy"),
+    ("breaker", "\"bypass\": true beside it leaves the service to Envoy"),
+    ("trace", "\"spans\": \"off\" in it sends no spans"),
+];
 
 /// What the parts do for one service.
 #[derive(Clone, Debug)]
 pub struct Policy {
+    /// What an operator has turned off.
+    pub switches: Switches,
     /// How an endpoint is chosen.
     pub select: pintle_balance::Policy,
     /// When an endpoint's breaker opens.
@@ -32,6 +40,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
+            switches: Switches::default(),
             select: pintle_balance::Policy::default(),
             breaker: pintle_breaker::Policy::unconfigured(),
             trace: pintle_trace::Policy::default(),
@@ -43,6 +52,7 @@ impl Settings for Policy {
     fn read(keys: &mut Section) -> Self {
         let default = Self::default();
         Self {
+            switches: Switches::read(keys),
             select: keys.section("select").unwrap_or(default.select),
             breaker: keys.section("breaker").unwrap_or(default.breaker),
             trace: keys.section("trace").unwrap_or(default.trace),
@@ -61,9 +71,10 @@ impl Policy {
             if depth(layer) > MAX_DEPTH {
                 return Err(Invalid::new("the policy", format!("at most {MAX_DEPTH} levels deep")));
             }
-            let null = |part: &&str| layer.get(*part).is_some_and(Value::is_null);
-            if let Some(part) = PARTS.iter().find(|part| null(part)) {
-                return Err(Invalid::new(*part, "an object of keys").found(&Value::Null));
+            let null = |(part, _): &&(&str, &str)| layer.get(*part).is_some_and(Value::is_null);
+            if let Some((part, off)) = PARTS.iter().find(null) {
+                let accepts = format!("an object of keys ({off})");
+                return Err(Invalid::new(*part, accepts).found(&Value::Null));
             }
             merge(&mut merged, layer);
         }
@@ -154,10 +165,15 @@ mod tests {
     #[test]
     fn what_is_refused_is_named() {
         let table = [
-            (json!({"brakes": {}}), "unknown key brakes, accepted are select, breaker, trace"),
-            (json!({"select": null}), "select must be an object of keys, found null"),
-            (json!({"breaker": null}), "breaker must be an object of keys, found null"),
-            (json!({"trace": null}), "trace must be an object of keys, found null"),
+            (
+                json!({"brakes": {}}),
+                "unknown key brakes, accepted are bypass, mode, select, breaker, trace",
+            ),
+            (json!({"select": null}), "select must be an object of keys (\"bypass\": true"),
+            (json!({"breaker": null}), "breaker must be an object of keys (\"bypass\": true"),
+            (json!({"trace": null}), "trace must be an object of keys (\"spans\": \"off\""),
+            (json!({"bypass": "yes"}), "bypass must be true or false, found \"yes\""),
+            (json!({"mode": "off"}), "mode must be active or shadow, found \"off\""),
             (json!({"breaker": {"opne": "3s"}}), "opne"),
             (json!({"select": {"strategy": "best"}}), "best"),
             (json!({"trace": {"ratio": 2}}), "ratio"),
@@ -167,6 +183,15 @@ mod tests {
             let error = Policy::check(&patch).unwrap_err().to_string();
             assert!(error.contains(named), "{patch}: {error}");
         }
+    }
+
+    #[test]
+    fn a_switch_is_set_by_any_layer_and_taken_back_by_null() {
+        let (on, off) = (json!({"bypass": true, "mode": "shadow"}), json!({"mode": null}));
+        let switches = |layers: &[&Value]| Policy::resolve(layers.to_vec()).unwrap().switches;
+        assert_eq!(switches(&[]), Switches { bypass: false, shadow: false });
+        assert_eq!(switches(&[&on]), Switches { bypass: true, shadow: true });
+        assert_eq!(switches(&[&on, &off]), Switches { bypass: true, shadow: false });
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub enum Outcome {
     Fallback,
     /// A local reply; no endpoint was asked.
     LocalReply,
+    /// Envoy's own balancer; the decision is only told.
+    Shadow,
 }
 
 impl Outcome {
@@ -99,6 +101,7 @@ impl Outcome {
             Self::Panic => "panic",
             Self::Fallback => "fallback",
             Self::LocalReply => "local_reply",
+            Self::Shadow => "shadow",
         }
     }
 }

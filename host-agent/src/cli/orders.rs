@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::reads::print_json;
 use super::table::Table;
 use super::{BreakerCommand, CliError, DlqCommand, EndArgs, HowArgs, NatsArgs, OrderArgs};
-use super::{PublishArgs, RegisterArgs};
+use super::{PublishArgs, RegisterArgs, SwitchArgs};
 use crate::config::{Flags, LogConfig};
 use crate::events::{
     self, Action, DeadLetter, Done, Draft, Events, How, NatsError, OrderError, Published, Target,
@@ -129,23 +129,37 @@ fn outcome(draft: &Draft, done: &Done) -> Value {
     })
 }
 
-fn draft(endpoint: &str, action: Action, ttl: Option<Duration>) -> Result<Draft, CliError> {
-    Ok(Draft {
-        id: events::new_id(),
-        source: "pintle".to_owned(),
-        target: target(endpoint)?,
-        action,
-        ttl,
-    })
+fn draft(target: Target, action: Action, ttl: Option<Duration>) -> Draft {
+    Draft { id: events::new_id(), source: "pintle".to_owned(), target, action, ttl }
 }
 
 async fn order(args: OrderArgs, action: Action, json: bool) -> Result<(), CliError> {
-    let draft = draft(&args.endpoint, action, Some(args.ttl))?;
+    let draft = draft(target(&args.endpoint)?, action, Some(args.ttl));
     send(&args.nats, &args.how, draft, json).await
 }
 
 async fn end(args: EndArgs, action: Action, json: bool) -> Result<(), CliError> {
-    send(&args.nats, &args.how, draft(&args.endpoint, action, None)?, json).await
+    send(&args.nats, &args.how, draft(target(&args.endpoint)?, action, None), json).await
+}
+
+/// Turns something on for a whole service, or off again.
+async fn switch(args: SwitchArgs, action: Action, json: bool) -> Result<(), CliError> {
+    if !pintle_contract::is_name(&args.service) {
+        return Err(CliError::Usage(format!("{:?} is not the name of a service", args.service)));
+    }
+    let target = Target { service: args.service, endpoint: None };
+    let draft = draft(target, action, (!args.off).then_some(args.ttl));
+    send(&args.nats, &args.how, draft, json).await
+}
+
+pub(super) async fn bypass(args: SwitchArgs, json: bool) -> Result<(), CliError> {
+    let on = !args.off;
+    switch(args, Action::Bypass(on), json).await
+}
+
+pub(super) async fn shadow(args: SwitchArgs, json: bool) -> Result<(), CliError> {
+    let on = !args.off;
+    switch(args, Action::Shadow(on), json).await
 }
 
 pub(super) async fn drain(args: OrderArgs, json: bool) -> Result<(), CliError> {

@@ -10,7 +10,7 @@
 //! | type | subject | data |
 //! |---|---|---|
 //! | `endpoint` | `{service}/{id}` | `action`: `drain`, `eject`, `weight` (with `weight`), each with `ttl`; `undrain`, `restore` |
-//! | `service` | `{service}` | `policy`: a merge patch over the policy, with `ttl`; `{}` ends it |
+//! | `service` | `{service}` | one of `policy`: a merge patch over the policy, with `ttl`; `{}` ends it; `bypass`: true with `ttl`, false ends it; `mode`: `shadow` with `ttl`, `active` ends it |
 //! | `trace` | `{service}` | `ratio`: 0 to 1 with `ttl`; null ends it |
 //! | `breaker` | `{service}/{id}` | `action`: `force-open`, `force-close` with `ttl`; `clear`; `transition` with `proxy`, `to`, `ttl` |
 //!
@@ -51,6 +51,10 @@ pub enum Action {
     Weight(u32),
     /// A merge patch over the service's policy; empty ends it.
     Policy(Value),
+    /// The service is left to Envoy's own policy; false ends it.
+    Bypass(bool),
+    /// The service is decided and counted, and Envoy's own policy chooses; false ends it.
+    Shadow(bool),
     /// Another sampling ratio for the service, 0 to 1; `None` ends it.
     Trace(Option<f64>),
     /// A proxy's breaker has changed its state.
@@ -82,7 +86,7 @@ impl Action {
             Self::Drain | Self::Undrain | Self::Eject | Self::Restore | Self::Weight(_) => {
                 "endpoint"
             }
-            Self::Policy(_) => "service",
+            Self::Policy(_) | Self::Bypass(_) | Self::Shadow(_) => "service",
             Self::Trace(_) => "trace",
             Self::Transition { .. } | Self::ForceOpen | Self::ForceClose | Self::Clear => "breaker",
         }
@@ -98,6 +102,8 @@ impl Action {
             Self::Restore => "restore",
             Self::Weight(_) => "weight",
             Self::Policy(_) => "policy",
+            Self::Bypass(_) => "bypass",
+            Self::Shadow(_) => "shadow",
             Self::Trace(_) => "trace",
             Self::Transition { .. } => "transition",
             Self::ForceOpen => "force-open",
@@ -110,7 +116,12 @@ impl Action {
     #[must_use]
     pub fn ends(&self) -> bool {
         match self {
-            Self::Undrain | Self::Restore | Self::Clear | Self::Trace(None) => true,
+            Self::Undrain
+            | Self::Restore
+            | Self::Clear
+            | Self::Bypass(false)
+            | Self::Shadow(false)
+            | Self::Trace(None) => true,
             Self::Policy(patch) => patch.as_object().is_some_and(Map::is_empty),
             Self::Transition { to, .. } => *to != BreakerState::Open,
             _ => false,
@@ -121,6 +132,8 @@ impl Action {
         let mut data = match self {
             Self::Weight(weight) => json!({"action": "weight", "weight": weight}),
             Self::Policy(patch) => json!({"policy": patch}),
+            Self::Bypass(on) => json!({"bypass": on}),
+            Self::Shadow(on) => json!({"mode": if *on { "shadow" } else { "active" }}),
             Self::Trace(ratio) => json!({"ratio": ratio}),
             Self::Transition { proxy, from, to, reason, trips } => json!({
                 "action": "transition",
@@ -355,14 +368,7 @@ fn action(
     check: crate::PolicyCheck,
 ) -> Result<Action, Reject> {
     match kind {
-        "service" => {
-            let policy = data.get("policy").ok_or(Reject::Missing("policy"))?;
-            if !policy.is_object() {
-                return Err(Reject::Type("policy"));
-            }
-            check(policy).map_err(Reject::Policy)?;
-            Ok(Action::Policy(policy.clone()))
-        }
+        "service" => of_service(data, check),
         "trace" => match data.get("ratio") {
             None => Err(Reject::Missing("ratio")),
             Some(Value::Null) => Ok(Action::Trace(None)),
@@ -393,6 +399,26 @@ fn action(
             "transition" => transition(data),
             _ => Err(Reject::Action),
         },
+    }
+}
+
+/// What an event does to a whole service: exactly one thing, so that each has its own end.
+fn of_service(data: &Map<String, Value>, check: crate::PolicyCheck) -> Result<Action, Reject> {
+    const KINDS: [&str; 3] = ["policy", "bypass", "mode"];
+    let mut said = KINDS.iter().filter_map(|kind| Some((*kind, data.get(*kind)?)));
+    let (kind, value) = said.next().ok_or(Reject::Missing("policy"))?;
+    if said.next().is_some() {
+        return Err(Reject::Action);
+    }
+    match (kind, value) {
+        ("policy", policy) if policy.is_object() => {
+            check(policy).map_err(Reject::Policy)?;
+            Ok(Action::Policy(policy.clone()))
+        }
+        ("bypass", Value::Bool(on)) => Ok(Action::Bypass(*on)),
+        ("mode", Value::String(mode)) if mode == "shadow" => Ok(Action::Shadow(true)),
+        ("mode", Value::String(mode)) if mode == "active" => Ok(Action::Shadow(false)),
+        _ => Err(Reject::Type(kind)),
     }
 }
 

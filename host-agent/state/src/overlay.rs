@@ -47,6 +47,8 @@ pub(crate) enum Key {
     Weight(String),
     Force(String),
     Policy,
+    Bypass,
+    Shadow,
     Trace,
     Reporter { endpoint: String, agent: String, proxy: String },
 }
@@ -158,6 +160,8 @@ impl Overlays {
                 let ends = patch.as_object().is_some_and(serde_json::Map::is_empty);
                 vec![(Key::Policy, (!ends).then_some(Effect::Policy(patch)))]
             }
+            Action::Bypass(on) => switch(Key::Bypass, on, json!({"bypass": true})),
+            Action::Shadow(on) => switch(Key::Shadow, on, json!({"mode": "shadow"})),
             Action::Trace(ratio) => vec![(Key::Trace, ratio.map(Effect::Trace))],
             Action::Transition { proxy, to, .. } => {
                 let key = Key::Reporter { endpoint, agent: event.source.clone(), proxy };
@@ -294,8 +298,10 @@ impl Overlays {
     pub(crate) fn patches(&self, service: &str) -> Vec<Value> {
         let effect = |key| self.slots.get(service)?.get(&key)?.effect.as_ref();
         let mut patches = Vec::new();
-        if let Some(Effect::Policy(patch)) = effect(Key::Policy) {
-            patches.push(patch.clone());
+        for key in [Key::Policy, Key::Bypass, Key::Shadow] {
+            if let Some(Effect::Policy(patch)) = effect(key) {
+                patches.push(patch.clone());
+            }
         }
         if let Some(Effect::Trace(ratio)) = effect(Key::Trace) {
             patches.push(json!({"trace": {"ratio": ratio}}));
@@ -348,6 +354,10 @@ impl Overlays {
     }
 }
 
+fn switch(key: Key, on: bool, patch: Value) -> Vec<(Key, Option<Effect>)> {
+    vec![(key, on.then_some(Effect::Policy(patch)))]
+}
+
 fn force(endpoint: String, action: ForceAction, stamp: u64) -> Vec<(Key, Option<Effect>)> {
     vec![(Key::Force(endpoint), Some(Effect::Force { action, stamp }))]
 }
@@ -363,7 +373,7 @@ impl Key {
         match self {
             Self::Drain(id) | Self::Eject(id) | Self::Weight(id) | Self::Force(id) => Some(id),
             Self::Reporter { endpoint, .. } => Some(endpoint),
-            Self::Policy | Self::Trace => None,
+            Self::Policy | Self::Bypass | Self::Shadow | Self::Trace => None,
         }
     }
 
@@ -377,6 +387,8 @@ impl Key {
             Self::Force(_) => Self::Force(any),
             Self::Reporter { agent, proxy, .. } => Self::Reporter { endpoint: any, agent, proxy },
             Self::Policy => Self::Policy,
+            Self::Bypass => Self::Bypass,
+            Self::Shadow => Self::Shadow,
             Self::Trace => Self::Trace,
         }
     }
@@ -384,7 +396,7 @@ impl Key {
 
 impl Effect {
     /// The kind of event behind it, and what it does, for people.
-    pub(crate) fn describe(&self) -> (&'static str, String) {
+    pub(crate) fn describe(&self, key: &Key) -> (&'static str, String) {
         match self {
             Self::Drain => ("endpoint", "drain".into()),
             Self::Eject => ("endpoint", "eject".into()),
@@ -399,7 +411,15 @@ impl Effect {
                 .into(),
             ),
             Self::Open => ("breaker", "open".into()),
-            Self::Policy(_) => ("service", "policy".into()),
+            Self::Policy(_) => (
+                "service",
+                match key {
+                    Key::Bypass => "bypass",
+                    Key::Shadow => "shadow",
+                    _ => "policy",
+                }
+                .into(),
+            ),
             Self::Trace(ratio) => ("trace", format!("ratio {ratio}")),
         }
     }

@@ -146,6 +146,8 @@ impl Key {
             Self::Force(id) => SavedKey::Force(id),
             Self::Reporter { endpoint, agent, proxy } => SavedKey::Reporter(endpoint, agent, proxy),
             Self::Policy => SavedKey::Policy,
+            Self::Bypass => SavedKey::Bypass,
+            Self::Shadow => SavedKey::Shadow,
             Self::Trace => SavedKey::Trace,
         }
     }
@@ -160,6 +162,8 @@ impl SavedKey {
             Self::Force(id) => Key::Force(id),
             Self::Reporter(endpoint, agent, proxy) => Key::Reporter { endpoint, agent, proxy },
             Self::Policy => Key::Policy,
+            Self::Bypass => Key::Bypass,
+            Self::Shadow => Key::Shadow,
             Self::Trace => Key::Trace,
         }
     }

@@ -95,6 +95,8 @@ pub enum SavedKey {
     Force(String),
     Reporter(String, String, String),
     Policy,
+    Bypass,
+    Shadow,
     Trace,
 }
 

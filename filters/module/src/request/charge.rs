@@ -46,11 +46,14 @@ impl<P: Proxy> Exchange<P> {
         let breaking = local.config.breaker;
         let Some(service) = local.services.at_mut(at) else { return };
         let Some(sent) = &mut self.sent else { return };
+        // Of a shadow's list there is nothing but the one that answered.
+        let shadow = self.shadow.is_some();
+        let attempts = if shadow { charge.attempts.min(1) } else { charge.attempts };
         let told = sent.head.is_some_and(|head| !head.booked && sent.is_answered());
         let mut due = Vec::new();
-        let (list, end) = (&sent.list, charge.reached());
+        let (list, end) = (&sent.list, reached(attempts, charge.answered));
         let outcomes =
-            pintle_breaker::charges(charge.attempts, list.len(), charge.answered, charge.outcome);
+            pintle_breaker::charges(attempts, list.len(), charge.answered, charge.outcome);
         for ((position, outcome), entry) in outcomes.zip(list) {
             let last = position.saturating_add(1) == end;
             let latency = charge.latency.filter(|_| last || charge.attempts <= 1);

@@ -25,6 +25,9 @@ impl<P: Proxy> Exchange<P> {
     ) -> Routing {
         let mut picks = Picks::new();
         let pinned = self.pick(local, known, headers, &mut picks);
+        if self.shadow.is_some() {
+            return Routing::Unlisted;
+        }
         let routing = self.send(local, known, select, &picks);
         if let Some(pinned) = pinned
             && self.proxy.set_filter_state(pinned.state, &pinned.value).is_err()
@@ -44,6 +47,7 @@ impl<P: Proxy> Exchange<P> {
     ) -> Option<Pinned> {
         let now = self.started;
         let policy = local.services.at(known.at)?.policy.clone();
+        let shadow = policy.switches.shadow;
         let policy = &policy.select;
         let question = Question::read(policy, &self.proxy, headers);
         let key = pintle_balance::hash_key(policy, &question, &mut local.rng);
@@ -56,12 +60,16 @@ impl<P: Proxy> Exchange<P> {
             hash: key.hash,
             pinned: pin,
             subset: wants.as_slice(),
-            may_probe: local.config.breaker,
+            may_probe: local.config.breaker && !shadow,
         };
         let mut probe = None;
         loop {
             let service = local.services.at_mut(known.at)?;
             let choice = service.balancer.pick(&request, now, &mut local.rng, picks);
+            if shadow {
+                self.shadow(local, known, choice, picks);
+                return None;
+            }
             self.record_choice(local, known, choice);
             if !picks.probe() {
                 break;

@@ -40,6 +40,7 @@ impl Ended {
 impl<P: Proxy> Exchange<P> {
     pub(super) fn finish(&mut self, local: &mut Local) {
         let now = self.proxy.now();
+        self.follow_envoy(local, now);
         let at = self.service_at(local);
         let ended = self.ended(at.and_then(|at| local.services.at(at)), local, now);
         if self.is_recorded() {

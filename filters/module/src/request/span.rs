@@ -20,7 +20,7 @@ impl<P: Proxy> Exchange<P> {
         let kept = &self.kept;
         // A server's peer is the client, a client's the upstream; the other one is not on the span.
         let ingress = trace.direction() == Direction::Ingress;
-        let listed = self.sent.is_some();
+        let listed = self.sent.is_some() && self.shadow.is_none();
         let per_attempt = context.spans == Spans::PerAttempt;
         let client = if ingress { self.proxy.source_address() } else { None };
         let client = client.unwrap_or_default();
@@ -48,10 +48,15 @@ impl<P: Proxy> Exchange<P> {
         let mut attempts = Vec::new();
         if let Some((name, service)) = service {
             decision.service = name.as_bytes();
-            decision.strategy = service.policy.select.strategy.name();
+            let strategy = service.policy.select.strategy.name();
+            decision.strategy = self.decided.candidates.map_or("", |_| strategy);
             decision.version = Some((service.version.epoch, service.version.sequence));
             decision.age = local.services.age(now);
-            if let Some(sent) = &self.sent {
+            if let Some(shadow) = &self.shadow {
+                let index = shadow.first.and_then(|key| service.balancer.by_key(key));
+                decision.endpoint = index.map_or("", |index| service.address(index)).as_bytes();
+                decision.breaker = index.map_or("", |at| service.breaker_state(at).as_str());
+            } else if let Some(sent) = &self.sent {
                 let address = |entry: &Entry| {
                     service.balancer.by_key(entry.key).map_or("", |index| service.address(index))
                 };

@@ -164,6 +164,7 @@ impl Breakers {
                 }
             }
             let (wake, ticket) = (merged.wake, merged.ticket);
+            let shadow = service.policy.switches.shadow;
             let transitions = service.breaker_mut(index)?.commit(merged);
             service.update_verdicts(Some(index), turn.now);
             if wake {
@@ -171,7 +172,8 @@ impl Breakers {
                 self.outgoing.push(Outgoing::Workers(note));
             }
             for transition in &transitions {
-                let told = announce(name, &id, transition, turn.counters);
+                let mut told = announce(name, &id, transition, turn.counters);
+                told.observed &= !shadow;
                 self.outgoing.push(Outgoing::Agent(Up::Transition(told)));
             }
             return ticket;

@@ -44,7 +44,8 @@ fn a_wrong_configuration_is_refused_by_its_key() {
         ("{\"select\": true}", "select must be an object of keys, found true"),
         ("{\"select\": []}", "select must be an object of keys, found a list"),
         ("{\"select\": \"p2c\"}", "select must be an object of keys, found \"p2c\""),
-        ("{\"Select\": {}}", "unknown key Select, accepted are select, breaker, trace, services"),
+        ("{\"Select\": {}}", "unknown key Select, accepted are bypass, mode, select, breaker"),
+        ("{\"mode\": true}", "mode must be active or shadow, found true"),
         (
             "{\"select\": {\"Attempts\": 1}}",
             "unknown key select.Attempts, accepted are header, via",
@@ -60,7 +61,7 @@ fn a_wrong_configuration_is_refused_by_its_key() {
         ),
         (
             "{\"services\": {\"a\": {\"select\": null}}}",
-            "services.a.select must be an object of keys, found null",
+            "services.a.select must be an object of keys (\"bypass\": true beside it",
         ),
     ] {
         let error = refused(text);
@@ -114,4 +115,29 @@ fn what_is_on_is_told_and_that_nothing_is() {
     assert_eq!((on.as_str(), remarks.as_str()), ("select trace", ""));
     assert!(told(r#"{"select": {}}"#).1.contains("select does nothing without sync.cluster"));
     assert!(told(r#"{"breaker": {}}"#).1.contains("breaker does nothing without select"));
+}
+
+/// Under `original_dst` the address is the choice's, and nobody else would make one.
+#[test]
+fn without_a_policy_of_envoys_own_nothing_is_left_to_it() {
+    let says = "left out under select.via original_dst, where Envoy has no policy of its own";
+    let original = r#"{"select": {"via": "original_dst"}}"#;
+    for policy in [r#"{"bypass": true}"#, r#"{"mode": "shadow"}"#] {
+        let of_service = original.replace("}}", &format!(r#"}}, "services": {{"a": {policy}}}}}"#));
+        assert!(refused(&of_service).contains(says), "{of_service}");
+        let of_all = original.replace("}}", &format!("}}, {}", &policy[1..]));
+        assert!(refused(&of_all).contains(says), "{of_all}");
+        let config = Config::parse(original.as_bytes()).unwrap();
+        let error = config.policy("a", policy).unwrap_err().to_string();
+        assert!(error.contains(says), "{policy}: {error}");
+        assert!(Config::parse(br#"{"select": {}}"#).unwrap().policy("a", policy).is_ok());
+    }
+}
+
+#[test]
+fn a_service_may_be_taken_out_of_a_bypass_of_all() {
+    let text = r#"{"bypass": true, "select": {}, "services": {"a": {"bypass": false}}}"#;
+    let config = Config::parse(text.as_bytes()).unwrap();
+    let bypassed = |service: &str| config.policy(service, "").unwrap().switches.bypass;
+    assert_eq!((bypassed("a"), bypassed("b")), (false, true));
 }

@@ -32,6 +32,10 @@ fn every_action_is_read_as_it_was_written() {
         (Action::Weight(7), Some(60)),
         (Action::Policy(json!({"strategy": "random"})), Some(60)),
         (Action::Policy(json!({})), None),
+        (Action::Bypass(true), Some(60)),
+        (Action::Bypass(false), None),
+        (Action::Shadow(true), Some(60)),
+        (Action::Shadow(false), None),
         (Action::Trace(Some(0.25)), Some(60)),
         (Action::Trace(None), None),
         (transition, Some(30)),
@@ -126,5 +130,30 @@ proptest::proptest! {
     #[test]
     fn any_bytes_are_an_event_or_a_reason(payload in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
         let _ = parse("events", "events.endpoint.orders/o-1", &payload, Origin::default(), any);
+    }
+}
+
+/// Each thing that an event sets ends by itself, so that one event sets one.
+#[test]
+fn an_event_of_a_service_says_one_thing_and_says_it_whole() {
+    let parse_data = |data: Value| {
+        let text = String::from_utf8(draft(Action::Bypass(true), Some(60)).encode(Now(0))).unwrap();
+        let text = text.replace(r#"{"bypass":true,"ttl":"1m"}"#, &data.to_string());
+        let read =
+            parse("events", "events.service.orders", text.as_bytes(), Origin::default(), any);
+        read.map(|event| event.action).map_err(|reject| reject.reason())
+    };
+    for (data, read) in [
+        (json!({"bypass": true, "ttl": 60}), Ok(Action::Bypass(true))),
+        (json!({"mode": "shadow", "ttl": "1h"}), Ok(Action::Shadow(true))),
+        (json!({"mode": "active"}), Ok(Action::Shadow(false))),
+        (json!({"bypass": true}), Err("ttl")),
+        (json!({"bypass": true, "mode": "shadow", "ttl": "1m"}), Err("action")),
+        (json!({"bypass": true, "policy": {}, "ttl": "1m"}), Err("action")),
+        (json!({"bypass": "yes", "ttl": "1m"}), Err("field_type")),
+        (json!({"mode": "off", "ttl": "1m"}), Err("field_type")),
+        (json!({"ttl": "1m"}), Err("missing_field")),
+    ] {
+        assert_eq!(parse_data(data.clone()), read, "{data}");
     }
 }

@@ -111,7 +111,7 @@ impl State {
         let orders = self.overlays.iter().filter(is_order);
         let opinions = self.overlays.iter().filter(|slot| !is_order(slot));
         let in_force = orders.chain(opinions).filter_map(|(service, key, slot)| {
-            let (kind, action) = slot.effect.as_ref()?.describe();
+            let (kind, action) = slot.effect.as_ref()?.describe(key);
             Some(Overlay {
                 kind,
                 service: service.to_owned(),

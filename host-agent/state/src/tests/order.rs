@@ -39,7 +39,7 @@ fn transition(agent: &str, proxy: &str, to: BreakerState) -> (String, Action) {
 
 /// Few names, so that events collide.
 fn random_event(rng: &mut StdRng, sequence: u64, stream: u64) -> Event {
-    let (source, action) = match rng.random_range(0..14) {
+    let (source, action) = match rng.random_range(0..18) {
         0 | 1 => ("a".into(), Action::Drain),
         2 => ("a".into(), Action::Undrain),
         3 => ("a".into(), Action::Eject),
@@ -49,6 +49,8 @@ fn random_event(rng: &mut StdRng, sequence: u64, stream: u64) -> Event {
         7 => ("a".into(), Action::Clear),
         8 => ("a".into(), Action::Policy(serde_json::json!({"n": rng.random_range(0..3)}))),
         9 => ("a".into(), Action::Trace(Some(f64::from(rng.random_range(0..3u8)) / 2.0))),
+        14 | 15 => ("a".into(), Action::Bypass(rng.random())),
+        16 | 17 => ("a".into(), Action::Shadow(rng.random())),
         10 => transition("here", "p1", BreakerState::Open),
         11 => transition("there", "p1", BreakerState::Closed),
         _ => transition("there", ["p1", "p2"][rng.random_range(0..2)], BreakerState::Open),
@@ -98,6 +100,8 @@ fn model(events: &[Event]) -> BTreeMap<String, String> {
             Action::ForceOpen => say("force", Some("force-open".into())),
             Action::Clear => say("force", Some("clear".into())),
             Action::Policy(_) => say("policy", Some("policy".into())),
+            Action::Bypass(on) => say("bypass", on.then(|| "bypass".into())),
+            Action::Shadow(on) => say("shadow", on.then(|| "shadow".into())),
             Action::Trace(Some(ratio)) => say("trace", Some(format!("ratio {ratio}"))),
             Action::Transition { proxy, to, .. } if event.source != "here" => {
                 say(proxy, (*to == BreakerState::Open).then(|| "open".into()));
