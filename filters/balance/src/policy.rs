@@ -360,10 +360,9 @@ impl Settings for Selector {
         let tag = keys.flag("tag", false).then_some(SelectorTarget::Tag);
         let accepts = "a selector with either a metadata key or \"tag\": true";
         let with = one_of(keys, [metadata, tag], accepts);
-        Self {
-            header: header_name(keys).unwrap_or_default(),
-            with: with.unwrap_or(SelectorTarget::Tag),
-        }
+        let header = header_name(keys);
+        keys.ensure(header.is_some(), "header", HEADER);
+        Self { header: header.unwrap_or_default(), with: with.unwrap_or(SelectorTarget::Tag) }
     }
 }
 
@@ -390,9 +389,11 @@ fn one_of<T, const N: usize>(
     one
 }
 
+const HEADER: &str = "a header name of 1 to 256 characters";
+
 /// The key `header`, lower-case.
 fn header_name(keys: &mut Section) -> Option<String> {
-    keys.parse("header", "a header name of 1 to 256 characters", |name| {
+    keys.parse("header", HEADER, |name| {
         let name = name.as_str()?;
         let plain = name.strip_prefix(':').unwrap_or(name);
         is_token(plain, 256).then(|| name.to_ascii_lowercase())

@@ -7,4 +7,5 @@
     reason = "a test, helpers included"
 )]
 
+mod configuration;
 mod pages;
