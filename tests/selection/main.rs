@@ -7,6 +7,7 @@
 //! | `keys` | what a request is hashed by |
 //! | `eligible` | sticky sessions, subsets, zones, slow start, panic |
 //! | `configuration` | a `Struct` is read; what is refused, and why, is in the log |
+//! | `limit` | `max_requests`: full endpoints are passed over, and all full is said |
 //! | `attempts` | retries walk the list; nothing of it reaches the wire |
 //! | `protocols` | HTTP/1.1, gRPC, TLS, and `ORIGINAL_DST` |
 //! | `fallback` | without the module, without tables, after a trap |
@@ -19,6 +20,7 @@ mod configuration;
 mod eligible;
 mod fallback;
 mod keys;
+mod limit;
 mod native;
 mod protocols;
 mod scale;

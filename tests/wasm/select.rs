@@ -267,3 +267,63 @@ fn an_address_that_no_endpoint_may_have_is_left_out_though_the_agent_says_it() {
     let refused = run.envoy.metrics().counter("pintle_address_rejected_total").unwrap_or(0);
     assert!(refused >= 3);
 }
+
+const LIMITED: &str = r#"{"select": {"max_requests": 2, "sticky": {"header": "x-pin"}}}"#;
+
+/// Sends requests that stay in flight until the answer is a local one.
+fn fill(run: &mut Run, worker: usize) -> (Vec<(Request, String)>, Request) {
+    let mut held = Vec::new();
+    loop {
+        let request = run.envoy.worker(worker).request(get("orders"));
+        match list(&request).first() {
+            Some(first) => held.push((request.clone(), first.clone())),
+            None => return (held, request),
+        }
+    }
+}
+
+#[test]
+fn all_full_is_answered_here_and_counted_apart() {
+    let mut run = run_with(ALL);
+    run.table_with("orders", endpoints(3), LIMITED);
+    let (mut held, refused) = fill(&mut run, 0);
+    assert_eq!(held.len(), 6, "two at each of three");
+    let reply = refused.local_reply().expect("a local reply");
+    assert_eq!((reply.status, reply.grpc_status), (503, Some(8)));
+    assert_eq!(reply.headers.text("x-pintle-reason").as_deref(), Some("full"));
+    assert_eq!(reply.headers.text("retry-after").as_deref(), Some("1"));
+    let counts = ["full", "no_endpoint", "panic", "breaker_opened"];
+    let counts =
+        counts.map(|name| run.envoy.metrics().counter(format!("pintle_{name}_total")).unwrap_or(0));
+    assert_eq!(counts, [1, 0, 0, 0]);
+
+    // The other workers know with their next tick.
+    run.tick();
+    run.tick();
+    assert!(fill(&mut run, 1).0.is_empty());
+
+    let (request, first) = held.remove(0);
+    run.envoy.finish(request, Outcome::ok(first.clone()));
+    let (room, _) = fill(&mut run, 0);
+    assert_eq!(room.iter().map(|(_, at)| at).collect::<Vec<_>>(), [&first]);
+    for (request, at) in held.into_iter().chain(room) {
+        run.envoy.finish(request, Outcome::ok(at));
+    }
+    run.tick();
+    run.tick();
+    assert_eq!(fill(&mut run, 1).0.len(), 6, "and that there is room again");
+}
+
+#[test]
+fn a_session_at_a_full_endpoint_moves_for_that_request_and_keeps_its_pin() {
+    let mut run = run_with(ALL);
+    run.table_with("orders", endpoints(3), LIMITED);
+    let first = run.envoy.worker(0).request(get("orders"));
+    let pin = first.filter_state("wasm.pintle_pin").or(first.filter_state("pintle_pin"));
+    let pin = String::from_utf8(pin.expect("a pin")).expect("text");
+    let second = run.envoy.worker(0).request(get("orders").header("x-pin", &pin));
+    let third = run.envoy.worker(0).request(get("orders").header("x-pin", &pin));
+    assert_eq!(list(&second)[0], list(&first)[0]);
+    assert_ne!(list(&third)[0], list(&first)[0], "it is full");
+    assert_eq!(third.filter_state("wasm.pintle_pin").or(third.filter_state("pintle_pin")), None);
+}

@@ -22,6 +22,7 @@ use crate::subset::{Index, Key};
 use crate::types::Verdict;
 use crate::workers::Workers;
 
+mod limit;
 mod pick;
 mod traffic;
 
@@ -89,7 +90,7 @@ impl Site {
         !matches!(self.health, Health::Draining)
     }
 
-    const fn state(&self) -> State {
+    pub(crate) const fn state(&self) -> State {
         match self.verdict {
             _ if !self.could_be_eligible() => State::Shut,
             Verdict::Pass => State::Open,
@@ -308,17 +309,15 @@ impl Balancer {
 
     /// What the breaker says; call it on change only. O(pools).
     pub fn set_verdict(&mut self, index: usize, verdict: Verdict) {
-        let (Some(site), Some(state)) =
-            (self.sites.get_mut(index), self.field.states.get_mut(index))
-        else {
-            return;
-        };
+        let Some(site) = self.sites.get_mut(index) else { return };
+        let before = site.state();
         site.verdict = verdict;
-        let (before, after) = (*state, site.state());
-        *state = after;
+        let after = site.state();
+        let local = site.local;
         if before == after {
             return;
         }
+        self.mark(index);
         self.settled = false;
         let i = index as u32;
         if before == State::Probe {
@@ -330,7 +329,7 @@ impl Balancer {
         let grains = self.field.grains.get(index).copied().unwrap_or(0);
         for pool in &mut self.pools {
             if pool.key == Key::default() || self.index.matches(&pool.key, i) {
-                self.stale |= pool.shift(site.local, grains, before, after);
+                self.stale |= pool.shift(local, grains, before, after);
             }
         }
     }

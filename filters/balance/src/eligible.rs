@@ -16,6 +16,7 @@ use rand::seq::SliceRandom;
 
 use crate::Dice;
 use crate::alias::{Alias, scale};
+use crate::balancer::Site;
 use crate::load::{self, Clock, History, Load, LoadEntry, NEXT_LOOK, Service, State};
 use crate::looks::Looks;
 use crate::policy::{Policy, Strategy};
@@ -248,19 +249,21 @@ impl Tier {
     }
 
     /// Counts and builds anew. `seed`: of the order of turns.
-    pub(crate) fn rebuild(&mut self, field: &Field, seed: u64) {
+    pub(crate) fn rebuild(&mut self, field: &Field, sites: &[Site], seed: u64) {
+        // Who is full now may have room with the next draw, and counts.
+        let open = |i: u32| sites.get(i as usize).is_some_and(|site| site.state() <= field.worst);
         (self.open, self.open_grains, self.total) = (0, 0, 0);
         for &i in &self.members {
             let grains = field.grains(i);
             self.total += grains;
-            if field.open(i) {
+            if open(i) {
                 self.open += 1;
                 self.open_grains += grains;
             }
         }
         self.reduced = self.scarce();
         let table: Vec<u32> =
-            self.members.iter().copied().filter(|&i| !self.reduced || field.open(i)).collect();
+            self.members.iter().copied().filter(|&i| !self.reduced || open(i)).collect();
         let strategy = field.policy.strategy;
         let mut order = table.clone();
         if matches!(strategy, Strategy::P2c | Strategy::RingHash | Strategy::Maglev) {

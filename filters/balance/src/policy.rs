@@ -201,6 +201,9 @@ pub struct Policy {
     pub subset_fallback: SubsetFallback,
     /// For the fallback `default`.
     pub subset_default: SubsetDefault,
+    /// How many requests one endpoint has in flight over all workers of this Envoy, at most; 0 (off) to
+    /// 1,000,000. Default 0.
+    pub max_requests: u32,
     /// Default off.
     pub sticky: Option<Sticky>,
     /// Length of the ordered list, 1 to [`MAX_ATTEMPTS`]. Default 3.
@@ -229,6 +232,7 @@ impl Default for Policy {
             subset: Vec::new(),
             subset_fallback: SubsetFallback::None,
             subset_default: SubsetDefault::default(),
+            max_requests: 0,
             sticky: None,
             attempts: 3,
             ewma_decay: Duration::from_secs(10),
@@ -281,6 +285,7 @@ impl Settings for Policy {
                 .unwrap_or_default(),
             subset_fallback: keys.word("subset_fallback", &FALLBACKS, default.subset_fallback),
             subset_default: keys.section("subset_default").unwrap_or_default(),
+            max_requests: keys.whole("max_requests", 0..=1_000_000, default.max_requests),
             sticky: keys
                 .section_with("sticky", |keys| {
                     let cookie = keys.section("cookie").map(Sticky::Cookie);

@@ -24,10 +24,11 @@ fn everything_can_be_said() {
             "subset":[{"header":"x-version","metadata":"version"},{"header":"x-tag","tag":true}],
             "subset_fallback":"default","subset_default":{"metadata":{"version":"v1"},"tags":["a"]},
             "sticky":{"cookie":{"name":"pin","ttl":"0s"}},
-            "attempts":16,"ewma_decay":"5s","failure_penalty":7}"#,
+            "max_requests":100,"attempts":16,"ewma_decay":"5s","failure_penalty":7}"#,
     )
     .unwrap();
     assert_eq!(policy.strategy, Strategy::Maglev);
+    assert_eq!(policy.max_requests, 100);
     assert_eq!(policy.hash_key.len(), 5);
     assert_eq!(policy.hash_key[0].source, HashSource::Header("x-user".into()));
     assert!(policy.hash_key[0].terminal);

@@ -77,14 +77,15 @@ impl Pool {
         self.eligible = 0;
         let (mut local, mut rest) = (0, 0);
         for &i in &self.listed {
-            self.eligible += u32::from(field.state(i) != State::Shut);
-            if let Some(site) = sites.get(i as usize).filter(|s| s.counts()) {
+            let Some(site) = sites.get(i as usize) else { continue };
+            self.eligible += u32::from(site.state() != State::Shut);
+            if site.counts() {
                 *if site.local { &mut local } else { &mut rest } += field.grains(i);
             }
         }
         (self.local.registered, self.rest.registered) = (local, rest);
-        self.local.rebuild(field, seed);
-        self.rest.rebuild(field, seed);
+        self.local.rebuild(field, sites, seed);
+        self.rest.rebuild(field, sites, seed);
         self.panic = None;
         self.set_stay();
     }
@@ -215,7 +216,7 @@ impl Pool {
         self.panic.get_or_insert_with(|| {
             let fits = |i: &u32| sites.get(*i as usize).is_some_and(|s| s.is_awake() || all);
             let mut tier = Tier::new(listed.iter().copied().filter(fits).collect());
-            tier.rebuild(field, u64::from(field.clock.now as u32));
+            tier.rebuild(field, sites, u64::from(field.clock.now as u32));
             tier
         })
     }

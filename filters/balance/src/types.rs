@@ -64,6 +64,8 @@ pub enum Nothing {
     Subset,
     /// None is eligible, and panic is off.
     Ineligible,
+    /// Who may be chosen has as many requests in flight as [`crate::Policy::max_requests`] allows.
+    Full,
 }
 
 /// The ordered list, as indices into the balancer's endpoints. Reused from request to request.
@@ -73,11 +75,12 @@ pub struct Picks {
     len: usize,
     probe: bool,
     pinned: bool,
+    strays: bool,
 }
 
 impl Default for Picks {
     fn default() -> Self {
-        Self { items: [0; MAX_ATTEMPTS + 1], len: 0, probe: false, pinned: false }
+        Self { items: [0; MAX_ATTEMPTS + 1], len: 0, probe: false, pinned: false, strays: false }
     }
 }
 
@@ -113,6 +116,12 @@ impl Picks {
         self.pinned
     }
 
+    /// Whether the session's endpoint is only full now: this request goes elsewhere, and the pin stays.
+    #[must_use]
+    pub const fn strays(&self) -> bool {
+        self.strays
+    }
+
     /// Takes the probe off the list after another worker claimed it. `false`: nothing is left, pick
     /// again with [`Request::may_probe`] off.
     pub fn lose_probe(&mut self) -> bool {
@@ -138,6 +147,11 @@ impl Picks {
         self.len = 0;
         self.probe = false;
         self.pinned = false;
+        self.strays = false;
+    }
+
+    pub(crate) const fn stray(&mut self) {
+        self.strays = true;
     }
 
     pub(crate) const fn len(&self) -> usize {

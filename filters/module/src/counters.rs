@@ -14,6 +14,8 @@ pub(crate) enum Count {
     Panic,
     /// Requests answered here because no endpoint was eligible.
     NoEndpoint,
+    /// Requests answered here because every endpoint had as many in flight as it may have.
+    Full,
     /// Requests left to Envoy because their service is bypassed.
     Bypassed,
     /// Requests of a service in shadow.
@@ -50,10 +52,11 @@ pub(crate) enum Count {
     LeaderElected,
 }
 
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 21] = [
     "unknown_service",
     "panic",
     "no_endpoint",
+    "full",
     "bypassed",
     "shadow",
     "shadow_same",

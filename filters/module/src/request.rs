@@ -108,7 +108,37 @@ enum Routing {
     /// Where Envoy chooses.
     Unlisted,
     /// Nowhere: 503, with these seconds in `retry-after`.
-    Refused(&'static str, u64),
+    Refused(Refusal, u64),
+}
+
+/// Why a request is answered here.
+#[derive(Clone, Copy)]
+enum Refusal {
+    /// Its service has no table.
+    NoTable,
+    /// No endpoint is eligible.
+    NoEndpoint,
+    /// Every endpoint is full.
+    Full,
+}
+
+impl Refusal {
+    /// What `x-pintle-reason` says.
+    const fn reason(self) -> &'static [u8] {
+        match self {
+            Self::NoTable => b"no-table",
+            Self::NoEndpoint => b"no-endpoint",
+            Self::Full => b"full",
+        }
+    }
+
+    /// What a gRPC client gets: `UNAVAILABLE` or, of what is only full, `RESOURCE_EXHAUSTED`.
+    const fn grpc_status(self) -> i32 {
+        match self {
+            Self::NoTable | Self::NoEndpoint => 14,
+            Self::Full => 8,
+        }
+    }
 }
 
 impl Sent {
@@ -346,7 +376,7 @@ impl<P: Proxy> Exchange<P> {
                 Unknown::Pass => Routing::Unlisted,
                 Unknown::Reject => {
                     self.decided.outcome = pintle_trace::Outcome::LocalReply;
-                    Routing::Refused("no-table", 1)
+                    Routing::Refused(Refusal::NoTable, 1)
                 }
             };
         };
@@ -382,7 +412,7 @@ impl<P: Proxy> Exchange<P> {
             }
             (Routing::Unlisted, _) if spoofed => self.proxy.remove_request_header(&select.header),
             (Routing::Unlisted, _) => Ok(()),
-            (Routing::Refused(reason, wait), _) => return self.refuse(local, reason, *wait),
+            (Routing::Refused(reason, wait), _) => return self.refuse(local, *reason, *wait),
         };
         if done.is_err() {
             local.counters.add(Count::HostError);
@@ -390,12 +420,12 @@ impl<P: Proxy> Exchange<P> {
         Action::Continue
     }
 
-    fn refuse(&self, local: &mut Local, reason: &'static str, wait: u64) -> Action {
-        const UNAVAILABLE: i32 = 14;
+    fn refuse(&self, local: &mut Local, why: Refusal, wait: u64) -> Action {
         let wait = wait.to_string();
         let headers: [(&[u8], &[u8]); 2] =
-            [(b"retry-after", wait.as_bytes()), (b"x-pintle-reason", reason.as_bytes())];
-        let response = LocalResponse { status: 503, grpc_status: UNAVAILABLE, headers: &headers };
+            [(b"retry-after", wait.as_bytes()), (b"x-pintle-reason", why.reason())];
+        let grpc_status = why.grpc_status();
+        let response = LocalResponse { status: 503, grpc_status, headers: &headers };
         match self.proxy.respond(&response) {
             Ok(()) => Action::Pause,
             Err(_) => {

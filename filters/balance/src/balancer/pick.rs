@@ -8,8 +8,9 @@
 use pintle_contract::Now;
 use rand::Rng;
 
-use super::Balancer;
+use super::{Balancer, Site};
 use crate::bounded::Placement;
+use crate::load::State;
 use crate::policy::SubsetFallback;
 use crate::pool::Pool;
 use crate::sticky;
@@ -85,10 +86,15 @@ impl Balancer {
             && sticky::may_stay(site.health, site.verdict, site.weight > 0)
             && matches(i as u32)
         {
-            out.push_pinned(i as u32);
+            if self.is_full(i as u32) {
+                out.stray();
+            } else {
+                out.push_pinned(i as u32);
+            }
         }
         if request.may_probe && !panic && out.len() == 0 {
-            let probe = self.probes.iter().copied().find(|&i| matches(i));
+            let fits = |i: &u32| matches(*i) && !self.is_full(*i);
+            let probe = self.probes.iter().copied().find(fits);
             if request.hash.is_some() && self.field.policy.strategy.is_hashing() {
                 narrowed.probe = probe;
             } else if let Some(probe) = probe {
@@ -109,8 +115,8 @@ impl Balancer {
         rng: &mut impl Rng,
         out: &mut Picks,
     ) -> Choice {
-        let Narrowed { pool, panic, probe, mut want } = narrowed;
-        let Some(pool) = self.pools.get_mut(pool) else {
+        let Narrowed { pool: at, panic, probe, mut want } = narrowed;
+        let Some(pool) = self.pools.get_mut(at) else {
             return Choice::None(Nothing::Subset);
         };
         self.field.set_panic(panic);
@@ -126,12 +132,24 @@ impl Balancer {
             }
             None => pool.choose(&mut self.field, &self.sites, rng, out, want),
         }
+        let candidates = pool.candidates(panic);
         if out.len() == 0 {
-            return Choice::None(Nothing::Ineligible);
+            return Choice::None(self.nobody(at, panic));
         }
         out.repeat_to(want);
-        let candidates = pool.candidates(panic);
         if panic { Choice::Panic { candidates } } else { Choice::Eligible { candidates } }
+    }
+
+    /// Why nobody of a pool was found.
+    #[cold]
+    #[inline(never)]
+    fn nobody(&self, at: usize, panic: bool) -> Nothing {
+        let Some(pool) = self.pools.get(at) else { return Nothing::Subset };
+        let fits = |i: u32, site: &Site| {
+            let may = panic || site.state() == State::Open;
+            may && (at == 0 || self.index.matches(&pool.key, i))
+        };
+        if self.has_full(fits) { Nothing::Full } else { Nothing::Ineligible }
     }
 
     /// Finds out whether the next pick among all needs to be narrowed. Only [`Self::update`] and

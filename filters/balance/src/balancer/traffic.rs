@@ -14,7 +14,11 @@ impl Balancer {
         let (site, load) = (self.sites.get(index)?, self.field.loads.get_mut(index)?);
         load.started(now);
         self.active = self.active.saturating_add(1);
-        Some(Ticket { index: index as u32, generation: self.generation, key: site.key })
+        let ticket = Ticket { index: index as u32, generation: self.generation, key: site.key };
+        if self.is_limited() {
+            self.mark(index);
+        }
+        Some(ticket)
     }
 
     /// The head of its response came, or it failed before one did. From here on the request costs
@@ -30,9 +34,15 @@ impl Balancer {
 
     /// The exchange is over whose head was told by [`Self::answered`].
     pub fn ended(&mut self, ticket: Ticket) {
-        if let Some(load) = self.resolve(ticket).and_then(|i| self.field.loads.get_mut(i)) {
+        let index = self.resolve(ticket);
+        if let Some(index) = index
+            && let Some(load) = self.field.loads.get_mut(index)
+        {
             load.ended();
             self.active = self.active.saturating_sub(1);
+            if self.is_limited() {
+                self.mark(index);
+            }
         }
     }
 
@@ -131,5 +141,8 @@ impl Balancer {
             }
         }
         self.active = self.field.loads.iter().map(|l| u64::from(l.active())).sum();
+        if self.is_limited() {
+            (0..self.sites.len()).for_each(|index| self.mark(index));
+        }
     }
 }

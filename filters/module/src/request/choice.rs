@@ -1,13 +1,16 @@
 //! The choice of endpoints for a request whose service has a table.
 
-use pintle_balance::{Choice, Picks, Request, Sticky, Want, Wants};
+use pintle_balance::{Balancer, Choice, Nothing, Picks, Policy, Request, Sticky, Want, Wants};
 use pintle_policy::{Select, Via};
 
 use super::question::Question;
-use super::{Entry, Exchange, Known, Routing, Sent};
+use super::{Entry, Exchange, Known, Refusal, Routing, Sent};
 use crate::boundary::Proxy;
 use crate::counters::Count;
 use crate::worker::Local;
+
+/// What `retry-after` says where every endpoint is full, in seconds: the shortest there is.
+const FULL_WAIT: u64 = 1;
 
 /// A cookie or header for the response, which its route adds from filter state.
 struct Pinned {
@@ -24,11 +27,10 @@ impl<P: Proxy> Exchange<P> {
         headers: &P::Headers,
     ) -> Routing {
         let mut picks = Picks::new();
-        let pinned = self.pick(local, known, headers, &mut picks);
-        if self.shadow.is_some() {
+        let Some((choice, pinned)) = self.pick(local, known, headers, &mut picks) else {
             return Routing::Unlisted;
-        }
-        let routing = self.send(local, known, select, &picks);
+        };
+        let routing = self.send(local, known, select, choice, &picks);
         if let Some(pinned) = pinned
             && self.proxy.set_filter_state(pinned.state, &pinned.value).is_err()
         {
@@ -37,14 +39,15 @@ impl<P: Proxy> Exchange<P> {
         routing
     }
 
-    /// Asks the balancer, and the breaker where the balancer would send a probe.
+    /// Asks the balancer, and the breaker where the balancer would send a probe. `None` where the choice
+    /// is Envoy's.
     fn pick(
         &mut self,
         local: &mut Local,
         known: &Known,
         headers: &P::Headers,
         picks: &mut Picks,
-    ) -> Option<Pinned> {
+    ) -> Option<(Choice, Option<Pinned>)> {
         let now = self.started;
         let policy = local.services.at(known.at)?.policy.clone();
         let shadow = policy.switches.shadow;
@@ -63,7 +66,7 @@ impl<P: Proxy> Exchange<P> {
             may_probe: local.config.breaker && !shadow,
         };
         let mut probe = None;
-        loop {
+        let choice = loop {
             let service = local.services.at_mut(known.at)?;
             let choice = service.balancer.pick(&request, now, &mut local.rng, picks);
             if shadow {
@@ -71,31 +74,18 @@ impl<P: Proxy> Exchange<P> {
                 return None;
             }
             self.record_choice(local, known, choice);
-            if !picks.probe() {
-                break;
-            }
-            let first = picks.first()?;
+            let Some(first) = picks.first().filter(|_| picks.probe()) else { break choice };
             probe = local.claim_probe(&known.name, first, now);
             if probe.is_some() || picks.lose_probe() {
-                break;
+                break choice;
             }
             // Another worker holds the probe and there was nothing else: the same without it.
             request.may_probe = false;
-        }
+        };
         self.keep_list(local, known, picks, probe);
-
-        if let Some(cookie) = key.set_cookie {
-            return Some(Pinned { state: "pintle_set_cookie", value: cookie });
-        }
-        let service = local.services.at(known.at)?;
-        let pin = service.balancer.pin_of(picks.first()?)?;
-        match policy.sticky.as_ref()? {
-            _ if picks.pinned() => None,
-            Sticky::Cookie(cookie) => {
-                Some(Pinned { state: "pintle_set_cookie", value: cookie.set(&pin.to_string()) })
-            }
-            Sticky::Header(_) => Some(Pinned { state: "pintle_pin", value: pin.to_string() }),
-        }
+        let cookie = key.set_cookie.map(|value| Pinned { state: "pintle_set_cookie", value });
+        let balancer = &local.services.at(known.at)?.balancer;
+        Some((choice, cookie.or_else(|| new_pin(policy, balancer, picks))))
     }
 
     fn record_choice(&mut self, local: &mut Local, known: &Known, choice: Choice) {
@@ -113,10 +103,13 @@ impl<P: Proxy> Exchange<P> {
                     service.counts.panic();
                 }
             }
-            Choice::None(_) => {
+            Choice::None(nothing) => {
                 self.decided.candidates = Some(0);
                 self.decided.outcome = pintle_trace::Outcome::LocalReply;
-                self.decided.reason = "no endpoint is eligible";
+                self.decided.reason = match nothing {
+                    Nothing::Full => "every endpoint is full",
+                    _ => "no endpoint is eligible",
+                };
             }
         }
     }
@@ -150,14 +143,19 @@ impl<P: Proxy> Exchange<P> {
         local: &mut Local,
         known: &Known,
         select: &Select,
+        choice: Choice,
         picks: &Picks,
     ) -> Routing {
         let Some(service) = local.services.at_mut(known.at) else { return Routing::Unlisted };
+        if choice == Choice::None(Nothing::Full) {
+            local.counters.add(Count::Full);
+            return Routing::Refused(Refusal::Full, FULL_WAIT);
+        }
         let (Some(first), Some(sent)) = (picks.first(), &mut self.sent) else {
             service.counts.refuse();
             let wait = service.retry_after(self.started);
             local.counters.add(Count::NoEndpoint);
-            return Routing::Refused("no-endpoint", wait);
+            return Routing::Refused(Refusal::NoEndpoint, wait);
         };
         sent.ticket = service.balancer.started(first, self.started);
         service.counts.start();
@@ -173,5 +171,17 @@ impl<P: Proxy> Exchange<P> {
             }
         }
         Routing::Listed(text)
+    }
+}
+
+/// What the response has to pin, where the session has no endpoint yet or has left its own.
+fn new_pin(policy: &Policy, balancer: &Balancer, picks: &Picks) -> Option<Pinned> {
+    let pin = balancer.pin_of(picks.first()?)?;
+    match policy.sticky.as_ref()? {
+        _ if picks.pinned() || picks.strays() => None,
+        Sticky::Cookie(cookie) => {
+            Some(Pinned { state: "pintle_set_cookie", value: cookie.set(&pin.to_string()) })
+        }
+        Sticky::Header(_) => Some(Pinned { state: "pintle_pin", value: pin.to_string() }),
     }
 }

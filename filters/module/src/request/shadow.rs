@@ -5,7 +5,7 @@
 //! made. Two things differ: how many requests Envoy has in flight at an endpoint is not known before they are
 //! answered, and a breaker that owes a probe takes any request that Envoy sends there for one.
 
-use pintle_balance::{Choice, Picks};
+use pintle_balance::{Choice, Nothing, Picks};
 use pintle_breaker::Verdict;
 use pintle_contract::Now;
 use pintle_trace::Outcome;
@@ -40,6 +40,9 @@ impl<P: Proxy> Exchange<P> {
             Choice::Panic { candidates } => {
                 let reason = "it would have been chosen in panic";
                 (candidates, reason, Some(Count::ShadowPanic))
+            }
+            Choice::None(Nothing::Full) => {
+                (0, "the request would have been refused: all are full", Some(Count::ShadowRefused))
             }
             Choice::None(_) => {
                 (0, "the request would have been refused", Some(Count::ShadowRefused))
