@@ -366,7 +366,9 @@ impl Settings for Selector {
         let accepts = "a selector with either a metadata key or \"tag\": true";
         let with = one_of(keys, [metadata, tag], accepts);
         let header = header_name(keys);
-        keys.ensure(header.is_some(), "header", HEADER);
+        // A route asks for metadata, and for no tag.
+        let asked = header.is_some() || with != Some(SelectorTarget::Tag);
+        keys.ensure(asked, "header", HEADER);
         Self { header: header.unwrap_or_default(), with: with.unwrap_or(SelectorTarget::Tag) }
     }
 }

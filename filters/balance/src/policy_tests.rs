@@ -75,6 +75,7 @@ fn a_refusal_names_the_field_and_the_range() {
             "select.hash_key[0] must be a part with exactly one",
         ),
         (r#"{"hash_key":[{"header":"a b"}]}"#, "hash_key[0].header must be a header name"),
+        (r#"{"subset":[{"tag":true}]}"#, "subset[0].header must be a header name"),
         (r#"{"subset":[{"header":"a"}]}"#, "subset[0] must be a selector with"),
         (r#"{"failure_penalty":1001}"#, "failure_penalty must be a number from 0.0 to 1000.0"),
         (r#"{"stratgy":"p2c"}"#, "unknown key select.stratgy, accepted are"),

@@ -1,9 +1,6 @@
 //! `select.max_requests`: full endpoints are passed over, and being full is not being ill.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "helpers of tests: what panics here is a failing test"
-)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests: what panics here is a failing test")]
 
 use std::net::SocketAddr;
 
