@@ -5,7 +5,7 @@
 //! them and to Envoy.
 //!
 //! Exit codes: 0 done; 1 the answer is no (something is wrong, not found, or refused); 64 usage or
-//! configuration (as sysexits has it); 69 what is needed can't be reached.
+//! configuration (as sysexits has it); 69 what is needed can't be reached; 70 a task of the agent ended.
 
 mod check;
 mod client;
@@ -31,6 +31,8 @@ use crate::run::{self, Origin, RunError};
 const EX_NO: u8 = 1;
 const EX_USAGE: u8 = 64;
 const EX_UNAVAILABLE: u8 = 69;
+/// A task of the agent ended, panicked or stood still.
+pub(crate) const EX_SOFTWARE: u8 = 70;
 
 /// Why a command ended without doing what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,9 @@ pub enum CliError {
     /// What is needed can't be reached.
     #[error("{0}")]
     Unavailable(String),
+    /// The agent can't go on.
+    #[error("{0}")]
+    Broken(String),
     /// Standard output is gone.
     #[error("output: {0}")]
     Output(#[from] std::io::Error),
@@ -55,6 +60,7 @@ impl CliError {
             Self::No(_) | Self::Output(_) => EX_NO,
             Self::Usage(_) => EX_USAGE,
             Self::Unavailable(_) => EX_UNAVAILABLE,
+            Self::Broken(_) => EX_SOFTWARE,
         }
     }
 }
@@ -559,7 +565,8 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let json = cli.output == Output::Json;
     match cli.command {
         Command::Run(args) => run::run(args.origin()).await.map_err(|error| match error {
-            RunError::Server(_) | RunError::Signals(_) => CliError::No(error.to_string()),
+            RunError::Signals(_) => CliError::No(error.to_string()),
+            RunError::Task(_) | RunError::Watchdog(_) => CliError::Broken(error.to_string()),
             RunError::Config(_) | RunError::Logs(_) | RunError::Admin(_) | RunError::Tls(_) => {
                 CliError::Usage(error.to_string())
             }

@@ -1,6 +1,7 @@
 //! The host agent: what is registered and ordered, turned into what the filters read.
 
 pub mod cli;
+pub mod condition;
 pub mod config;
 mod disk;
 pub mod events;
@@ -13,3 +14,4 @@ pub mod registration;
 pub mod run;
 pub mod serve;
 pub mod source;
+pub mod tasks;

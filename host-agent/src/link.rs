@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use pintle_contract::Transition;
 use pintle_state::Snapshot;
@@ -54,12 +54,28 @@ pub struct SourceStatus {
     pub position: u64,
     /// When it last said anything.
     pub last_seen: Option<SystemTime>,
+    /// The same on the clock that only goes ahead; the agent's start before it has said anything.
+    pub heard: Option<Instant>,
+    /// When it was last read from beginning to end, for sources that tell changes otherwise.
+    pub listed: Option<Instant>,
+    /// For how long it may give nothing.
+    pub patience: Duration,
     /// The last error, in words.
     pub error: Option<String>,
     /// Connections made since the start.
     pub connects: u64,
+    /// Times that its task had to be started again.
+    pub restarts: u64,
     /// What is missing though it answers, by what it is about.
     pub warnings: BTreeMap<&'static str, String>,
+}
+
+impl SourceStatus {
+    /// It said something just now.
+    pub fn hear(&mut self) {
+        self.last_seen = Some(SystemTime::now());
+        self.heard = Some(Instant::now());
+    }
 }
 
 /// The sources' states.

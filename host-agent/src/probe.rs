@@ -23,13 +23,13 @@ pub(crate) const MAX_TRIALS: usize = 128;
 /// An endpoint that is not connected by then is silent.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Starts the task. The channel takes [`MAX_TRIALS`].
+/// The task, to be spawned. The channel takes [`MAX_TRIALS`].
 pub(crate) fn start(
     updates: Updates,
     shutdown: CancellationToken,
-) -> (mpsc::Sender<Trial>, tokio::task::JoinHandle<()>) {
+) -> (mpsc::Sender<Trial>, impl Future<Output = ()> + use<>) {
     let (sender, trials) = mpsc::channel(MAX_TRIALS);
-    (sender, tokio::spawn(run(trials, updates, shutdown)))
+    (sender, run(trials, updates, shutdown))
 }
 
 async fn run(mut trials: mpsc::Receiver<Trial>, updates: Updates, shutdown: CancellationToken) {

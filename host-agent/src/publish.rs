@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::disk::Disk;
 use crate::link::{Activities, Activity, Sources};
 use crate::probe::{self, MAX_TRIALS};
+use crate::tasks::{BEAT, Pulse, Tasks};
 
 /// While changes keep coming, a service is published once in this time: close to seven times a second.
 const SERVICE_PACE: Duration = Duration::from_millis(150);
@@ -34,6 +35,8 @@ const PACE: Duration = Duration::from_millis(10);
 const DISK_PACE: Duration = Duration::from_secs(2);
 /// A write that failed is repeated after this time though nothing changes: the disk may have room again.
 const DISK_RETRY: Duration = Duration::from_secs(5);
+/// A write that takes longer is said: a disk that does not answer is as bad as one that is full.
+const DISK_PATIENCE: Duration = Duration::from_secs(30);
 /// Orders that wait. Small, so that a flood is felt by its sender and not by everybody's latency.
 const ORDERS: usize = 64;
 /// Orders applied before tables are built.
@@ -133,9 +136,21 @@ impl Board {
     pub(crate) fn change(&self, change: impl FnOnce(&mut Sources)) {
         self.0.send_modify(change);
     }
+
+    /// Waits for a write to disk; whether it failed, which a panic in it is as well.
+    async fn written(&self, task: tokio::task::JoinHandle<bool>) -> bool {
+        match task.await {
+            Ok(failed) => failed,
+            Err(error) => {
+                tracing::error!(%error, "the last good state was not written");
+                self.change(|sources| sources.disk_error = Some(error.to_string()));
+                true
+            }
+        }
+    }
 }
 
-/// Starts the task.
+/// Starts the publisher, and the prober beside it.
 pub(crate) fn start(
     state: State,
     clock: Clock,
@@ -143,10 +158,12 @@ pub(crate) fn start(
     board: Board,
     activities: Activities,
     shutdown: CancellationToken,
-) -> (Updates, watch::Receiver<Arc<Snapshot>>, tokio::task::JoinHandle<()>) {
+    tasks: &mut Tasks,
+) -> (Updates, watch::Receiver<Arc<Snapshot>>) {
     let (orders, inbox) = mpsc::channel(ORDERS);
     let updates = Updates(orders);
     let (trials, prober) = probe::start(updates.clone(), shutdown.clone());
+    tasks.spawn("prober", prober);
     let (snapshots, reader) = watch::channel(state.snapshot());
     let publisher = Publisher {
         state,
@@ -161,13 +178,10 @@ pub(crate) fn start(
         saver: disk.map(Saver::new),
         trials,
         trying: 0,
+        pulse: tasks.pulse("publisher"),
     };
-    let task = tokio::spawn(async move {
-        publisher.run(inbox, shutdown).await;
-        // It ends with the publisher; one that panicked has said so.
-        let _ = prober.await;
-    });
-    (updates, reader, task)
+    tasks.spawn("publisher", publisher.run(inbox, shutdown));
+    (updates, reader)
 }
 
 struct Publisher {
@@ -187,12 +201,14 @@ struct Publisher {
     trials: mpsc::Sender<Trial>,
     /// Trials on their way.
     trying: usize,
+    pulse: Pulse,
 }
 
 impl Publisher {
     async fn run(mut self, mut inbox: mpsc::Receiver<Order>, shutdown: CancellationToken) {
         self.save_soon();
         loop {
+            self.pulse.beat();
             let wake = self.wake();
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -213,7 +229,7 @@ impl Publisher {
         self.save_now().await;
     }
 
-    /// When something is to be done without an order: at the latest in a minute.
+    /// When something is to be done without an order: at the latest for the next sign of life.
     fn wake(&mut self) -> Instant {
         let paced = self.last_any.map(|at| at + PACE);
         let pending = self.pending.values().copied().chain(self.lists).min();
@@ -221,7 +237,7 @@ impl Publisher {
         let state = self.state.next_deadline().map(|at| self.clock.instant(at));
         let disk =
             self.saver.as_ref().and_then(|saver| saver.due.into_iter().chain(saver.look).min());
-        let far = Instant::now() + Duration::from_secs(60);
+        let far = Instant::now() + BEAT;
         // While all places are taken, a result is what wakes this task.
         let trial = self.state.next_trial().filter(|_| self.trying < MAX_TRIALS);
         let trial = trial.map(|at| self.clock.instant(at));
@@ -366,11 +382,17 @@ impl Publisher {
         }
         if saver.writing.as_ref().is_some_and(|task| !task.is_finished()) {
             saver.look = Some(Instant::now() + DISK_RETRY);
+            let waited = saver.last.map_or(Duration::ZERO, |last| last.elapsed());
+            if waited >= DISK_PATIENCE {
+                let seconds = waited.as_secs();
+                let error = format!("a write that began {seconds} s ago has not ended");
+                self.board.change(|sources| sources.disk_error = Some(error));
+            }
             return;
         }
         saver.look = None;
         if let Some(task) = saver.writing.take()
-            && task.await.unwrap_or(true)
+            && self.board.written(task).await
         {
             saver.due.get_or_insert_with(Instant::now);
         }
@@ -393,8 +415,7 @@ impl Publisher {
     async fn begin_save(&mut self) {
         let Some(saver) = &mut self.saver else { return };
         if let Some(task) = saver.writing.take() {
-            // It logged its own failure.
-            let _ = task.await;
+            self.board.written(task).await;
         }
         let began = Instant::now();
         let saved = self.state.save(self.clock.now());
@@ -418,7 +439,7 @@ impl Publisher {
     async fn save_now(&mut self) {
         self.begin_save().await;
         if let Some(task) = self.saver.as_mut().and_then(|saver| saver.writing.take()) {
-            let _ = task.await;
+            self.board.written(task).await;
         }
     }
 }

@@ -38,7 +38,7 @@ struct Bench {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     sources: watch::Receiver<Sources>,
     shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
+    tasks: Tasks,
 }
 
 fn bench(disk: Option<Disk>) -> Bench {
@@ -46,9 +46,10 @@ fn bench(disk: Option<Disk>) -> Bench {
     let (activities, _) = broadcast::channel(16);
     let shutdown = CancellationToken::new();
     let clock = Clock::new();
-    let (updates, snapshots, task) =
-        start(state(), clock, disk, board, activities, shutdown.clone());
-    Bench { updates, snapshots, sources, shutdown, task }
+    let mut tasks = Tasks::new();
+    let stop = shutdown.clone();
+    let (updates, snapshots) = start(state(), clock, disk, board, activities, stop, &mut tasks);
+    Bench { updates, snapshots, sources, shutdown, tasks }
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,7 +82,7 @@ async fn a_lone_change_goes_out_at_once_and_a_flood_at_most_ten_times_in_any_sec
     let last = bench.snapshots.borrow().services["orders"].table.endpoints[0].port;
     assert_eq!(last, 2001, "the last change is never lost");
     bench.shutdown.cancel();
-    bench.task.await.unwrap();
+    bench.tasks.join().await;
     drop(bench.snapshots);
     let published = counting.await.unwrap();
     assert!((15..=22).contains(&published.len()), "{}", published.len());
@@ -108,5 +109,5 @@ async fn a_disk_that_fails_costs_an_alarm_and_nothing_else() {
     bench.sources.wait_for(|s| s.disk_error.is_none()).await.unwrap();
     assert!(place.join("state").exists());
     bench.shutdown.cancel();
-    bench.task.await.unwrap();
+    bench.tasks.join().await;
 }

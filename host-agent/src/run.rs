@@ -6,8 +6,10 @@
 //!   TERM:   registered instances drain and go ─▶ streams end ─▶ state is written ─▶ exit 0
 //! ```
 //! A configuration that can't be used ends the start with exit 64 and, on SIGHUP, changes nothing. A
-//! second signal ends the process at once.
+//! second signal ends the process at once. A task that ends, panics or stalls ends the agent in the
+//! same order, with exit 70; the sources of services are started again instead.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +18,10 @@ use pintle_settings::Settings;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::EX_SOFTWARE;
 use crate::config::{Config, ConfigError, Flags};
 use crate::fleet::{Fleet, When};
 use crate::link::Snapshots;
@@ -36,6 +38,7 @@ use crate::serve::socket::Socket;
 use crate::serve::sync::Sync;
 use crate::serve::transport::{Proxies, TlsFiles};
 use crate::source::{self, Running};
+use crate::tasks::{self, Ended, Pulse, Stalled, Tasks};
 
 /// Where the configuration comes from, kept for SIGHUP.
 #[derive(Clone, Debug, Default)]
@@ -70,9 +73,12 @@ pub enum RunError {
     /// Signals can't be heard.
     #[error("signals: {0}")]
     Signals(std::io::Error),
-    /// The proxies' server ended.
-    #[error("the proxies' server ended: {0}")]
-    Server(String),
+    /// A task ended that should not have.
+    #[error("the task {0}; the agent ends, so that it can be started anew")]
+    Task(#[from] Ended),
+    /// The system gives no thread.
+    #[error("watchdog: {0}")]
+    Watchdog(std::io::Error),
 }
 
 impl Origin {
@@ -121,14 +127,17 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let stop = CancellationToken::new();
     let sources_stop = CancellationToken::new();
-    let running = source::start(config.sources.clone(), check_policy, sources_stop.clone());
+    let mut running = source::start(config.sources.clone(), check_policy, sources_stop.clone());
     let fleet = Arc::new(Fleet::new(running.activities.clone(), running.outgoing.clone()));
     let recent = Recent::default();
-    let mut tasks = vec![
-        tokio::spawn(recent.clone().listen(running.activities.subscribe())),
-        tokio::spawn(follow(running.snapshots.clone(), Arc::clone(&fleet), logs.clone())),
-    ];
-    let (mut server, certificates, served) = proxies(&config, &running, &fleet, &stop).await?;
+    let mut readers = Tasks::new();
+    let pulse = readers.pulse("ledger");
+    let ledger = follow(running.snapshots.clone(), Arc::clone(&fleet), logs.clone(), pulse);
+    readers.spawn("ledger", ledger);
+    readers.spawn("activities", recent.clone().listen(running.activities.subscribe()));
+    let (server, certificates, served) = proxies(&config, &running, &fleet, &stop).await?;
+    let mut servers = Tasks::new();
+    servers.spawn_fallible("proxies' server", server.serve(stop.clone()));
     let listener = admin::bind(&config.admin).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -157,27 +166,32 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
             stop: stop.clone(),
         },
     );
-    tasks.push(tokio::spawn(admin.clone().serve_unix(admin.bind_unix()?)));
-    tasks.push(tokio::spawn(admin.serve(listener)));
+    servers.spawn("admin socket", admin.clone().serve_unix(admin.bind_unix()?));
+    servers.spawn("admin server", admin.serve(listener));
     let register_stop = CancellationToken::new();
-    let registered = config.register.clone().map(|register| {
+    let mut registered = Tasks::new();
+    if let Some(register) = config.register.clone() {
         let stop = register_stop.clone();
-        tokio::spawn(registration::register(register, stop))
-    });
-    let ended =
-        hear(&mut signals, &origin, &config, &logs, &running, &certificates, &mut server).await;
+        registered.spawn("registration", registration::register(register, stop));
+    }
+    let mut sources = std::mem::take(&mut running.tasks);
+    let pulses = [sources.pulses(), readers.pulses()].concat();
+    tasks::watch(pulses, tasks::patience(), stop.clone(), stalled).map_err(RunError::Watchdog)?;
+    let ended = tokio::select! {
+        () = hear(&mut signals, &origin, &config, &logs, &running, &certificates) => Ok(()),
+        ended = first(&mut sources, &mut servers, &mut readers, &mut registered) => Err(ended),
+    };
+    if let Err(ended) = &ended {
+        tracing::error!("the task {ended}");
+    }
     tracing::info!(deadline = ?config.deadline, "the agent stops");
     let orderly = async {
         register_stop.cancel();
-        if let Some(registered) = registered {
-            let _ = registered.await;
-        }
+        registered.join().await;
         stop.cancel();
-        if !server.is_finished() {
-            let _ = server.await;
-        }
+        servers.join().await;
         sources_stop.cancel();
-        running.join().await;
+        sources.join().await;
     };
     tokio::select! {
         done = timeout(config.deadline, orderly) => if done.is_err() {
@@ -185,10 +199,30 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
         },
         () = signals.stop() => tracing::warn!("a second signal; what is left is cut off"),
     }
-    for task in tasks {
-        task.abort();
+    Ok(ended?)
+}
+
+/// The first task of the agent to end, which none does while it serves.
+async fn first(
+    sources: &mut Tasks,
+    servers: &mut Tasks,
+    readers: &mut Tasks,
+    registered: &mut Tasks,
+) -> Ended {
+    tokio::select! {
+        ended = sources.ended() => ended,
+        ended = servers.ended() => ended,
+        ended = readers.ended() => ended,
+        ended = registered.ended() => ended,
     }
-    ended
+}
+
+/// Ends the process: an orderly end would wait for the very task that stands still.
+fn stalled(stalled: Stalled) {
+    tracing::error!("the task {stalled}");
+    // Standard error may be closed; the exit code says it as well.
+    let _ = writeln!(std::io::stderr(), "pintle: the task {stalled}; the agent ends");
+    std::process::exit(EX_SOFTWARE.into());
 }
 
 struct Signals {
@@ -214,7 +248,6 @@ impl Signals {
     }
 }
 
-type Server = JoinHandle<Result<(), tonic::transport::Error>>;
 type Certificates = Option<(TlsFiles, watch::Sender<Arc<rustls::ServerConfig>>)>;
 
 async fn proxies(
@@ -222,7 +255,7 @@ async fn proxies(
     running: &Running,
     fleet: &Arc<Fleet>,
     stop: &CancellationToken,
-) -> Result<(Server, Certificates, Served), RunError> {
+) -> Result<(Proxies, Certificates, Served), RunError> {
     let mut tcp = None;
     let mut certificates = None;
     if let Some((listen, files)) = &config.tcp {
@@ -242,7 +275,7 @@ async fn proxies(
         fleet: Arc::clone(fleet),
         quotas: served.quotas.clone(),
     };
-    Ok((tokio::spawn(proxies.serve(stop.clone())), certificates, served))
+    Ok((proxies, certificates, served))
 }
 
 /// Waits for the signal to stop, and reloads on every SIGHUP until then.
@@ -253,26 +286,17 @@ async fn hear(
     logs: &Logs,
     running: &Running,
     certificates: &Certificates,
-    server: &mut Server,
-) -> Result<(), RunError> {
+) {
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return Ok(()),
-            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
             _ = signals.hangup.recv() => match origin.load() {
                 Ok(fresh) => reload(config, &fresh, logs, running, certificates),
                 Err(error) => {
                     tracing::error!(%error, "the new configuration is refused, the old one stays");
                 }
             },
-            ended = &mut *server => {
-                let why = match ended {
-                    Ok(Ok(())) => "without a reason".to_owned(),
-                    Ok(Err(error)) => error.to_string(),
-                    Err(error) => error.to_string(),
-                };
-                return Err(RunError::Server(why));
-            }
         }
     }
 }
@@ -316,7 +340,7 @@ fn reload(
 }
 
 /// Tells the ledger of every snapshot, and of time.
-async fn follow(mut snapshots: Snapshots, fleet: Arc<Fleet>, logs: Logs) {
+async fn follow(mut snapshots: Snapshots, fleet: Arc<Fleet>, logs: Logs, pulse: Pulse) {
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut report = interval(logs::REPORT_EVERY);
@@ -324,6 +348,7 @@ async fn follow(mut snapshots: Snapshots, fleet: Arc<Fleet>, logs: Logs) {
     let first = Arc::clone(&snapshots.borrow_and_update());
     fleet.published(&first, When::now());
     loop {
+        pulse.beat();
         tokio::select! {
             changed = snapshots.changed() => {
                 if changed.is_err() {

@@ -103,6 +103,24 @@ fn services(path: &Path, port: u16) {
 
 impl Agent {
     fn start(format: &str) -> Self {
+        let agent = Self::spawn(format, &[], None);
+        agent.until("services", "orders-1");
+        agent
+    }
+
+    fn ended(&mut self) -> std::process::ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            let lines = self.lines.lock().unwrap().clone();
+            assert!(start.elapsed() < Duration::from_secs(60), "{lines}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn spawn(format: &str, more: &[&str], fault: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let admin = port.to_string();
@@ -116,7 +134,9 @@ impl Agent {
             .args(["--socket", dir.path().join("run/agent.sock").to_str().unwrap()])
             .args(["--state-dir", dir.path().join("state").to_str().unwrap()])
             .args(["--admin", &admin, "--allow", "127.0.0.0/8"])
+            .args(more)
             .env_clear()
+            .envs(fault.map(|fault| ("TEST_PINTLE_FAULT", fault)))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -128,9 +148,7 @@ impl Agent {
                 *all.lock().unwrap() += &(line + "\n");
             }
         });
-        let agent = Self { child, admin, lines, dir };
-        agent.until("services", "orders-1");
-        agent
+        Self { child, admin, lines, dir }
     }
 
     fn ask(&self, command: &str) -> Output {
@@ -229,6 +247,48 @@ fn a_second_agent_on_the_same_socket_is_refused_and_the_first_goes_on() {
     assert_eq!(output.status.code(), Some(69), "{}", said(&output));
     assert!(said(&output).contains("another agent serves"), "{}", said(&output));
     agent.until("services", "orders-1");
+}
+
+/// What is put into one task, and whether the agent ends by it.
+const FAULTS: [(&str, bool); 14] = [
+    ("publisher=panic", true),
+    ("publisher=end", true),
+    ("publisher=stall", true),
+    ("prober=panic", true),
+    ("relay=end", true),
+    ("nats=panic", true),
+    ("ledger=panic", true),
+    ("ledger=stall", true),
+    ("activities=end", true),
+    ("proxies' server=panic", true),
+    ("socket=panic", true),
+    ("admin socket=panic", true),
+    ("admin server=end", true),
+    ("file=panic", false),
+];
+
+#[test]
+fn a_task_that_ends_panics_or_stalls_is_started_again_or_ends_the_agent_with_a_reason() {
+    let nats = ["--nats", "nats://127.0.0.1:1"];
+    let agents: Vec<_> = FAULTS
+        .iter()
+        .map(|(fault, ends)| (fault, ends, Agent::spawn("text", &nats, Some(fault))))
+        .collect();
+    for (fault, ends, mut agent) in agents {
+        let task = fault.split('=').next().unwrap();
+        if *ends {
+            let status = agent.ended();
+            let lines = agent.until_logged("pintle: the task");
+            assert_eq!(status.code(), Some(70), "{fault}: {lines}");
+            let last = lines.lines().rfind(|line| line.starts_with("pintle: ")).unwrap_or("");
+            assert!(last.contains(task), "{fault}: {lines}");
+        } else {
+            agent.until_logged("it is started again");
+            services(&agent.dir.path().join("services.json"), 8009);
+            agent.until("services", "127.0.0.1:8009");
+            assert!(agent.child.try_wait().unwrap().is_none(), "{fault}");
+        }
+    }
 }
 
 #[test]

@@ -91,6 +91,8 @@ struct Proxy {
     fence: u64,
     expected: u32,
     propagated: Version,
+    /// When its workers last held the newest tables, or newer ones than before.
+    moved: Instant,
     workers: HashMap<u64, Worker>,
 }
 
@@ -143,6 +145,9 @@ impl Ledger {
                 self.in_transit.push_back((service.table.version, service.seen_at));
             }
         }
+        for proxy in self.proxies.values_mut().filter(|it| it.is_current(self.known.version)) {
+            proxy.moved = when.mono;
+        }
         self.known = Arc::clone(snapshot);
         for (name, service) in &mut self.services {
             let table = snapshot.services.get(name).map(|known| &known.table);
@@ -179,11 +184,13 @@ impl Ledger {
             fence: 0,
             expected: 0,
             propagated,
+            moved: when.mono,
             workers: HashMap::new(),
         });
         if proxy.streams == 0 {
             proxy.since = when.wall;
             proxy.changed = when.mono;
+            proxy.moved = when.mono;
             // What it missed while away would be timed as if it had been sent late.
             proxy.propagated = proxy.propagated.max(propagated);
         }
@@ -238,9 +245,13 @@ impl Ledger {
         let Some(worker) = self.worker(proxy, applied.worker, when) else {
             return;
         };
+        let newer = applied.version > worker.version;
         worker.version = worker.version.max(applied.version);
         if let Some(proxy) = self.proxies.get_mut(proxy) {
             proxy.expected = applied.workers;
+            if newer {
+                proxy.moved = when.mono;
+            }
         }
         self.arrived(proxy, when);
     }
@@ -690,6 +701,10 @@ impl Proxy {
         live.iter().map(|(_, worker)| worker.version).min()
     }
 
+    fn is_current(&self, newest: Version) -> bool {
+        self.held().is_some_and(|held| held >= newest)
+    }
+
     fn view(&self, name: &str, newest: Version, when: When) -> ProxyView {
         let mut workers: Vec<WorkerView> = self
             .live()
@@ -702,6 +717,7 @@ impl Proxy {
             .collect();
         workers.sort_by_key(|worker| worker.worker);
         let version = workers.iter().map(|worker| worker.version).min();
+        let current = self.is_current(newest);
         ProxyView {
             proxy: name.to_owned(),
             connected: self.streams > 0,
@@ -711,7 +727,9 @@ impl Proxy {
             fence: self.fence,
             expected: self.expected,
             version: version.unwrap_or_default(),
-            current: self.held().is_some_and(|held| held >= newest),
+            current,
+            behind: (self.streams > 0 && !current)
+                .then(|| when.mono.saturating_duration_since(self.moved)),
             workers,
         }
     }

@@ -1,7 +1,7 @@
 //! What the ledger shows: plain values for the metrics, the admin API and the page.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use pintle_contract::{BreakerState, Version};
 
@@ -125,6 +125,8 @@ pub struct ProxyView {
     pub version: Version,
     /// Whether all its workers hold the agent's newest version.
     pub current: bool,
+    /// For how long it has been connected and taken nothing newer, while it is not current.
+    pub behind: Option<Duration>,
     /// The workers that spoke lately.
     pub workers: Vec<WorkerView>,
 }

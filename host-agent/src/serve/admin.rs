@@ -9,7 +9,8 @@
 //! | path | answer |
 //! |---|---|
 //! | `/` | the status page |
-//! | `/healthz`, `/readyz` | the process lives; there is a snapshot (stale or not; 503 without) |
+//! | `/healthz` | the process lives |
+//! | `/readyz` | what is wrong; 503 without a snapshot, a source that speaks, or Envoys that take it |
 //! | `/metrics` | OpenMetrics, or Prometheus text |
 //! | `/v1/services?after=&limit=&endpoints=`, `/v1/services/{name}` | tables and their traffic |
 //! | `/v1/agent` | what the agent was given, and how its servers do |
@@ -60,7 +61,8 @@ use super::descriptors;
 use super::metrics::{Metrics, Served};
 use super::page::page;
 use super::socket::{BindError, Credentials, Socket, SocketOptions};
-use crate::fleet::{Fleet, When};
+use crate::condition::Condition;
+use crate::fleet::{Fleet, View, When};
 use crate::link::{Snapshots, SourcesWatch};
 
 /// The header that a request to change anything must carry, with any value.
@@ -242,6 +244,11 @@ impl Admin {
         Arc::clone(&self.inner.snapshots.borrow())
     }
 
+    fn condition(&self, snapshot: &pintle_state::Snapshot, view: &View) -> Condition {
+        let sources = self.inner.sources.borrow();
+        Condition::of(snapshot, &sources, &view.proxies, Instant::now())
+    }
+
     /// The page's state as JSON, made once a second however many look.
     fn page_state(&self) -> Arc<str> {
         let mut cached = self.inner.page_state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -254,7 +261,7 @@ impl Admin {
         let view = self.inner.fleet.view(When::now());
         let state = StateJson {
             agent: self.inner.options.agent.clone(),
-            ready: ReadyJson::of(&snapshot),
+            ready: ReadyJson::of(&snapshot, &self.condition(&snapshot, &view)),
             services: ServicesJson::of(&snapshot, &view, None, ON_PAGE, true),
             proxies: view.proxies.iter().map(ProxyJson::of).collect(),
             held: snapshot.held.iter().take(ON_PAGE).map(HeldRowJson::of).collect(),
@@ -305,7 +312,8 @@ async fn healthz() -> Response {
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
-    let ready = ReadyJson::of(&admin.snapshot());
+    let (snapshot, view) = (admin.snapshot(), admin.inner.fleet.view(When::now()));
+    let ready = ReadyJson::of(&snapshot, &admin.condition(&snapshot, &view));
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready)).into_response()
 }

@@ -23,6 +23,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use crate::condition::Condition;
 use crate::fleet::{EndpointView, Fleet, PROPAGATION_BUCKETS, ServiceView, View, When};
 use crate::link::{Snapshots, SourceStatus, Sources, SourcesWatch};
 use crate::serve::quota::{Kind, Quotas};
@@ -204,7 +205,11 @@ impl Collector for Scrape {
         requests(out, &view)?;
         endpoints(out, &snapshot, &view, self.max_endpoints)?;
         services(out, &snapshot, &view, now.wall)?;
-        state(out, &snapshot, &view, now.wall)?;
+        let condition = {
+            let sources = self.sources.borrow();
+            Condition::of(&snapshot, &sources, &view.proxies, now.mono)
+        };
+        state(out, &snapshot, &view, &condition, now.wall)?;
         events(out, &sources, now.wall)?;
         proxies(out, &view)?;
         if let Some(socket) = &self.socket {
@@ -379,7 +384,13 @@ fn services(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime
     )
 }
 
-fn state(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime) -> fmt::Result {
+fn state(
+    out: &mut Out<'_>,
+    snapshot: &Snapshot,
+    view: &View,
+    condition: &Condition,
+    now: SystemTime,
+) -> fmt::Result {
     out.gauge(
         "pintle_snapshot_epoch",
         "Epoch of the newest snapshot, the agent's start in milliseconds.",
@@ -392,8 +403,18 @@ fn state(out: &mut Out<'_>, snapshot: &Snapshot, view: &View, now: SystemTime) -
     )?;
     out.gauge(
         "pintle_snapshot_stale",
-        "1 while the snapshot is from disk and the registry has not confirmed it.",
-        f64::from(u8::from(snapshot.stale)),
+        "1 while the snapshot is from disk and unconfirmed, or the registry gives nothing.",
+        f64::from(u8::from(condition.is_stale())),
+    )?;
+    out.gauge(
+        "pintle_agent_ready",
+        "1 while /readyz says yes.",
+        f64::from(u8::from(condition.is_ready())),
+    )?;
+    out.gauge(
+        "pintle_agent_troubles",
+        "What /readyz finds wrong; 0 while the agent is well.",
+        condition.troubles.len() as f64,
     )?;
     out.gauges(
         "pintle_snapshot_age_seconds",
@@ -510,6 +531,11 @@ fn events(out: &mut Out<'_>, sources: &Sources, now: SystemTime) -> fmt::Result 
         "pintle_source_connects",
         "Connections made.",
         enabled().map(|(name, status)| (vec![("source", name)], status.connects)),
+    )?;
+    out.counters(
+        "pintle_source_restarts",
+        "Times that the task of a source ended and was started again.",
+        enabled().map(|(name, status)| (vec![("source", name)], status.restarts)),
     )?;
     out.gauges(
         "pintle_source_silence_seconds",

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -37,6 +37,7 @@ use super::quota::{Kind, Place, Quotas};
 use super::socket::{Credentials, Socket};
 use super::sync::Sync;
 use crate::fleet::Fleet;
+use crate::tasks::{Ended, Tasks};
 
 /// A connection without a stream is closed after this long, whether it has spoken or not: Envoy opens
 /// a stream as soon as it is connected, and connects anew when it wants another.
@@ -48,6 +49,17 @@ const PING_WITHIN: Duration = Duration::from_secs(5);
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 /// TLS handshakes at once; the next waits in the kernel's queue.
 const MAX_HANDSHAKES: usize = 64;
+
+/// Why the server for proxies ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The HTTP/2 server said no.
+    #[error(transparent)]
+    Server(#[from] tonic::transport::Error),
+    /// Nobody accepts at one of the listeners any more.
+    #[error("accepting connections: {0}")]
+    Accepting(Ended),
+}
 
 /// Where the certificates of the TCP listener are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,17 +238,18 @@ impl Proxies {
     /// Serves until `stop`, then lets open streams end by themselves.
     ///
     /// # Errors
-    /// What the HTTP/2 server says when it can't go on.
-    pub async fn serve(self, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+    /// [`ServeError`], when it can't go on.
+    pub async fn serve(self, stop: CancellationToken) -> Result<(), ServeError> {
         let (tx, rx) = mpsc::channel::<io::Result<Connection>>(16);
         let accept =
             accept_unix(self.socket, tx.clone(), self.quotas.clone(), Arc::clone(&self.fleet));
-        let mut loops = vec![tokio::spawn(until(stop.clone(), accept))];
+        let mut accepting = Tasks::new();
+        accepting.spawn("socket", until(stop.clone(), accept));
         if let Some((listener, config)) = self.tcp {
             let accept = accept_tls(listener, config, tx, self.quotas, self.fleet);
-            loops.push(tokio::spawn(until(stop.clone(), accept)));
+            accepting.spawn("tcp", until(stop.clone(), accept));
         }
-        let served = Server::builder()
+        let server = Server::builder()
             .layer(Gated)
             .http2_keepalive_interval(Some(PING_EVERY))
             .http2_keepalive_timeout(Some(PING_WITHIN))
@@ -246,12 +259,16 @@ impl Proxies {
             .add_service(self.sync)
             .add_service(EndpointDiscoveryServiceServer::new(self.eds.clone()))
             .add_service(AggregatedDiscoveryServiceServer::new(self.eds))
-            .serve_with_incoming_shutdown(ReceiverStream::new(rx), stop.cancelled())
-            .await;
-        for accept in loops {
-            let _ = accept.await;
+            .serve_with_incoming_shutdown(ReceiverStream::new(rx), stop.cancelled());
+        let mut server = pin!(server);
+        let ended = tokio::select! {
+            served = &mut server => return Ok(served?),
+            ended = accepting.ended() => ended,
+        };
+        if !stop.is_cancelled() {
+            return Err(ServeError::Accepting(ended));
         }
-        served
+        Ok(server.await?)
     }
 }
 

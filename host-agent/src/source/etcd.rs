@@ -12,7 +12,8 @@
 //!   and 3.5.8 an answer could overtake events);
 //! - compaction, another cluster, or a revision lower than what was seen (a restore) mean a new
 //!   listing, which the state compares, so that deletes nobody told of are found;
-//! - everything is listed again once in `reconcile` and compared, whatever the watch says;
+//! - everything is listed again once in `reconcile` and compared, whatever the watch says; a listing
+//!   that fails leaves a healthy watch alone and is tried again;
 //! - a prefix that may not be read costs itself: the others are served.
 //!
 //! One member is talked to at a time; the next one is tried when it fails. `require_leader` makes a
@@ -21,7 +22,7 @@
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::pin::Pin;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use etcd_client::Client;
 use pintle_state::{Change, Item, Listing, Update, show};
@@ -44,6 +45,11 @@ use super::{Backoff, Context, EtcdConfig, SourceConfig};
 
 /// A member that did not answer in time is given twice as long, up to this.
 const PATIENCE: Duration = Duration::from_secs(24);
+
+/// A listing that failed beside a healthy watch is tried again after this long.
+const RELIST: Duration = Duration::from_secs(5);
+/// So many in a row may fail; after one more another member is asked, and the watch goes on there.
+const LISTINGS: u32 = 2;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -186,10 +192,35 @@ impl Context {
 
     fn etcd_heard(&self, revision: u64, beside: usize) {
         self.board.change(|sources| {
-            sources.etcd.last_seen = Some(SystemTime::now());
+            sources.etcd.hear();
             sources.etcd.position = revision;
             sources.keys_beside = u64::try_from(beside).unwrap_or(u64::MAX);
         });
+    }
+
+    /// Why the registry can't be listed though its watch is well; told when it changes.
+    fn etcd_unlisted(&self, error: Option<&EtcdError>) {
+        let text = error.map(|error| {
+            let error = show(error.to_string().as_bytes());
+            format!("a listing failed, its watch goes on: {error}")
+        });
+        let mut news = false;
+        self.board.change(|sources| {
+            let warnings = &mut sources.etcd.warnings;
+            news = warnings.get("listing") != text.as_ref();
+            match text.clone() {
+                Some(text) => warnings.insert("listing", text),
+                None => warnings.remove("listing"),
+            };
+        });
+        match text {
+            Some(text) if news => {
+                tracing::warn!("etcd: {text}");
+                self.tell(format!("etcd: {text}"));
+            }
+            None if news => tracing::info!("etcd: listed again"),
+            _ => {}
+        }
     }
 
     /// What of the prefixes may not be read; told when it changes.
@@ -223,6 +254,7 @@ impl Context {
         let translated = registry.translator.listing(listing, &denied);
         send(self, Update::Listing(translated.told)).await?;
         send(self, Update::Unread(translated.unread)).await?;
+        self.board.change(|sources| sources.etcd.listed = Some(std::time::Instant::now()));
         self.etcd_heard(seat.most(), registry.translator.beside());
         Ok(())
     }
@@ -253,6 +285,7 @@ async fn session(
     context.board.change(|sources| {
         let etcd = &mut sources.etcd;
         etcd.connected = true;
+        etcd.patience = config.reconcile.max(config.silence);
         etcd.error = None;
         etcd.endpoint = endpoint.cloned().unwrap_or_default();
         etcd.connects = etcd.connects.saturating_add(1);
@@ -274,6 +307,7 @@ async fn session(
     let mut listing: ListingTask = Box::pin(pending());
     let mut began = here.reached.clone();
     let mut meanwhile: Option<Vec<Change>> = None;
+    let mut failed = 0u32;
     loop {
         tokio::select! {
             biased;
@@ -313,7 +347,21 @@ async fn session(
                 context.etcd_heard(here.most(), registry.translator.beside());
             }
             listed = &mut listing => {
-                let listed = listed?;
+                listing = Box::pin(pending());
+                let listed = match listed {
+                    Ok(listed) => listed,
+                    Err(error) if failed < LISTINGS && !ends_the_watch(&error) => {
+                        failed = failed.saturating_add(1);
+                        context.etcd_unlisted(Some(&error));
+                        // Whatever the watch tells is in the state already.
+                        meanwhile = None;
+                        reconcile.set(sleep(jittered(RELIST.min(config.reconcile))));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                failed = 0;
+                context.etcd_unlisted(None);
                 if listed.cluster != here.cluster {
                     return Err(EtcdError::Relist("another cluster"));
                 }
@@ -327,7 +375,6 @@ async fn session(
                 context.send_listing(registry, listed, &here).await?;
                 context.etcd_denied(&here, &registry.prefixes);
                 registry.seat = Some(here.clone());
-                listing = Box::pin(pending());
                 reconcile.set(sleep(jittered(config.reconcile)));
             }
             () = &mut reconcile, if meanwhile.is_none() => {
@@ -348,6 +395,18 @@ async fn session(
                 }
             }
         }
+    }
+}
+
+/// Whether a failed listing says that the watch beside it is not to be trusted, or will not come back:
+/// a place that is wrong, nothing that may be read, and a token that has run out, which only another
+/// connection renews.
+fn ends_the_watch(error: &EtcdError) -> bool {
+    use etcd_client::Error::GRpcStatus;
+    match error {
+        EtcdError::Relist(_) | EtcdError::Denied(_) | EtcdError::Gone => true,
+        EtcdError::Client(GRpcStatus(status)) => status.code() == tonic::Code::Unauthenticated,
+        _ => false,
     }
 }
 

@@ -15,16 +15,18 @@
 //! content. A file that cannot be read or parsed changes nothing; the last good one counts.
 
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use pintle_state::{FileService, Update, show};
 use serde_json::{Map, Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Context;
 
 /// Bytes of the file, at most: 100,000 endpoints of a few hundred each.
 const MAX_FILE: u64 = 64 << 20;
+
+const READ_WITHIN: Duration = Duration::from_secs(20);
 
 /// Reads the file for ever.
 pub(crate) async fn run(context: Context) {
@@ -32,7 +34,12 @@ pub(crate) async fn run(context: Context) {
         let mut last: Option<Result<String, String>> = None;
         loop {
             let config = context.config.borrow().file.clone().unwrap_or_default();
-            let text = read(&config.path).await;
+            // A file system that hangs is no reason to say nothing.
+            let text = timeout(READ_WITHIN, read(&config.path)).await;
+            let text = text.unwrap_or_else(|_| Err("reading it takes too long".to_owned()));
+            if text.is_ok() {
+                context.board.change(|sources| sources.file.hear());
+            }
             if last.as_ref() != Some(&text) {
                 let parsed = text.clone().and_then(|text| parse(&text));
                 let error = parsed.as_ref().err().cloned();
@@ -42,7 +49,6 @@ pub(crate) async fn run(context: Context) {
                     file.connected = error.is_none();
                     file.error.clone_from(&error);
                     if error.is_none() {
-                        file.last_seen = Some(SystemTime::now());
                         file.position = file.position.saturating_add(1);
                         file.connects = file.connects.saturating_add(1);
                     }

@@ -25,13 +25,13 @@ use pintle_settings::Invalid;
 use pintle_state::{PolicyCheck, Settings, State};
 use rand::RngExt as _;
 use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
-use crate::link::{Activities, Outgoing, Snapshots, SourcesWatch};
+use crate::link::{Activities, Outgoing, Snapshots, SourceStatus, Sources, SourcesWatch};
 use crate::publish::{self, Board, Clock, Updates};
+use crate::tasks::{Tasks, Why, restarting};
 
 mod config;
 pub mod etcd;
@@ -47,6 +47,8 @@ pub use formats::{FormatName, SourceConfig};
 pub(crate) use settings::text;
 pub use settings::{Secret, SecretRef, Tls};
 
+/// For how long a source may give nothing where it has no time to reconcile of its own.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Lines that a reader of activities may be behind.
 const ACTIVITIES: usize = 1024;
 /// Reconnecting waits at most this long.
@@ -70,7 +72,8 @@ pub struct Running {
     /// How the sources do.
     pub sources: SourcesWatch,
     config: watch::Sender<Arc<SourcesConfig>>,
-    tasks: Vec<JoinHandle<()>>,
+    /// The tasks, each by its name.
+    pub tasks: Tasks,
 }
 
 impl Running {
@@ -88,10 +91,7 @@ impl Running {
 
     /// Waits until all tasks have ended, which they do after shutdown.
     pub async fn join(self) {
-        for task in self.tasks {
-            // A task that panicked has said so already.
-            let _ = task.await;
-        }
+        self.tasks.join().await;
     }
 }
 
@@ -138,10 +138,21 @@ pub fn start(
         sources.etcd.enabled = config.etcd.is_some();
         sources.nats.enabled = config.nats.is_some();
         sources.file.enabled = config.file.is_some();
+        for status in [&mut sources.etcd, &mut sources.nats, &mut sources.file] {
+            status.heard = Some(std::time::Instant::now());
+            status.patience = PATIENCE;
+        }
     });
-    let (updates, snapshots, task) =
-        publish::start(state, clock, disk, board.clone(), activities.clone(), shutdown.clone());
-    let mut tasks = vec![task];
+    let mut tasks = Tasks::new();
+    let (updates, snapshots) = publish::start(
+        state,
+        clock,
+        disk,
+        board.clone(),
+        activities.clone(),
+        shutdown.clone(),
+        &mut tasks,
+    );
     let buffer = config.nats.as_ref().map_or(1, |nats| nats.buffer);
     let (outgoing, reported) = mpsc::channel(usize::try_from(buffer).unwrap_or(1).max(1));
     let has = (config.etcd.is_some(), config.nats.is_some(), config.file.is_some());
@@ -156,18 +167,20 @@ pub fn start(
         shutdown,
     };
     if has.0 {
-        tasks.push(tokio::spawn(etcd::run(source.clone())));
+        let context = source.clone();
+        tasks.spawn("etcd", context.restarting("etcd", |all| &mut all.etcd, etcd::run));
     }
     if has.2 {
-        tasks.push(tokio::spawn(file::run(source.clone())));
+        let context = source.clone();
+        tasks.spawn("file", context.restarting("file", |all| &mut all.file, file::run));
     }
     let to_fleet = has.1.then(|| {
         let (to_fleet, of_fleet) = mpsc::channel(1);
         let events = jetstream::run(source.clone(), resume, check_policy, of_fleet);
-        tasks.push(tokio::spawn(events));
+        tasks.spawn("nats", events);
         to_fleet
     });
-    tasks.push(tokio::spawn(relay::run(source, agent, reported, to_fleet)));
+    tasks.spawn("relay", relay::run(source, agent, reported, to_fleet));
     Running { snapshots, updates, outgoing, activities, sources, config, tasks }
 }
 
@@ -184,6 +197,27 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Keeps a source running that finds its place by itself; its status says when it had to.
+    async fn restarting<F>(
+        self,
+        name: &'static str,
+        status: fn(&mut Sources) -> &mut SourceStatus,
+        run: fn(Self) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let told = |why: &Why| {
+            self.board.change(|sources| {
+                let status = status(sources);
+                status.connected = false;
+                status.error = Some(format!("its task {why}; it is started again"));
+                status.restarts = status.restarts.saturating_add(1);
+            });
+            self.tell(format!("{name}: the task {why}; it is started again"));
+        };
+        restarting(name, self.shutdown.clone(), told, || run(self.clone())).await;
+    }
+
     /// What is missing of NATS though events come, by what it is about; `None` when it is well. Logged
     /// and told when it is news.
     pub(crate) fn warn(&self, about: &'static str, warning: Option<String>) {

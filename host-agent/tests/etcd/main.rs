@@ -11,6 +11,7 @@ mod access;
 mod cluster;
 mod formats;
 mod gone;
+mod listing;
 mod registry;
 mod rough;
 #[path = "../support/mod.rs"]

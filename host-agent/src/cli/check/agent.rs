@@ -71,13 +71,13 @@ async fn get<T: DeserializeOwned>(client: &Client, path: &str) -> Result<T, CliE
 /// Readiness, the disk and the server for proxies.
 pub(super) fn health(agent: &Agent) -> Vec<Finding> {
     let ready = &agent.ready;
-    let mut findings = vec![match (ready.ready, ready.stale) {
+    let mut findings = vec![match (ready.serves, ready.stale) {
         (true, false) => Finding::good("agent", format!("ready at version {}", ready.version)),
         (true, true) => Finding::bad(
             Code::AgentStale,
             "agent",
             ready.detail.clone(),
-            "bring the registry back; traffic goes on with the last good state",
+            "bring the registry back (`pintle sources` says how it does); traffic goes on with the last good state",
         ),
         (false, _) => Finding::bad(
             Code::AgentNotReady,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::agent::Agent;
 use super::finding::{Code, Finding, plural, some};
+use crate::condition::service_of;
 use crate::serve::admin::view::RejectedRowJson;
 
 pub(super) fn look(agent: &Agent) -> Vec<Finding> {
@@ -70,13 +71,6 @@ fn refused(agent: &Agent) -> Vec<Finding> {
         });
     }
     findings
-}
-
-/// The service in a key such as `/services/orders/orders-1`; the whole key where it has another form.
-fn service_of(key: &str) -> String {
-    let mut parts = key.rsplit('/');
-    let last = parts.next().unwrap_or(key);
-    parts.next().filter(|part| !part.is_empty()).unwrap_or(last).to_owned()
 }
 
 /// What to type against one kind of refusal.

@@ -28,6 +28,7 @@ pub use proxies::{ProxiesJson, ProxyJson, WorkerJson};
 pub use services::{EndpointJson, MinuteJson, ServiceJson, ServicesJson};
 pub use sources::{SourceJson, SourcesJson};
 
+use crate::condition::Condition;
 use crate::fleet;
 
 /// Characters of text from outside (reasons, errors) that are passed on.
@@ -36,9 +37,18 @@ const MAX_TEXT: usize = 500;
 /// `/readyz`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ReadyJson {
-    /// Whether there is a snapshot.
+    /// Whether there is a snapshot, the sources speak, and it is taken.
     pub ready: bool,
-    /// Whether it is from disk and unconfirmed.
+    /// Whether there is a snapshot.
+    #[serde(default)]
+    pub serves: bool,
+    /// Whether nothing at all is wrong.
+    #[serde(default)]
+    pub well: bool,
+    /// What is, the worst first.
+    #[serde(default)]
+    pub troubles: Vec<String>,
+    /// Whether it may be of the past: from disk and unconfirmed, or the registry is silent.
     pub stale: bool,
     /// Its version.
     pub version: String,
@@ -49,21 +59,21 @@ pub struct ReadyJson {
 }
 
 impl ReadyJson {
-    /// Of a snapshot.
+    /// Of a snapshot and the agent's condition.
     #[must_use]
-    pub fn of(snapshot: &Snapshot) -> Self {
-        let ready = crate::serve::sync::is_loaded(snapshot);
-        let detail = match (ready, snapshot.stale) {
-            (false, _) => "no snapshot yet: the registry has not answered and none is on disk",
-            (true, true) => "stale: from disk, not confirmed by the registry yet",
-            (true, false) => "confirmed by the registry",
-        };
+    pub fn of(snapshot: &Snapshot, condition: &Condition) -> Self {
+        let troubles: Vec<String> =
+            condition.troubles.iter().map(|trouble| clean(&trouble.to_string())).collect();
+        let well = || "confirmed by the registry".to_owned();
         Self {
-            ready,
-            stale: snapshot.stale,
+            ready: condition.is_ready(),
+            serves: condition.serves(),
+            well: troubles.is_empty(),
+            stale: condition.is_stale(),
             version: snapshot.version.to_string(),
             confirmed_at: snapshot.confirmed_at.map(time),
-            detail: detail.to_owned(),
+            detail: troubles.first().cloned().unwrap_or_else(well),
+            troubles,
         }
     }
 }

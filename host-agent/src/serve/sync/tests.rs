@@ -203,7 +203,7 @@ pub(crate) struct Agent {
     snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) fleet: Arc<Fleet>,
     stop: CancellationToken,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: JoinHandle<Result<(), crate::serve::transport::ServeError>>,
     _reported: mpsc::Receiver<Reported>,
 }
 

@@ -200,7 +200,7 @@ impl<'a> Session<'a> {
             nats.endpoint = endpoint;
             nats.position = self.place.highest;
             nats.connects = nats.connects.saturating_add(1);
-            nats.last_seen = Some(SystemTime::now());
+            nats.hear();
         });
     }
 
@@ -337,7 +337,7 @@ impl<'a> Session<'a> {
             sources.events_applied = sources.events_applied.saturating_add(applied);
             sources.events_duplicate = sources.events_duplicate.saturating_add(duplicate);
             sources.nats.position = self.place.highest;
-            sources.nats.last_seen = Some(SystemTime::now());
+            sources.nats.hear();
             sources.nats.connected = true;
             sources.nats.error = None;
         });
