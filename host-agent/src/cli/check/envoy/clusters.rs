@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::dump::{Dump, Object, at, override_headers, seconds, text};
+use super::dump::{Dump, Object, at, overridden, seconds, text};
 use crate::cli::check::finding::{Code, Finding, some};
 use crate::serve::admin::view::ServiceJson;
 
@@ -17,7 +17,7 @@ fn service<'a>(name: &'a str, cluster: &'a Object) -> Option<&'a str> {
     metadata.and_then(Value::as_str).or_else(|| {
         let eds = text(cluster, "type") == Some("EDS");
         let api = at(cluster, &["eds_cluster_config", "eds_config", "api_config_source"]);
-        if !eds || api.is_none() || override_headers(cluster).is_empty() {
+        if !eds || api.is_none() || !overridden(cluster) {
             return None;
         }
         let named = at(cluster, &["eds_cluster_config", "service_name"]).and_then(Value::as_str);
@@ -32,10 +32,7 @@ pub(super) fn shape(dump: &Dump<'_>) -> Vec<Finding> {
     for (name, cluster) in dump.clusters() {
         let Some(service) = service(name, cluster) else { continue };
         let what = format!("cluster {name}");
-        if any_header
-            && override_headers(cluster).is_empty()
-            && text(cluster, "type") != Some("ORIGINAL_DST")
-        {
+        if any_header && !overridden(cluster) && text(cluster, "type") != Some("ORIGINAL_DST") {
             findings.push(Finding::bad(
                 Code::OverrideHostAbsent,
                 &what,
@@ -73,7 +70,7 @@ pub(super) fn shape(dump: &Dump<'_>) -> Vec<Finding> {
 fn eds(what: &str, cluster: &Object) -> Option<Finding> {
     let source = at(cluster, &["eds_cluster_config", "eds_config"])?;
     source.get("api_config_source")?;
-    if text(cluster, "type") != Some("EDS") || override_headers(cluster).is_empty() {
+    if text(cluster, "type") != Some("EDS") || !overridden(cluster) {
         return None;
     }
     Some(match seconds(source.get("initial_fetch_timeout")) {
@@ -152,7 +149,7 @@ pub(super) fn hosts(dump: &Dump<'_>, statuses: &Value, services: &[ServiceJson])
     let all = statuses.get("cluster_statuses").and_then(Value::as_array);
     for status in all.into_iter().flatten().filter_map(Value::as_object) {
         let Some(name) = text(status, "name") else { continue };
-        let Some(cluster) = clusters.get(name).filter(|it| !override_headers(it).is_empty()) else {
+        let Some(cluster) = clusters.get(name).filter(|it| overridden(it)) else {
             continue;
         };
         let Some(service) = service(name, cluster).and_then(|it| known.get(it)) else { continue };

@@ -43,23 +43,51 @@ impl<'a> Dump<'a> {
             .collect()
     }
 
-    /// The headers that choose a host of some cluster.
+    /// The headers that choose a host of some cluster: those that a cluster reads, and those that a
+    /// filter moves into the metadata that a cluster reads.
     pub(super) fn override_headers(&self) -> BTreeSet<&'a str> {
-        self.all.iter().flat_map(|object| headers_of(object)).collect()
+        let places: BTreeSet<_> =
+            self.all.iter().flat_map(|object| sources(object)).filter_map(place).collect();
+        let moved = self.all.iter().filter_map(|rule| {
+            let to = rule.get("on_header_present")?.as_object()?;
+            let place = (text(to, "metadata_namespace")?, text(to, "key")?);
+            places.contains(&place).then(|| text(rule, "header"))?
+        });
+        let read = self.all.iter().flat_map(|object| sources(object)).filter_map(header);
+        read.chain(moved).collect()
     }
 }
 
-/// The headers in an object's `override_host_sources`.
-fn headers_of(object: &Object) -> impl Iterator<Item = &str> {
-    let sources = object.get("override_host_sources").and_then(Value::as_array);
-    sources.into_iter().flatten().filter_map(|source| source.get("header")?.as_str())
+/// An object's `override_host_sources`.
+fn sources(object: &Object) -> impl Iterator<Item = &Value> {
+    object.get("override_host_sources").and_then(Value::as_array).into_iter().flatten()
+}
+
+fn header(source: &Value) -> Option<&str> {
+    source.get("header")?.as_str()
+}
+
+/// The namespace and the key of a source that is metadata.
+fn place(source: &Value) -> Option<(&str, &str)> {
+    let metadata = source.get("metadata")?.as_object()?;
+    let key = metadata.get("path")?.as_array()?.first()?.get("key")?;
+    Some((text(metadata, "key")?, key.as_str()?))
 }
 
 /// The headers that choose a host of `cluster`.
 pub(super) fn override_headers(cluster: &Object) -> BTreeSet<&str> {
     let mut found = BTreeSet::new();
     if let Some(policy) = cluster.get("load_balancing_policy") {
-        visit(policy, &mut |object| found.extend(headers_of(object)));
+        visit(policy, &mut |object| found.extend(sources(object).filter_map(header)));
+    }
+    found
+}
+
+/// Whether `cluster` follows a choice that is made elsewhere, by header or by metadata.
+pub(super) fn overridden(cluster: &Object) -> bool {
+    let mut found = false;
+    if let Some(policy) = cluster.get("load_balancing_policy") {
+        visit(policy, &mut |object| found |= sources(object).next().is_some());
     }
     found
 }

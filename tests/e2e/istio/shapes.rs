@@ -1,0 +1,116 @@
+//! What plain Istio answers is answered with our files applied, whatever the service looks like.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pintle_tests::{Agent, Authority, Envoy, Etcd, Instance, Nats, Upstream, http};
+
+use super::sidecar::{Shape, Sidecar};
+
+/// Requests to each service.
+const REQUESTS: usize = 24;
+
+/// What came of them.
+#[derive(Debug, PartialEq)]
+struct Answers {
+    /// How often each status.
+    statuses: BTreeMap<u16, usize>,
+    versions: BTreeSet<String>,
+    /// A connection for each request.
+    fresh: bool,
+}
+
+async fn ask(envoy: &Envoy, shape: &Shape<'_>) -> (Answers, BTreeSet<String>) {
+    shape.pods.iter().for_each(|pod| pod.forget());
+    let connections = format!("cluster.{}.upstream_cx_total", shape.cluster());
+    let before = envoy.stat(&connections).await.unwrap_or_default();
+    let mut statuses = BTreeMap::new();
+    for _ in 0..REQUESTS {
+        let request = http::request(&shape.authority(), "GET", "/", "").expect("a request");
+        let reply = http::send(envoy.addr(), request).await.expect("an answer");
+        *statuses.entry(reply.status).or_default() += 1;
+    }
+    let opened = envoy.stat(&connections).await.unwrap_or_default() - before;
+    let asked = shape.pods.iter().filter(|pod| pod.requests() > 0);
+    let seen = shape.pods.iter().flat_map(|pod| pod.seen());
+    let answers = Answers {
+        statuses,
+        versions: seen.map(|seen| format!("{:?}", seen.version)).collect(),
+        fresh: opened >= REQUESTS as u64,
+    };
+    (answers, asked.map(|pod| pod.name().to_owned()).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_plain_istio_answers_is_answered_with_our_files() {
+    let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
+    let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
+    let authority = Authority::new().expect("an authority");
+    let pod = authority.issue(&["127.0.0.1"]).expect("a certificate");
+    let workload = authority.issue(&["web"]).expect("a certificate");
+    let (mut open, mut closed) = (Vec::new(), Vec::new());
+    for name in ["a", "b", "unregistered", "other-version"] {
+        open.push(Upstream::start(name).await.expect("a pod"));
+        closed.push(Upstream::start_tls(name, &pod).await.expect("a pod"));
+    }
+    let (pods, strict): (Vec<_>, Vec<_>) = (open.iter().collect(), closed.iter().collect());
+    let (all, strict) = (&pods[..3], &strict[..3]);
+    let host = |name: &str| format!("{name}.shop.svc.cluster.local");
+    let names = ["near", "ledger", "chat", "pool", "beta", "outlier", "strict"];
+    let hosts = names.map(host);
+    let [near, ledger, chat, pool, beta, outlier, of_strict] = hosts.each_ref();
+    let shapes = [
+        Shape { close: true, ..Shape::new(near, all) },
+        Shape { headless: true, ..Shape::new(ledger, all) },
+        Shape::new(chat, all),
+        Shape { port: 9090, http2: true, ..Shape::new(chat, all) },
+        Shape { pool: true, ..Shape::new(pool, all) },
+        Shape { subset: "v1", ..Shape::new(beta, all) },
+        Shape { outlier: true, ..Shape::new(outlier, all) },
+        Shape { mtls: Some((&authority, &workload)), ..Shape::new(of_strict, strict) },
+    ];
+    let mut last = None;
+    for name in names {
+        let instances = if name == "strict" { &closed } else { &open };
+        for upstream in instances.iter().filter(|it| it.name() != "unregistered") {
+            // A subset of the mesh is none of the registry: the other version is registered, too.
+            if name == "beta" || upstream.name() != "other-version" {
+                let instance = Instance::of(name, upstream);
+                last = Some(etcd.register(&instance).await.expect("a registration"));
+            }
+        }
+    }
+
+    let mut plain = Sidecar::new(&agent);
+    shapes.iter().for_each(|shape| plain.service(shape));
+    let (plain, _plain) = plain.start().await;
+    let mut ours = Sidecar::new(&agent);
+    shapes.iter().for_each(|shape| ours.service(shape));
+    ours.apply("istio/pintle.yaml");
+    for name in names {
+        let file = if name == "ledger" { "headless" } else { "orders" };
+        let named = if name == "ledger" { "ledger" } else { "orders" };
+        ours.apply_for(&format!("istio/{file}.yaml"), named, name);
+    }
+    let (ours, _ours) = ours.start().await;
+    assert_eq!(ours.stat("cluster_manager.cds.update_rejected").await, Some(0));
+    agent.settled(last.expect("registrations")).await.expect("every worker knows");
+
+    let chosen: BTreeSet<String> = ["a", "b"].map(str::to_owned).into();
+    for shape in &shapes {
+        let cluster = shape.cluster();
+        let (answers, asked) = ask(&ours, shape).await;
+        assert_eq!(answers.statuses, BTreeMap::from([(200, REQUESTS)]), "{cluster}: {answers:?}");
+        assert!(asked.is_subset(&chosen), "{cluster}: {asked:?}");
+        // Where a request for a headless service goes is the kernel's word, which a test has none of.
+        if !shape.headless {
+            let (expected, _) = ask(&plain, shape).await;
+            assert_eq!(answers, expected, "{cluster}");
+        }
+    }
+    assert_eq!(pods[3].requests(), 0, "of no subset that anybody asked for");
+    assert!(
+        pods.iter()
+            .flat_map(|pod| pod.seen())
+            .all(|seen| { seen.headers.keys().all(|name| !name.as_str().starts_with("x-pintle")) })
+    );
+}
