@@ -6,8 +6,8 @@ use arbitrary::Arbitrary;
 use pintle_breaker::classify::{Scope, parse_retry_after};
 use pintle_breaker::machine::{Context, Input};
 use pintle_breaker::{
-    FailureKind, Fleet, LAST_RESORT, MAX_PROBES, Origin, Outcome, Policy, RECORD_BYTES, Record,
-    Report, SlowCall, State, Ticket, Transition, Verdict, charges, classify,
+    Answered, Attempts, FailureKind, Fleet, LAST_RESORT, MAX_PROBES, Origin, Outcome, Policy,
+    RECORD_BYTES, Record, Report, Retries, SlowCall, State, Ticket, Transition, Verdict, classify,
 };
 use pintle_contract::{Force, ForceAction, Now, Opinion};
 use xxhash_rust::xxh64::xxh64;
@@ -275,6 +275,7 @@ struct End<'a> {
     endpoints: u32,
     percent: u8,
     answered: Option<u8>,
+    any: bool,
 }
 
 /// What Envoy reports of a request's end, down to the header that an endpoint wrote.
@@ -316,23 +317,23 @@ pub(crate) fn outcomes(data: &[u8]) {
         Outcome::Failure(kind) => assert!(kind.as_str().is_some()),
         Outcome::Soft { .. } | Outcome::Ignored => {}
     }
-    let list = usize::from(end.list % 18);
-    let answered = end.answered.map(usize::from);
-    let charged: Vec<_> = charges(end.attempts, list, answered, outcome).collect();
-    assert!(charged.iter().enumerate().all(|(place, (position, _))| place == *position));
-    assert_eq!(charged.len(), list);
-    let failed = charged
-        .iter()
-        .filter(|(_, outcome)| *outcome == Outcome::Failure(FailureKind::Attempt))
-        .count();
-    let attempts = usize::try_from(end.attempts).unwrap_or(0);
-    match answered.filter(|at| attempts > 0 && *at >= attempts) {
-        Some(at) => {
-            assert_eq!(failed, 0, "nobody knows who was skipped");
-            assert!(charged.get(at).is_none_or(|(_, last)| *last == outcome));
-        }
-        None => assert_eq!(failed, list.min(attempts.saturating_sub(1))),
+    let listed = usize::from(end.list % 18);
+    let answered = match end.answered.map(usize::from) {
+        Some(at) if at < listed => Answered::Entry(at),
+        Some(at) if at % 2 == 0 => Answered::Other(at as u64),
+        Some(_) => Answered::Stranger,
+        None => Answered::Nowhere,
+    };
+    let retries = if end.any { Retries::Any } else { Retries::Failures };
+    let attempts = Attempts { made: end.attempts, listed, answered, last: outcome, retries };
+    let failed = |at: &usize| attempts.entry(*at) == Outcome::Failure(FailureKind::Attempt);
+    let failed = (0..listed).filter(failed).count();
+    assert!(failed == 0 || (!end.any && matches!(answered, Answered::Entry(_))));
+    assert!(failed as u64 + u64::from(attempts.unknown()) <= u64::from(end.attempts));
+    if let (Answered::Entry(at), 1..) = (answered, end.attempts) {
+        assert_eq!(attempts.entry(at), outcome);
     }
+    assert!(attempts.other() == Outcome::Ignored || matches!(answered, Answered::Other(_)));
 
     let allowed = pintle_breaker::allowed(end.endpoints as usize, end.percent);
     let exact = u64::from(end.endpoints) * u64::from(end.percent.min(100)) / 100;

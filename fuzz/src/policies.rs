@@ -40,7 +40,7 @@ pub(crate) static POLICY: LazyLock<Value> = LazyLock::new(|| {
             "open": "5s", "open_max": "60s", "jitter_percent": 10,
             "half_open": {"probes": 2, "successes": 3, "timeout": "2s"},
             "max_ejection_percent": 30, "failure_codes": ["500-599", 429, "404"],
-            "fleet": "enforce", "fleet_ttl": "30s", "retry_after": "10s",
+            "retries": "any", "fleet": "enforce", "fleet_ttl": "30s", "retry_after": "10s",
         },
         "trace": {"ratio": 0.25, "spans": "per_attempt"},
     })

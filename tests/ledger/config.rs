@@ -24,6 +24,11 @@ pub fn retry(config: &mut EnvoyConfig, name: &str, on: &str, times: u32, more: &
     host(config, name)["retry_policy"] = policy;
 }
 
+/// The policy of a row's service.
+pub fn policy(config: EnvoyConfig, name: &str, policy: Value) -> EnvoyConfig {
+    config.plugin(|plugin| plugin["services"][name] = policy)
+}
+
 /// HTTP/2 to the upstreams of a row.
 pub fn http2(mut config: EnvoyConfig, name: &str) -> EnvoyConfig {
     let options = "/typed_extension_protocol_options/envoy.extensions.upstreams.http.v3.HttpProtocolOptions/explicit_http_config";

@@ -3,19 +3,9 @@
 
 /// Row, columns, and what is missing.
 const TODAY: &[(&str, &[&str], &str)] = &[
-    ("retry-404", &ATTEMPTS, "an earlier attempt is taken for failed"),
-    ("retry-409", &ATTEMPTS, "as retry-404"),
-    ("more-attempts", &["unknown"], "attempts past the list's end are not counted as unknown"),
-    ("hedge", &ATTEMPTS, "as retry-404"),
-    ("canary", &["requests", "failures", "unknown", "breakers"], "whoever answers is not known"),
-    ("stray", &["requests", "failures", "unknown", "breakers"], "as canary"),
-    ("reroute", &["requests", "failures", "unknown", "breakers"], "as canary"),
-    ("aggregate", &["requests", "failures", "unknown", "breakers"], "as canary"),
     ("direct-response", &["drive"], "what goes to no cluster of ours is refused"),
     ("not-ours", &["drive"], "as direct-response"),
 ];
-
-const ATTEMPTS: [&str; 2] = ["failures", "breakers"];
 
 /// Rows of which `also` is wrong now and then: an endpoint whose first answer was slow, as any is when
 /// this many rows begin at once, is hardly looked at again.

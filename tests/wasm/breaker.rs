@@ -456,31 +456,33 @@ fn abort(run: &mut Run, worker: usize, number: usize) {
     /// Of Envoy's response flags: the client closed the connection, the endpoint broke the protocol.
     const CLIENT_GONE: u64 = 1 << 14;
     const UPSTREAM_PROTOCOL: u64 = 1 << 23;
-    let end = match number % 14 {
+    if number.is_multiple_of(14) {
         // Its head was too large: no filter saw it begin.
-        0 => {
-            run.envoy.worker(worker).reject(Outcome::headers_too_large());
-            return;
-        }
+        run.envoy.worker(worker).reject(Outcome::headers_too_large());
+        return;
+    }
+    let request = run.envoy.worker(worker).request(get("orders"));
+    let list = list(&request);
+    let attempt = |number: usize| list[number.min(list.len()) - 1].as_str();
+    let end = match number % 14 {
         // Before an endpoint was asked.
-        1 => Outcome::client_gone(DEAD).attempts(0),
+        1 => Outcome::client_gone(attempt(1)).attempts(0),
         2 => Outcome::local_reply(413),
         3 => Outcome::overflow(),
         4 => Outcome::no_healthy_upstream(),
         // Before the answer.
-        5 => Outcome::refused(DEAD),
-        6 => Outcome::timeout(DEAD),
-        7 => Outcome::reset(DEAD),
-        8 => Outcome::client_gone(DEAD),
-        9 => Outcome::client_reset(DEAD),
+        5 => Outcome::refused(attempt(1)),
+        6 => Outcome::timeout(attempt(1)),
+        7 => Outcome::reset(attempt(1)),
+        8 => Outcome::client_gone(attempt(1)),
+        9 => Outcome::client_reset(attempt(1)),
         // Between two attempts, and after them.
-        10 => Outcome::client_gone(DEAD).attempts(2),
-        11 => Outcome::refused(DEAD).attempts(3),
+        10 => Outcome::client_gone(attempt(2)).attempts(2),
+        11 => Outcome::refused(attempt(3)).attempts(3),
         // During the answer.
-        12 => Outcome::ok(DEAD).flags(CLIENT_GONE),
-        _ => Outcome::ok(DEAD).flags(UPSTREAM_PROTOCOL),
+        12 => Outcome::ok(attempt(1)).flags(CLIENT_GONE),
+        _ => Outcome::ok(attempt(1)).flags(UPSTREAM_PROTOCOL),
     };
-    let request = run.envoy.worker(worker).request(get("orders"));
     run.envoy.finish(request, end);
 }
 

@@ -20,7 +20,8 @@ fn calls_of(run: &mut Run, traced: bool) -> Calls {
 fn warm(configuration: &str, policy: &str) -> Run {
     let mut run = Run::start(configuration);
     run.table_with("orders", endpoints(3), policy);
-    for _ in 0..10 {
+    // Of the first each is asked where it came from.
+    for _ in 0..20 {
         calls_of(&mut run, true);
     }
     run
@@ -42,6 +43,16 @@ fn a_request_that_goes_well_makes_ten_calls_and_none_to_shared_data() {
         assert_eq!(calls.get(call), count, "{}: {:?}", call.name(), calls.made());
     }
     assert_eq!(calls.total(), 10, "{:?}", calls.made());
+}
+
+#[test]
+fn one_good_answer_of_64_is_asked_who_gave_it() {
+    let mut run = warm(ALL, "");
+    let before = run.envoy.calls();
+    for _ in 0..640 {
+        calls_of(&mut run, true);
+    }
+    assert_eq!(run.envoy.calls().since(&before).total(), 640 * 10 + 10);
 }
 
 #[test]

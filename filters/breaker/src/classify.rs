@@ -261,35 +261,5 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// Who is charged with what: for every entry of the list that was sent, its position and outcome.
-///
-/// Envoy takes one entry per attempt, so with N attempts the first N - 1 failed and the Nth has the
-/// `last` outcome. Attempts past the end of the list went where the fallback policy sent them and
-/// charge nobody. Entries that were not reached come back [`Outcome::Ignored`], which frees a probe
-/// slot that was taken for one.
-///
-/// Entries that are no hosts of its cluster Envoy skips. `answered` is the position of the one that the last
-/// attempt went to, where that is known: if it lies further down than the attempts reach, it has the `last`
-/// outcome, and of those before it nobody can say which were skipped and which failed.
-pub fn charges(
-    attempts: u32,
-    list_len: usize,
-    answered: Option<usize>,
-    last: Outcome,
-) -> impl Iterator<Item = (usize, Outcome)> {
-    let reached = usize::try_from(attempts).unwrap_or(usize::MAX);
-    let skipped = answered.filter(|at| attempts > 0 && *at >= reached);
-    let end = skipped.map_or(reached, |at| at.saturating_add(1));
-    (0..list_len).map(move |position| {
-        let outcome = match position.saturating_add(1).cmp(&end) {
-            std::cmp::Ordering::Less if skipped.is_some() => Outcome::Ignored,
-            std::cmp::Ordering::Less => Outcome::Failure(FailureKind::Attempt),
-            std::cmp::Ordering::Equal => last,
-            std::cmp::Ordering::Greater => Outcome::Ignored,
-        };
-        (position, outcome)
-    })
-}
-
 #[cfg(test)]
 mod tests;

@@ -35,6 +35,7 @@
 //! breakers never take more than their share of a service in [`honour`].
 
 mod cap;
+mod charge;
 pub mod classify;
 mod codec;
 pub mod machine;
@@ -45,7 +46,8 @@ mod window;
 mod words;
 
 pub use cap::{Severity, allowed, honour, retry_after};
-pub use classify::{FailureKind, Outcome, Report, charges, classify};
+pub use charge::{Answered, Attempts, Retries};
+pub use classify::{FailureKind, Outcome, Report, classify};
 pub use codec::{DecodeError, RECORD_BYTES};
 pub use machine::{Context, Input, Reason, Transition, WATCH_BEFORE_RATE};
 pub use mirror::{Merged, Mirror, Need};

@@ -8,6 +8,8 @@ use std::time::Duration;
 use pintle_settings::{DAY, HOUR, Invalid, MILLISECOND, MINUTE, SECOND, Section, Settings};
 use serde_json::Value;
 
+use crate::charge::Retries;
+
 /// Probe slots of one record, at most.
 pub const MAX_PROBES: usize = 8;
 
@@ -39,6 +41,8 @@ pub struct Policy {
     /// Status codes of an endpoint that are failures, `"500-599"` or `"503"`; at most 16 entries of
     /// 400 to 599. 500-599.
     pub failure_codes: Codes,
+    /// Why requests have several attempts. `failures`.
+    pub retries: Retries,
     /// What the opinions of other proxies do. `advise`.
     pub fleet: Fleet,
     /// The most that an opinion of the fleet counts for after it was seen. 60 s; 1 s to 1 h.
@@ -138,6 +142,7 @@ impl Policy {
             half_open: HalfOpen { probes: 1, successes: 2, timeout: Duration::from_secs(10) },
             max_ejection_percent: 50,
             failure_codes: server_errors(),
+            retries: Retries::Failures,
             fleet: Fleet::Advise,
             fleet_ttl: Duration::from_secs(60),
             retry_after: Duration::from_secs(30),
@@ -198,6 +203,7 @@ impl Settings for Policy {
                 default.max_ejection_percent,
             ),
             failure_codes: codes(keys).unwrap_or(default.failure_codes),
+            retries: keys.word("retries", &RETRIES, default.retries),
             fleet: keys.word("fleet", &FLEET, default.fleet),
             fleet_ttl: keys.duration("fleet_ttl", SECOND..=HOUR, default.fleet_ttl),
             retry_after: keys.duration(
@@ -209,6 +215,7 @@ impl Settings for Policy {
     }
 }
 
+const RETRIES: [(&str, Retries); 2] = [("failures", Retries::Failures), ("any", Retries::Any)];
 const FLEET: [(&str, Fleet); 3] =
     [("off", Fleet::Off), ("advise", Fleet::Advise), ("enforce", Fleet::Enforce)];
 

@@ -4,8 +4,8 @@
 //! changes nothing for good, and a reloaded VM is a new `worker` that starts from zero. The agent adds
 //! up the differences per worker.
 
-use crate::wire::{wire_enum, wire_struct};
-use crate::{Now, Version};
+use crate::wire::{Reader, Wire, wire_enum, wire_struct};
+use crate::{DecodeError, Now, Version};
 
 /// Upper bounds of the latency buckets, in milliseconds; what is slower counts in `+Inf` alone.
 pub const LATENCY_BUCKETS_MS: [u64; 13] =
@@ -138,19 +138,40 @@ pub struct ServiceReport {
     pub panics: u64,
     /// Requests answered locally because no endpoint was eligible.
     pub no_endpoint: u64,
+    /// Attempts that nobody is charged with, or another endpoint than the filter's list says. Of good
+    /// answers a sample is looked at.
+    pub not_followed: u64,
     /// Those endpoints about which there is something new to say.
     pub endpoints: Vec<EndpointReport>,
 }
-wire_struct!(ServiceReport {
-    service,
-    requests,
-    latency,
-    latency_sum_us,
-    in_flight,
-    panics,
-    no_endpoint,
-    endpoints
-});
+
+impl Wire for ServiceReport {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.service.put(out);
+        self.requests.put(out);
+        self.latency.put(out);
+        self.latency_sum_us.put(out);
+        self.in_flight.put(out);
+        self.panics.put(out);
+        self.no_endpoint.put(out);
+        self.endpoints.put(out);
+    }
+
+    fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            service: Wire::take(reader)?,
+            requests: Wire::take(reader)?,
+            latency: Wire::take(reader)?,
+            latency_sum_us: Wire::take(reader)?,
+            in_flight: Wire::take(reader)?,
+            panics: Wire::take(reader)?,
+            no_endpoint: Wire::take(reader)?,
+            // Stands behind all services, see below.
+            not_followed: 0,
+            endpoints: Wire::take(reader)?,
+        })
+    }
+}
 
 /// What one worker has counted since it started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -164,4 +185,44 @@ pub struct Report {
     /// The module's own counters by name, such as `table_rejected`.
     pub counters: Vec<(String, u64)>,
 }
-wire_struct!(Report { worker, version, services, counters });
+
+/// Modules and agents of 0.1 know nothing of what was not followed. So it stands at the end, as pairs of a
+/// service's position and its count, and only where there is one: a report without is theirs.
+impl Wire for Report {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.worker.put(out);
+        self.version.put(out);
+        self.services.put(out);
+        self.counters.put(out);
+        let counts = self.services.iter().map(|service| service.not_followed);
+        let counts = (0u64..).zip(counts).filter(|(_, count)| *count > 0);
+        let counts: Vec<(u64, u64)> = counts.collect();
+        if !counts.is_empty() {
+            counts.put(out);
+        }
+    }
+
+    fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let mut report = Self {
+            worker: Wire::take(reader)?,
+            version: Wire::take(reader)?,
+            services: Wire::take(reader)?,
+            counters: Wire::take(reader)?,
+        };
+        if reader.finish().is_ok() {
+            return Ok(report);
+        }
+        let counts = Vec::<(u64, u64)>::take(reader)?;
+        if counts.is_empty() || !counts.is_sorted_by(|a, b| a.0 < b.0) {
+            return Err(DecodeError::Invalid("not followed"));
+        }
+        for (position, count) in counts {
+            let service = usize::try_from(position).ok().and_then(|at| report.services.get_mut(at));
+            match service {
+                Some(service) if count > 0 => service.not_followed = count,
+                _ => return Err(DecodeError::Invalid("not followed")),
+            }
+        }
+        Ok(report)
+    }
+}

@@ -55,6 +55,7 @@ fn report() -> Report {
             in_flight: 3,
             panics: 0,
             no_endpoint: 2,
+            not_followed: 0,
             endpoints: vec![EndpointReport {
                 id: "orders-1".to_owned(),
                 requests: 1_001,
@@ -114,6 +115,9 @@ fn up_frames_have_their_bytes() {
     };
     check("up_transition", &Up::Transition(transition));
     check("up_report", &Up::Report(report()));
+    let mut report = report();
+    report.services[0].not_followed = 300;
+    check("up_report_not_followed", &Up::Report(report));
 }
 
 #[test]

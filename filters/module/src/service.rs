@@ -12,8 +12,10 @@ use pintle_contract::{
 use pintle_policy::Policy;
 
 mod counts;
+mod looks;
 
 use counts::Counts;
+use looks::Looks;
 
 /// The fleet, for the balancer a worker like any other; no worker has this number.
 const FLEET: u32 = u32::MAX;
@@ -30,6 +32,7 @@ pub(crate) struct Service {
     pub(crate) policy: Rc<Policy>,
     pub(crate) balancer: Balancer,
     pub(crate) counts: Counts,
+    pub(crate) looks: Looks,
     /// By index, as the balancer's.
     members: Vec<Member>,
     /// Requests and failures of endpoints that are gone: what is reported of one that comes back goes on
@@ -80,6 +83,7 @@ impl Service {
             policy: Rc::new(policy),
             balancer,
             counts: Counts::default(),
+            looks: Looks::default(),
             members: Vec::new(),
             removed: BTreeMap::new(),
             tripped: BTreeSet::new(),

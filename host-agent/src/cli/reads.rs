@@ -156,7 +156,19 @@ fn endpoints(services: &[ServiceJson]) -> String {
             table.row(endpoint_row(&service.service, endpoint));
         }
     }
-    table.render("No service is registered.")
+    let stray: String = services.iter().filter_map(not_followed).collect();
+    table.render("No service is registered.") + &stray
+}
+
+/// Says that the module's choice is not what a service's requests go by.
+fn not_followed(service: &ServiceJson) -> Option<String> {
+    let (name, all, minute) = (&service.service, service.not_followed, service.minute.not_followed);
+    (all > 0).then(|| {
+        format!(
+            "{name}: {all} attempts ({minute} in the last minute) went elsewhere than the filter \
+             chose, or nobody knows where; pintle check says why\n"
+        )
+    })
 }
 
 fn endpoint_row(service: &str, endpoint: &EndpointJson) -> [String; 11] {

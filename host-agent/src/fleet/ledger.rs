@@ -64,7 +64,8 @@ struct Service {
     latency_sum_us: u64,
     panics: u64,
     no_endpoint: u64,
-    minute: Minute<6>,
+    not_followed: u64,
+    minute: Minute<7>,
     endpoints: HashMap<String, Endpoint>,
     absent: Option<Instant>,
 }
@@ -112,6 +113,7 @@ struct Said {
     latency_sum_us: u64,
     panics: u64,
     no_endpoint: u64,
+    not_followed: u64,
     in_flight: u32,
     endpoints: HashMap<String, SaidEndpoint>,
 }
@@ -354,6 +356,7 @@ impl Ledger {
             count(&mut total.latency_sum_us, &mut said.latency_sum_us, report.latency_sum_us);
             count(&mut total.panics, &mut said.panics, report.panics);
             count(&mut total.no_endpoint, &mut said.no_endpoint, report.no_endpoint);
+            count(&mut total.not_followed, &mut said.not_followed, report.not_followed);
             for endpoint in &report.endpoints {
                 if has(&table.endpoints, &endpoint.id) {
                     let total = total.endpoints.entry(endpoint.id.clone()).or_default();
@@ -569,8 +572,9 @@ impl Service {
         (method, code)
     }
 
-    /// Requests, errors, timed ones, their microseconds, panics and local answers.
-    fn totals(&self) -> [u64; 6] {
+    /// Requests, errors, timed ones, their microseconds, panics, local answers, and attempts that
+    /// went elsewhere.
+    fn totals(&self) -> [u64; 7] {
         let failed = |code: u16| code == 0 || (500..600).contains(&code);
         let errors = self.requests.iter().filter(|((_, code), _)| failed(*code));
         [
@@ -580,13 +584,14 @@ impl Service {
             self.latency_sum_us,
             self.panics,
             self.no_endpoint,
+            self.not_followed,
         ]
     }
 
     fn last_minute(&self) -> MinuteView {
-        let [requests, errors, timed, latency_sum_us, panics, no_endpoint] =
+        let [requests, errors, timed, latency_sum_us, panics, no_endpoint, not_followed] =
             self.minute.since(self.totals());
-        MinuteView { requests, errors, timed, latency_sum_us, panics, no_endpoint }
+        MinuteView { requests, errors, timed, latency_sum_us, panics, no_endpoint, not_followed }
     }
 
     fn view(&self, words: &HashMap<&str, Now>, when: When) -> ServiceView {
@@ -605,6 +610,7 @@ impl Service {
             in_flight: 0,
             panics: self.panics,
             no_endpoint: self.no_endpoint,
+            not_followed: self.not_followed,
             minute: self.last_minute(),
             rate: endpoints.values().map(|endpoint| endpoint.rate).sum(),
             endpoints,
@@ -750,6 +756,7 @@ impl Said {
             || lower(&self.latency_sum_us, &report.latency_sum_us)
             || lower(&self.panics, &report.panics)
             || lower(&self.no_endpoint, &report.no_endpoint)
+            || lower(&self.not_followed, &report.not_followed)
     }
 }
 

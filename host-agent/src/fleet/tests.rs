@@ -88,6 +88,7 @@ fn report(worker: u64, n: u64) -> Report {
             in_flight: u32::try_from(n).unwrap(),
             panics: n,
             no_endpoint: 2 * n,
+            not_followed: 3 * n,
             endpoints: vec![EndpointReport {
                 id: "1".to_owned(),
                 requests: 4 * n,
@@ -121,7 +122,7 @@ fn a_repeated_report_counts_once_and_a_new_worker_counts_from_zero() {
     let view = ledger.view(time.at(0.5));
     assert_eq!(view.counters["table_rejected"], 13);
     let a = &view.services["a"];
-    assert_eq!((a.panics, a.no_endpoint), (13, 26));
+    assert_eq!((a.panics, a.no_endpoint, a.not_followed), (13, 26, 39));
     assert_eq!(a.latency_sum_us, 1_300);
     assert_eq!(a.endpoints["1"].requests, 52);
     assert_eq!(a.endpoints["1"].failures, 13);

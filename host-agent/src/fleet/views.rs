@@ -37,6 +37,8 @@ pub struct ServiceView {
     pub panics: u64,
     /// Requests answered locally.
     pub no_endpoint: u64,
+    /// Attempts that went elsewhere than the filter's list says, or nobody knows where.
+    pub not_followed: u64,
     /// Attempts a second, lately.
     pub rate: f64,
     /// What was counted within the last minute.
@@ -60,6 +62,8 @@ pub struct MinuteView {
     pub panics: u64,
     /// Requests answered locally.
     pub no_endpoint: u64,
+    /// Attempts that went elsewhere than the filter's list says, or nobody knows where.
+    pub not_followed: u64,
 }
 
 /// One endpoint over all proxies.

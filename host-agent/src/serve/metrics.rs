@@ -258,6 +258,12 @@ fn requests(out: &mut Out<'_>, view: &View) -> fmt::Result {
         "pintle_no_endpoint_requests",
         "Requests answered locally because no endpoint was eligible.",
         each(view, |service| service.no_endpoint),
+    )?;
+    out.counters(
+        "pintle_not_followed",
+        "Attempts that went elsewhere than the filter's list says, or nobody knows where; of good \
+         answers a sample is looked at.",
+        each(view, |service| service.not_followed),
     )
 }
 

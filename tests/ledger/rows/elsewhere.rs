@@ -3,7 +3,7 @@
 use pintle_tests::EnvoyConfig;
 use serde_json::{Value, json};
 
-use crate::config::{host, route};
+use crate::config::{host, policy, route};
 use crate::row::{Followed, Row};
 use crate::upstream::{Entry, Upstream};
 
@@ -35,6 +35,16 @@ pub fn rows() -> Vec<Row> {
         .strays(1)
         .placed(|config, upstreams| config.static_hosts("stray", &[upstreams[2].addr()]))
         .followed(Followed::Strays),
+        // Good answers count for whoever gave them, too.
+        Row::new("canary-well", 10, |site| async move { site.gets(100, "ok", 200).await })
+            .endpoints(4)
+            .placed(|config, upstreams| config.static_hosts("canary-well", &[upstreams[3].addr()]))
+            .followed(Followed::Elsewhere),
+        Row::new("stray-well", 10, |site| async move { site.gets(100, "ok", 200).await })
+            .endpoints(2)
+            .strays(1)
+            .placed(|config, upstreams| config.static_hosts("stray-well", &[upstreams[2].addr()]))
+            .followed(Followed::Strays),
         // A later filter sends it to another service.
         Row::new("reroute", 11, |site| async move {
             site.upstreams[2].always("status/503");
@@ -77,7 +87,9 @@ pub fn rows() -> Vec<Row> {
             let clusters = config.at("/static_resources/clusters").as_array_mut();
             clusters.expect("clusters").push(outer);
             route(&mut config, "aggregate")["cluster"] = json!("outer");
-            config
+            // Always the same choice: Envoy's turns would keep step with ours.
+            let one = json!({"strategy": "ring_hash", "hash_key": [{"header": ":authority"}]});
+            policy(config, "aggregate", json!({"select": one}))
         })
         .followed(Followed::Elsewhere)
         .also(|site| untold(&site.upstreams)),

@@ -290,36 +290,6 @@ fn the_retry_after_of_a_soft_refusal_is_handed_on() {
 }
 
 #[test]
-fn all_but_the_last_attempt_are_charged_as_failed() {
-    let tried = failed(FailureKind::Attempt);
-    let unused = Outcome::Ignored;
-    for (attempts, list, answered, expect) in [
-        (0, 2, None, vec![unused, unused]),
-        (1, 1, None, vec![SUCCESS]),
-        (1, 3, None, vec![SUCCESS, unused, unused]),
-        (2, 3, None, vec![tried, SUCCESS, unused]),
-        (3, 3, None, vec![tried, tried, SUCCESS]),
-        (3, 3, Some(2), vec![tried, tried, SUCCESS]),
-        // The fallback policy chose where the last two went.
-        (5, 3, None, vec![tried, tried, tried]),
-        (5, 3, Some(0), vec![tried, tried, tried]),
-        (1, 0, None, vec![]),
-        (u32::MAX, 1, None, vec![tried]),
-        // Skipped, because they are no hosts of the cluster.
-        (1, 3, Some(1), vec![unused, SUCCESS, unused]),
-        (1, 3, Some(2), vec![unused, unused, SUCCESS]),
-        (2, 3, Some(2), vec![unused, unused, SUCCESS]),
-        // Nobody answered, or nobody of the list.
-        (0, 2, Some(1), vec![unused, unused]),
-        (1, 2, Some(usize::MAX), vec![unused, unused]),
-    ] {
-        let found: Vec<_> = charges(attempts, list, answered, SUCCESS).collect();
-        let expect: Vec<_> = expect.into_iter().enumerate().collect();
-        assert_eq!(found, expect, "{attempts} attempts over a list of {list}, {answered:?}");
-    }
-}
-
-#[test]
 fn retry_after_in_seconds_or_as_a_date() {
     // 1994-11-06T08:49:37Z, the example of RFC 9110.
     let now = Now(784_111_777 * 1_000_000_000);

@@ -18,7 +18,7 @@ fn every_key_is_read() {
             "open": "250ms", "open_max": "2h", "jitter_percent": 0,
             "half_open": {"probes": 8, "successes": 1, "timeout": "5m"},
             "max_ejection_percent": 100, "failure_codes": [404, "500-502", "599"],
-            "fleet": "enforce", "fleet_ttl": "90s", "retry_after": "1h"}"#,
+            "retries": "any", "fleet": "enforce", "fleet_ttl": "90s", "retry_after": "1h"}"#,
     )
     .unwrap();
     assert_eq!(policy.consecutive_failures, 0);
@@ -35,6 +35,7 @@ fn every_key_is_read() {
     assert_eq!(policy.max_ejection_percent, 100);
     let listed: Vec<u16> = (0..=700).filter(|code| policy.failure_codes.contains(*code)).collect();
     assert_eq!(listed, [404, 500, 501, 502, 599]);
+    assert_eq!(policy.retries, Retries::Any);
     assert_eq!(policy.fleet, Fleet::Enforce);
     assert_eq!(policy.fleet_ttl, Duration::from_secs(90));
     assert_eq!(policy.retry_after, Duration::from_secs(3600));
@@ -113,6 +114,7 @@ fn what_is_refused_names_the_key_and_the_range() {
             r#"{"failure_codes": [500,500,500,500,500,500,500,500,500,500,500,500,500,500,500,500,500]}"#,
             "failure_codes must be a list of 0 to 16, found 17",
         ),
+        (r#"{"retries": "some"}"#, "retries must be failures or any, found \"some\""),
         (r#"{"fleet": "obey"}"#, "fleet must be off, advise or enforce, found \"obey\""),
         (r#"{"fleet_ttl": "2h"}"#, "fleet_ttl must be a duration from 1s to 1h"),
         (r#"{"retry_after": "0s"}"#, "retry_after must be a duration from 1s to 1h"),

@@ -1,13 +1,14 @@
 //! Who is charged with what: every endpoint of the list with what it did, in its breaker, at the balancer
 //! and in the counts. Once a request: with the head of its response, or with its end.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use pintle_balance::Sample;
-use pintle_breaker::{Need, Outcome};
+use pintle_breaker::{Answered, Attempts, Need, Outcome};
 use pintle_contract::Now;
 
-use super::Exchange;
+use super::{Entry, Exchange, Sent};
 use crate::boundary::Proxy;
 use crate::service::Service;
 use crate::worker::Local;
@@ -17,30 +18,16 @@ pub(super) struct Charge {
     pub(super) attempts: u32,
     /// Of the last attempt.
     pub(super) outcome: Outcome,
-    /// The entry of the list that the last attempt went to, where that is known.
-    pub(super) answered: Option<usize>,
+    /// Where the last attempt went.
+    pub(super) answered: Answered,
     /// Of the last attempt.
     pub(super) latency: Option<Duration>,
     /// How long the client waited in vain.
     pub(super) waited: Option<Duration>,
 }
 
-impl Charge {
-    /// How many entries of the list the attempts came through, those included that Envoy skipped because they
-    /// are no hosts of its cluster.
-    pub(super) fn reached(&self) -> usize {
-        reached(self.attempts, self.answered)
-    }
-}
-
-/// As [`Charge::reached`].
-pub(super) fn reached(attempts: u32, answered: Option<usize>) -> usize {
-    let made = usize::try_from(attempts).unwrap_or(usize::MAX);
-    answered.map_or(made, |at| made.max(at.saturating_add(1)))
-}
-
 impl<P: Proxy> Exchange<P> {
-    /// Charges every endpoint of the list with what it did.
+    /// Charges whoever was asked with what it did.
     #[inline(never)]
     pub(super) fn charge(&mut self, local: &mut Local, at: usize, charge: &Charge, now: Now) {
         let breaking = local.config.breaker;
@@ -48,16 +35,19 @@ impl<P: Proxy> Exchange<P> {
         let Some(sent) = &mut self.sent else { return };
         // Of a shadow's list there is nothing but the one that answered.
         let shadow = self.shadow.is_some();
-        let attempts = if shadow { charge.attempts.min(1) } else { charge.attempts };
+        let attempts = Attempts {
+            made: if shadow { charge.attempts.min(1) } else { charge.attempts },
+            listed: sent.list.len(),
+            answered: charge.answered,
+            last: charge.outcome,
+            retries: service.policy.breaker.retries,
+        };
         let told = sent.head.is_some_and(|head| !head.booked && sent.is_answered());
         let mut due = Vec::new();
-        let (list, end) = (&sent.list, reached(attempts, charge.answered));
-        let outcomes =
-            pintle_breaker::charges(attempts, list.len(), charge.answered, charge.outcome);
-        for ((position, outcome), entry) in outcomes.zip(list) {
-            let last = position.saturating_add(1) == end;
-            let latency = charge.latency.filter(|_| last || charge.attempts <= 1);
-            let sample = sample(outcome, latency);
+        for (position, entry) in sent.list.iter().enumerate() {
+            let outcome = attempts.entry(position);
+            let last = charge.answered == Answered::Entry(position) && charge.attempts > 0;
+            let sample = sample(outcome, charge.latency.filter(|_| last));
             let index = service.balancer.by_key(entry.key);
             match (sent.ticket.filter(|_| position == 0), outcome) {
                 // With its head it had answered.
@@ -68,7 +58,7 @@ impl<P: Proxy> Exchange<P> {
                     }
                 }
                 (Some(ticket), Outcome::Ignored) => {
-                    service.balancer.abandoned(ticket, now, charge.waited);
+                    service.balancer.abandoned(ticket, now, charge.waited.filter(|_| last));
                     sent.ticket = None;
                 }
                 (Some(ticket), _) => service.balancer.answered(ticket, now, sample),
@@ -81,13 +71,33 @@ impl<P: Proxy> Exchange<P> {
             }
             let Some(index) = index else { continue };
             // It was asked, and nobody waited for what it would have said.
-            let asked = outcome == Outcome::Ignored && charge.answered == Some(position);
-            if outcome != Outcome::Ignored || asked {
+            if outcome != Outcome::Ignored || last {
                 service.count_attempt(index, sample.failed);
             }
             if breaking && observe(service, index, entry.breaker, outcome, now) == Need::Sync {
                 due.push(index);
             }
+        }
+        if let Answered::Other(key) = charge.answered
+            && let Some(index) = service.balancer.by_key(key)
+        {
+            let outcome = attempts.other();
+            let sample = sample(outcome, charge.latency);
+            service.count_attempt(index, sample.failed);
+            if outcome != Outcome::Ignored {
+                service.balancer.observed(index, now, sample);
+            }
+            let ticket = service.breaker(index).map(|breaker| breaker.record().ticket());
+            if breaking
+                && let Some(ticket) = ticket
+                && observe(service, index, ticket, outcome, now) == Need::Sync
+            {
+                due.push(index);
+            }
+        }
+        if let Some(turn) = charge.attempts.checked_sub(1).filter(|_| !shadow) {
+            service.counts.stray(attempts.unknown());
+            service.looks.saw(charge.answered == entry_at(turn));
         }
         let Some(name) = &self.decided.service else { return };
         for index in due {
@@ -99,10 +109,12 @@ impl<P: Proxy> Exchange<P> {
     pub(super) fn charge_late(&self, local: &mut Local, at: usize, charge: &Charge, now: Now) {
         let breaking = local.config.breaker;
         let (Some(service), Some(sent)) = (local.services.at_mut(at), &self.sent) else { return };
-        let entry = charge.reached().checked_sub(1).and_then(|last| sent.list.get(last));
-        let Some(index) = entry.and_then(|entry| service.balancer.by_key(entry.key)) else {
-            return;
+        let key = match charge.answered {
+            Answered::Entry(position) => sent.list.get(position).map(|entry| entry.key),
+            Answered::Other(key) => Some(key),
+            Answered::Stranger | Answered::Nowhere => None,
         };
+        let Some(index) = key.and_then(|key| service.balancer.by_key(key)) else { return };
         service.count_failure(index);
         service.balancer.observed(index, now, sample(charge.outcome, None));
         let Some(ticket) = service.breaker(index).map(|breaker| breaker.record().ticket()) else {
@@ -115,13 +127,41 @@ impl<P: Proxy> Exchange<P> {
             local.sync_breaker(name, index, now);
         }
     }
+}
 
-    /// Where in the list an address is.
-    pub(super) fn entry_of(&self, service: &Service, address: Option<Vec<u8>>) -> Option<usize> {
-        let (address, sent) = (address?, self.sent.as_ref()?);
-        let is = |index| service.address(index).as_bytes() == address;
-        sent.list.iter().position(|entry| service.balancer.by_key(entry.key).is_some_and(is))
+/// Where the last of so many attempts went, by its address.
+pub(super) fn find(
+    sent: &Sent,
+    service: &Service,
+    attempts: u32,
+    address: Option<&[u8]>,
+) -> Answered {
+    let Some(address) = address.filter(|address| !address.is_empty() && attempts > 0) else {
+        return Answered::Nowhere;
+    };
+    let index = |entry: &Entry| service.balancer.by_key(entry.key);
+    let is =
+        |entry: &Entry| index(entry).is_some_and(|at| service.address(at).as_bytes() == address);
+    // By filter state all entries are the same.
+    let turn = usize::try_from(attempts).ok().and_then(|made| made.checked_sub(1));
+    let turn = turn.filter(|turn| sent.list.get(*turn).is_some_and(is));
+    if let Some(position) = turn.or_else(|| sent.list.iter().position(is)) {
+        return Answered::Entry(position);
     }
+    let parsed: Option<SocketAddr> =
+        std::str::from_utf8(address).ok().and_then(|text| text.parse().ok());
+    let other = parsed.and_then(|address| service.balancer.by_address(address));
+    if let Some(key) = other.and_then(|other| service.balancer.key_of(other)) {
+        return Answered::Other(key);
+    }
+    // One that has left the table since is nobody's address any more.
+    let gone = sent.list.iter().position(|entry| index(entry).is_none());
+    gone.map_or(Answered::Stranger, Answered::Entry)
+}
+
+/// The entry that this attempt takes, counted from zero, where nothing is skipped.
+pub(super) fn entry_at(attempt: u32) -> Answered {
+    usize::try_from(attempt).map_or(Answered::Nowhere, Answered::Entry)
 }
 
 fn observe(

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use pintle_breaker::classify::{flag, overdue};
-use pintle_breaker::{Outcome, Report};
+use pintle_breaker::{Answered, Outcome, Report};
 use pintle_contract::{METHODS, Now};
 
 use super::Exchange;
-use super::charge::{Charge, reached};
+use super::charge::{Charge, entry_at, find};
 use super::head::Head;
 use crate::boundary::Proxy;
 use crate::service::Service;
@@ -26,15 +26,8 @@ pub(super) struct Ended {
     /// Past its client's own deadline.
     overdue: bool,
     pub(super) outcome: Outcome,
-    /// The entry of the list that the last attempt went to; asked for where something went wrong.
-    answered: Option<usize>,
-}
-
-impl Ended {
-    /// How many entries of the list the attempts came through.
-    pub(super) fn reached(&self) -> usize {
-        reached(self.attempts, self.answered)
-    }
+    /// Where the last attempt went; a good one is taken for the list's first without asking.
+    pub(super) answered: Answered,
 }
 
 impl<P: Proxy> Exchange<P> {
@@ -91,12 +84,17 @@ impl<P: Proxy> Exchange<P> {
         let policy = service.map_or(&local.config.default_policy, |service| &service.policy);
         let outcome = pintle_breaker::classify(&report, &policy.breaker);
         let known = head.and_then(|head| head.answered);
-        let asks = attempts > 1 || matches!(outcome, Outcome::Failure(_) | Outcome::Ignored);
+        let good = matches!(outcome, Outcome::Success { .. }) && head.is_some();
+        let asks = attempts > 1 || !good;
         if known.is_none() && upstream.is_none() && attempts > 0 && asks {
             upstream = address();
         }
-        let found = service.filter(|_| attempts > 0);
-        let answered = known.or_else(|| found.and_then(|s| self.entry_of(s, upstream)));
+        let looked = || {
+            let (sent, service) = self.sent.as_ref().zip(service).filter(|_| asks)?;
+            Some(find(sent, service, attempts, upstream.as_deref()))
+        };
+        let answered = known.or_else(looked);
+        let answered = answered.unwrap_or_else(|| entry_at(attempts.saturating_sub(1)));
         Ended {
             code,
             grpc_status: report.grpc,

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use pintle_balance::Sample;
 use pintle_breaker::classify::{overdue, parse_retry_after};
-use pintle_breaker::{Outcome, Report};
+use pintle_breaker::{Answered, Outcome, Report};
 use pintle_contract::Now;
 
-use super::charge::Charge;
+use super::charge::{Charge, entry_at, find};
 use super::{Exchange, Sent};
 use crate::boundary::Proxy;
 use crate::worker::{Local, Probe};
@@ -27,8 +27,8 @@ pub(super) struct Head {
     pub(super) at: Now,
     pub(super) code: u16,
     pub(super) attempts: u32,
-    /// The entry of the list that the last attempt went to, where it had to be asked for.
-    pub(super) answered: Option<usize>,
+    /// Where the last attempt went, where that was asked for.
+    pub(super) answered: Option<Answered>,
     pub(super) retry_after: Option<Duration>,
     pub(super) outcome: Outcome,
     /// Whether the outcome is in the breakers and the counts already.
@@ -49,12 +49,14 @@ impl<P: Proxy> Exchange<P> {
         let first = sent.list.first().copied();
         let probe = first.filter(|first| first.breaker.is_probe());
         let good = matches!(head.outcome, Outcome::Success { .. });
+        let elsewhere = head.answered.is_some_and(|answered| answered != Answered::Entry(0));
         head.booked = head.outcome != Outcome::Ignored
-            && (!good || head.attempts > 1 || (probe.is_some() && !waits));
+            && (!good || head.attempts > 1 || elsewhere || (probe.is_some() && !waits));
         let latency = (head.attempts <= 1).then(|| now.since(self.started));
         sent.head = Some(head);
         if head.booked {
-            let (attempts, outcome, answered) = (head.attempts, head.outcome, head.answered);
+            let (attempts, outcome) = (head.attempts, head.outcome);
+            let answered = head.answered.unwrap_or_else(|| entry_at(attempts.saturating_sub(1)));
             let charge = Charge { attempts, outcome, answered, latency, waited: None };
             self.charge(local, at, &charge, now);
         } else if good {
@@ -68,7 +70,7 @@ impl<P: Proxy> Exchange<P> {
     }
 
     /// Reads the head; `None` where it is none of an endpoint's.
-    fn read_head(&self, local: &Local, now: Now) -> Option<Head> {
+    fn read_head(&self, local: &mut Local, now: Now) -> Option<Head> {
         let proxy = &self.proxy;
         let status = proxy.response_header(":status")?;
         let code: u16 = std::str::from_utf8(&status).ok()?.parse().ok()?;
@@ -96,10 +98,14 @@ impl<P: Proxy> Exchange<P> {
             retry_after,
             ..Report::default()
         };
-        let service = self.service_at(local).and_then(|at| local.services.at(at))?;
+        let service = self.service_at(local).and_then(|at| local.services.at_mut(at))?;
+        let sent = self.sent.as_ref()?;
         let outcome = pintle_breaker::classify(&report, &service.policy.breaker);
-        let asks = attempts > 1 || matches!(outcome, Outcome::Failure(_));
-        let answered = if asks { self.entry_of(service, proxy.upstream_address()) } else { None };
+        let probes = sent.list.first().is_some_and(|first| first.breaker.is_probe());
+        let good = matches!(outcome, Outcome::Success { .. });
+        let asks = attempts > 1 || !good || probes || service.looks.due();
+        let address = if asks { proxy.upstream_address() } else { None };
+        let answered = asks.then(|| find(sent, service, attempts, address.as_deref()));
         Some(Head {
             at: now,
             code,

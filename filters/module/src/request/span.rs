@@ -1,6 +1,6 @@
 //! What the span of a request says.
 
-use pintle_breaker::Outcome;
+use pintle_breaker::{Answered, Outcome};
 use pintle_contract::Now;
 use pintle_trace::{Attempt, Decision, Direction, Span, Spans};
 
@@ -20,7 +20,12 @@ impl<P: Proxy> Exchange<P> {
         let kept = &self.kept;
         // A server's peer is the client, a client's the upstream; the other one is not on the span.
         let ingress = trace.direction() == Direction::Ingress;
-        let listed = self.sent.is_some() && self.shadow.is_none();
+        // Where the list was not followed, and in shadow, Envoy chose.
+        let position = match ended.answered {
+            Answered::Entry(position) if self.shadow.is_none() => Some(position),
+            _ => None,
+        };
+        let listed = self.sent.is_some() && position.is_some();
         let per_attempt = context.spans == Spans::PerAttempt;
         let client = if ingress { self.proxy.source_address() } else { None };
         let client = client.unwrap_or_default();
@@ -35,15 +40,13 @@ impl<P: Proxy> Exchange<P> {
             ..Decision::default()
         };
         let made = usize::try_from(ended.attempts).unwrap_or(usize::MAX);
-        let reached = ended.reached();
-        let attempt = |position: usize, endpoint| {
-            let last = position.saturating_add(1) == reached;
-            Attempt {
-                endpoint,
-                status: ended.code.filter(|_| last),
-                error: (!last).then_some(b"retried".as_slice()),
-                times: None,
-            }
+        let last = position.unwrap_or_else(|| made.saturating_sub(1));
+        let reached = made.max(last.saturating_add(1));
+        let attempt = |position: usize, endpoint| Attempt {
+            endpoint,
+            status: ended.code.filter(|_| position == last),
+            error: (position < last).then_some(b"retried".as_slice()),
+            times: None,
         };
         let mut attempts = Vec::new();
         if let Some((name, service)) = service {
@@ -67,15 +70,15 @@ impl<P: Proxy> Exchange<P> {
                     .map_or("closed", |index| service.breaker_state(index).as_str());
                 // Who was skipped, nobody knows where there were more attempts than one.
                 let from = if reached > made { reached.saturating_sub(1) } else { 0 };
-                let entries = sent.list.iter().take(reached).enumerate().skip(from);
+                let entries = sent.list.iter().take(reached).enumerate();
+                let entries = entries.skip(from).filter(|_| listed);
                 attempts.extend(entries.map(|(at, entry)| attempt(at, address(entry).as_bytes())));
             }
         }
         if per_attempt && !listed {
             // Envoy chose: of its attempts it tells how many there were, and where the last one went.
-            let told = (0..made.min(MAX_ATTEMPTS)).map(|at| {
-                attempt(at, if at.saturating_add(1) == reached { upstream.as_slice() } else { b"" })
-            });
+            let told = (0..made.min(MAX_ATTEMPTS))
+                .map(|at| attempt(at, if at == last { upstream.as_slice() } else { b"" }));
             attempts.extend(told);
         }
         let error = match ended.outcome {

@@ -16,6 +16,7 @@ pub(crate) struct Counts {
     in_flight: u32,
     panics: u64,
     no_endpoint: u64,
+    not_followed: u64,
     /// Whether something changed since the last report.
     changed: bool,
 }
@@ -67,6 +68,12 @@ impl Counts {
         self.changed = true;
     }
 
+    /// So many attempts are charged to nobody, or to another endpoint than the list says.
+    pub(crate) fn stray(&mut self, attempts: u32) {
+        self.not_followed = self.not_followed.saturating_add(attempts.into());
+        self.changed |= attempts > 0;
+    }
+
     /// The next report must not be left out.
     pub(crate) const fn touch(&mut self) {
         self.changed = true;
@@ -89,6 +96,7 @@ impl Counts {
             in_flight: self.in_flight,
             panics: self.panics,
             no_endpoint: self.no_endpoint,
+            not_followed: self.not_followed,
             endpoints,
         }
     }

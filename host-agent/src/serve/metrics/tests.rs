@@ -89,6 +89,7 @@ fn made(max_endpoints: usize) -> Made {
             in_flight: 3,
             panics: 1,
             no_endpoint: 2,
+            not_followed: 3,
             endpoints: vec![EndpointReport {
                 id: "2".to_owned(),
                 requests: 41,
@@ -148,6 +149,7 @@ fn names_labels_and_values_are_those_of_the_semantics() {
         r#"pintle_fleet_opinions{service="orders"} 1.0"#,
         r#"pintle_panic_requests_total{service="orders"} 1"#,
         r#"pintle_no_endpoint_requests_total{service="orders"} 2"#,
+        r#"pintle_not_followed_total{service="orders"} 3"#,
         "pintle_snapshot_sequence 7.0",
         "pintle_snapshot_stale 0.0",
         "pintle_events_applied_total 0",

@@ -80,6 +80,9 @@ pub struct ServiceJson {
     pub panics: u64,
     /// Requests answered locally.
     pub no_endpoint: u64,
+    /// Attempts that went elsewhere than the filter's list says, or nobody knows where.
+    #[serde(default)]
+    pub not_followed: u64,
     /// The last minute of these.
     pub minute: MinuteJson,
     /// By id.
@@ -110,6 +113,7 @@ impl ServiceJson {
                 .then(|| round(view.latency_sum_us as f64 / timed as f64 / 1_000.0)),
             panics: view.panics,
             no_endpoint: view.no_endpoint,
+            not_followed: view.not_followed,
             minute: MinuteJson::of(&view.minute),
             endpoints: if endpoints {
                 table
@@ -142,6 +146,9 @@ pub struct MinuteJson {
     pub panics: u64,
     /// Requests answered locally.
     pub no_endpoint: u64,
+    /// Attempts that went elsewhere than the filter's list says, or nobody knows where.
+    #[serde(default)]
+    pub not_followed: u64,
 }
 
 impl MinuteJson {
@@ -153,6 +160,7 @@ impl MinuteJson {
             mean_ms: (view.timed > 0).then(|| round(mean)),
             panics: view.panics,
             no_endpoint: view.no_endpoint,
+            not_followed: view.not_followed,
         }
     }
 }
