@@ -9,6 +9,7 @@
 
 mod check;
 mod client;
+mod init;
 mod orders;
 mod reads;
 mod table;
@@ -109,6 +110,13 @@ enum Command {
         A flag wins over the environment, the environment over the file. SIGTERM ends in order, \
         SIGHUP reads configuration and certificates again.")]
     Run(Box<RunArgs>),
+    /// Writes the files of a first installation: Envoy's, the agent's and its unit.
+    #[command(after_help = "Examples:\n  \
+        pintle init --service web,static=127.0.0.1:8001,static=127.0.0.1:8002\n  \
+        pintle init /etc/pintle --service orders --service ledger,grpc \\\n    \
+        --service vault,tls=vault.internal --etcd https://etcd-1:2379\n\n\
+        Clients ask for a service by its name in the Host header; what is nobody's goes to the first.")]
+    Init(Box<init::InitArgs>),
     /// Finds out what is wrong, and what to do about it.
     #[command(after_help = "Examples:\n  pintle check\n  \
         pintle check --config agent.yaml --envoy 127.0.0.1:9901\n  \
@@ -564,6 +572,7 @@ pub fn main() -> ExitCode {
 async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let json = cli.output == Output::Json;
     match cli.command {
+        Command::Init(args) => init::init(&args),
         Command::Run(args) => run::run(args.origin()).await.map_err(|error| match error {
             RunError::Signals(_) => CliError::No(error.to_string()),
             RunError::Task(_) | RunError::Watchdog(_) => CliError::Broken(error.to_string()),

@@ -12,6 +12,7 @@
 //! | `observe` | the alerts and the dashboard, on a Prometheus |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
 //! | `switches` | a service that is bypassed or in shadow, by a command and back |
+//! | `init` | what `pintle init` writes, booted |
 //! | `istio` | the objects for Istio and Kubernetes, in a sidecar that is a real Envoy |
 
 mod check;
@@ -19,6 +20,7 @@ mod clock;
 mod commands;
 mod gone;
 mod hostile;
+mod init;
 mod istio;
 mod minute;
 mod observe;

@@ -100,6 +100,7 @@ fn every_command_has_help_and_those_with_arguments_an_example() {
         seen,
         [
             "run",
+            "init",
             "check",
             "services",
             "breakers",
@@ -108,6 +109,8 @@ fn every_command_has_help_and_those_with_arguments_an_example() {
             "publish",
             "drain",
             "undrain",
+            "bypass",
+            "shadow",
             "dlq",
             "release",
             "register",
