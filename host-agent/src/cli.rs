@@ -9,9 +9,14 @@
 
 mod check;
 mod client;
+mod fleet;
 mod init;
 mod orders;
+mod pages;
+mod policy;
 mod reads;
+mod release;
+mod state;
 mod table;
 
 use std::io::Write;
@@ -87,7 +92,7 @@ impl From<ConfigError> for CliError {
 )]
 struct Cli {
     /// How results are written.
-    #[arg(long, global = true, value_enum, default_value = "table", env = "PINTLE_OUTPUT")]
+    #[arg(short, long, global = true, value_enum, default_value = "table", env = "PINTLE_OUTPUT")]
     output: Output,
     #[command(subcommand)]
     command: Command,
@@ -126,6 +131,7 @@ enum Command {
     Check(CheckArgs),
     /// Shows services and their endpoints.
     #[command(after_help = "Examples:\n  pintle services\n  pintle services orders --watch\n  \
+        pintle services --watch --sort trouble\n  \
         pintle services --rejected --output json")]
     Services(ServicesArgs),
     /// Shows the breakers that are not closed, and why.
@@ -161,8 +167,27 @@ enum Command {
     /// Messages that could not be used.
     #[command(subcommand)]
     Dlq(DlqCommand),
-    /// Confirms the removals held back of a service.
-    #[command(after_help = "Examples:\n  pintle services --held\n  pintle release orders")]
+    /// Shows the Envoys of the agent, and whether they have the newest tables.
+    #[command(after_help = "Examples:\n  pintle proxies\n  pintle proxies --watch")]
+    Proxies(WatchArgs),
+    /// Shows where the agent's state comes from, and how that does.
+    #[command(after_help = "Examples:\n  pintle sources\n  pintle sources -o json")]
+    Sources(WatchArgs),
+    /// Shows the events in force, and when they end.
+    #[command(after_help = "Examples:\n  pintle overlays\n  pintle overlays --watch")]
+    Overlays(WatchArgs),
+    /// Shows and checks policies.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Shows all agents of the fleet, and where they differ in what they serve.
+    #[command(after_help = "Example:\n  pintle fleet --nats nats://127.0.0.1:4222")]
+    Fleet(FleetArgs),
+    /// Shows this binary's release, and the running agent's.
+    #[command(after_help = "Example:\n  pintle version")]
+    Version(AdminArgs),
+    /// Confirms removals held back: in the whole fleet with --nats or --config, else at this agent.
+    #[command(after_help = "Examples:\n  pintle services --held\n  pintle release orders\n  \
+        pintle release orders payments --nats nats://127.0.0.1:4222\n  pintle release --all --local")]
     Release(ReleaseArgs),
     /// Keeps instances registered until SIGTERM, then drains and deletes them.
     #[command(after_help = "Examples:\n  \
@@ -170,6 +195,12 @@ enum Command {
         --address 10.0.7.4 --port 8001 --metadata zone=eu-1a --check-http /healthz\n  \
         pintle register --config register.yaml")]
     Register(Box<RegisterArgs>),
+    /// Writes a man page for each command into a directory.
+    #[command(after_help = "Example:\n  pintle man /usr/local/share/man/man1")]
+    Man {
+        /// The directory; it is made.
+        dir: PathBuf,
+    },
     /// Writes the completions of a shell.
     #[command(after_help = "Example:\n  pintle completions bash > /etc/bash_completion.d/pintle")]
     Completions {
@@ -245,6 +276,14 @@ struct NatsArgs {
     nats: Vec<String>,
 }
 
+impl NatsArgs {
+    /// Whether anything says where NATS is.
+    fn is_given(&self) -> bool {
+        let by_environment = || std::env::var_os("PINTLE_NATS").is_some_and(|it| !it.is_empty());
+        !self.nats.is_empty() || self.config.config.is_some() || by_environment()
+    }
+}
+
 /// How an order is given.
 #[derive(Clone, Debug, Args)]
 struct HowArgs {
@@ -301,12 +340,63 @@ struct ServicesArgs {
     /// Shows it again every second.
     #[arg(long)]
     watch: bool,
+    /// What comes first.
+    #[arg(long, value_enum, default_value = "name")]
+    sort: SortBy,
     /// Shows refused entries instead, and why they were refused.
     #[arg(long, conflicts_with_all = ["service", "held"])]
     rejected: bool,
     /// Shows held removals instead, since when and why.
     #[arg(long, conflicts_with = "service")]
     held: bool,
+}
+
+/// What comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SortBy {
+    /// The first by name.
+    Name,
+    /// The one that is worst off.
+    Trouble,
+    /// The one with the most requests in the last minute.
+    Requests,
+}
+
+#[derive(Debug, Args)]
+struct WatchArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Shows it again every second.
+    #[arg(long)]
+    watch: bool,
+}
+
+#[derive(Debug, Args)]
+struct FleetArgs {
+    #[command(flatten)]
+    nats: NatsArgs,
+    /// How long to wait for the agents' word, 100ms to 60s.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = waiting)]
+    wait: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Shows what the agent tells the proxies of a service, and where each key comes from.
+    #[command(after_help = "Example:\n  pintle policy show orders")]
+    Show {
+        #[command(flatten)]
+        admin: AdminArgs,
+        /// The service.
+        service: String,
+    },
+    /// Says whether a policy would be taken, and what is wrong with it; asks nothing that runs.
+    #[command(after_help = "Examples:\n  pintle policy validate orders.json\n  \
+        etcdctl get --print-value-only /pintle/policies/orders | pintle policy validate -")]
+    Validate {
+        /// JSON; - is standard input.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -446,8 +536,20 @@ enum DlqCommand {
 struct ReleaseArgs {
     #[command(flatten)]
     admin: AdminArgs,
-    /// The service.
-    service: String,
+    #[command(flatten)]
+    nats: NatsArgs,
+    /// How long to wait for the agents' word, 100ms to 60s.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = waiting)]
+    wait: Duration,
+    /// At this machine's agent alone, by its socket.
+    #[arg(long)]
+    local: bool,
+    /// Of all services.
+    #[arg(long, conflicts_with = "services")]
+    all: bool,
+    /// The services.
+    #[arg(required_unless_present = "all", value_name = "SERVICE")]
+    services: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -585,7 +687,14 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Services(args) => reads::services(&args, json).await,
         Command::Breakers(args) => reads::breakers(&args, json).await,
         Command::Events(args) => reads::events(&args, json).await,
-        Command::Release(args) => reads::release(&args, json).await,
+        Command::Release(args) => release::release(&args, json).await,
+        Command::Proxies(args) => state::proxies(&args, json).await,
+        Command::Sources(args) => state::sources(&args, json).await,
+        Command::Overlays(args) => state::overlays(&args, json).await,
+        Command::Policy(command) => policy::policy(command, json).await,
+        Command::Fleet(args) => fleet::fleet(&args, json).await,
+        Command::Version(args) => state::version(&args, json).await,
+        Command::Man { dir } => pages::write(Cli::command(), &dir),
         Command::Breaker(command) => orders::breaker(command, json).await,
         Command::Publish(args) => orders::publish(args, json).await,
         Command::Drain(args) => orders::drain(args, json).await,

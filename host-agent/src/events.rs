@@ -21,8 +21,11 @@ pub use crate::source::jetstream::NatsError;
 use crate::source::jetstream::connect::Connection;
 use crate::source::jetstream::{letters, setup};
 
+mod fleet;
 mod order;
 
+pub use crate::source::jetstream::words::{Digest, Report};
+pub use fleet::{Answers, Released};
 pub use order::{Applied, Done, How, OrderError};
 
 /// A connection for commands.

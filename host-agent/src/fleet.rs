@@ -161,6 +161,12 @@ impl Fleet {
         self.ledger().view(when)
     }
 
+    /// The Envoys, as of `when`.
+    #[must_use]
+    pub fn proxies(&self, when: When) -> Vec<ProxyView> {
+        self.ledger().proxies(when)
+    }
+
     /// The breakers that are not closed, by (service, endpoint), and on which proxies.
     #[must_use]
     pub fn breakers(&self) -> BTreeMap<(String, String), Vec<BreakerView>> {

@@ -41,6 +41,19 @@ pub struct Activity {
 /// Activities as they come; a slow reader misses some.
 pub type Activities = broadcast::Sender<Activity>;
 
+/// How the agent and its proxies are, as the ledger has it; told anew each second.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Envoys that hold a stream.
+    pub connected: usize,
+    /// Those of them whose workers all hold the newest tables.
+    pub current: usize,
+    /// The others, by node id.
+    pub behind: Vec<String>,
+    /// What is wrong, the worst first.
+    pub troubles: Vec<String>,
+}
+
 /// How a source does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceStatus {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -56,7 +57,14 @@ impl std::fmt::Debug for Logs {
 /// # Errors
 /// [`LEVELS`], and what is wrong.
 pub fn directives(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::builder().parse(level).map_err(|error| format!("{LEVELS}: {error}"))
+    // The parser takes a lone word that is no level for the name of a target.
+    let lone = level.split(',').map(str::trim).find(|part| {
+        !part.contains(['=', '[']) && !part.is_empty() && part.parse::<LevelFilter>().is_err()
+    });
+    match lone {
+        Some(lone) => Err(format!("{LEVELS}: {lone:?} is no level")),
+        None => EnvFilter::builder().parse(level).map_err(|error| format!("{LEVELS}: {error}")),
+    }
 }
 
 /// What a level may be.

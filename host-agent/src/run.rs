@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pintle_settings::Settings;
+use pintle_state::Snapshot;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -22,9 +23,10 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::EX_SOFTWARE;
+use crate::condition::Condition;
 use crate::config::{Config, ConfigError, Flags};
 use crate::fleet::{Fleet, When};
-use crate::link::Snapshots;
+use crate::link::{Snapshots, SourcesWatch, Standing};
 use crate::logs::{self, Logs};
 use crate::publish::Updates;
 use crate::registration;
@@ -132,7 +134,14 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
     let recent = Recent::default();
     let mut readers = Tasks::new();
     let pulse = readers.pulse("ledger");
-    let ledger = follow(running.snapshots.clone(), Arc::clone(&fleet), logs.clone(), pulse);
+    let ledger = Follow {
+        fleet: Arc::clone(&fleet),
+        sources: running.sources.clone(),
+        standing: running.standing.clone(),
+        logs: logs.clone(),
+        pulse,
+    };
+    let ledger = ledger.run(running.snapshots.clone());
     readers.spawn("ledger", ledger);
     readers.spawn("activities", recent.clone().listen(running.activities.subscribe()));
     let (server, certificates, served) = proxies(&config, &running, &fleet, &stop).await?;
@@ -339,27 +348,54 @@ fn reload(
     tracing::info!("configuration and certificates were read again");
 }
 
-/// Tells the ledger of every snapshot, and of time.
-async fn follow(mut snapshots: Snapshots, fleet: Arc<Fleet>, logs: Logs, pulse: Pulse) {
-    let mut second = interval(Duration::from_secs(1));
-    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut report = interval(logs::REPORT_EVERY);
-    report.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let first = Arc::clone(&snapshots.borrow_and_update());
-    fleet.published(&first, When::now());
-    loop {
-        pulse.beat();
-        tokio::select! {
-            changed = snapshots.changed() => {
-                if changed.is_err() {
-                    return;
+/// Tells the ledger of every snapshot and of time, and the sources how the agent stands.
+struct Follow {
+    fleet: Arc<Fleet>,
+    sources: SourcesWatch,
+    standing: watch::Sender<Standing>,
+    logs: Logs,
+    pulse: Pulse,
+}
+
+impl Follow {
+    async fn run(self, mut snapshots: Snapshots) {
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut report = interval(logs::REPORT_EVERY);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let first = Arc::clone(&snapshots.borrow_and_update());
+        self.fleet.published(&first, When::now());
+        loop {
+            self.pulse.beat();
+            tokio::select! {
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                    self.fleet.published(&snapshot, When::now());
                 }
-                let snapshot = Arc::clone(&snapshots.borrow_and_update());
-                fleet.published(&snapshot, When::now());
+                _ = second.tick() => {
+                    self.fleet.tick(When::now());
+                    self.stand(&snapshots.borrow());
+                }
+                _ = report.tick() => self.logs.report(),
             }
-            _ = second.tick() => fleet.tick(When::now()),
-            _ = report.tick() => logs.report(),
         }
+    }
+
+    fn stand(&self, snapshot: &Snapshot) {
+        let when = When::now();
+        let proxies = self.fleet.proxies(when);
+        let condition = Condition::of(snapshot, &self.sources.borrow(), &proxies, when.mono);
+        let connected = || proxies.iter().filter(|proxy| proxy.connected);
+        let behind = connected().filter(|proxy| !proxy.current);
+        self.standing.send_replace(Standing {
+            connected: connected().count(),
+            current: connected().filter(|proxy| proxy.current).count(),
+            behind: behind.map(|proxy| proxy.proxy.clone()).collect(),
+            troubles: condition.troubles.iter().map(ToString::to_string).collect(),
+        });
     }
 }
 

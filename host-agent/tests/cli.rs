@@ -41,6 +41,13 @@ fn exit_codes_are_those_that_the_help_names() {
         (&["services", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
         (&["breakers", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
         (&["release", "a b"], 64, "no service's name"),
+        (&["release"], 64, "SERVICE"),
+        (&["release", "orders", "--all"], 64, "cannot be used with"),
+        (&["proxies", "--admin", "127.0.0.1:1"], 69, "127.0.0.1:1"),
+        (&["fleet", "--nats", "nats://127.0.0.1:1"], 69, "NATS"),
+        (&["policy", "validate", "/nowhere.json"], 64, "/nowhere.json"),
+        (&["version", "--admin", "127.0.0.1:1"], 0, "no agent answers"),
+        (&["run", "--file", "x", "--log-level", "loud"], 64, "trace"),
         (&["drain", "orders"], 64, "is not SERVICE/ID"),
         (&["drain", "orders/1", "--ttl", "60d"], 64, "ttl"),
         (&["drain", "orders/1", "--nats", "nats://127.0.0.1:1"], 69, "NATS"),
@@ -226,6 +233,55 @@ fn an_agent_lives_answers_reloads_and_ends_in_order() {
         ["the agent serves", "the agent stops", "the old one stays", "\"section\":\"agent\""]
     {
         assert!(lines.contains(text), "{text}\n{lines}");
+    }
+}
+
+#[test]
+fn what_the_agent_knows_can_be_asked_for_as_a_table_and_as_json() {
+    let agent = Agent::start("text");
+    let file = agent.dir.path().join("services.json");
+    let endpoint = r#"{"id": "orders-1", "address": "127.0.0.1", "port": 8001}"#;
+    let policy = r#"{"select": {"strategy": "random"}}"#;
+    let text = format!(
+        r#"{{"services": {{"orders": {{"policy": {policy}, "endpoints": [{endpoint}]}}}}}}"#
+    );
+    fs::write(&file, text).unwrap();
+    let table = agent.until("policy show orders", "select.strategy");
+    let words: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(words, ["select.strategy", "\"random\"", "file"], "{table}");
+    assert!(agent.until("sources", "file").contains("connected"));
+    agent.until("proxies", "No Envoy has been connected.");
+    agent.until("overlays", "No event is in force.");
+    agent.until("services --sort trouble", "orders-1");
+    assert!(said(&agent.ask("version")).contains("agent edge-1 at"));
+    for command in ["policy show orders", "sources", "proxies", "overlays", "version", "services"] {
+        let output = agent.ask(&format!("{command} -o json"));
+        assert!(output.status.success(), "{command}: {}", said(&output));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(json.is_object(), "{command}: {json}");
+    }
+
+    let bad = agent.dir.path().join("policy.json");
+    for (text, code, says) in [
+        (policy, 0, "would be taken"),
+        (r#"{"select": {"strategy": "fastest"}}"#, 1, "strategy"),
+        ("{", 1, "not JSON"),
+    ] {
+        fs::write(&bad, text).unwrap();
+        let output = pintle(&["policy", "validate", bad.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(code), "{text}: {}", said(&output));
+        assert!(said(&output).contains(says), "{text}: {}", said(&output));
+    }
+}
+
+#[test]
+fn every_command_has_a_man_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = pintle(&["man", dir.path().to_str().unwrap()]);
+    assert!(output.status.success(), "{}", said(&output));
+    for page in ["pintle", "pintle-run", "pintle-release", "pintle-policy-show", "pintle-fleet"] {
+        let text = fs::read_to_string(dir.path().join(format!("{page}.1"))).unwrap();
+        assert!(text.contains(".SH NAME") && text.contains("DESCRIPTION"), "{page}");
     }
 }
 

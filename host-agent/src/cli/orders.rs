@@ -54,7 +54,7 @@ pub(super) fn origin(file: &super::ConfigArgs, flags: &[(&'static str, &[String]
     Origin { file: file.config.clone(), flags }
 }
 
-async fn connect(args: &NatsArgs) -> Result<Events, CliError> {
+pub(super) async fn connect(args: &NatsArgs) -> Result<Events, CliError> {
     let config: NatsConfig = origin(&args.config, &[("nats", &args.nats)]).part("nats")?;
     Ok(Events::connect(&config).await?)
 }

@@ -10,24 +10,20 @@ use tokio::time::sleep;
 
 use super::client::Client;
 use super::table::Table;
-use super::{AdminArgs, BreakersArgs, CliError, EventsArgs, ReleaseArgs, ServicesArgs};
+use super::{AdminArgs, BreakersArgs, CliError, EventsArgs, ServicesArgs, SortBy};
 use crate::serve::admin::view::{
-    ActivitiesJson, ActivityJson, AgentJson, BreakerJson, BreakersJson, EndpointJson, HeldJson,
-    RejectedJson, ReleasedJson, ServiceJson, ServicesJson,
+    ActivitiesJson, ActivityJson, BreakerJson, BreakersJson, EndpointJson, HeldJson, RejectedJson,
+    ServiceJson, ServicesJson,
 };
 
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Who should answer where orders are given.
-const ORDERS: &str =
-    "the agent's socket for orders (open to root, the agent's user and admin.groups)";
-
-fn agent(args: &AdminArgs) -> Client {
+pub(super) fn agent(args: &AdminArgs) -> Client {
     Client::new(&args.admin, "the agent's admin address")
 }
 
 /// A name within a path or query: all of its bytes but the percent sign may stand there.
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     name.replace('%', "%25")
 }
 
@@ -39,7 +35,7 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
 
 /// Writes what `make` makes, once or every second. A terminal is written over; into a pipe only what
 /// changed is written.
-async fn show<F>(watch: bool, mut make: impl FnMut() -> F) -> Result<(), CliError>
+pub(super) async fn show<F>(watch: bool, mut make: impl FnMut() -> F) -> Result<(), CliError>
 where
     F: Future<Output = Result<String, CliError>>,
 {
@@ -68,7 +64,7 @@ where
     }
 }
 
-fn json_line(value: &impl Serialize, watch: bool) -> Result<String, CliError> {
+pub(super) fn json_line(value: &impl Serialize, watch: bool) -> Result<String, CliError> {
     let text =
         if watch { serde_json::to_string(value) } else { serde_json::to_string_pretty(value) };
     Ok(text.map_err(std::io::Error::other)? + "\n")
@@ -123,7 +119,8 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
             }
             return Ok(endpoints(&[service]));
         }
-        let all = all_services(&agent).await?;
+        let mut all = all_services(&agent).await?;
+        sort(&mut all.services, args.sort);
         if json {
             return json_line(&all, args.watch);
         }
@@ -132,6 +129,27 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
         Ok(format!("{stale}{}", endpoints(&all.services)))
     })
     .await
+}
+
+/// In the wanted order; by name where they are equal in it.
+fn sort(services: &mut [ServiceJson], by: SortBy) {
+    match by {
+        SortBy::Name => {}
+        SortBy::Requests => services.sort_by_key(|it| std::cmp::Reverse(it.minute.requests)),
+        SortBy::Trouble => services.sort_by_key(|it| std::cmp::Reverse(trouble(it))),
+    }
+}
+
+/// How ill a service is, the worst highest: answers that nobody could give, panic, failures of the last
+/// minute, endpoints that are not used.
+fn trouble(service: &ServiceJson) -> (bool, bool, u64, usize) {
+    let unused = service
+        .endpoints
+        .iter()
+        .filter(|it| it.health != "healthy" || !matches!(it.breaker.state.as_str(), "closed"));
+    let minute = &service.minute;
+    let none = minute.no_endpoint > 0 || service.endpoints.is_empty();
+    (none, minute.panics > 0, minute.errors, unused.count())
 }
 
 fn endpoints(services: &[ServiceJson]) -> String {
@@ -251,12 +269,12 @@ fn seconds(duration: Duration) -> String {
     humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string()
 }
 
-fn ago(at: &str) -> String {
+pub(super) fn ago(at: &str) -> String {
     let passed = parse(at).and_then(|at| SystemTime::now().duration_since(at).ok());
     passed.map(seconds).unwrap_or_default()
 }
 
-fn ahead(at: &str) -> String {
+pub(super) fn ahead(at: &str) -> String {
     match parse(at).map(|at| at.duration_since(SystemTime::now())) {
         Some(Ok(left)) => format!("in {}", seconds(left)),
         Some(Err(_)) => "due".to_owned(),
@@ -318,22 +336,36 @@ pub(super) async fn events(args: &EventsArgs, json: bool) -> Result<(), CliError
     Err(CliError::Unavailable("the agent has ended the stream".to_owned()))
 }
 
-pub(super) async fn release(args: &ReleaseArgs, json: bool) -> Result<(), CliError> {
-    if !pintle_contract::is_name(&args.service) {
-        let error = format!("{:?} is no service's name", args.service);
-        return Err(CliError::Usage(error));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str, no_endpoint: u64, panics: u64, errors: u64) -> ServiceJson {
+        let text = format!(
+            r#"{{"service": "{name}", "version": "", "policy": null, "requests": 0, "errors": 0,
+                "rate": 0.0, "in_flight": 0, "mean_ms": null, "panics": 0, "no_endpoint": 0,
+                "minute": {{"requests": 9, "errors": {errors}, "mean_ms": null, "panics": {panics},
+                            "no_endpoint": {no_endpoint}}},
+                "endpoints": [{{"id": "a", "address": "10.0.0.1:1", "weight": 100,
+                    "health": "healthy", "zone": "", "tags": [], "metadata": {{}},
+                    "registered_at": null, "in_flight": 0, "latency_ms": null, "requests": 0,
+                    "failures": 0, "minute_requests": 0, "minute_failures": 0, "rate": 0.0,
+                    "share": 0.0, "opinion": null, "force": null,
+                    "breaker": {{"state": "closed", "trips": 0, "on": []}}}}]}}"#
+        );
+        serde_json::from_str(&text).unwrap()
     }
-    let path = format!("/v1/release/{}", escaped(&args.service));
-    let known: AgentJson = agent(&args.admin).get("/v1/agent").await?;
-    let orders = Client::new(&known.admin_socket, ORDERS);
-    let released: ReleasedJson = orders.json(Method::POST, &path).await?;
-    if json {
-        print_json(&released)?;
-    } else {
-        writeln!(stdout(), "{} removals of {} released", released.released, released.service)?;
+
+    #[test]
+    fn services_in_trouble_come_first_the_worst_before_the_others() {
+        let mut all = [
+            service("well", 0, 0, 0),
+            service("failing", 0, 0, 5),
+            service("panicking", 0, 1, 1),
+            service("refusing", 1, 0, 1),
+        ];
+        sort(&mut all, SortBy::Trouble);
+        let names: Vec<_> = all.iter().map(|it| it.service.as_str()).collect();
+        assert_eq!(names, ["refusing", "panicking", "failing", "well"]);
     }
-    if released.released == 0 {
-        return Err(CliError::No("nothing was held".to_owned()));
-    }
-    Ok(())
 }

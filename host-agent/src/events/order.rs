@@ -20,7 +20,7 @@ use super::{Draft, Events, NatsError, Published};
 use crate::source::jetstream::words::{self, ANSWER, About, Ask, Said, Word};
 
 /// Without a further word for so long, all agents have spoken.
-const QUIET: Duration = Duration::from_millis(250);
+pub(super) const QUIET: Duration = Duration::from_millis(250);
 
 /// How an order is given.
 #[derive(Clone, Copy, Debug)]
@@ -109,14 +109,14 @@ fn why(refused: &BTreeMap<String, String>, wait: &Duration) -> String {
 }
 
 /// The agents' words on one token.
-struct Listener {
+pub(super) struct Listener {
     words: Subscriber,
-    token: String,
+    pub(super) token: String,
 }
 
 impl Listener {
     /// The next word; `None` when there was none until then.
-    async fn next(&mut self, until: Instant) -> Option<Word> {
+    pub(super) async fn next(&mut self, until: Instant) -> Option<Word> {
         loop {
             let message = timeout_at(until, self.words.next()).await.ok()??;
             if let Some(word) = words::read::<Word>(&message.payload) {
@@ -152,7 +152,7 @@ impl Heard {
             Said::Refused { why, .. } => {
                 self.refused.insert(agent, pintle_state::show(why.as_bytes()));
             }
-            Said::Here => {}
+            Said::Here | Said::Report(_) | Said::Released { .. } => {}
         }
     }
 
@@ -205,14 +205,14 @@ impl Events {
         Ok(Done { published, applied: heard.applied, refused: heard.refused, silent })
     }
 
-    async fn listen(&self) -> Result<Listener, NatsError> {
+    pub(super) async fn listen(&self) -> Result<Listener, NatsError> {
         let token = words::new_token();
         let subject = words::word_subject(&self.config, &token);
         let words = self.link.ask("listening for the agents", self.link.client.subscribe(subject));
         Ok(Listener { words: words.await?, token })
     }
 
-    async fn ask(&self, token: &str, about: About) -> Result<(), NatsError> {
+    pub(super) async fn ask(&self, token: &str, about: About) -> Result<(), NatsError> {
         let what = "asking the agents";
         let ask = Ask { token: token.to_owned(), by: None, about };
         let text = serde_json::to_vec(&ask).map_err(|error| self.link.failed(what, error))?;

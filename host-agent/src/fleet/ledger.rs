@@ -498,16 +498,19 @@ impl Ledger {
         }
         View {
             services,
-            proxies: self
-                .proxies
-                .iter()
-                .map(|(name, proxy)| proxy.view(name, self.known.version, when))
-                .collect(),
+            proxies: self.proxies(when),
             counters: self.counters.clone(),
             refused: self.refused.clone(),
             propagation: self.propagation.to_vec(),
             propagation_sum: self.propagation_sum,
         }
+    }
+
+    /// The Envoys by node id, as of `when`.
+    #[must_use]
+    pub fn proxies(&self, when: When) -> Vec<ProxyView> {
+        let all = self.proxies.iter();
+        all.map(|(name, proxy)| proxy.view(name, self.known.version, when)).collect()
     }
 
     /// By endpoint of a service, until when an operator or the fleet holds it open.

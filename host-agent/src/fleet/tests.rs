@@ -33,6 +33,7 @@ fn snapshot(sequence: u64, endpoints: u16) -> Arc<Snapshot> {
             table,
             frame: Vec::new(),
             names: BTreeMap::new(),
+            layers: Vec::new(),
             seen_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000),
         })
     };

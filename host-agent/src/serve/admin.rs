@@ -13,6 +13,7 @@
 //! | `/readyz` | what is wrong; 503 without a snapshot, a source that speaks, or Envoys that take it |
 //! | `/metrics` | OpenMetrics, or Prometheus text |
 //! | `/v1/services?after=&limit=&endpoints=`, `/v1/services/{name}` | tables and their traffic |
+//! | `/v1/policies/{name}` | a service's policy, and which layer each key is from |
 //! | `/v1/agent` | what the agent was given, and how its servers do |
 //! | `/v1/breakers?all=`, `/v1/proxies`, `/v1/sources` | who holds what open; versions; connections |
 //! | `/v1/rejected`, `/v1/held`, `/v1/overlays` | refused entries, removals that wait, events in force |
@@ -52,9 +53,9 @@ use events::events;
 use listen::Places;
 pub use recent::Recent;
 use view::{
-    AgentJson, BreakersJson, Given, HeldJson, HeldRowJson, OverlayJson, OverlaysJson, ProxiesJson,
-    ProxyJson, ReadyJson, RejectedJson, RejectedRowJson, ReleasedJson, ServiceJson, ServicesJson,
-    SourcesJson, StateJson,
+    AgentJson, BreakersJson, Given, HeldJson, HeldRowJson, OverlayJson, OverlaysJson, PolicyJson,
+    ProxiesJson, ProxyJson, ReadyJson, RejectedJson, RejectedRowJson, ReleasedJson, ServiceJson,
+    ServicesJson, SourcesJson, StateJson,
 };
 
 use super::descriptors;
@@ -62,7 +63,7 @@ use super::metrics::{Metrics, Served};
 use super::page::page;
 use super::socket::{BindError, Credentials, Socket, SocketOptions};
 use crate::condition::Condition;
-use crate::fleet::{Fleet, View, When};
+use crate::fleet::{Fleet, ProxyView, When};
 use crate::link::{Snapshots, SourcesWatch};
 
 /// The header that a request to change anything must carry, with any value.
@@ -232,6 +233,7 @@ impl Admin {
             .route("/v1/rejected", get(rejected))
             .route("/v1/held", get(held))
             .route("/v1/overlays", get(overlays))
+            .route("/v1/policies/{service}", get(policy))
             .route("/v1/release/{service}", post(release))
             .fallback(|| async { fail(StatusCode::NOT_FOUND, "no such path") })
             .layer(from_fn_with_state(Arc::clone(&self.inner.answers), bounded))
@@ -244,9 +246,9 @@ impl Admin {
         Arc::clone(&self.inner.snapshots.borrow())
     }
 
-    fn condition(&self, snapshot: &pintle_state::Snapshot, view: &View) -> Condition {
+    fn condition(&self, snapshot: &pintle_state::Snapshot, proxies: &[ProxyView]) -> Condition {
         let sources = self.inner.sources.borrow();
-        Condition::of(snapshot, &sources, &view.proxies, Instant::now())
+        Condition::of(snapshot, &sources, proxies, Instant::now())
     }
 
     /// The page's state as JSON, made once a second however many look.
@@ -261,7 +263,7 @@ impl Admin {
         let view = self.inner.fleet.view(When::now());
         let state = StateJson {
             agent: self.inner.options.agent.clone(),
-            ready: ReadyJson::of(&snapshot, &self.condition(&snapshot, &view)),
+            ready: ReadyJson::of(&snapshot, &self.condition(&snapshot, &view.proxies)),
             services: ServicesJson::of(&snapshot, &view, None, ON_PAGE, true),
             proxies: view.proxies.iter().map(ProxyJson::of).collect(),
             held: snapshot.held.iter().take(ON_PAGE).map(HeldRowJson::of).collect(),
@@ -312,8 +314,8 @@ async fn healthz() -> Response {
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
-    let (snapshot, view) = (admin.snapshot(), admin.inner.fleet.view(When::now()));
-    let ready = ReadyJson::of(&snapshot, &admin.condition(&snapshot, &view));
+    let (snapshot, proxies) = (admin.snapshot(), admin.inner.fleet.proxies(When::now()));
+    let ready = ReadyJson::of(&snapshot, &admin.condition(&snapshot, &proxies));
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready)).into_response()
 }
@@ -355,6 +357,13 @@ async fn service(State(admin): State<Admin>, Path(name): Path<String>) -> Respon
     };
     let view = admin.inner.fleet.view(When::now());
     Json(ServiceJson::of(service, view.services.get(&name), true)).into_response()
+}
+
+async fn policy(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
+    match admin.snapshot().services.get(&name) {
+        Some(service) => Json(PolicyJson::of(service)).into_response(),
+        None => fail(StatusCode::NOT_FOUND, "no such service"),
+    }
 }
 
 #[derive(Deserialize)]

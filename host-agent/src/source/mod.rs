@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
-use crate::link::{Activities, Outgoing, Snapshots, SourceStatus, Sources, SourcesWatch};
+use crate::link::{Activities, Outgoing, Snapshots, SourceStatus, Sources, SourcesWatch, Standing};
 use crate::publish::{self, Board, Clock, Updates};
 use crate::tasks::{Tasks, Why, restarting};
 
@@ -71,6 +71,8 @@ pub struct Running {
     pub activities: Activities,
     /// How the sources do.
     pub sources: SourcesWatch,
+    /// Told to the commands that ask the fleet; the ledger's to write.
+    pub standing: watch::Sender<Standing>,
     config: watch::Sender<Arc<SourcesConfig>>,
     /// The tasks, each by its name.
     pub tasks: Tasks,
@@ -158,10 +160,12 @@ pub fn start(
     let has = (config.etcd.is_some(), config.nats.is_some(), config.file.is_some());
     let agent = config.agent.clone();
     let (config, reader) = watch::channel(Arc::new(config));
+    let (standing, standing_reader) = watch::channel(Standing::default());
     let source = Context {
         config: reader,
         updates: updates.clone(),
         snapshots: snapshots.clone(),
+        standing: standing_reader,
         board,
         activities: activities.clone(),
         shutdown,
@@ -181,7 +185,7 @@ pub fn start(
         to_fleet
     });
     tasks.spawn("relay", relay::run(source, agent, reported, to_fleet));
-    Running { snapshots, updates, outgoing, activities, sources, config, tasks }
+    Running { snapshots, updates, outgoing, activities, sources, standing, config, tasks }
 }
 
 /// What every source is given.
@@ -191,6 +195,7 @@ pub(crate) struct Context {
     pub(crate) updates: Updates,
     /// What is served, for agents and commands that ask.
     pub(crate) snapshots: Snapshots,
+    pub(crate) standing: watch::Receiver<Standing>,
     pub(crate) board: Board,
     pub(crate) activities: Activities,
     pub(crate) shutdown: CancellationToken,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use pintle_contract::{Table, Version};
+use serde_json::Value;
 
 /// Everything the agent knows at one version. Shared as `Arc<Snapshot>`, never changed.
 #[derive(Clone, Debug, Default)]
@@ -39,8 +40,21 @@ pub struct Service {
     pub frame: Vec<u8>,
     /// The other ids of endpoints that have several, by the id that the table has.
     pub names: BTreeMap<String, Vec<String>>,
+    /// What the table's policy was made of, lowest first.
+    pub layers: Vec<PolicyLayer>,
     /// When etcd's change behind it was seen by the agent; for the propagation metric.
     pub seen_at: SystemTime,
+}
+
+/// One of the patches that a service's policy is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyLayer {
+    /// Where it comes from: `file`, `registry` or `event`.
+    pub source: &'static str,
+    /// The merge patch.
+    pub patch: Value,
+    /// Whether it is in force; one that does not go with those below or above it is left out.
+    pub in_force: bool,
 }
 
 /// A removal that waits.

@@ -23,7 +23,7 @@ use crate::event::Event;
 use crate::overlay::{Overlays, Place};
 use crate::saved::SavedStream;
 use crate::service::{Context, Origin, Service as Model, Tried};
-use crate::snapshot::{Rejected, Service, Snapshot};
+use crate::snapshot::{PolicyLayer, Rejected, Service, Snapshot};
 use crate::update::{Changes, Moment, Notice, Outcome, Settings, Trial, Update};
 
 mod lists;
@@ -43,6 +43,9 @@ const MAX_LISTED: usize = 1_000;
 pub const GAVE_WAY: (&str, &str) = ("event", "opinion_gave_way");
 /// Notices of one update: a listing of broken values must not become a flood of lines.
 const MAX_NOTICES: usize = 32;
+
+/// A table, the further ids of its endpoints, and what its policy is made of.
+type Built = (Table, BTreeMap<String, Vec<String>>, Vec<PolicyLayer>);
 /// What a frame holds beside endpoints: header, checksum, names, versions and the largest policy.
 const FRAME_ROOM: usize = MAX_FRAME - MAX_POLICY - 4096;
 
@@ -216,13 +219,13 @@ impl State {
             let built = self.build(name);
             let next = match (old, built) {
                 (None, None) => continue,
-                (Some(old), Some((built, names)))
+                (Some(old), Some((built, names, layers)))
                     if old.table.endpoints == built.endpoints
                         && old.table.policy == built.policy =>
                 {
-                    if old.names != names {
+                    if old.names != names || old.layers != layers {
                         let next = next.get_or_insert_with(|| Snapshot::clone(&published));
-                        let service = Service { names, ..Service::clone(old) };
+                        let service = Service { names, layers, ..Service::clone(old) };
                         next.services.insert(name.to_owned(), Arc::new(service));
                     }
                     continue;
@@ -234,11 +237,11 @@ impl State {
                 }
             };
             let (next, built) = next;
-            if let Some((mut table, names)) = built {
+            if let Some((mut table, names, layers)) = built {
                 table.version = self.version;
                 next.gone.remove(name);
                 let frame = Down::Table(table.clone()).encode();
-                let service = Service { table, frame, names, seen_at };
+                let service = Service { table, frame, names, layers, seen_at };
                 next.services.insert(name.to_owned(), Arc::new(service));
             } else {
                 next.services.remove(name);
@@ -412,7 +415,7 @@ impl State {
 
     // === tables ===
 
-    fn build(&self, name: &str) -> Option<(Table, BTreeMap<String, Vec<String>>)> {
+    fn build(&self, name: &str) -> Option<Built> {
         let model = self.services.get(name)?;
         let (mut endpoints, names) = model.merged();
         if endpoints.is_empty() {
@@ -420,38 +423,44 @@ impl State {
         }
         endpoints.truncate(MAX_ENDPOINTS);
         self.overlays.lay_over(name, &mut endpoints, |id| model.address_of(id));
-        let table = Table {
-            service: name.to_owned(),
-            version: Version::default(),
-            endpoints,
-            policy: self.policy(name, model),
-        };
-        Some((table, names))
+        let (policy, layers) = self.policy(name, model);
+        let service = name.to_owned();
+        let table = Table { service, version: Version::default(), endpoints, policy };
+        Some((table, names, layers))
     }
 
     /// The sources' patches and the events', composed; an event's that would break the whole is left out.
-    fn policy(&self, name: &str, model: &Model) -> String {
+    fn policy(&self, name: &str, model: &Model) -> (String, Vec<PolicyLayer>) {
         let mut whole = Value::Null;
-        for policy in [&model.file_policy, &model.registry_policy].into_iter().flatten() {
+        let mut layers: Vec<PolicyLayer> = Vec::new();
+        let sources = [("file", &model.file_policy), ("registry", &model.registry_policy)];
+        for (source, policy) in sources {
+            let Some(policy) = policy else { continue };
             let mut tried = whole;
             crate::json::compose(&mut tried, policy.value.clone());
             // Each is good by itself. Where both together are not, the registry's stands alone.
             let good = (self.settings.check_policy)(&tried).is_ok();
             whole = if good { tried } else { policy.value.clone() };
+            for below in layers.iter_mut().filter(|_| !good) {
+                below.in_force = false;
+            }
+            layers.push(PolicyLayer { source, patch: policy.value.clone(), in_force: true });
         }
         for patch in self.overlays.patches(name) {
             let mut tried = whole.clone();
-            crate::json::compose(&mut tried, patch);
-            if (self.settings.check_policy)(&tried).is_ok() {
+            crate::json::compose(&mut tried, patch.clone());
+            let in_force = (self.settings.check_policy)(&tried).is_ok();
+            if in_force {
                 whole = tried;
             }
+            layers.push(PolicyLayer { source: "event", patch, in_force });
         }
         if whole.is_null() {
-            return String::new();
+            return (String::new(), layers);
         }
         whole.sort_all_objects();
         let text = whole.to_string();
-        if text.len() > MAX_POLICY { String::new() } else { text }
+        (if text.len() > MAX_POLICY { String::new() } else { text }, layers)
     }
 
     pub(crate) const fn parts(&self) -> (&BTreeMap<String, Model>, &Overlays, &Settings, u64) {

@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod fleet;
 mod orders;
 mod shared;
 

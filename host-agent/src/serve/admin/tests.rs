@@ -71,6 +71,7 @@ fn sample(stale: bool) -> Snapshot {
             table,
             frame: Vec::new(),
             names: BTreeMap::new(),
+            layers: Vec::new(),
             seen_at: SystemTime::now(),
         };
         (name.to_owned(), Arc::new(service))

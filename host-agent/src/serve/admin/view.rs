@@ -6,6 +6,7 @@
 mod agent;
 mod breakers;
 mod notices;
+mod policy;
 mod proxies;
 mod services;
 mod sources;
@@ -24,6 +25,7 @@ pub use notices::{
     ActivitiesJson, ActivityJson, HeldJson, HeldRowJson, OverlayJson, OverlaysJson, RejectedJson,
     RejectedRowJson, ReleasedJson,
 };
+pub use policy::{LayerJson, PolicyJson};
 pub use proxies::{ProxiesJson, ProxyJson, WorkerJson};
 pub use services::{EndpointJson, MinuteJson, ServiceJson, ServicesJson};
 pub use sources::{SourceJson, SourcesJson};

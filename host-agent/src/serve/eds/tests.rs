@@ -35,6 +35,7 @@ fn service(name: &str, sequence: u64, endpoints: Vec<Endpoint>) -> Arc<Service> 
         },
         frame: Vec::new(),
         names: BTreeMap::new(),
+        layers: Vec::new(),
         seen_at: SystemTime::UNIX_EPOCH,
     })
 }

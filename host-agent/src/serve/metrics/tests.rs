@@ -31,6 +31,7 @@ fn snapshot(sequence: u64, endpoints: u16) -> Snapshot {
         },
         frame: Vec::new(),
         names: BTreeMap::new(),
+        layers: Vec::new(),
         seen_at: SystemTime::now(),
     };
     Snapshot {

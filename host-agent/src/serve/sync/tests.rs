@@ -41,6 +41,7 @@ fn service(name: &str, at: u64) -> Arc<Service> {
         frame: Down::Table(table.clone()).encode(),
         table,
         names: BTreeMap::new(),
+        layers: Vec::new(),
         seen_at: SystemTime::now(),
     })
 }
@@ -424,6 +425,7 @@ async fn a_slow_reader_gets_the_newest_state_and_no_backlog() {
                 frame: Down::Table(table.clone()).encode(),
                 table,
                 names: BTreeMap::new(),
+                layers: Vec::new(),
                 seen_at: SystemTime::now(),
             };
             (name.clone(), Arc::new(service))

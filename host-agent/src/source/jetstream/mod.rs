@@ -29,6 +29,7 @@ mod lanes;
 pub(crate) mod letters;
 pub(crate) mod outgoing;
 mod peers;
+mod report;
 mod session;
 pub(crate) mod setup;
 pub(crate) mod words;

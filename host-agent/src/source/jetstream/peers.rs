@@ -1,6 +1,7 @@
 //! The other agents of the fleet and the commands: questions answered, a second agent of this name
 //! noticed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use pintle_contract::Table;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connect::{Connection, NatsError};
+use super::report::Report;
 use super::words::{self, About, Ask, Said, Voice, Word};
 use crate::source::Context;
 
@@ -16,6 +18,8 @@ use crate::source::Context;
 const LOOK: Duration = Duration::from_secs(30);
 /// Questions answered in a second; further ones are left out.
 const ASKS: u32 = 200;
+/// Services that an answer names: it stays within a message.
+const MOST_RELEASED: usize = 2_000;
 /// Names that are proposed.
 const NEAREST: usize = 3;
 /// Names less alike than this are not proposed; 1 is the same (Jaro and Winkler).
@@ -99,9 +103,43 @@ impl<'a> Peers<'a> {
         }
         let said = match &ask.about {
             About::Names => Said::Here,
+            About::Report => self.report(),
+            About::Release { service } => match self.release(service.as_deref()).await {
+                Some(said) => said,
+                None => return,
+            },
             About::Target { service, endpoint } => self.look_up(service, endpoint.as_deref()),
         };
         self.voice.say(&ask.token, said).await;
+    }
+
+    fn report(&self) -> Said {
+        let snapshot = self.context.snapshots.borrow().clone();
+        let standing = self.context.standing.borrow().clone();
+        Said::Report(Box::new(Report::of(&snapshot, &standing)))
+    }
+
+    /// Lets held removals go; `None` when the agent shuts down.
+    async fn release(&self, service: Option<&str>) -> Option<Said> {
+        let snapshot = self.context.snapshots.borrow().clone();
+        let held = |name: &str| snapshot.held.iter().any(|held| held.service == name);
+        let wanted: BTreeSet<String> = match service {
+            Some(name) if !snapshot.services.contains_key(name) && !held(name) => {
+                let names = snapshot.services.keys().map(String::as_str);
+                return Some(Said::Unknown { nearest: nearest(name, names) });
+            }
+            Some(name) => [name.to_owned()].into(),
+            None => snapshot.held.iter().map(|held| held.service.clone()).collect(),
+        };
+        let mut services = BTreeMap::new();
+        for name in wanted {
+            let count = self.context.updates.release(&name).await.ok()?;
+            tracing::info!(service = name, removals = count, "released by a command");
+            if services.len() < MOST_RELEASED {
+                services.insert(name, u64::try_from(count).unwrap_or(u64::MAX));
+            }
+        }
+        Some(Said::Released { services })
     }
 
     fn has_time(&mut self) -> bool {

@@ -8,6 +8,7 @@
 //! token is the last part of a subject of ours and never a subject, so that no publisher of an event
 //! makes agents write elsewhere.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::Client;
@@ -15,6 +16,7 @@ use pintle_contract::is_name;
 use pintle_state::event::Target;
 use serde::{Deserialize, Serialize};
 
+pub use super::report::{Digest, Report};
 use crate::source::NatsConfig;
 
 /// The first tokens of the subjects.
@@ -59,6 +61,13 @@ pub(crate) struct Ask {
 pub(crate) enum About {
     /// Who is there.
     Names,
+    /// How each agent is and what it serves.
+    Report,
+    /// An order: let held removals go.
+    Release {
+        /// Of this service; of all where none is named.
+        service: Option<String>,
+    },
     /// Whether this is known.
     Target {
         /// The service.
@@ -77,7 +86,8 @@ impl About {
     /// Whether its names are names.
     pub(crate) fn is_good(&self) -> bool {
         match self {
-            Self::Names => true,
+            Self::Names | Self::Report => true,
+            Self::Release { service } => service.as_deref().is_none_or(is_name),
             Self::Target { service, endpoint } => {
                 is_name(service) && endpoint.as_deref().is_none_or(is_name)
             }
@@ -111,6 +121,13 @@ pub(crate) struct Word {
 pub(crate) enum Said {
     /// It is there.
     Here,
+    /// How it is.
+    Report(Box<Report>),
+    /// What it let go, by service.
+    Released {
+        /// Removals.
+        services: BTreeMap<String, u64>,
+    },
     /// What was asked about is registered there.
     Known,
     /// It is not.
