@@ -42,10 +42,15 @@ fn a_client_s_copies_of_our_header_are_replaced() {
 fn without_a_table_the_request_is_refused_where_that_is_configured() {
     let mut run =
         run_with(&ALL.replace("\"select\": {}", "\"select\": {\"unknown_service\": \"reject\"}"));
-    let request = ask(&mut run, get("nobody"));
+    let named = ["xds", "cluster_metadata", "filter_metadata", "pintle", "service"];
+    let request = ask(&mut run, get("cluster-7").property(&named, "nobody"));
     let reply = request.local_reply().expect("a local reply");
     assert_eq!(reply.status, 503);
     assert_eq!(reply.headers.text("x-pintle-reason").as_deref(), Some("no-table"));
+    // Every cluster has a name: that of one that is not ours refuses nobody, and a redirect has none.
+    for request in [get("theirs"), get("")] {
+        assert!(ask(&mut run, request).local_reply().is_none());
+    }
     assert_eq!(run.envoy.violations(), Vec::<String>::new());
 }
 

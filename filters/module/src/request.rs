@@ -40,7 +40,7 @@ mod shadow;
 mod span;
 
 use head::Head;
-use question::service_name;
+use question::{Named, named};
 use shadow::Shadow;
 
 use crate::boundary::{Headers, LocalResponse, Proxy};
@@ -251,13 +251,17 @@ impl<P: Proxy> Exchange<P> {
         };
         let known = !local.services.is_empty() || config.traces_by_service();
         let named = (known || config.select.is_some())
-            .then(|| service_name(&config.sources, &self.proxy, &headers))
+            .then(|| named(&config.sources, &self.proxy, &headers))
             .flatten();
-        let service = named.as_deref().and_then(|name| local.services.find(name));
+        let name = named.as_ref().map(|named| named.name.as_str());
+        let service = name.and_then(|name| local.services.find(name));
         let service = service.map(|(at, name)| Known { name: Rc::clone(name), at });
-        self.propagate(local, service.as_ref(), named.as_deref(), &headers);
+        self.propagate(local, service.as_ref(), name, &headers);
         config.select.as_ref().map_or(Action::Continue, |select| {
-            let routing = self.route(local, select, service, &headers);
+            let routing = match service {
+                Some(known) => self.route(local, select, &known, &headers),
+                None => self.route_unknown(local, select, named.as_ref()),
+            };
             self.apply(local, select, &headers, &routing)
         })
     }
@@ -365,21 +369,9 @@ impl<P: Proxy> Exchange<P> {
         &mut self,
         local: &mut Local,
         select: &Select,
-        service: Option<Known>,
+        known: &Known,
         headers: &P::Headers,
     ) -> Routing {
-        let Some(known) = service else {
-            local.counters.add(Count::UnknownService);
-            self.decided.outcome = pintle_trace::Outcome::Fallback;
-            self.decided.reason = "no table";
-            return match select.unknown {
-                Unknown::Pass => Routing::Unlisted,
-                Unknown::Reject => {
-                    self.decided.outcome = pintle_trace::Outcome::LocalReply;
-                    Routing::Refused(Refusal::NoTable, 1)
-                }
-            };
-        };
         self.decided.service = Some(Rc::clone(&known.name));
         if local.services.at(known.at).is_some_and(|service| service.policy.switches.bypass) {
             local.counters.add(Count::Bypassed);
@@ -388,7 +380,29 @@ impl<P: Proxy> Exchange<P> {
             return Routing::Unlisted;
         }
         self.read(headers);
-        self.choose(local, &known, select, headers)
+        self.choose(local, known, select, headers)
+    }
+
+    /// Of a service without a table, or of what is for no service of ours: another cluster, a redirect, an
+    /// answer of the route's own.
+    #[inline(never)]
+    fn route_unknown(
+        &mut self,
+        local: &mut Local,
+        select: &Select,
+        named: Option<&Named>,
+    ) -> Routing {
+        local.counters.add(Count::UnknownService);
+        self.decided.outcome = pintle_trace::Outcome::Fallback;
+        self.decided.reason = "no table";
+        let claimed = named.is_some_and(|named| named.claimed);
+        // Where the route answers itself, Envoy has no cluster.
+        let routed = || self.proxy.cluster().is_some_and(|cluster| !cluster.is_empty());
+        if select.unknown == Unknown::Pass || !claimed || !routed() {
+            return Routing::Unlisted;
+        }
+        self.decided.outcome = pintle_trace::Outcome::LocalReply;
+        Routing::Refused(Refusal::NoTable, 1)
     }
 
     #[inline(never)]

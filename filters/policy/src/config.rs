@@ -39,7 +39,7 @@ pub enum Unknown {
     /// Leave it to Envoy.
     #[default]
     Pass,
-    /// Answer 503.
+    /// Answer 503, unless no cluster of ours is asked for.
     Reject,
 }
 
@@ -58,6 +58,14 @@ pub enum Source {
     Header(String),
 }
 
+impl Source {
+    /// Whether a name from here says that the request is for one of our services. Every cluster has a name.
+    #[must_use]
+    pub fn claims(&self) -> bool {
+        !matches!(self, Self::Cluster(pattern) if pattern.is_whole())
+    }
+}
+
 /// `prefix*suffix`: the service is what the star stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
@@ -70,6 +78,10 @@ impl Pattern {
         let (prefix, suffix) = text.split_once('*')?;
         (!suffix.contains('*'))
             .then(|| Self { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.prefix.is_empty() && self.suffix.is_empty()
     }
 
     /// What the star stands for in `text`, if the rest matches and it is not empty.

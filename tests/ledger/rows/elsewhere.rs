@@ -105,6 +105,14 @@ pub fn rows() -> Vec<Row> {
             routes.expect("routes").splice(0..0, [reply, moved]);
             config
         }),
+        // The cluster says whose it is, and nobody has registered.
+        Row::new("no-table", 16, |site| async move {
+            let reply = site.pass(site.request("GET", "ok")).await;
+            assert_eq!(reply.header("x-pintle-reason"), Some("no-table"), "{}", reply.status);
+        })
+        .endpoints(0)
+        .strays(1)
+        .placed(|config, upstreams| config.static_hosts("no-table", &[upstreams[0].addr()])),
         Row::new("not-ours", 16, |site| async move {
             for _ in 0..4 {
                 assert_eq!(site.pass(site.request("GET", "ok")).await.status, 200);

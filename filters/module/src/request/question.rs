@@ -5,12 +5,19 @@ use pintle_policy::Source;
 
 use crate::boundary::{Headers, Proxy};
 
-/// The name of the service that the request is for, from the first source that has one.
-pub(super) fn service_name<P: Proxy>(
+/// The service that a request is for.
+pub(super) struct Named {
+    pub(super) name: String,
+    /// Whether its source says that it is one of ours.
+    pub(super) claimed: bool,
+}
+
+/// The service that the request is for, from the first source that names one.
+pub(super) fn named<P: Proxy>(
     sources: &[Source],
     proxy: &P,
     headers: &P::Headers,
-) -> Option<String> {
+) -> Option<Named> {
     let text = |bytes: &[u8]| std::str::from_utf8(bytes).ok().map(ToOwned::to_owned);
     let whole = |bytes: Option<Vec<u8>>| bytes.and_then(|bytes| String::from_utf8(bytes).ok());
     let found = |source: &Source| match source {
@@ -24,7 +31,10 @@ pub(super) fn service_name<P: Proxy>(
         }
         Source::Header(name) => headers.get(name.as_bytes()).and_then(text),
     };
-    sources.iter().find_map(|source| found(source).filter(|name| !name.is_empty()))
+    sources.iter().find_map(|source| {
+        let name = found(source).filter(|name| !name.is_empty())?;
+        Some(Named { name, claimed: source.claims() })
+    })
 }
 
 fn without_port(authority: &[u8]) -> &[u8] {
