@@ -1,15 +1,15 @@
-//! What one bad endpoint of ten does to everybody's tail, on a real Envoy: the native policies and
-//! Pintle in one run, on the same upstreams, under the same load.
+//! What bad endpoints do to everybody's tail, on a real Envoy: one of ten, several of ten, two of three.
+//! The native policies and Pintle run on the same upstreams, under the same load.
 //!
-//! Ten upstreams answer after 10 ms (log-normal, sigma 0.2, so that a healthy 99th percentile is 16 ms
+//! Ten upstreams, or three, answer after 10 ms (log-normal, sigma 0.2, so that a healthy 99th percentile is 16 ms
 //! and what is beyond 30 ms has a cause); 400 requests/s arrive in an open loop. Each cell of the table is
 //! an Envoy of its own with two workers, warmed for two seconds while all is well; then the first
-//! upstream falls ill, and what was due from that moment on is counted: the time that a policy needs to
+//! upstreams fall ill, and what was due from that moment on is counted: the time that a policy needs to
 //! notice is part of its figure. The cells of one case follow each other, so that a busy machine is busy
 //! for all policies. Nobody retries: a retry would hide what is measured.
 //!
 //! ```text
-//! cargo xtask bench tail                        # ~12 minutes
+//! cargo xtask bench tail                        # ~30 minutes
 //! cargo xtask bench tail --seconds 5 --case hanging --case refused
 //! cargo xtask bench tail --policy pintle        # the others are left out
 //! cargo xtask bench tail --check                # exits 1 where Pintle falls short of the figures below
@@ -29,7 +29,6 @@ use pintle_tests::{
 };
 use serde_json::{Value, json};
 
-const ENDPOINTS: usize = 10;
 const RATE: f64 = 400.0;
 /// More than any policy has in flight, so that nothing waits for a connection of the load.
 const CONNECTIONS: usize = 160;
@@ -37,9 +36,16 @@ const WARM: Duration = Duration::from_secs(2);
 const MEDIAN: Duration = Duration::from_millis(10);
 const SIGMA: f64 = 0.2;
 
+/// So long a window is in which equal endpoints get equal shares.
+const WINDOW: Duration = Duration::from_secs(5);
+
 /// What Pintle must show.
 enum Bound {
     P99(f64),
+    /// p99 at most so many times that of the same endpoints while all are well.
+    Healthy(f64),
+    /// In any window each endpoint gets a share within so much of the mean.
+    Even(f64),
     Errors(f64),
     /// p50 and p99 at most so many percent above native least request.
     Native(f64),
@@ -47,11 +53,13 @@ enum Bound {
 
 struct Case {
     name: &'static str,
+    /// So many of so many endpoints fall ill.
+    count: (usize, usize),
     bound: Bound,
     ill: fn() -> Ill,
 }
 
-/// How the first upstream falls ill.
+/// How an upstream falls ill.
 enum Ill {
     Behaves(Behaviour),
     Closes,
@@ -62,6 +70,7 @@ enum Policy {
     LeastRequest,
     RoundRobin,
     LeastRequestOutlier,
+    FullScan,
     Pintle,
 }
 
@@ -69,7 +78,10 @@ struct Cell {
     errors: f64,
     p50: f64,
     p99: f64,
+    /// What went to those that are ill.
     share: f64,
+    /// The least and the most that an endpoint got in a window, as parts of the mean.
+    even: (f64, f64),
     total: usize,
 }
 
@@ -88,54 +100,66 @@ fn slower(factor: u32) -> Behaviour {
     Behaviour::slow(Latency::LogNormal { median: MEDIAN * factor, sigma: SIGMA })
 }
 
-const CASES: [Case; 9] = [
-    Case { name: "healthy", bound: Bound::Native(5.0), ill: || Ill::Behaves(well()) },
-    Case { name: "20x-slower", bound: Bound::P99(30.0), ill: || Ill::Behaves(slower(20)) },
-    Case {
-        name: "50%-503",
-        bound: Bound::Errors(0.15),
-        ill: || Ill::Behaves(Behaviour { fail_ratio: 0.5, fault: Fault::Status(503), ..well() }),
-    },
-    Case {
-        name: "all-503",
-        bound: Bound::Errors(0.10),
-        ill: || Ill::Behaves(Behaviour::failing(Fault::Status(503))),
-    },
-    Case {
-        name: "reset",
-        bound: Bound::Errors(0.10),
-        ill: || Ill::Behaves(Behaviour::failing(Fault::Reset)),
-    },
-    Case { name: "refused", bound: Bound::Errors(0.10), ill: || Ill::Closes },
-    Case {
-        name: "hanging",
-        bound: Bound::Errors(0.20),
-        ill: || Ill::Behaves(Behaviour::failing(Fault::Hang)),
-    },
-    Case {
-        name: "30%-at-400ms",
-        bound: Bound::P99(30.0),
-        ill: || {
-            let slow = Duration::from_millis(400);
-            Ill::Behaves(Behaviour::slow(Latency::Mixed { ratio: 0.3, slow, fast: MEDIAN }))
-        },
-    },
-    Case {
-        name: "5x-slower-capacity-2",
-        bound: Bound::P99(30.0),
-        ill: || Ill::Behaves(Behaviour { capacity: Some(2), ..slower(5) }),
-    },
+fn half_fails() -> Ill {
+    Ill::Behaves(Behaviour { fail_ratio: 0.5, fault: Fault::Status(503), ..well() })
+}
+
+fn fails(fault: Fault) -> Ill {
+    Ill::Behaves(Behaviour::failing(fault))
+}
+
+fn quick() -> Ill {
+    let median = Duration::from_millis(2);
+    Ill::Behaves(Behaviour::slow(Latency::LogNormal { median, sigma: SIGMA }))
+}
+
+fn now_and_then() -> Ill {
+    let slow = Duration::from_millis(400);
+    Ill::Behaves(Behaviour::slow(Latency::Mixed { ratio: 0.3, slow, fast: MEDIAN }))
+}
+
+const fn case(name: &'static str, count: (usize, usize), bound: Bound, ill: fn() -> Ill) -> Case {
+    Case { name, count, bound, ill }
+}
+
+/// Those of one number of endpoints stand together, the one in which all are well first.
+const CASES: [Case; 17] = [
+    case("healthy", (0, 10), Bound::Native(5.0), || Ill::Behaves(well())),
+    case("20x-slower", (1, 10), Bound::Healthy(1.2), || Ill::Behaves(slower(20))),
+    case("2-20x-slower", (2, 10), Bound::Healthy(1.2), || Ill::Behaves(slower(20))),
+    case("3-20x-slower", (3, 10), Bound::Healthy(1.2), || Ill::Behaves(slower(20))),
+    case("5-20x-slower", (5, 10), Bound::Healthy(1.2), || Ill::Behaves(slower(20))),
+    case("50%-503", (1, 10), Bound::Errors(0.15), half_fails),
+    case("3-50%-503", (3, 10), Bound::Errors(0.30), half_fails),
+    case("all-503", (1, 10), Bound::Errors(0.10), || fails(Fault::Status(503))),
+    case("reset", (1, 10), Bound::Errors(0.10), || fails(Fault::Reset)),
+    case("refused", (1, 10), Bound::Errors(0.10), || Ill::Closes),
+    case("hanging", (1, 10), Bound::Errors(0.20), || fails(Fault::Hang)),
+    case("3-hanging", (3, 10), Bound::Errors(0.30), || fails(Fault::Hang)),
+    case("30%-at-400ms", (1, 10), Bound::P99(30.0), now_and_then),
+    case("5x-slower-capacity-2", (1, 10), Bound::P99(30.0), || {
+        Ill::Behaves(Behaviour { capacity: Some(2), ..slower(5) })
+    }),
+    case("equal-of-2ms", (10, 10), Bound::Even(0.25), quick),
+    case("3-healthy", (0, 3), Bound::Native(5.0), || Ill::Behaves(well())),
+    case("2-of-3-20x-slower", (2, 3), Bound::Healthy(1.2), || Ill::Behaves(slower(20))),
 ];
 
 impl Policy {
-    const ALL: [Self; 4] =
-        [Self::LeastRequest, Self::RoundRobin, Self::LeastRequestOutlier, Self::Pintle];
+    const ALL: [Self; 5] = [
+        Self::LeastRequest,
+        Self::RoundRobin,
+        Self::LeastRequestOutlier,
+        Self::FullScan,
+        Self::Pintle,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::LeastRequest => "least_request",
             Self::RoundRobin => "round_robin",
             Self::LeastRequestOutlier => "least_request+outlier",
+            Self::FullScan => "full_scan",
             Self::Pintle => "pintle",
         }
     }
@@ -143,10 +167,11 @@ impl Policy {
     fn config(self, upstreams: &[Upstream], agent: &Agent, case: &Case) -> Result<EnvoyConfig> {
         let config = EnvoyConfig::shipped()?.agent_socket(agent.socket());
         let hosts: Vec<_> = upstreams.iter().map(Upstream::addr).collect();
-        let native = |config: EnvoyConfig, name: &str| {
+        let with = |config: EnvoyConfig, name: &str, settings: &Value| {
             let config = config.without_filter().static_hosts("orders", &hosts);
-            config.native_policy("orders", name, &json!({}))
+            config.native_policy("orders", name, settings)
         };
+        let native = |config: EnvoyConfig, name: &str| with(config, name, &json!({}));
         let mut config = match self {
             Self::LeastRequest => native(config, "least_request"),
             Self::RoundRobin => native(config, "round_robin"),
@@ -155,13 +180,16 @@ impl Policy {
                 config.cluster("orders")["outlier_detection"] = json!({});
                 config
             }
+            Self::FullScan => {
+                with(config, "least_request", &json!({"selection_method": "FULL_SCAN"}))
+            }
             Self::Pintle => config.wasm(tools::module()?),
         };
         let host = &mut config.http_connection_manager()["route_config"]["virtual_hosts"][0];
         if let Some(fields) = host.as_object_mut() {
             fields.remove("retry_policy");
         }
-        if case.name == "hanging" {
+        if case.name.ends_with("hanging") {
             host["routes"][0]["route"]["timeout"] = json!("1s");
         }
         // Every failure would be a line, and writing them would be measured.
@@ -178,11 +206,11 @@ struct Bench {
 }
 
 impl Bench {
-    async fn start() -> Result<Self> {
+    async fn start(endpoints: usize) -> Result<Self> {
         let etcd = Etcd::start().await?;
         let mut upstreams = Vec::new();
         let mut last = None;
-        for number in 0..ENDPOINTS {
+        for number in 0..endpoints {
             let upstream = Upstream::start(&format!("u{number}")).await?;
             upstream.set(well());
             last = Some(etcd.register(&Instance::of("orders", &upstream)).await?);
@@ -202,21 +230,38 @@ impl Bench {
         let load = Load::to(envoy.addr()).rate(RATE).connections(CONNECTIONS);
         let running = load.start();
         tokio::time::sleep(WARM).await;
-        match (case.ill)() {
-            Ill::Behaves(behaviour) => self.upstreams[0].set(behaviour),
-            Ill::Closes => self.upstreams[0].close().await,
+        for upstream in &mut self.upstreams[..case.count.0] {
+            match (case.ill)() {
+                Ill::Behaves(behaviour) => upstream.set(behaviour),
+                Ill::Closes => upstream.close().await,
+            }
         }
         let moment = Instant::now();
-        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+        let end = moment + Duration::from_secs_f64(seconds);
+        let mut even = (1.0_f64, 1.0_f64);
+        while Instant::now() < end {
+            let began = Instant::now();
+            tokio::time::sleep(WINDOW.min(end.saturating_duration_since(began))).await;
+            let got = self.upstreams.iter().map(|upstream| upstream.requests_since(began));
+            let got: Vec<f64> = got.map(|requests| requests as f64).collect();
+            let mean = got.iter().sum::<f64>() / got.len() as f64;
+            if began.elapsed() >= WINDOW {
+                even.0 = got.iter().fold(even.0, |least, got| least.min(got / mean));
+                even.1 = got.iter().fold(even.1, |most, got| most.max(got / mean));
+            }
+        }
         let all = running.stop().await;
         let report =
             Report { samples: all.samples.into_iter().filter(|s| s.due >= moment).collect() };
+        let ill = &mut self.upstreams[..case.count.0];
         let sent = match (case.ill)() {
-            Ill::Behaves(_) => self.upstreams[0].requests_since(moment),
+            Ill::Behaves(_) => ill.iter().map(|ill| ill.requests_since(moment)).sum(),
             // Nothing arrives at a closed port; who was sent there was refused.
             Ill::Closes => report.failed(),
         };
-        self.upstreams[0].open().await?;
+        for upstream in ill {
+            upstream.open().await?;
+        }
         for upstream in &self.upstreams {
             upstream.set(well());
             upstream.forget();
@@ -229,18 +274,26 @@ impl Bench {
             p50: ms(0.5),
             p99: ms(0.99),
             share: percent(sent),
+            even,
             total,
         })
     }
 }
 
 impl Case {
-    /// Why Pintle falls short, if it does.
-    fn short(&self, cells: &[(Policy, Cell)]) -> Option<String> {
+    /// Why Pintle falls short, if it does, beside its p99 when all are well.
+    fn short(&self, cells: &[(Policy, Cell)], well: Option<f64>) -> Option<String> {
         let of = |policy| cells.iter().find(|(p, _)| *p == policy).map(|(_, cell)| cell);
         let ours = of(Policy::Pintle)?;
         match self.bound {
             Bound::P99(ms) if ours.p99 > ms => Some(format!("p99 {:.1} ms > {ms} ms", ours.p99)),
+            Bound::Healthy(times) if well.is_some_and(|well| ours.p99 > well * times) => {
+                Some(format!("p99 {:.1} ms > {times} x that of all well", ours.p99))
+            }
+            Bound::Even(part) if ours.even.0 < 1.0 - part || ours.even.1 > 1.0 + part => {
+                let (least, most) = ours.even;
+                Some(format!("an endpoint got {least:.2} of the mean, another {most:.2}"))
+            }
             Bound::Errors(most) if ours.errors > most => {
                 Some(format!("errors {:.3} % > {most} %", ours.errors))
             }
@@ -261,7 +314,7 @@ impl Case {
 
 fn options() -> std::result::Result<Option<Options>, String> {
     let mut options =
-        Options { check: false, seconds: 15.0, cases: Vec::new(), policies: Vec::new() };
+        Options { check: false, seconds: 20.0, cases: Vec::new(), policies: Vec::new() };
     let mut benching = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -292,15 +345,24 @@ fn options() -> std::result::Result<Option<Options>, String> {
 }
 
 async fn measure(options: &Options) -> Result<(Value, Vec<String>)> {
-    let mut bench = Bench::start().await?;
     println!(
-        "{:<22} {:<22} {:>9} {:>9} {:>9} {:>9}",
-        "case", "policy", "errors %", "p50 ms", "p99 ms", "share %"
+        "{:<22} {:<22} {:>9} {:>9} {:>9} {:>9} {:>12}",
+        "case", "policy", "errors %", "p50 ms", "p99 ms", "share %", "of the mean"
     );
+    let mut bench: Option<Bench> = None;
+    let mut well = None;
     let (mut table, mut short) = (serde_json::Map::new(), Vec::new());
     let chosen =
         |case: &&Case| options.cases.is_empty() || options.cases.iter().any(|n| n == case.name);
     for case in CASES.iter().filter(chosen) {
+        if bench.as_ref().is_none_or(|bench| bench.upstreams.len() != case.count.1) {
+            bench = None;
+            well = None;
+        }
+        let bench = match &mut bench {
+            Some(bench) => bench,
+            none => none.insert(Bench::start(case.count.1).await?),
+        };
         let mut cells = Vec::new();
         let asked = |policy: &Policy| {
             options.policies.is_empty() || options.policies.iter().any(|n| n == policy.name())
@@ -308,20 +370,25 @@ async fn measure(options: &Options) -> Result<(Value, Vec<String>)> {
         for policy in Policy::ALL.into_iter().filter(asked) {
             let cell = bench.cell(case, policy, options.seconds).await?;
             println!(
-                "{:<22} {:<22} {:>9.3} {:>9.1} {:>9.1} {:>9.2}",
+                "{:<22} {:<22} {:>9.3} {:>9.1} {:>9.1} {:>9.2} {:>5.2} to {:.2}",
                 case.name,
                 policy.name(),
                 cell.errors,
                 cell.p50,
                 cell.p99,
-                cell.share
+                cell.share,
+                cell.even.0,
+                cell.even.1,
             );
             cells.push((policy, cell));
         }
-        short.extend(case.short(&cells).map(|why| format!("{}: {why}", case.name)));
+        if case.count.0 == 0 {
+            well = cells.iter().find(|(policy, _)| *policy == Policy::Pintle).map(|(_, it)| it.p99);
+        }
+        short.extend(case.short(&cells, well).map(|why| format!("{}: {why}", case.name)));
         let row = cells.iter().map(|(policy, cell)| {
             let value = json!({"errors_percent": cell.errors, "p50_ms": cell.p50,
-                "p99_ms": cell.p99, "share_percent": cell.share, "requests": cell.total});
+                "p99_ms": cell.p99, "share_percent": cell.share, "of_the_mean": [cell.even.0, cell.even.1], "requests": cell.total});
             (policy.name().to_string(), value)
         });
         table.insert(case.name.into(), Value::Object(row.collect()));
