@@ -1,5 +1,7 @@
 //! Which endpoint, told how, and what happens where there is none.
 
+use std::time::Duration;
+
 use pintle_contract::Health;
 use pintle_harness::{Outcome, Request, RequestBuilder};
 
@@ -232,8 +234,8 @@ fn a_cookie_is_made_where_the_hash_needs_one() {
 fn a_slow_endpoint_is_learned_once_for_all_workers() {
     let mut run = run_with(ALL);
     run.table("orders", endpoints(2));
-    let slow = std::time::Duration::from_millis(900);
-    let fast = std::time::Duration::from_millis(2);
+    let slow = Duration::from_millis(900);
+    let fast = Duration::from_millis(2);
     // Only worker 0 sees traffic, and one of the two endpoints is slow.
     for _ in 0..20 {
         let request = run.envoy.worker(0).request(get("orders"));
@@ -253,6 +255,45 @@ fn a_slow_endpoint_is_learned_once_for_all_workers() {
         run.envoy.finish(request, Outcome::ok("10.0.0.2:80"));
     }
     assert_eq!(slow_picks, 0, "worker 1 knows it within 250 ms, without having been there");
+}
+
+/// What worker `by` sends to the second endpoint of two in fifty requests.
+fn second_of_two(run: &mut Run, by: usize) -> u32 {
+    let mut second = 0;
+    for _ in 0..50 {
+        let request = run.envoy.worker(by).request(get("orders"));
+        let first = list(&request)[0].clone();
+        second += u32::from(first == "10.0.0.2:80");
+        run.envoy.advance(Duration::from_millis(2));
+        run.envoy.finish(request, Outcome::ok(first));
+    }
+    second
+}
+
+#[test]
+fn who_asks_to_be_left_alone_is_by_all_workers_for_as_long_as_the_policy_lets_it() {
+    let mut run = run_with(ALL);
+    run.table_with("orders", endpoints(2), r#"{"breaker": {"retry_after": "2s"}}"#);
+    assert!(second_of_two(&mut run, 0) > 10);
+    loop {
+        let request = run.envoy.worker(0).request(get("orders"));
+        let first = list(&request)[0].clone();
+        run.envoy.advance(Duration::from_millis(2));
+        let asks = first == "10.0.0.2:80";
+        let answer = if asks { Outcome::status(429, first) } else { Outcome::ok(first) };
+        run.envoy.finish(request, answer.header("retry-after", "3600"));
+        if asks {
+            break;
+        }
+    }
+    assert_eq!(second_of_two(&mut run, 0), 0);
+    run.tick();
+    run.tick();
+    assert_eq!(second_of_two(&mut run, 1), 0, "the other worker has heard of it");
+    run.live(Duration::from_secs(2));
+    for worker in [0, 1] {
+        assert!(second_of_two(&mut run, worker) > 10, "two seconds are over for worker {worker}");
+    }
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub enum Outcome {
     /// It works and asks to be spared (429, RESOURCE_EXHAUSTED): counts in the rate only, and fails
     /// a probe.
     Soft {
-        /// For how long, if it said so.
+        /// For how long, if it said so; at most the policy's `retry_after`.
         retry_after: Option<Duration>,
     },
     /// Nothing: the client left, or the endpoint was never asked.
@@ -216,8 +216,10 @@ fn answered(report: &Report<'_>, policy: &Policy) -> Outcome {
     if policy.failure_codes.contains(code) {
         return Outcome::Failure(FailureKind::Status(code));
     }
+    let retry_after = report.retry_after.map(|asked| asked.min(policy.retry_after));
+    let soft = Outcome::Soft { retry_after };
     if code == 429 {
-        return Outcome::Soft { retry_after: report.retry_after };
+        return soft;
     }
     match report.grpc {
         // The caller gave up.
@@ -225,9 +227,7 @@ fn answered(report: &Report<'_>, policy: &Policy) -> Outcome {
         Some(status @ (2 | 4 | 13 | 14 | 15)) if code == 200 => {
             return Outcome::Failure(FailureKind::Grpc(status));
         }
-        Some(8) => {
-            return Outcome::Soft { retry_after: report.retry_after };
-        }
+        Some(8) => return soft,
         _ => {}
     }
     let slow = policy.slow_call.zip(report.took).is_some_and(|(call, took)| took >= call.threshold);

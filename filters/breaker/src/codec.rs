@@ -10,11 +10,12 @@
 //! magic "PBRK" | schema u8 | state u8 | origin u8 | zero u8
 //! consecutive trips generation probe_successes last_probe           u32 each
 //! revision since until touched clean_since watched_since
-//! busy_until opinion_seen force_seen held_until                     u64 each
+//! unused opinion_seen force_seen held_until                     u64 each
 //! 8 probes: id u32, expires u64
 //! window: bucket_ns u64, head u64, 10 buckets: total failed slow    u32 each
 //! xxHash64 of everything before                                     u64
 //! ```
+//! Unused is what an earlier release kept there; it is written as zero and not read.
 
 use std::fmt;
 
@@ -23,7 +24,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::machine::MAX_TRIPS;
 use crate::policy::MAX_PROBES;
-use crate::policy::{MAX_RETRY_AFTER, MAX_TIMEOUT};
+use crate::policy::MAX_TIMEOUT;
 use crate::record::{Origin, Probe, Record, State};
 use crate::window::{BUCKETS, Counts, Window};
 
@@ -31,6 +32,7 @@ const MAGIC: [u8; 4] = *b"PBRK";
 const SCHEMA: u8 = 1;
 const HEAD: usize = 8;
 const CHECKSUM: usize = 8;
+const UNUSED: u64 = 0;
 
 /// Bytes of every encoded record.
 pub const RECORD_BYTES: usize =
@@ -84,7 +86,7 @@ impl Record {
             self.touched.0,
             self.clean_since.0,
             self.watched_since.0,
-            self.busy_until.0,
+            UNUSED,
             self.opinion_seen.0,
             self.force_seen,
             self.held_until.0,
@@ -147,8 +149,7 @@ impl Record {
             touched: reader.time()?,
             clean_since: reader.time()?,
             watched_since: reader.time()?,
-            busy_until: reader.time()?,
-            opinion_seen: reader.time()?,
+            opinion_seen: reader.skip()?.time()?,
             force_seen: reader.long()?,
             held_until: reader.time()?,
             probes: reader.probes()?,
@@ -165,8 +166,7 @@ impl Record {
         let past = [self.since, self.clean_since, self.watched_since];
         let failures = self.state == State::Closed || (self.consecutive == 0 && !self.is_watched());
         let short =
-            self.probes.iter().all(|probe| probe.expires.since(self.touched) <= MAX_TIMEOUT)
-                && self.busy_until.since(self.touched) <= MAX_RETRY_AFTER;
+            self.probes.iter().all(|probe| probe.expires.since(self.touched) <= MAX_TIMEOUT);
         let trips = self.trips <= MAX_TRIPS;
         slots && free && failures && trips && short && past.iter().all(|time| *time <= self.touched)
     }
@@ -187,6 +187,11 @@ impl Reader<'_> {
 
     fn long(&mut self) -> Result<u64, DecodeError> {
         self.take().map(u64::from_le_bytes)
+    }
+
+    /// Past the unused.
+    fn skip(&mut self) -> Result<&mut Self, DecodeError> {
+        self.long().map(|_| self)
     }
 
     fn time(&mut self) -> Result<Now, DecodeError> {

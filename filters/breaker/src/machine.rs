@@ -230,7 +230,6 @@ impl Record {
         back(&mut self.until);
         back(&mut self.clean_since);
         back(&mut self.watched_since);
-        back(&mut self.busy_until);
         back(&mut self.held_until);
         self.probes.iter_mut().for_each(|probe| back(&mut probe.expires));
         // Its buckets are numbered by a time that has not come yet.
@@ -262,9 +261,8 @@ impl Record {
                 }
                 None
             }
-            Outcome::Soft { retry_after } => {
+            Outcome::Soft { .. } => {
                 self.watch(context.now);
-                self.spare(retry_after, context);
                 None
             }
             Outcome::Failure(_) => {
@@ -359,11 +357,9 @@ impl Record {
                 (successes >= u32::from(context.policy.half_open.successes))
                     .then(|| self.close(Reason::ProbesSucceeded(successes), context))
             }
-            Outcome::Soft { retry_after } => {
-                self.spare(retry_after, context);
+            Outcome::Soft { .. } | Outcome::Failure(_) => {
                 Some(self.reopen(Reason::ProbeFailed, context))
             }
-            Outcome::Failure(_) => Some(self.reopen(Reason::ProbeFailed, context)),
         }
     }
 
@@ -507,13 +503,6 @@ impl Record {
     fn watch(&mut self, now: Now) {
         if !self.is_watched() {
             self.watched_since = Now(now.0.max(1));
-        }
-    }
-
-    fn spare(&mut self, retry_after: Option<Duration>, context: &Context<'_>) {
-        if let Some(asked) = retry_after {
-            let until = context.now.after(asked.min(context.policy.retry_after));
-            self.busy_until = self.busy_until.max(until);
         }
     }
 }

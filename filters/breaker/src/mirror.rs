@@ -243,7 +243,6 @@ impl Mirror {
         let wake = !transitions.is_empty()
             || (record.is_watched() && !read.is_watched())
             || (record.consecutive > 0 && read.consecutive == 0)
-            || record.busy_until > read.busy_until
             || record.until != read.until
             || record.held_until != read.held_until;
         if changed {

@@ -110,8 +110,6 @@ pub struct Record {
     pub(crate) clean_since: Now,
     /// Since when workers bring in all they count; zero when they do not.
     pub(crate) watched_since: Now,
-    /// The endpoint asked to be spared until then.
-    pub(crate) busy_until: Now,
     /// The expiry of the last opinion that was acted on. An agent's time: never moved.
     pub(crate) opinion_seen: Now,
     /// The stamp of the last order that was acted on.
@@ -186,12 +184,6 @@ impl Record {
     #[must_use]
     pub fn is_held_closed(&self, now: Now) -> bool {
         now < self.held_until
-    }
-
-    /// Until when the endpoint asked to be spared, if it still does.
-    #[must_use]
-    pub fn busy_until(&self, now: Now) -> Option<Now> {
-        (now < self.busy_until).then_some(self.busy_until)
     }
 
     /// What the shared window holds at `now`.

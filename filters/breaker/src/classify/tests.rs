@@ -281,11 +281,14 @@ fn slow_is_at_or_above_the_threshold_and_only_where_asked() {
 }
 
 #[test]
-fn the_retry_after_of_a_soft_refusal_is_handed_on() {
-    let retry_after = Some(Duration::from_secs(7));
-    for report in [said(429, 0, "via_upstream", true), grpc(8)] {
-        let report = Report { retry_after, ..report };
-        assert_eq!(classify(&report, &Policy::unconfigured()), Outcome::Soft { retry_after });
+fn the_retry_after_of_a_soft_refusal_is_handed_on_up_to_the_policys_limit() {
+    let policy = Policy { retry_after: Duration::from_secs(30), ..Policy::unconfigured() };
+    for (asked, kept) in [(7, 7), (86_400, 30)].map(|(a, k)| (Some(a), Some(k))) {
+        let [asked, retry_after] = [asked, kept].map(|s| s.map(Duration::from_secs));
+        for report in [said(429, 0, "via_upstream", true), grpc(8)] {
+            let report = Report { retry_after: asked, ..report };
+            assert_eq!(classify(&report, &policy), Outcome::Soft { retry_after });
+        }
     }
 }
 

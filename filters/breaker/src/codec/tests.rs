@@ -125,6 +125,8 @@ proptest! {
         bytes[5] %= 3;
         bytes[6] %= 4;
         bytes[7] = 0;
+        let unused = HEAD + 5 * 4 + 6 * 8;
+        bytes[unused..unused + 8].fill(0);
         let sum = xxh64(&bytes[..RECORD_BYTES - 8], 0);
         bytes[RECORD_BYTES - 8..].copy_from_slice(&sum.to_le_bytes());
         if let Ok(mut record) = Record::decode(&bytes) {
@@ -136,18 +138,18 @@ proptest! {
     /// Any field values at all, as an attacker with the codec could write them.
     #[test]
     fn no_record_traps(
-        words: [u32; 5], longs: [u64; 10], slots: [(u32, u64); 8],
+        words: [u32; 5], longs: [u64; 9], slots: [(u32, u64); 8],
         bucket_ns: u64, head: u64, counts: [u32; 3], tags in (0u8..3, 0u8..4), now: u64,
     ) {
         let [consecutive, trips, generation, probe_successes, last_probe] = words;
-        let [revision, since, until, touched, clean_since, watched, busy, opinion, force, held] = longs;
+        let [revision, since, until, touched, clean_since, watched, opinion, force, held] = longs;
         let [total, failed, slow] = counts;
         let mut record = Record {
             state: state_of(tags.0).unwrap(),
             origin: origin_of(tags.1).unwrap(),
             consecutive, trips, generation, revision,
             since: Now(since), until: Now(until), touched: Now(touched),
-            clean_since: Now(clean_since), watched_since: Now(watched), busy_until: Now(busy),
+            clean_since: Now(clean_since), watched_since: Now(watched),
             opinion_seen: Now(opinion), force_seen: force, held_until: Now(held),
             probe_successes, last_probe,
             probes: slots.map(|(id, expires)| Probe { id, expires: Now(expires) }),

@@ -522,15 +522,12 @@ fn the_answer_of_a_probe_outlives_news_of_another_generation() {
 #[test]
 fn the_others_are_woken_by_what_they_must_act_on() {
     let policy = plain();
-    let soft = Outcome::Soft { retry_after: Some(std::time::Duration::from_secs(5)) };
     let (mut store, [mut mirror]) = (Store::default(), workers());
     for (outcome, expect, why) in [
         (FAILURE, true, "a watch begins, and a row that their successes break"),
         (FAILURE, false, "the row goes on"),
         (SUCCESS, false, "the row ends, and whoever does not know writes nothing new"),
         (FAILURE, true, "a row begins"),
-        (soft, true, "the endpoint asks to be spared"),
-        (soft, false, "and asks again within the same instant"),
     ] {
         let ticket = mirror.record().ticket();
         assert_eq!(mirror.observe(ticket, outcome, &policy, at(0)), Need::Sync);

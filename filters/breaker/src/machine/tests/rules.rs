@@ -78,20 +78,6 @@ fn slow_calls_do_nothing_unless_asked_for() {
     assert!(record.is_quiet());
 }
 
-#[test]
-fn retry_after_is_kept_up_to_the_policys_limit() {
-    let policy = policy();
-    for (asked, until) in
-        [(Some(7), Some(after(7_000))), (Some(86_400), Some(after(30_000))), (None, None)]
-    {
-        let mut record = Record::default();
-        let retry_after = asked.map(Duration::from_secs);
-        record.apply(Input::Answer(Outcome::Soft { retry_after }), &at(&policy, NOW));
-        assert_eq!(record.busy_until(NOW), until, "asked for {asked:?} s");
-        assert_eq!(record.busy_until(after(30_000)), None);
-    }
-}
-
 // === open, and back ===
 
 /// Lets the breaker's probe fail as soon as it is owed; returns how long it stays open then.
@@ -339,9 +325,9 @@ fn an_order_to_close_holds_against_failures_until_its_end() {
 fn clear_forgets_once() {
     let policy = policy();
     let clear = Input::Force(Force { action: ForceAction::Clear, until: NOW, stamp: 11 });
-    let mut record = Record { trips: 9, busy_until: after(9_000), ..state("c.held") };
+    let mut record = Record { trips: 9, ..state("c.held") };
     record.apply(clear, &at(&policy, NOW));
-    assert!(record.is_quiet() && record.trips == 0 && record.busy_until(NOW).is_none());
+    assert!(record.is_quiet() && record.trips == 0);
     record.apply(Input::Answer(FAILURE), &at(&policy, NOW));
     record.apply(clear, &at(&policy, NOW));
     assert_eq!(record.consecutive, 1, "the same order again does nothing");
@@ -464,7 +450,6 @@ fn every_time_follows_a_clock_that_was_set_back() {
         touched: NOW,
         clean_since: before(5_000),
         watched_since: before(1_000),
-        busy_until: after(6_000),
         held_until: after(7_000),
         opinion_seen: after(8_000),
         ..Record::default()
@@ -479,7 +464,6 @@ fn every_time_follows_a_clock_that_was_set_back() {
         touched: hour(NOW),
         clean_since: hour(was.clean_since),
         watched_since: hour(was.watched_since),
-        busy_until: hour(was.busy_until),
         held_until: hour(was.held_until),
         window: Window::default(),
         ..was.clone()
@@ -489,12 +473,12 @@ fn every_time_follows_a_clock_that_was_set_back() {
 }
 
 #[test]
-fn a_soft_probe_fails_and_its_retry_after_is_kept() {
+fn a_soft_probe_fails() {
     let policy = policy();
     let mut record = state("h.last");
     let soft = Outcome::Soft { retry_after: Some(Duration::from_secs(7)) };
     record.apply(Input::Probe { id: 7, outcome: soft, at: NOW }, &at(&policy, NOW));
-    assert_eq!((record.state, record.busy_until(NOW)), (State::Open, Some(after(7_000))));
+    assert_eq!(record.state, State::Open);
 }
 
 #[test]
