@@ -2,9 +2,10 @@
 //!
 //! One line says form, checksum and length, then comes the JSON of [`Saved`]. A new file is written
 //! beside the old one, flushed, and renamed over it, so that whoever reads finds one or the other; the
-//! checksum finds what a disk did later. A file that is not whole is ignored: starting empty is worse
-//! than starting stale, and both are better than starting wrong. A disk that is full costs an alarm
-//! and leaves the old file alone.
+//! checksum finds what a disk did later. What is not a whole file of this form is not taken: starting
+//! empty is worse than starting stale, and both are better than starting wrong. It is set aside under
+//! another name, because a person or another release may make something of it. A disk that is full
+//! costs an alarm and leaves the old file alone.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -17,6 +18,8 @@ use xxhash_rust::xxh64::xxh64;
 const MAGIC: &str = "pintle-state-1";
 /// 100,000 values of 64 KiB are more than this; what an agent can serve is far less.
 const MAX_BYTES: u64 = 1 << 30;
+/// So many are set aside; those of the first starts are kept.
+const MAX_ASIDE: u32 = 9;
 
 /// Why the file was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -33,28 +36,69 @@ pub(crate) enum LoadError {
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     path: PathBuf,
+    /// Whether something that could not be taken is still in the file's place.
+    blocked: bool,
 }
 
 impl Disk {
     /// Keeps the state in `dir`, which is made (0700) when it is absent.
     #[must_use]
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { path: dir.join("state") }
+        Self { path: dir.join("state"), blocked: false }
     }
 
-    /// Reads what was kept; `None` when nothing was.
-    ///
-    /// # Errors
-    /// The file cannot be read or is not whole.
-    pub(crate) fn load(&self) -> Result<Option<Saved>, LoadError> {
-        let file = match File::open(&self.path) {
+    /// Reads what was kept, and sets aside what cannot be taken; `None` when there is nothing to go on
+    /// from. Until what is in the file's place can be moved, nothing is stored.
+    pub(crate) fn resume(&mut self) -> Option<Saved> {
+        let error = match self.load() {
+            Ok(saved) => return saved,
+            Err(error) => error,
+        };
+        let path = self.path.display();
+        match self.set_aside() {
+            Ok(aside) => tracing::warn!(
+                %error, %path, aside = %aside.display(),
+                "the last good state on disk is not usable and was set aside"
+            ),
+            Err(refused) => {
+                self.blocked = true;
+                tracing::error!(
+                    %error, %path, %refused,
+                    "the last good state on disk is not usable and cannot be set aside; none is written"
+                );
+            }
+        }
+        None
+    }
+
+    /// Moves what is in the file's place to the first name that is free; of the last one the place is
+    /// taken.
+    fn set_aside(&self) -> io::Result<PathBuf> {
+        let name = |number| self.path.with_extension(format!("refused.{number}"));
+        let free = (1..MAX_ASIDE).map(name).find(|aside| fs::symlink_metadata(aside).is_err());
+        let aside = free.unwrap_or_else(|| name(MAX_ASIDE));
+        fs::rename(&self.path, &aside)?;
+        Ok(aside)
+    }
+
+    fn load(&self) -> Result<Option<Saved>, LoadError> {
+        // Opening a FIFO waits for its writer.
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&self.path);
+        let file = match opened {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e.into()),
         };
+        let corrupt = LoadError::Corrupt;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(corrupt("not a file"));
+        }
+        if metadata.len() > MAX_BYTES {
+            return Err(corrupt("more than 1 GiB"));
+        }
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-        let corrupt = LoadError::Corrupt;
         let line = bytes.iter().position(|b| *b == b'\n');
         let (head, body) = bytes
             .split_at_checked(line.ok_or(corrupt("no header"))?)
@@ -79,6 +123,9 @@ impl Disk {
     /// # Errors
     /// The old file is still there, untouched.
     pub(crate) fn store(&self, saved: &Saved) -> io::Result<()> {
+        if self.blocked {
+            return Err(io::Error::other("what is in the file's place cannot be set aside"));
+        }
         let body = serde_json::to_vec(saved)?;
         let dir = self.path.parent().unwrap_or(Path::new("."));
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -129,6 +176,45 @@ mod tests {
             fs::write(&disk.path, &good[..at]).unwrap();
             assert!(disk.load().is_err(), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_taken_is_set_aside_and_the_first_ones_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut disk = Disk::new(dir.path());
+        let aside = |number: u32| dir.path().join(format!("state.refused.{number}"));
+        fs::write(&disk.path, "pintle-state-2 of a later release").unwrap();
+        assert!(disk.resume().is_none());
+        assert_eq!(fs::read(aside(1)).unwrap(), b"pintle-state-2 of a later release");
+        fs::create_dir(&disk.path).unwrap();
+        assert!(disk.resume().is_none());
+        assert!(aside(2).is_dir());
+        let made = std::process::Command::new("mkfifo").arg(&disk.path).status().unwrap();
+        assert!(made.success() && disk.resume().is_none());
+        File::create(&disk.path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        assert!(disk.resume().is_none());
+        for number in 5..20 {
+            fs::write(&disk.path, number.to_string()).unwrap();
+            assert!(disk.resume().is_none());
+        }
+        assert_eq!(fs::read(aside(5)).unwrap(), b"5");
+        assert_eq!(fs::read(aside(MAX_ASIDE)).unwrap(), b"19");
+        disk.store(&sample()).unwrap();
+        assert_eq!(disk.resume(), Some(sample()));
+    }
+
+    #[test]
+    fn nothing_is_stored_over_what_cannot_be_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut disk = Disk::new(dir.path());
+        fs::write(&disk.path, "another form").unwrap();
+        for number in 1..=MAX_ASIDE {
+            // A directory that is not empty gives no file its place, not even to root.
+            fs::create_dir_all(dir.path().join(format!("state.refused.{number}/kept"))).unwrap();
+        }
+        assert!(disk.resume().is_none());
+        assert!(disk.store(&sample()).is_err());
+        assert_eq!(fs::read(&disk.path).unwrap(), b"another form");
     }
 
     #[test]

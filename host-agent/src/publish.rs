@@ -63,6 +63,12 @@ impl std::fmt::Debug for Order {
 }
 
 impl Updates {
+    /// Goes nowhere.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Self(mpsc::channel(1).0)
+    }
+
     /// Hands an update over; waits while the task is behind.
     ///
     /// # Errors
@@ -256,6 +262,7 @@ impl Publisher {
             self.trying = self.trying.saturating_sub(results.len());
         }
         let confirms = matches!(order.update, Update::Progress { .. } | Update::Changes(_));
+        let outruns = matches!(order.update, Update::Outrun { .. });
         let changes = self.state.apply(order.update, now);
         self.note(&changes);
         if confirms && changes.services.is_empty() {
@@ -265,6 +272,10 @@ impl Publisher {
                 *current = snapshot;
                 false
             });
+        }
+        if outruns {
+            self.snapshots.send_replace(self.state.snapshot());
+            self.save_soon();
         }
         if let Some(done) = order.done {
             // Whoever asked may have gone.
@@ -414,6 +425,11 @@ impl Publisher {
 
     async fn begin_save(&mut self) {
         let Some(saver) = &mut self.saver else { return };
+        if self.state.snapshot().stale {
+            // No source has spoken: what is on disk, or was set aside, knows more.
+            saver.due = None;
+            return;
+        }
         if let Some(task) = saver.writing.take() {
             self.board.written(task).await;
         }

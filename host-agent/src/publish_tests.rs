@@ -1,5 +1,5 @@
 use pintle_contract::AddressPolicy;
-use pintle_state::{Change, Protection, Settings};
+use pintle_state::{Change, Listing, Protection, Settings};
 use tokio::sync::broadcast;
 
 use super::*;
@@ -100,6 +100,8 @@ async fn a_disk_that_fails_costs_an_alarm_and_nothing_else() {
     // A file where the directory should be: no write can succeed, for root neither.
     std::fs::write(&place, "in the way").unwrap();
     let mut bench = bench(Some(Disk::new(&place)));
+    // Before a source has given its all, nothing is written.
+    bench.updates.apply(Update::Listing(Listing::default())).await.unwrap();
     bench.updates.apply(put("orders", "x", 1, 1)).await.unwrap();
     bench.sources.wait_for(|s| s.disk_error.is_some()).await.unwrap();
     bench.snapshots.wait_for(|s| s.services.contains_key("orders")).await.unwrap();

@@ -279,7 +279,12 @@ async fn proxies(
     let proxies = Proxies {
         socket,
         tcp,
-        sync: Sync::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone()),
+        sync: Sync::new(
+            running.snapshots.clone(),
+            Arc::clone(fleet),
+            running.updates.clone(),
+            stop.clone(),
+        ),
         eds: Eds::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone()),
         fleet: Arc::clone(fleet),
         quotas: served.quotas.clone(),

@@ -90,7 +90,8 @@ async fn versions(etcd: &Etcd, id: &str) -> (i64, i64) {
 async fn several_instances_live_on_one_lease_are_never_rewritten_by_a_beat_and_leave_in_order() {
     let etcd = Etcd::start().await.unwrap();
     let at: SocketAddr = "127.0.0.1:8080".parse().unwrap();
-    let instances = vec![instance("a", at, None), instance("b", at, None)];
+    let other = "127.0.0.2:8080".parse().unwrap();
+    let instances = vec![instance("a", at, None), instance("b", other, None)];
     let registered = start(etcd.url(), instances, secs(3));
     assert_eventually!(secs(5), health(&etcd, "b").await.as_deref() == Some("healthy"));
     let value: Value =

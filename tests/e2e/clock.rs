@@ -77,6 +77,25 @@ async fn a_clock_that_steps_by_an_hour_fails_nothing_and_ends_nothing_early_or_l
         all.push(newcomer);
         everybody_serves(&all).await;
     }
+    // Started an hour ahead, and anew when the clock is right, without what would tell it.
+    at_agent.step(HOUR).expect("a step");
+    world.agent.restart().await.expect("the agent");
+    assert_eventually!(PATIENCE, is_heard_at(&world, HOUR).await, "the agent's clock");
+    let newcomer = world.newcomer("orders-ahead").await;
+    first_after(&newcomer, Instant::now()).await;
+    all.push(newcomer);
+    world.agent.kill9();
+    std::fs::remove_dir_all(world.agent.state_dir()).expect("its state");
+    at_agent.step(0).expect("a step");
+    world.agent.restart().await.expect("the agent");
+    let right = Instant::now();
+    let newcomer = world.newcomer("orders-right").await;
+    let fresh = first_after(&newcomer, right).await;
+    println!("an agent that was an hour ahead: fresh after {:.0} ms", millis(fresh));
+    assert!(fresh <= Duration::from_secs(5), "{fresh:?}");
+    all.push(newcomer);
+    everybody_serves(&all).await;
+
     assert_eq!(world.held().await, 0.0);
     let key = Instance::of("orders", &all[3]).key();
     assert!(world.etcd.get(&key).await.expect("etcd").is_some(), "its lease is kept alive");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use pintle_tests::Instance;
 use serde_json::json;
 
 use crate::keys::with_response_headers;
@@ -139,12 +140,14 @@ async fn a_newcomer_starts_slowly() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_few_eligible_is_panic_and_without_panic_a_local_answer() {
-    let mut world = World::start(4).await;
+    // From the start: that most of a service fell ill at once would not be believed.
+    let ill = |number, instance: Instance| match number {
+        0..3 => instance.health("unhealthy"),
+        _ => instance,
+    };
+    let mut world = World::with(4, ill).await;
     let envoy = world.envoy(world.config()).await;
     world.policy(json!({"select": {"strategy": "round_robin"}})).await;
-    for number in 0..3 {
-        world.register(&world.instance(number).health("unhealthy")).await;
-    }
     assert_eq!(spread(&envoy, 40, &[]).await.len(), 4, "below half: spread over all");
     assert!(envoy.stat_sum("pintle_panic_total").await.unwrap() >= 40);
 

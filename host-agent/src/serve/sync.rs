@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pintle_contract::{Down, Hello, MAX_FRAME, Message, Up, Version};
-use pintle_state::Snapshot;
-use tokio::sync::mpsc;
+use pintle_state::{Snapshot, Update};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,7 @@ pub use fence::{Fenced, Fences};
 
 use crate::fleet::{Fleet, When};
 use crate::link::Snapshots;
+use crate::publish::Updates;
 use crate::serve::gate::Caller;
 use flow::Flows;
 
@@ -51,6 +52,10 @@ const HELLO_WITHIN: Duration = Duration::from_secs(5);
 const AHEAD: usize = 2;
 /// Undecodable frames on one stream before it is closed: a peer of another schema, not an accident.
 const MAX_BAD: u32 = 100;
+/// Proxies are brought back from a higher epoch this rarely: everything is sent anew to all of them.
+const OUTRUN_PACE: Duration = Duration::from_secs(2);
+/// Above this no clock was: milliseconds since 1970.
+const MAX_EPOCH: u64 = 1 << 50;
 /// Bytes of a node id.
 const MAX_PROXY: usize = 512;
 
@@ -61,14 +66,24 @@ pub struct Sync {
     fleet: Arc<Fleet>,
     fences: Fences,
     flows: Flows,
+    updates: Updates,
+    /// When proxies were last brought back from a higher epoch.
+    outran: Arc<Mutex<Option<Instant>>>,
     stop: CancellationToken,
 }
 
 impl Sync {
-    /// Serves `snapshots` and hands what comes up to `fleet`; `stop` ends all streams.
+    /// Serves `snapshots` and hands what comes up to `fleet`; `updates` takes epochs that proxies hold
+    /// and this agent has not reached; `stop` ends all streams.
     #[must_use]
-    pub fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self { snapshots, fleet, fences: Fences::default(), flows: Flows::default(), stop }
+    pub fn new(
+        snapshots: Snapshots,
+        fleet: Arc<Fleet>,
+        updates: Updates,
+        stop: CancellationToken,
+    ) -> Self {
+        let (fences, flows, outran) = (Fences::default(), Flows::default(), Arc::default());
+        Self { snapshots, fleet, fences, flows, updates, outran, stop }
     }
 
     async fn session(
@@ -114,6 +129,36 @@ impl Sync {
         self.fleet.disconnected(&hello.proxy, When::now());
         tracing::info!(proxy = hello.proxy, fence = hello.fence, "proxy disconnected");
         end
+    }
+
+    /// Brings back a proxy whose epoch is above this agent's: it was told by one whose clock was ahead,
+    /// and would refuse all tables until this clock has reached that time.
+    async fn outrun(
+        &self,
+        hello: &Hello,
+        snapshots: &mut Snapshots,
+    ) -> Result<Arc<Snapshot>, Status> {
+        let epoch = hello.have.epoch;
+        if epoch > MAX_EPOCH {
+            self.fleet.refused("epoch");
+            return Err(Status::invalid_argument(format!("epoch {epoch} is above {MAX_EPOCH}")));
+        }
+        let mut outran = self.outran.lock().await;
+        let newest = Arc::clone(&snapshots.borrow_and_update());
+        if newest.version.epoch >= epoch {
+            return Ok(newest);
+        }
+        if outran.is_some_and(|at| at.elapsed() < OUTRUN_PACE) {
+            self.fleet.refused("epoch");
+            return Err(Status::unavailable("another proxy was brought back just now"));
+        }
+        *outran = Some(Instant::now());
+        tracing::warn!(
+            proxy = hello.proxy, have = %hello.have, version = %newest.version,
+            "the proxy holds a newer epoch than this agent's; everything is published anew above it"
+        );
+        self.updates.apply(Update::Outrun { epoch }).await.map_err(|_| gone())?;
+        Ok(Arc::clone(&snapshots.borrow_and_update()))
     }
 
     async fn hello(&self, incoming: &mut Streaming<Bytes>) -> Result<Hello, Status> {
@@ -162,12 +207,10 @@ impl Sync {
                 _ = beat.tick() => heartbeat(tx, Version::default()),
             }
         };
-        if hello.have.epoch > first.version.epoch {
-            tracing::warn!(
-                proxy = hello.proxy, have = %hello.have, version = %first.version,
-                "the proxy holds a newer epoch than this agent's and will refuse its tables"
-            );
-        }
+        let first = match hello.have.epoch > first.version.epoch {
+            true => self.outrun(hello, &mut snapshots).await?,
+            false => first,
+        };
         let mut cursor = Cursor::new(hello.have, first);
         let mut greeted = false;
         loop {

@@ -108,14 +108,8 @@ pub fn start(
     shutdown: CancellationToken,
 ) -> Running {
     let clock = Clock::new();
-    let disk = config.state.dir.as_deref().map(Disk::new);
-    let saved = disk.as_ref().and_then(|disk| match disk.load() {
-        Ok(saved) => saved,
-        Err(error) => {
-            tracing::warn!(%error, "the last good state on disk is not usable and is ignored");
-            None
-        }
-    });
+    let mut disk = config.state.dir.as_deref().map(Disk::new);
+    let saved = disk.as_mut().and_then(Disk::resume);
     let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let started = u64::try_from(started.as_millis()).unwrap_or(u64::MAX);
     let before = saved.as_ref().map_or(0, |saved| saved.epoch);

@@ -151,6 +151,7 @@ impl State {
             Update::Release { service } => self.release(&service, now, &mut work),
             Update::Trials(results) => self.take_results(results, now, &mut work),
             Update::LeasesLive(leases) => self.take_leases(&leases, &mut work),
+            Update::Outrun { epoch } => self.outrun(epoch),
             Update::Tick => {}
         }
         self.pass_time(now, &mut work);
@@ -282,6 +283,28 @@ impl State {
     #[must_use]
     pub const fn stream(&self) -> SavedStream {
         self.stream
+    }
+
+    /// Publishes everything anew under an epoch above this one, which a proxy holds: it was told by an
+    /// agent whose clock was ahead, and refuses what is older.
+    fn outrun(&mut self, epoch: u64) {
+        if epoch < self.version.epoch {
+            return;
+        }
+        self.version = Version { epoch: epoch.saturating_add(1), sequence: 0 };
+        let mut next = Snapshot::clone(&self.published);
+        for service in next.services.values_mut() {
+            self.version.sequence = self.version.sequence.saturating_add(1);
+            let mut anew = Service::clone(service);
+            anew.table.version = self.version;
+            anew.frame = Down::Table(anew.table.clone()).encode();
+            *service = Arc::new(anew);
+        }
+        // Nobody goes on from a version of this epoch, so nobody has to hear what went before.
+        next.gone.clear();
+        next.version = self.version;
+        next.complete_since = self.version;
+        self.published = Arc::new(next);
     }
 
     // === people, events, time ===

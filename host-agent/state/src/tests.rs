@@ -7,7 +7,7 @@ mod removal;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use pintle_contract::{AddressPolicy, Health};
+use pintle_contract::{AddressPolicy, Down, Health, Message as _};
 use serde_json::Value;
 
 use crate::*;
@@ -425,6 +425,27 @@ fn a_service_that_went_is_remembered_as_gone_and_comes_back_newer() {
     tell(&mut state, Update::Changes(vec![put("orders", "e00000", 3)]), at(3));
     assert!(state.snapshot().gone.is_empty());
     assert!(state.snapshot().services["orders"].table.version > gone);
+}
+
+#[test]
+fn a_proxy_with_a_higher_epoch_brings_everything_above_it() {
+    let mut state = State::new(settings());
+    tell(&mut state, listing("orders", 2, 1), at(0));
+    let before = state.snapshot();
+    tell(&mut state, Update::Outrun { epoch: before.version.epoch - 1 }, at(1));
+    assert_eq!(state.snapshot().version, before.version, "it has reached that");
+    let epoch = before.version.epoch + 7;
+    tell(&mut state, Update::Outrun { epoch }, at(2));
+    let after = state.snapshot();
+    assert_eq!(after.version.epoch, epoch + 1);
+    assert_eq!(after.complete_since, after.version);
+    let table = &after.services["orders"].table;
+    assert_eq!(table.version, after.version);
+    assert_eq!(table.endpoints, before.services["orders"].table.endpoints);
+    let told = Down::decode(&after.services["orders"].frame).unwrap();
+    assert_eq!(told, Down::Table(table.clone()));
+    tell(&mut state, Update::Changes(vec![put("orders", "e00007", 8)]), at(3));
+    assert!(state.snapshot().services["orders"].table.version > after.version);
 }
 
 #[test]

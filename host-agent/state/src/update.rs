@@ -195,6 +195,11 @@ pub enum Update {
     Trials(Vec<(Trial, Tried)>),
     /// Leases of [`Changes::leases`] that live.
     LeasesLive(Vec<u64>),
+    /// A proxy holds versions of this epoch, which is above this agent's.
+    Outrun {
+        /// The proxy's.
+        epoch: u64,
+    },
     /// A person confirms the removals held of a service.
     Release {
         /// The service.

@@ -20,6 +20,7 @@ use tonic::transport::{Channel, Endpoint as Target};
 use super::flow::{BURST, FLOW, Flow};
 use super::*;
 use crate::link::Reported;
+use crate::publish::Updates;
 use crate::serve::eds::Eds;
 use crate::serve::gate::TOKEN_HEADER;
 use crate::serve::quota::Quotas;
@@ -219,7 +220,7 @@ impl Agent {
         let proxies = Proxies {
             socket: Socket::bind(SocketOptions::at(dir.path().join("agent.sock"))).unwrap(),
             tcp: None,
-            sync: Sync::new(rx.clone(), Arc::clone(&fleet), stop.clone()),
+            sync: Sync::new(rx.clone(), Arc::clone(&fleet), Updates::nowhere(), stop.clone()),
             eds: Eds::new(rx, Arc::clone(&fleet), stop.clone()),
             fleet: Arc::clone(&fleet),
             quotas: Quotas::new(512),
