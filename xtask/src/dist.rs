@@ -1,4 +1,7 @@
-//! `cargo xtask dist`: what a user installs, in one directory, with its sums.
+//! `cargo xtask dist`: what a user installs, in one directory with its sums, and as packages beside it.
+
+mod deb;
+mod oci;
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +9,10 @@ use pintle_tests::{Error, Result, tools};
 
 use crate::sbom;
 use crate::shell::{output, run};
+
+/// The same files make the same archive: sorted, of no time, root's.
+const TAR: &str =
+    "tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u+rw,go=rX";
 
 /// Builds and collects everything into `target/dist`.
 pub fn run_dist() -> Result<()> {
@@ -15,48 +22,93 @@ pub fn run_dist() -> Result<()> {
         std::fs::remove_dir_all(&dist)?;
     }
     run("cargo build --release --locked -p pintle-agent", &[])?;
-    let mut files = vec![
-        ("pintle".into(), tools::target_dir().join("release/pintle")),
-        ("pintle.wasm".into(), tools::module()?),
-    ];
-    // As the repository has them, so that the pages' links lead somewhere.
-    let pages = [
-        "LICENSE",
-        "README.md",
-        "CHANGELOG.md",
-        "ARCHITECTURE.md",
-        "CONTRIBUTING.md",
-        "SECURITY.md",
-    ];
-    files.extend(pages.map(|page| (page.to_owned(), tools::root().join(page))));
-    for file in ["docs", "envoy"].map(|folder| files_below(&tools::root().join(folder))) {
-        for file in file? {
-            let name = file.strip_prefix(tools::root()).unwrap_or(&file);
-            files.push((name.display().to_string(), file.clone()));
-        }
-    }
-    for (name, from) in files {
-        copy(&from, &dist.join(name))?;
-    }
+    copy(&tools::target_dir().join("release/pintle"), &dist.join("pintle"))?;
+    copy(&tools::module()?, &dist.join("pintle.wasm"))?;
+    pages(&dist)?;
     for (binary, package, target) in
         [("pintle", "pintle-agent", None), ("pintle.wasm", "pintle-module", Some("wasm32-wasip1"))]
     {
         let bill = serde_json::to_string_pretty(&sbom::bill(package, target)?)?;
         std::fs::write(dist.join(format!("{binary}.cdx.json")), bill)?;
     }
-    let mut sums = String::new();
-    let mut files = files_below(&dist)?;
+    sum(&dist)?;
+    let packages = tools::target_dir().join("packages");
+    if packages.exists() {
+        std::fs::remove_dir_all(&packages)?;
+    }
+    pack(&dist, &packages)?;
+    println!("{}\n{}", dist.display(), packages.display());
+    Ok(())
+}
+
+/// The pages and the configurations, as the repository has them, so that links lead somewhere.
+fn pages(dist: &Path) -> Result<()> {
+    for page in [
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ] {
+        copy(&tools::root().join(page), &dist.join(page))?;
+    }
+    for folder in ["docs", "envoy"] {
+        for file in files_below(&tools::root().join(folder))? {
+            copy(&file, &dist.join(file.strip_prefix(tools::root()).unwrap_or(&file)))?;
+        }
+    }
+    Ok(())
+}
+
+/// The packages of what is in `dist`: tarball, Debian package, images as OCI layouts.
+fn pack(dist: &Path, packages: &Path) -> Result<()> {
+    let (version, architecture) = (env!("CARGO_PKG_VERSION"), architecture()?);
+    std::fs::create_dir_all(packages)?;
+    let name = format!("pintle-{version}-linux-{architecture}");
+    let tar = packages.join(format!("{name}.tar"));
+    run(
+        &format!("{TAR} --transform=s,^\\.,{name}, -cf {} -C {} .", tar.display(), dist.display()),
+        &[],
+    )?;
+    run(&format!("gzip -n -9 {}", tar.display()), &[])?;
+    if deb::possible() {
+        let package = packages.join(format!("pintle_{version}_{architecture}.deb"));
+        deb::package(dist, version, architecture, &package)?;
+    }
+    let (agent, module) = (dist.join("pintle"), dist.join("pintle.wasm"));
+    oci::agent_image(&packages.join("agent-image"), version, &agent, &module)?;
+    oci::module_image(&packages.join("module-image"), version, &module)?;
+    oci::module_artifact(&packages.join("module-artifact"), version, &module)?;
+    sum(packages)
+}
+
+/// Writes the sums of all files below, and prints them.
+fn sum(dir: &Path) -> Result<()> {
+    let mut files = files_below(dir)?;
     files.sort();
+    let mut sums = String::new();
     for file in files {
-        let name = file.strip_prefix(&dist).unwrap_or(&file).display();
-        let line = output(&format!("sha256sum {}", file.display())).unwrap_or_default();
-        let sum = line.split(' ').next().unwrap_or_default();
+        let (name, sum) = (file.strip_prefix(dir).unwrap_or(&file).display(), sha256(&file)?);
         println!("{sum}  {name}  {} bytes", file.metadata()?.len());
         sums += &format!("{sum}  {name}\n");
     }
-    std::fs::write(dist.join("SHA256SUMS"), sums)?;
-    println!("{}", dist.display());
-    Ok(())
+    Ok(std::fs::write(dir.join("SHA256SUMS"), sums)?)
+}
+
+fn sha256(file: &Path) -> Result<String> {
+    let line = format!("sha256sum {}", file.display());
+    let sum = output(&line).and_then(|said| Some(said.split(' ').next()?.to_owned()));
+    sum.ok_or_else(|| Error::new(format!("`{line}` did not succeed")))
+}
+
+/// This machine's, as Debian and OCI call it.
+fn architecture() -> Result<&'static str> {
+    match std::env::consts::ARCH {
+        "x86_64" => Ok("amd64"),
+        "aarch64" => Ok("arm64"),
+        other => Err(Error::new(format!("no package is made for {other}"))),
+    }
 }
 
 fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -76,3 +128,6 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::copy(from, to).map_err(|e| Error::from(e).during(from.display()))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

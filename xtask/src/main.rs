@@ -8,6 +8,7 @@
 mod demo;
 mod dist;
 mod fuzz;
+mod matrix;
 mod sbom;
 mod setup;
 mod shell;
@@ -27,8 +28,10 @@ usage: cargo xtask <command>
   bench [NAME] [ARGS]  one bench (or all) of benches/, release build
   fuzz [TARGET] [--runs N | --seconds N]  one target (or all) of fuzz/, a minute each unless said;
                    last lines: runs, edges reached, crashes
+  matrix [VERSION]...  the core of the tests on each Envoy that is supported, and the table of it
   dist             target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
-                   docs/, envoy/, SHA256SUMS
+                   docs/, envoy/, SHA256SUMS; target/packages: a tarball, a Debian package, the
+                   images of agent and module as OCI layouts
 ";
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         ["demo", "--check"] => demo::run(true),
         ["bench", rest @ ..] => test::bench(rest),
         ["fuzz", rest @ ..] => fuzz::run_fuzz(rest),
+        ["matrix", versions @ ..] => matrix::run(versions),
         ["dist"] => dist::run_dist(),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");

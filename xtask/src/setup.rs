@@ -13,12 +13,14 @@ use crate::shell::{output, run};
 const WASM: &str = "wasm32-wasip1";
 
 /// A binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(&str, &str, &str); 6] = [
+const PACKAGES: [(&str, &str, &str); 7] = [
     ("protoc", "PROTOC", "protobuf-compiler"),
     ("etcd", "ETCD", "etcd-server"),
     ("nats-server", "NATS_SERVER", "nats-server"),
     ("prometheus", "PROMETHEUS", "prometheus"),
     ("promtool", "PROMTOOL", "prometheus"),
+    // Reads the images back, as a test.
+    ("skopeo", "SKOPEO", "skopeo"),
     // Looks at the agent's status page, as a test.
     ("chromium", "CHROMIUM", "chromium"),
 ];
@@ -102,6 +104,14 @@ fn install(packages: &[&str]) -> Result<()> {
         let _ = std::fs::remove_file(policy);
     }
     installed
+}
+
+/// The Envoy of this version, fetched where it is not there.
+pub fn fetched(version: &str) -> Result<PathBuf> {
+    let path = tools::fetched_envoy(version);
+    let there = path.is_file().then(|| path.clone());
+    envoy(version, there.ok_or_else(|| Error::new("not fetched")))?;
+    Ok(path)
 }
 
 fn envoy(version: &str, found: Result<PathBuf>) -> Result<()> {

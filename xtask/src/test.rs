@@ -56,6 +56,11 @@ pub fn run_all() -> Result<()> {
         }
     })?;
     println!("== tests: {:.1} s", began.elapsed().as_secs_f64());
+    let began = Instant::now();
+    let oldest = crate::matrix::run_oldest()?;
+    println!("== oldest Envoy: {:.1} s", began.elapsed().as_secs_f64());
+    (passed, failed) = (passed + oldest.0, failed + oldest.1);
+    let clean = clean && oldest.1 == 0;
 
     // Skipped after a red test, as every later step would be.
     let docs = match clean {
@@ -91,7 +96,7 @@ pub fn bench(args: &[&str]) -> Result<()> {
 }
 
 /// `test result: ok. 41 passed; 0 failed; ...` as numbers.
-fn counts(line: &str) -> Option<(u64, u64)> {
+pub fn counts(line: &str) -> Option<(u64, u64)> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let mut parts = counts.split("; ");
     let passed = parts.next()?.strip_suffix(" passed")?.parse().ok()?;

@@ -1,0 +1,95 @@
+//! Packages of real parts, read back by those who will read them.
+
+use serde_json::Value;
+
+use super::*;
+
+fn said(line: &str) -> String {
+    output(line).unwrap_or_else(|| panic!("`{line}` did not succeed"))
+}
+
+/// What `dist` would hold, with the agent as it is developed.
+fn dist(at: &Path) -> Result<()> {
+    copy(&tools::agent()?, &at.join("pintle"))?;
+    run(&format!("strip {}", at.join("pintle").display()), &[])?;
+    copy(&tools::module()?, &at.join("pintle.wasm"))?;
+    pages(at)
+}
+
+/// Runs a program of a root as this machine's root or as nobody who calls himself that.
+fn inside(root: &Path, program: &str) -> String {
+    let root = root.display();
+    match said("id -u").trim() {
+        "0" => said(&format!("chroot {root} {program}")),
+        _ => said(&format!("unshare --map-root-user chroot {root} {program}")),
+    }
+}
+
+#[test]
+fn packages_are_what_their_readers_expect() {
+    let place = std::env::temp_dir().join(format!("pintle-dist-{}", std::process::id()));
+    let (from, to) = (place.join("dist"), place.join("packages"));
+    dist(&from).unwrap();
+    pack(&from, &to).unwrap();
+    let architecture = architecture().unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+
+    // Images, by the tool that copies them to registries.
+    for name in ["agent-image", "module-image", "module-artifact"] {
+        let layout = format!("oci:{}:{version}", to.join(name).display());
+        let manifest: Value =
+            serde_json::from_str(&said(&format!("skopeo inspect --raw {layout}"))).unwrap();
+        assert_eq!(manifest["layers"].as_array().unwrap().len(), 1, "{name}");
+        let copied = place.join(format!("{name}-copy"));
+        said(&format!("skopeo copy -q {layout} dir:{}", copied.display()));
+        let digest = manifest["layers"][0]["digest"].as_str().unwrap();
+        let layer = copied.join(digest.strip_prefix("sha256:").unwrap());
+        match name {
+            "module-artifact" => {
+                assert_eq!(sha256(&layer).unwrap(), sha256(&from.join("pintle.wasm")).unwrap());
+            }
+            "module-image" => {
+                let names = said(&format!("tar -tzf {}", layer.display()));
+                assert!(names.lines().any(|name| name == "./plugin.wasm"), "{names}");
+            }
+            _ => {
+                let config = said(&format!("skopeo inspect --config {layout}"));
+                let config: Value = serde_json::from_str(&config).unwrap();
+                assert_eq!(config["config"]["User"], "65532:65532");
+                assert_eq!(config["architecture"], architecture);
+                let root = place.join("root");
+                std::fs::create_dir_all(&root).unwrap();
+                said(&format!("tar -xzf {} -C {}", layer.display(), root.display()));
+                assert!(inside(&root, "/usr/local/bin/pintle --version").contains(version));
+                let line =
+                    "/usr/bin/install -m 0644 /usr/share/pintle/pintle.wasm /pintle.wasm.new";
+                inside(&root, line);
+                inside(&root, "/usr/bin/mv /pintle.wasm.new /pintle.wasm");
+            }
+        }
+    }
+
+    let tarball = to.join(format!("pintle-{version}-linux-{architecture}.tar.gz"));
+    let names = said(&format!("tar -tzf {}", tarball.display()));
+    let top = format!("pintle-{version}-linux-{architecture}/");
+    assert!(names.lines().all(|name| name.starts_with(&top)), "{names}");
+    assert!(names.contains(&format!("{top}docs/SUMMARY.md")), "{names}");
+
+    if deb::possible() {
+        let package = to.join(format!("pintle_{version}_{architecture}.deb"));
+        let package = package.display();
+        assert_eq!(said(&format!("dpkg-deb --field {package} Package")).trim(), "pintle");
+        let root = place.join("installed");
+        said(&format!("dpkg-deb -x {package} {}", root.display()));
+        let unit = std::fs::read_to_string(root.join("usr/lib/systemd/system/pintle.service"));
+        assert!(
+            unit.unwrap()
+                .contains("\nExecStart=/usr/bin/pintle run --config /etc/pintle/agent.yaml\n")
+        );
+        let agent = root.join("usr/bin/pintle").display().to_string();
+        assert!(said(&format!("{agent} --version")).contains(version));
+        let completions = root.join("usr/share/bash-completion/completions/pintle");
+        assert!(std::fs::read_to_string(completions).unwrap().contains("_pintle"));
+    }
+    std::fs::remove_dir_all(&place).unwrap();
+}
