@@ -197,7 +197,7 @@ fn draft(action: Action, ttl: Option<Duration>, endpoint: Option<String>) -> Dra
 /// What passes the check before it is published is read as it was meant.
 fn check_draft(u: &mut Unstructured<'_>) -> Result<()> {
     let word = u.arbitrary::<&str>()?.to_owned();
-    let action = match u.arbitrary::<u8>()? % 13 {
+    let action = match u.arbitrary::<u8>()? % 14 {
         0 => Action::Drain,
         1 => Action::Undrain,
         2 => Action::Eject,
@@ -210,6 +210,7 @@ fn check_draft(u: &mut Unstructured<'_>) -> Result<()> {
         9 => Action::Clear,
         10 => Action::Bypass(u.arbitrary()?),
         11 => Action::Shadow(u.arbitrary()?),
+        12 => Action::Failover(Some(serde_json::json!({ "tag": word }))),
         _ => Action::Transition {
             proxy: word.clone(),
             from: BreakerState::Closed,

@@ -103,7 +103,7 @@ impl Value {
 fn event(said: Said, stream: u64, sequence: u64, age: Duration) -> Event {
     let (service, id) = key_of(said.service / 2);
     let states = [BreakerState::Open, BreakerState::HalfOpen, BreakerState::Closed];
-    let action = match said.action % 14 {
+    let action = match said.action % 15 {
         0 => Action::Drain,
         1 => Action::Undrain,
         2 => Action::Eject,
@@ -119,6 +119,10 @@ fn event(said: Said, stream: u64, sequence: u64, age: Duration) -> Event {
         9 => Action::Clear,
         10 => Action::ForceClose,
         11 => Action::Bypass(said.more.is_multiple_of(2)),
+        13 => {
+            let to = [Some(json!({"tag": "dr"})), Some(json!({"region": "dr"})), None];
+            Action::Failover(to[usize::from(said.more % 3)].clone())
+        }
         12 => Action::Shadow(said.more.is_multiple_of(2)),
         _ => Action::Transition {
             proxy: format!("p{}", said.more % 3),

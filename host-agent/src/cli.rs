@@ -164,6 +164,11 @@ enum Command {
     #[command(after_help = "Examples:\n  pintle shadow orders --ttl 1h\n  \
         pintle shadow orders --off")]
     Shadow(SwitchArgs),
+    /// Moves a service to the endpoints of a tag or a region, for a while.
+    #[command(after_help = "Examples:\n  pintle failover orders --region eu-2 --ttl 1h\n  \
+        pintle failover orders --tag dr\n  pintle failover orders --off\n\n\
+        Where nobody eligible matches, a proxy does not apply it, and says so in its log.")]
+    Failover(FailoverArgs),
     /// Messages that could not be used.
     #[command(subcommand)]
     Dlq(DlqCommand),
@@ -489,6 +494,18 @@ struct SwitchArgs {
     off: bool,
 }
 
+#[derive(Debug, Args)]
+struct FailoverArgs {
+    #[command(flatten)]
+    switch: SwitchArgs,
+    /// To those with this tag.
+    #[arg(long, conflicts_with = "region", required_unless_present_any = ["region", "off"])]
+    tag: Option<String>,
+    /// To those whose metadata `region` is this.
+    #[arg(long)]
+    region: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 enum DlqCommand {
     /// Lists the dead letters, oldest first.
@@ -701,6 +718,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Undrain(args) => orders::undrain(args, json).await,
         Command::Bypass(args) => orders::bypass(args, json).await,
         Command::Shadow(args) => orders::shadow(args, json).await,
+        Command::Failover(args) => orders::failover(args, json).await,
         Command::Dlq(command) => orders::dlq(command, json).await,
         Command::Register(args) => orders::register(*args).await,
         Command::Completions { shell } => {

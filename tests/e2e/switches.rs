@@ -44,6 +44,13 @@ async fn a_service_is_envoys_by_one_command_and_the_modules_by_another() {
     assert!(bypassed > 0 && shadow > 0, "{bypassed} bypassed, {shadow} in shadow");
     assert!(count("shadow_same").await < shadow, "some went where the module would not send them");
 
+    order(&world, &["failover", "orders", "--tag", "nobody", "--ttl", "1m"]).await;
+    assert_eventually!(PATIENCE, {
+        world.load(100.0).run_for_secs(0.1).await;
+        count("failover_missed").await > 0
+    });
+    order(&world, &["failover", "orders", "--off"]).await;
+
     // By itself, at the end of its ttl.
     order(&world, &["bypass", "orders", "--ttl", "2s"]).await;
     assert_eventually!(PATIENCE, is_asked(&world, &all[0]).await);

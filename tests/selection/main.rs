@@ -8,6 +8,7 @@
 //! | `eligible` | sticky sessions, subsets, zones, slow start, panic |
 //! | `configuration` | a `Struct` is read; what is refused, and why, is in the log |
 //! | `limit` | `max_requests`: full endpoints are passed over, and all full is said |
+//! | `tiers` | spill as by Envoy's own priorities; the failover of a service |
 //! | `attempts` | retries walk the list; nothing of it reaches the wire |
 //! | `protocols` | HTTP/1.1, gRPC, TLS, and `ORIGINAL_DST` |
 //! | `fallback` | without the module, without tables, after a trap |
@@ -26,3 +27,4 @@ mod protocols;
 mod scale;
 mod strategies;
 mod support;
+mod tiers;

@@ -1,4 +1,5 @@
-//! What operators turn off: a service that is bypassed or in shadow goes where Envoy sends it.
+//! What operators order of a service as a whole: bypassed or in shadow it goes where Envoy sends it, failed over
+//! to the endpoints of a tag.
 
 use pintle_contract::{BreakerState, Health, Up};
 use pintle_harness::{Outcome, Request};
@@ -140,4 +141,44 @@ fn under_original_dst_a_switch_is_refused_with_its_reason_and_what_was_in_force_
         let says = format!("policy of orders refused: {key} must be left out under select.via");
         assert!(logs.contains(&says), "{logs}");
     }
+}
+
+#[test]
+fn a_failover_moves_a_service_or_says_that_nobody_matches() {
+    let mut run = Run::start(ALL);
+    let mut all = endpoints(4);
+    all[3].tags = vec!["dr".to_owned()];
+    let policy = r#"{"select": {"failover": {"tag": "dr"}}}"#;
+    run.table_with("orders", all.clone(), policy);
+    for _ in 0..10 {
+        assert_eq!(list(&chosen(&mut run)), ["10.0.0.4:80"; 3]);
+    }
+    assert_eq!(count(&run, "failover_missed"), 0);
+    all[3].health = Health::Unhealthy;
+    run.table_with("orders", all, policy);
+    for _ in 0..10 {
+        assert!(!list(&chosen(&mut run)).contains(&"10.0.0.4:80".to_owned()));
+    }
+    assert_eq!(count(&run, "failover_missed"), 10);
+    let says = "failover of orders is not applied: nobody eligible matches";
+    let logs = run.envoy.logs();
+    let told = logs.iter().filter(|line| format!("{line:?}").contains(says)).count();
+    assert_eq!(told, 1, "once for a table: {logs:?}");
+}
+
+#[test]
+fn a_tier_is_used_when_the_one_before_is_gone() {
+    let mut run = Run::start(ALL);
+    let mut all = endpoints(5);
+    all[4].metadata = vec![("priority".to_owned(), "1".to_owned())];
+    run.table("orders", all.clone());
+    for _ in 0..20 {
+        assert!(!list(&chosen(&mut run)).contains(&"10.0.0.5:80".to_owned()));
+    }
+    all[..4].iter_mut().for_each(|endpoint| endpoint.health = Health::Unhealthy);
+    run.table("orders", all);
+    for _ in 0..20 {
+        assert_eq!(list(&chosen(&mut run))[0], "10.0.0.5:80");
+    }
+    assert_eq!(count(&run, "panic"), 0, "one of five is enough where its tier takes all");
 }

@@ -19,6 +19,7 @@ use crate::pool::Pool;
 use crate::slow_start::{self, STEP};
 use crate::sticky::Pin;
 use crate::subset::{Index, Key};
+use crate::tier::MAX_PRIORITY;
 use crate::types::Verdict;
 use crate::workers::Workers;
 
@@ -35,6 +36,8 @@ pub(crate) struct Site {
     pub(crate) weight: u32,
     pub(crate) health: Health,
     pub(crate) local: bool,
+    /// Its tier, 0 first.
+    pub(crate) priority: u8,
     registered_at: Now,
     verdict: Verdict,
     key: u64,
@@ -68,7 +71,7 @@ pub struct Balancer {
     workers: Workers,
     /// Some endpoint is in its slow start.
     growing: bool,
-    /// Some tier should be built again.
+    /// Some deck should be built again.
     stale: bool,
     /// Among all endpoints there is nothing to narrow, see [`Self::settle`].
     settled: bool,
@@ -171,6 +174,7 @@ impl Balancer {
                 weight: if weightless { 1 } else { endpoint.weight },
                 health: endpoint.health,
                 local: local(endpoint),
+                priority: priority(endpoint),
                 registered_at: endpoint.registered_at,
                 verdict: known.map_or(Verdict::Pass, |(site, _)| site.verdict),
                 key: xxh64(endpoint.id.as_bytes(), xxh64(self.service.as_bytes(), 0)),
@@ -313,7 +317,6 @@ impl Balancer {
         let before = site.state();
         site.verdict = verdict;
         let after = site.state();
-        let local = site.local;
         if before == after {
             return;
         }
@@ -327,9 +330,10 @@ impl Balancer {
             self.probes.push(i);
         }
         let grains = self.field.grains.get(index).copied().unwrap_or(0);
+        let Some(site) = self.sites.get(index) else { return };
         for pool in &mut self.pools {
             if pool.key == Key::default() || self.index.matches(&pool.key, i) {
-                self.stale |= pool.shift(local, grains, before, after);
+                self.stale |= pool.shift(site, grains, before, after);
             }
         }
     }
@@ -381,6 +385,13 @@ impl Balancer {
         self.stale = false;
         self.refreshed = now;
     }
+}
+
+/// The metadata key `priority`; what is no number is the first.
+fn priority(endpoint: &Endpoint) -> u8 {
+    let priority = endpoint.metadata.iter().find(|(key, _)| key == "priority");
+    let priority = priority.and_then(|(_, value)| value.parse::<u32>().ok());
+    priority.map_or(0, |priority| u8::try_from(priority).unwrap_or(u8::MAX)).min(MAX_PRIORITY)
 }
 
 #[cfg(test)]

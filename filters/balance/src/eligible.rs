@@ -1,7 +1,7 @@
 //! Who may be chosen, and a draw among them that costs the same for ten and ten thousand.
 //!
 //! Eligibility changes rarely and is asked for on every request, so it is kept by counting: each
-//! change adjusts the sums of the tiers that hold the endpoint, nothing is scanned. A [`Tier`] draws
+//! change adjusts the sums of the decks that hold the endpoint, nothing is scanned. A [`Deck`] draws
 //! from an alias table over all that could be eligible and rejects those that are not at the moment. Half
 //! of them ineligible costs one extra draw on average; when it becomes three quarters, the table is built
 //! again over the eligible ones (at most once per [`crate::slow_start::STEP`]). After a bounded number
@@ -47,7 +47,7 @@ pub(crate) struct Field {
 
 /// A set of endpoints with the means to draw from it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tier {
+pub(crate) struct Deck {
     /// Those that could be eligible, in the table's order.
     members: Vec<u32>,
     /// Those of them in `alias`: all, or the eligible ones only.
@@ -241,9 +241,9 @@ fn somebody(index: u32) -> Option<u32> {
     (index != NOBODY).then_some(index)
 }
 
-// === impl Tier ===
+// === impl Deck ===
 
-impl Tier {
+impl Deck {
     pub(crate) fn new(members: Vec<u32>) -> Self {
         Self { members, ..Self::default() }
     }

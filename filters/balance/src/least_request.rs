@@ -10,20 +10,20 @@ use std::hint::select_unpredictable;
 use rand::Rng;
 
 use crate::alias::scale;
-use crate::eligible::{Field, NOBODY, Tier};
+use crate::eligible::{Deck, Field, NOBODY};
 use crate::types::Picks;
 
 /// The most draws that a policy may ask for; the bound of the set of those drawn.
 const MAX_CHOICES: usize = 100;
 
 #[inline(never)]
-pub(crate) fn fill(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &mut Picks, want: usize) {
+pub(crate) fn fill(deck: &Deck, field: &Field, rng: &mut impl Rng, picks: &mut Picks, want: usize) {
     let mut got = 0;
-    while picks.len() < want && got < tier.open {
+    while picks.len() < want && got < deck.open {
         let best = match field.choices() {
-            choices if choices >= tier.open as usize => best_of_all(tier, field, rng, picks),
-            2 => best_of_two(tier, field, rng, picks),
-            _ => best_of_some(tier, field, rng, picks),
+            choices if choices >= deck.open as usize => best_of_all(deck, field, rng, picks),
+            2 => best_of_two(deck, field, rng, picks),
+            _ => best_of_some(deck, field, rng, picks),
         };
         let Some(best) = best else { return };
         picks.push(best);
@@ -38,9 +38,9 @@ fn burden(field: &Field, index: u32) -> u64 {
 }
 
 #[inline(never)]
-fn best_of_all(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
+fn best_of_all(deck: &Deck, field: &Field, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
     let (mut best, mut least, mut ties) = (None, u64::MAX, 0);
-    for i in tier.eligible(field).filter(|&i| !picks.contains(i)) {
+    for i in deck.eligible(field).filter(|&i| !picks.contains(i)) {
         let burden = burden(field, i);
         if burden < least {
             (best, least, ties) = (Some(i), burden, 1);
@@ -55,12 +55,12 @@ fn best_of_all(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &Picks) ->
 }
 
 #[inline(never)]
-fn best_of_some(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
+fn best_of_some(deck: &Deck, field: &Field, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
     let mut drawn = [0; MAX_CHOICES];
     let (mut best, mut least) = (None, u64::MAX);
     for n in 0..field.choices().min(MAX_CHOICES) {
         let so_far = drawn.get(..n).unwrap_or_default();
-        let Some(i) = tier.draw_other(field, rng, picks, so_far) else {
+        let Some(i) = deck.draw_other(field, rng, picks, so_far) else {
             break;
         };
         if let Some(place) = drawn.get_mut(n) {
@@ -76,11 +76,11 @@ fn best_of_some(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &Picks) -
 
 /// The default, without a set of those drawn.
 #[inline]
-fn best_of_two(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
+fn best_of_two(deck: &Deck, field: &Field, rng: &mut impl Rng, picks: &Picks) -> Option<u32> {
     let bits = rng.next_u64();
-    let first = tier.draw_alike(field, bits as u32, rng, picks, NOBODY)?;
+    let first = deck.draw_alike(field, bits as u32, rng, picks, NOBODY)?;
     let bits = (bits >> 32) as u32;
-    let Some(second) = tier.draw_alike(field, bits, rng, picks, first) else {
+    let Some(second) = deck.draw_alike(field, bits, rng, picks, first) else {
         return Some(first);
     };
     Some(select_unpredictable(burden(field, second) < burden(field, first), second, first))

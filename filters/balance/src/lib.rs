@@ -39,6 +39,7 @@ mod round_robin;
 mod slow_start;
 mod sticky;
 mod subset;
+mod tier;
 mod types;
 mod weighted_round_robin;
 mod workers;
@@ -48,9 +49,9 @@ pub use balancer::Balancer;
 pub use hash::{HashKey, RequestView, hash_key};
 pub use load::LoadEntry;
 pub use policy::{
-    Cookie, HashFunction, HashKeyPart, HashSource, MAX_ATTEMPTS, MAX_HASH_KEYS, MAX_RING_SIZE,
-    MAX_SELECTORS, MAX_TABLE_SIZE, Policy, Selector, SelectorTarget, SlowStart, Sticky, Strategy,
-    SubsetDefault, SubsetFallback,
+    Cookie, Failover, HashFunction, HashKeyPart, HashSource, MAX_ATTEMPTS, MAX_HASH_KEYS,
+    MAX_RING_SIZE, MAX_SELECTORS, MAX_TABLE_SIZE, Policy, Selector, SelectorTarget, SlowStart,
+    Sticky, Strategy, SubsetDefault, SubsetFallback,
 };
 pub use rand::rngs::Xoshiro256PlusPlus as Dice;
 pub use sticky::{Pin, pin};

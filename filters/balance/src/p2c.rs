@@ -3,7 +3,7 @@
 //! Two are enough: the choice avoids the worst without everybody running to the best, which is what
 //! happens when every worker sorts the same stale numbers. The first is the endpoint whose turn it is and
 //! wins a tie, so that equal endpoints get equal shares; the second is drawn. Of an ill one and
-//! one that is not, the latter wins; while both are ill there are further draws, and a small tier is
+//! one that is not, the latter wins; while both are ill there are further draws, and a small deck is
 //! searched. When everybody is ill the lowest cost wins, so that capacity is used in the order of what it
 //! costs.
 //!
@@ -16,23 +16,23 @@ use std::hint::select_unpredictable;
 
 use rand::Rng;
 
-use crate::eligible::{Field, NOBODY, Tier};
+use crate::eligible::{Deck, Field, NOBODY};
 use crate::types::Picks;
 
 /// Draws while all drawn are ill. With half of them ill, one request of 60,000 finds no other.
 const DRAWS: usize = 16;
-/// A tier up to this size is searched instead.
+/// A deck up to this size is searched instead.
 const SMALL: u32 = 16;
 
 #[inline(never)]
 pub(crate) fn fill(
-    tier: &mut Tier,
+    deck: &mut Deck,
     field: &mut Field,
     rng: &mut impl Rng,
     picks: &mut Picks,
     want: usize,
 ) {
-    let mut left = tier.open;
+    let mut left = deck.open;
     if picks.len() >= want || left == 0 {
         return;
     }
@@ -40,9 +40,9 @@ pub(crate) fn fill(
     let bits = rng.next_u64();
     let first = if picks.len() == 0 {
         field.looks.count();
-        tier.turn_by_weight(field, bits as u32, rng)
+        deck.turn_by_weight(field, bits as u32, rng)
     } else {
-        tier.draw(field, bits as u32, rng, picks, NOBODY)
+        deck.draw(field, bits as u32, rng, picks, NOBODY)
     };
     let Some(mut kept) = first else { return };
     let mut rank = field.rank(kept);
@@ -51,13 +51,13 @@ pub(crate) fn fill(
     }
     let mut bits = (bits >> 32) as u32;
     while left > 1 {
-        let Some(other) = tier.draw(field, bits, rng, picks, kept) else {
+        let Some(other) = deck.draw(field, bits, rng, picks, kept) else {
             break;
         };
         left -= 1;
         let (mut best, mut lowest) = (other, field.rank(other));
         if lowest >= Field::ILL && rank >= Field::ILL && left > 1 {
-            (best, lowest) = search(tier, field, rng, picks, kept, (best, lowest));
+            (best, lowest) = search(deck, field, rng, picks, kept, (best, lowest));
         }
         // One whole request more is needed to win against the turn. Which one wins is anybody's
         // guess, the processor's too.
@@ -77,7 +77,7 @@ pub(crate) fn fill(
 #[cold]
 #[inline(never)]
 fn search(
-    tier: &Tier,
+    deck: &Deck,
     field: &Field,
     rng: &mut impl Rng,
     picks: &Picks,
@@ -91,17 +91,17 @@ fn search(
         }
         rank < Field::ILL
     };
-    if tier.open <= SMALL {
+    if deck.open <= SMALL {
         let skip = rng.next_u32() as usize % SMALL as usize;
         let fits = |i: &u32| *i != kept && !picks.contains(*i);
-        let (before, after) = (tier.eligible(field).take(skip), tier.eligible(field).skip(skip));
+        let (before, after) = (deck.eligible(field).take(skip), deck.eligible(field).skip(skip));
         for i in after.chain(before).filter(fits) {
             consider(i);
         }
         return best;
     }
     for _ in 0..DRAWS {
-        match tier.draw(field, rng.next_u32(), rng, picks, kept) {
+        match deck.draw(field, rng.next_u32(), rng, picks, kept) {
             Some(i) if !consider(i) => {}
             _ => break,
         }

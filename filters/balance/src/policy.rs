@@ -148,6 +148,15 @@ pub struct SubsetDefault {
     pub tags: Vec<String>,
 }
 
+/// Which endpoints a service is moved to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failover {
+    /// Those with this tag.
+    Tag(String),
+    /// Those whose metadata `region` is this.
+    Region(String),
+}
+
 /// Where the pin of a session is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sticky {
@@ -201,6 +210,8 @@ pub struct Policy {
     pub subset_fallback: SubsetFallback,
     /// For the fallback `default`.
     pub subset_default: SubsetDefault,
+    /// While somebody eligible matches it, everything goes there. Default off.
+    pub failover: Option<Failover>,
     /// How many requests one endpoint has in flight over all workers of this Envoy, at most; 0 (off) to
     /// 1,000,000. Default 0.
     pub max_requests: u32,
@@ -232,6 +243,7 @@ impl Default for Policy {
             subset: Vec::new(),
             subset_fallback: SubsetFallback::None,
             subset_default: SubsetDefault::default(),
+            failover: None,
             max_requests: 0,
             sticky: None,
             attempts: 3,
@@ -285,6 +297,14 @@ impl Settings for Policy {
                 .unwrap_or_default(),
             subset_fallback: keys.word("subset_fallback", &FALLBACKS, default.subset_fallback),
             subset_default: keys.section("subset_default").unwrap_or_default(),
+            failover: keys
+                .section_with("failover", |keys| {
+                    let mut word = |key| keys.has(key).then(|| keys.text(key, 1..=MAX_LABEL, None));
+                    let ways =
+                        [word("tag").map(Failover::Tag), word("region").map(Failover::Region)];
+                    one_of(keys, ways, "either a tag or a region")
+                })
+                .flatten(),
             max_requests: keys.whole("max_requests", 0..=1_000_000, default.max_requests),
             sticky: keys
                 .section_with("sticky", |keys| {

@@ -24,11 +24,12 @@ fn everything_can_be_said() {
             "subset":[{"header":"x-version","metadata":"version"},{"header":"x-tag","tag":true}],
             "subset_fallback":"default","subset_default":{"metadata":{"version":"v1"},"tags":["a"]},
             "sticky":{"cookie":{"name":"pin","ttl":"0s"}},
-            "max_requests":100,"attempts":16,"ewma_decay":"5s","failure_penalty":7}"#,
+            "failover":{"tag":"dr"},"max_requests":100,"attempts":16,"ewma_decay":"5s","failure_penalty":7}"#,
     )
     .unwrap();
     assert_eq!(policy.strategy, Strategy::Maglev);
     assert_eq!(policy.max_requests, 100);
+    assert_eq!(policy.failover, Some(Failover::Tag("dr".into())));
     assert_eq!(policy.hash_key.len(), 5);
     assert_eq!(policy.hash_key[0].source, HashSource::Header("x-user".into()));
     assert!(policy.hash_key[0].terminal);
@@ -75,6 +76,9 @@ fn a_refusal_names_the_field_and_the_range() {
             "select.hash_key[0] must be a part with exactly one",
         ),
         (r#"{"hash_key":[{"header":"a b"}]}"#, "hash_key[0].header must be a header name"),
+        (r#"{"failover":{}}"#, "select.failover must be either a tag or a region"),
+        (r#"{"failover":{"tag":"a","region":"b"}}"#, "failover must be either a tag or a region"),
+        (r#"{"failover":{"zone":"a"}}"#, "unknown key select.failover.zone"),
         (r#"{"subset":[{"tag":true}]}"#, "subset[0].header must be a header name"),
         (r#"{"subset":[{"header":"a"}]}"#, "subset[0] must be a selector with"),
         (r#"{"failure_penalty":1001}"#, "failure_penalty must be a number from 0.0 to 1000.0"),

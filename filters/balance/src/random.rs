@@ -2,14 +2,14 @@
 
 use rand::Rng;
 
-use crate::eligible::{Field, NOBODY, Tier};
+use crate::eligible::{Deck, Field, NOBODY};
 use crate::types::Picks;
 
 #[inline(never)]
-pub(crate) fn fill(tier: &Tier, field: &Field, rng: &mut impl Rng, picks: &mut Picks, want: usize) {
+pub(crate) fn fill(deck: &Deck, field: &Field, rng: &mut impl Rng, picks: &mut Picks, want: usize) {
     let mut got = 0;
-    while picks.len() < want && got < tier.open {
-        let Some(i) = tier.draw(field, rng.next_u32(), rng, picks, NOBODY) else {
+    while picks.len() < want && got < deck.open {
+        let Some(i) = deck.draw(field, rng.next_u32(), rng, picks, NOBODY) else {
             return;
         };
         picks.push(i);

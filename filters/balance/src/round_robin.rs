@@ -5,18 +5,18 @@
 //! ineligible endpoint is passed over; a whole round passes each of them once, so a pick looks at two
 //! endpoints on average while half are eligible.
 
-use crate::eligible::{Field, Tier};
+use crate::eligible::{Deck, Field};
 use crate::types::Picks;
 
 #[inline(never)]
-pub(crate) fn fill(tier: &mut Tier, field: &Field, picks: &mut Picks, want: usize) {
-    let (mut turn, mut got) = (tier.turn(), 0);
-    while picks.len() < want && got < tier.open {
-        let Some((i, next)) = tier.after(field, turn, picks) else {
+pub(crate) fn fill(deck: &mut Deck, field: &Field, picks: &mut Picks, want: usize) {
+    let (mut turn, mut got) = (deck.turn(), 0);
+    while picks.len() < want && got < deck.open {
+        let Some((i, next)) = deck.after(field, turn, picks) else {
             return;
         };
         if got == 0 {
-            tier.start_at(next);
+            deck.start_at(next);
         }
         picks.push(i);
         turn = next;

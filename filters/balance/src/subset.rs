@@ -9,7 +9,7 @@
 use pintle_contract::Endpoint;
 
 use crate::hash::RequestView;
-use crate::policy::{MAX_SELECTORS, Policy, Selector, SelectorTarget};
+use crate::policy::{Failover, MAX_SELECTORS, Policy, Selector, SelectorTarget};
 
 /// Pools kept, the whole service's among them. Past it the oldest gives way.
 pub(crate) const MAX_POOLS: usize = 64;
@@ -30,11 +30,21 @@ pub struct Wants<'a> {
     len: usize,
 }
 
-/// Interned values, one per selector; 0 is not asked for.
-pub(crate) type Key = [u32; MAX_SELECTORS];
+/// Interned values, one per selector, 0 where it is not asked for; and last whether [`Policy::failover`] is.
+pub(crate) type Key = [u32; MAX_SELECTORS + 1];
 
 /// The pool of the policy's `subset_default`.
-pub(crate) const DEFAULT: Key = [u32::MAX; MAX_SELECTORS];
+pub(crate) const DEFAULT: Key = {
+    let mut key = [u32::MAX; MAX_SELECTORS + 1];
+    key[MAX_SELECTORS] = 0;
+    key
+};
+
+/// The same, and the failover asked for.
+pub(crate) const fn failed_over(mut key: Key) -> Key {
+    key[MAX_SELECTORS] = 1;
+    key
+}
 
 /// Who has which value.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +53,8 @@ pub(crate) struct Index {
     selectors: Vec<Vec<(String, Vec<u32>)>>,
     /// Who matches `subset_default`.
     default: Vec<u32>,
+    /// Who matches `failover`.
+    failover: Vec<u32>,
 }
 
 // === impl Wants ===
@@ -88,9 +100,16 @@ impl Index {
             wanted.metadata.iter().all(|(k, v)| metadata(e, k) == Some(v.as_str()))
                 && wanted.tags.iter().all(|t| e.tags.contains(t))
         };
-        let default =
-            (0_u32..).zip(endpoints).filter(|(_, e)| matches(e)).map(|(i, _)| i).collect();
-        Self { selectors, default }
+        let those = |matches: &dyn Fn(&Endpoint) -> bool| {
+            (0_u32..).zip(endpoints).filter(|(_, e)| matches(e)).map(|(i, _)| i).collect()
+        };
+        let default = those(&matches);
+        let failover = those(&|e| match &policy.failover {
+            None => false,
+            Some(Failover::Tag(tag)) => e.tags.contains(tag),
+            Some(Failover::Region(region)) => metadata(e, "region") == Some(region.as_str()),
+        });
+        Self { selectors, default, failover }
     }
 
     fn values(selector: &Selector, endpoints: &[Endpoint]) -> Vec<(String, Vec<u32>)> {
@@ -134,9 +153,6 @@ impl Index {
 
     /// Who matches, in order.
     pub(crate) fn members(&self, key: &Key) -> Vec<u32> {
-        if *key == DEFAULT {
-            return self.default.clone();
-        }
         let mut lists: Vec<&[u32]> = self.lists(key).collect();
         lists.sort_unstable_by_key(|l| l.len());
         let Some((rarest, others)) = lists.split_first() else {
@@ -147,16 +163,19 @@ impl Index {
     }
 
     pub(crate) fn matches(&self, key: &Key, index: u32) -> bool {
-        if *key == DEFAULT {
-            return self.default.binary_search(&index).is_ok();
-        }
         self.lists(key).all(|l| l.binary_search(&index).is_ok())
     }
 
+    /// The lists that an endpoint of this key is in, all of them.
     fn lists(&self, key: &Key) -> impl Iterator<Item = &[u32]> {
-        self.selectors.iter().zip(key).filter(|&(_, &v)| v > 0).map(|(values, &v)| {
+        let is_default = key.first() == DEFAULT.first();
+        let asked = self.selectors.iter().zip(key).filter(move |&(_, &v)| v > 0 && !is_default);
+        let asked = asked.map(|(values, &v)| {
             values.get(v as usize - 1).map_or(&[][..], |(_, members)| members.as_slice())
-        })
+        });
+        let default = is_default.then_some(self.default.as_slice());
+        let failover = (key.last() == Some(&1)).then_some(self.failover.as_slice());
+        asked.chain(default).chain(failover)
     }
 }
 

@@ -76,11 +76,19 @@ pub struct Picks {
     probe: bool,
     pinned: bool,
     strays: bool,
+    failover_missed: bool,
 }
 
 impl Default for Picks {
     fn default() -> Self {
-        Self { items: [0; MAX_ATTEMPTS + 1], len: 0, probe: false, pinned: false, strays: false }
+        Self {
+            items: [0; MAX_ATTEMPTS + 1],
+            len: 0,
+            probe: false,
+            pinned: false,
+            strays: false,
+            failover_missed: false,
+        }
     }
 }
 
@@ -122,6 +130,12 @@ impl Picks {
         self.strays
     }
 
+    /// Whether nobody eligible matches [`crate::Policy::failover`], so that it was not applied.
+    #[must_use]
+    pub const fn failover_missed(&self) -> bool {
+        self.failover_missed
+    }
+
     /// Takes the probe off the list after another worker claimed it. `false`: nothing is left, pick
     /// again with [`Request::may_probe`] off.
     pub fn lose_probe(&mut self) -> bool {
@@ -148,6 +162,11 @@ impl Picks {
         self.probe = false;
         self.pinned = false;
         self.strays = false;
+        self.failover_missed = false;
+    }
+
+    pub(crate) const fn miss_failover(&mut self) {
+        self.failover_missed = true;
     }
 
     pub(crate) const fn stray(&mut self) {

@@ -13,7 +13,7 @@ use std::collections::BinaryHeap;
 use rand::Rng;
 use xxhash_rust::xxh64::xxh64;
 
-use crate::eligible::{Field, Tier};
+use crate::eligible::{Deck, Field};
 use crate::slow_start::GRAINS;
 use crate::types::Picks;
 
@@ -69,17 +69,17 @@ const fn stride(grains: u64) -> u64 {
 
 #[inline(never)]
 pub(crate) fn fill(
-    tier: &mut Tier,
+    deck: &mut Deck,
     field: &Field,
     rng: &mut impl Rng,
     picks: &mut Picks,
     want: usize,
 ) {
-    if let Some(i) = tier.turns.next(field)
+    if let Some(i) = deck.turns.next(field)
         && !picks.contains(i)
         && picks.len() < want
     {
         picks.push(i);
     }
-    crate::random::fill(tier, field, rng, picks, want);
+    crate::random::fill(deck, field, rng, picks, want);
 }

@@ -16,6 +16,8 @@ pub(crate) enum Count {
     NoEndpoint,
     /// Requests answered here because every endpoint had as many in flight as it may have.
     Full,
+    /// Requests of a service whose failover was not applied, because nobody eligible matches it.
+    FailoverMissed,
     /// Requests left to Envoy because their service is bypassed.
     Bypassed,
     /// Requests of a service in shadow.
@@ -52,11 +54,12 @@ pub(crate) enum Count {
     LeaderElected,
 }
 
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 22] = [
     "unknown_service",
     "panic",
     "no_endpoint",
     "full",
+    "failover_missed",
     "bypassed",
     "shadow",
     "shadow_same",

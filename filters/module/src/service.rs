@@ -43,6 +43,8 @@ pub(crate) struct Service {
     /// Whether nobody is eligible and panic is off, so that whoever is open is tried before its time. Of
     /// the service, not of a subset: the others' requests would carry its probes.
     last_resort: bool,
+    /// Whether a failover that was not applied has been told since the table came.
+    told_miss: bool,
 }
 
 /// An endpoint beside its load, which the balancer keeps.
@@ -88,6 +90,7 @@ impl Service {
             removed: BTreeMap::new(),
             tripped: BTreeSet::new(),
             last_resort: false,
+            told_miss: false,
         };
         service.update(table, None, zone, now);
         service
@@ -113,6 +116,7 @@ impl Service {
         }
         self.balancer.update(&self.policy.select, &table.endpoints, zone, now);
         self.version = table.version;
+        self.told_miss = false;
         self.tripped.clear();
         let mut new = Vec::new();
         for (index, endpoint) in table.endpoints.iter().enumerate() {
@@ -140,6 +144,11 @@ impl Service {
     /// The endpoint's address and port; empty without such an endpoint.
     pub(crate) fn address(&self, index: usize) -> &str {
         self.members.get(index).map_or("", |member| member.address.as_str())
+    }
+
+    /// Whether the failover was not applied for the first time under this table.
+    pub(crate) const fn is_first_miss(&mut self) -> bool {
+        !std::mem::replace(&mut self.told_miss, true)
     }
 
     // === Breakers ===

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::reads::print_json;
 use super::table::Table;
 use super::{BreakerCommand, CliError, DlqCommand, EndArgs, HowArgs, NatsArgs, OrderArgs};
-use super::{PublishArgs, RegisterArgs, SwitchArgs};
+use super::{FailoverArgs, PublishArgs, RegisterArgs, SwitchArgs};
 use crate::config::{Flags, LogConfig};
 use crate::events::{
     self, Action, DeadLetter, Done, Draft, Events, How, NatsError, OrderError, Published, Target,
@@ -176,6 +176,15 @@ pub(super) async fn breaker(command: BreakerCommand, json: bool) -> Result<(), C
         BreakerCommand::ForceClose(args) => order(args, Action::ForceClose, json).await,
         BreakerCommand::Clear(args) => end(args, Action::Clear, json).await,
     }
+}
+
+pub(super) async fn failover(args: FailoverArgs, json: bool) -> Result<(), CliError> {
+    let to = match (args.tag, args.region) {
+        _ if args.switch.off => None,
+        (Some(tag), _) => Some(json!({ "tag": tag })),
+        (None, region) => Some(json!({ "region": region })),
+    };
+    switch(args.switch, Action::Failover(to), json).await
 }
 
 /// What the user wrote is read as every agent would read it, and published as what that came to.

@@ -10,7 +10,7 @@
 //! | type | subject | data |
 //! |---|---|---|
 //! | `endpoint` | `{service}/{id}` | `action`: `drain`, `eject`, `weight` (with `weight`), each with `ttl`; `undrain`, `restore` |
-//! | `service` | `{service}` | one of `policy`: a merge patch over the policy, with `ttl`; `{}` ends it; `bypass`: true with `ttl`, false ends it; `mode`: `shadow` with `ttl`, `active` ends it |
+//! | `service` | `{service}` | one of `policy`: a merge patch over the policy, with `ttl`; `{}` ends it; `bypass`: true with `ttl`, false ends it; `mode`: `shadow` with `ttl`, `active` ends it; `failover`: `{"tag": "dr"}` or `{"region": "dr"}` with `ttl`, null ends it |
 //! | `trace` | `{service}` | `ratio`: 0 to 1 with `ttl`; null ends it |
 //! | `breaker` | `{service}/{id}` | `action`: `force-open`, `force-close` with `ttl`; `clear`; `transition` with `proxy`, `to`, `ttl` |
 //!
@@ -55,6 +55,8 @@ pub enum Action {
     Bypass(bool),
     /// The service is decided and counted, and Envoy's own policy chooses; false ends it.
     Shadow(bool),
+    /// The service is moved to the endpoints of a tag or a region; `None` ends it.
+    Failover(Option<Value>),
     /// Another sampling ratio for the service, 0 to 1; `None` ends it.
     Trace(Option<f64>),
     /// A proxy's breaker has changed its state.
@@ -86,7 +88,7 @@ impl Action {
             Self::Drain | Self::Undrain | Self::Eject | Self::Restore | Self::Weight(_) => {
                 "endpoint"
             }
-            Self::Policy(_) | Self::Bypass(_) | Self::Shadow(_) => "service",
+            Self::Policy(_) | Self::Bypass(_) | Self::Shadow(_) | Self::Failover(_) => "service",
             Self::Trace(_) => "trace",
             Self::Transition { .. } | Self::ForceOpen | Self::ForceClose | Self::Clear => "breaker",
         }
@@ -104,6 +106,7 @@ impl Action {
             Self::Policy(_) => "policy",
             Self::Bypass(_) => "bypass",
             Self::Shadow(_) => "shadow",
+            Self::Failover(_) => "failover",
             Self::Trace(_) => "trace",
             Self::Transition { .. } => "transition",
             Self::ForceOpen => "force-open",
@@ -121,6 +124,7 @@ impl Action {
             | Self::Clear
             | Self::Bypass(false)
             | Self::Shadow(false)
+            | Self::Failover(None)
             | Self::Trace(None) => true,
             Self::Policy(patch) => patch.as_object().is_some_and(Map::is_empty),
             Self::Transition { to, .. } => *to != BreakerState::Open,
@@ -134,6 +138,7 @@ impl Action {
             Self::Policy(patch) => json!({"policy": patch}),
             Self::Bypass(on) => json!({"bypass": on}),
             Self::Shadow(on) => json!({"mode": if *on { "shadow" } else { "active" }}),
+            Self::Failover(to) => json!({"failover": to}),
             Self::Trace(ratio) => json!({"ratio": ratio}),
             Self::Transition { proxy, from, to, reason, trips } => json!({
                 "action": "transition",
@@ -404,7 +409,7 @@ fn action(
 
 /// What an event does to a whole service: exactly one thing, so that each has its own end.
 fn of_service(data: &Map<String, Value>, check: crate::PolicyCheck) -> Result<Action, Reject> {
-    const KINDS: [&str; 3] = ["policy", "bypass", "mode"];
+    const KINDS: [&str; 4] = ["policy", "bypass", "mode", "failover"];
     let mut said = KINDS.iter().filter_map(|kind| Some((*kind, data.get(*kind)?)));
     let (kind, value) = said.next().ok_or(Reject::Missing("policy"))?;
     if said.next().is_some() {
@@ -418,8 +423,22 @@ fn of_service(data: &Map<String, Value>, check: crate::PolicyCheck) -> Result<Ac
         ("bypass", Value::Bool(on)) => Ok(Action::Bypass(*on)),
         ("mode", Value::String(mode)) if mode == "shadow" => Ok(Action::Shadow(true)),
         ("mode", Value::String(mode)) if mode == "active" => Ok(Action::Shadow(false)),
+        ("failover", Value::Null) => Ok(Action::Failover(None)),
+        ("failover", to) if to.is_object() => {
+            check(&failover(to)).map_err(Reject::Policy)?;
+            Ok(Action::Failover(Some(to.clone())))
+        }
         _ => Err(Reject::Type(kind)),
     }
+}
+
+/// The policy that a failover lays over the others: what a failover of theirs says goes.
+pub(crate) fn failover(to: &Value) -> Value {
+    let mut failover = json!({"tag": null, "region": null});
+    if let (Some(failover), Some(to)) = (failover.as_object_mut(), to.as_object()) {
+        failover.extend(to.clone());
+    }
+    json!({"select": {"failover": failover}})
 }
 
 fn transition(data: &Map<String, Value>) -> Result<Action, Reject> {

@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use pintle_contract::{BreakerState, Endpoint, Force, ForceAction, Health, Now, Opinion};
 use serde_json::{Value, json};
 
-use crate::event::{Action, Event, MAX_TTL};
+use crate::event::{self, Action, Event, MAX_TTL};
 use crate::update::{Moment, Outcome, now_of};
 
 mod opinions;
@@ -49,6 +49,7 @@ pub(crate) enum Key {
     Policy,
     Bypass,
     Shadow,
+    Failover,
     Trace,
     Reporter { endpoint: String, agent: String, proxy: String },
 }
@@ -160,8 +161,9 @@ impl Overlays {
                 let ends = patch.as_object().is_some_and(serde_json::Map::is_empty);
                 vec![(Key::Policy, (!ends).then_some(Effect::Policy(patch)))]
             }
-            Action::Bypass(on) => switch(Key::Bypass, on, json!({"bypass": true})),
-            Action::Shadow(on) => switch(Key::Shadow, on, json!({"mode": "shadow"})),
+            Action::Bypass(on) => patch(Key::Bypass, on.then(|| json!({"bypass": true}))),
+            Action::Shadow(on) => patch(Key::Shadow, on.then(|| json!({"mode": "shadow"}))),
+            Action::Failover(to) => patch(Key::Failover, to.as_ref().map(event::failover)),
             Action::Trace(ratio) => vec![(Key::Trace, ratio.map(Effect::Trace))],
             Action::Transition { proxy, to, .. } => {
                 let key = Key::Reporter { endpoint, agent: event.source.clone(), proxy };
@@ -298,7 +300,7 @@ impl Overlays {
     pub(crate) fn patches(&self, service: &str) -> Vec<Value> {
         let effect = |key| self.slots.get(service)?.get(&key)?.effect.as_ref();
         let mut patches = Vec::new();
-        for key in [Key::Policy, Key::Bypass, Key::Shadow] {
+        for key in [Key::Policy, Key::Bypass, Key::Shadow, Key::Failover] {
             if let Some(Effect::Policy(patch)) = effect(key) {
                 patches.push(patch.clone());
             }
@@ -354,8 +356,8 @@ impl Overlays {
     }
 }
 
-fn switch(key: Key, on: bool, patch: Value) -> Vec<(Key, Option<Effect>)> {
-    vec![(key, on.then_some(Effect::Policy(patch)))]
+fn patch(key: Key, patch: Option<Value>) -> Vec<(Key, Option<Effect>)> {
+    vec![(key, patch.map(Effect::Policy))]
 }
 
 fn force(endpoint: String, action: ForceAction, stamp: u64) -> Vec<(Key, Option<Effect>)> {
@@ -373,7 +375,7 @@ impl Key {
         match self {
             Self::Drain(id) | Self::Eject(id) | Self::Weight(id) | Self::Force(id) => Some(id),
             Self::Reporter { endpoint, .. } => Some(endpoint),
-            Self::Policy | Self::Bypass | Self::Shadow | Self::Trace => None,
+            Self::Policy | Self::Bypass | Self::Shadow | Self::Failover | Self::Trace => None,
         }
     }
 
@@ -389,6 +391,7 @@ impl Key {
             Self::Policy => Self::Policy,
             Self::Bypass => Self::Bypass,
             Self::Shadow => Self::Shadow,
+            Self::Failover => Self::Failover,
             Self::Trace => Self::Trace,
         }
     }
@@ -416,6 +419,7 @@ impl Effect {
                 match key {
                     Key::Bypass => "bypass",
                     Key::Shadow => "shadow",
+                    Key::Failover => "failover",
                     _ => "policy",
                 }
                 .into(),

@@ -148,6 +148,7 @@ impl Key {
             Self::Policy => SavedKey::Policy,
             Self::Bypass => SavedKey::Bypass,
             Self::Shadow => SavedKey::Shadow,
+            Self::Failover => SavedKey::Failover,
             Self::Trace => SavedKey::Trace,
         }
     }
@@ -164,6 +165,7 @@ impl SavedKey {
             Self::Policy => Key::Policy,
             Self::Bypass => Key::Bypass,
             Self::Shadow => Key::Shadow,
+            Self::Failover => Key::Failover,
             Self::Trace => Key::Trace,
         }
     }

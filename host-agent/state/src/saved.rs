@@ -97,6 +97,7 @@ pub enum SavedKey {
     Policy,
     Bypass,
     Shadow,
+    Failover,
     Trace,
 }
 

@@ -74,6 +74,7 @@ impl Balancer {
         } else {
             self.pool(request.subset).ok_or(Nothing::Subset)?
         };
+        let at = if self.field.policy.failover.is_none() { at } else { self.fail_over(at, out) };
         let pool = self.pools.get(at).ok_or(Nothing::Subset)?;
         let panic = pool.panics(self.field.policy.panic_percent, request.may_probe);
         let matches = |i: u32| at == 0 || self.index.matches(&pool.key, i);
@@ -160,6 +161,7 @@ impl Balancer {
         self.settled = self.probes.is_empty()
             && !self.growing
             && !self.stale
+            && self.field.policy.failover.is_none()
             && self.pools.first().is_some_and(calm);
     }
 
@@ -185,6 +187,30 @@ impl Balancer {
                 (!members.is_empty()).then(|| self.add_pool(subset::DEFAULT, members))
             }
         }
+    }
+
+    /// The pool of those of the pool `at` that the policy fails over to; `at` itself where none of them is
+    /// eligible.
+    #[cold]
+    #[inline(never)]
+    fn fail_over(&mut self, at: usize, out: &mut Picks) -> usize {
+        let Some(pool) = self.pools.get(at) else { return at };
+        let key = subset::failed_over(pool.key);
+        if let Some(&known) = self.pool_of.get(&key) {
+            if self.pools.get(known).is_some_and(Pool::has_eligible) {
+                return known;
+            }
+            out.miss_failover();
+            return at;
+        }
+        let members = self.index.members(&key);
+        let eligible =
+            |i: &u32| self.sites.get(*i as usize).is_some_and(|s| s.state() != State::Shut);
+        if members.iter().any(eligible) {
+            return self.add_pool(key, members);
+        }
+        out.miss_failover();
+        at
     }
 
     fn add_pool(&mut self, key: Key, members: Vec<u32>) -> usize {

@@ -1,12 +1,14 @@
 //! The choice of endpoints for a request whose service has a table.
 
 use pintle_balance::{Balancer, Choice, Nothing, Picks, Policy, Request, Sticky, Want, Wants};
+use pintle_hostcalls::{self as host, Level};
 use pintle_policy::{Select, Via};
 
 use super::question::Question;
 use super::{Entry, Exchange, Known, Refusal, Routing, Sent};
 use crate::boundary::Proxy;
 use crate::counters::Count;
+use crate::service::Service;
 use crate::worker::Local;
 
 /// What `retry-after` says where every endpoint is full, in seconds: the shortest there is.
@@ -74,6 +76,9 @@ impl<P: Proxy> Exchange<P> {
                 return None;
             }
             self.record_choice(local, known, choice);
+            if picks.failover_missed() {
+                self.miss_failover(local, known);
+            }
             let Some(first) = picks.first().filter(|_| picks.probe()) else { break choice };
             probe = local.claim_probe(&known.name, first, now);
             if probe.is_some() || picks.lose_probe() {
@@ -111,6 +116,19 @@ impl<P: Proxy> Exchange<P> {
                     _ => "no endpoint is eligible",
                 };
             }
+        }
+    }
+
+    #[cold]
+    fn miss_failover(&mut self, local: &mut Local, known: &Known) {
+        const REASON: &str = "nobody eligible matches the failover";
+        local.counters.add(Count::FailoverMissed);
+        if self.decided.reason.is_empty() {
+            self.decided.reason = REASON;
+        }
+        if local.services.at_mut(known.at).is_some_and(Service::is_first_miss) {
+            let name = &known.name;
+            host::log(Level::Warn, &format!("pintle: failover of {name} is not applied: {REASON}"));
         }
     }
 

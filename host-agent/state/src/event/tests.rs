@@ -36,6 +36,8 @@ fn every_action_is_read_as_it_was_written() {
         (Action::Bypass(false), None),
         (Action::Shadow(true), Some(60)),
         (Action::Shadow(false), None),
+        (Action::Failover(Some(json!({"tag": "dr"}))), Some(60)),
+        (Action::Failover(None), None),
         (Action::Trace(Some(0.25)), Some(60)),
         (Action::Trace(None), None),
         (transition, Some(30)),
@@ -152,6 +154,11 @@ fn an_event_of_a_service_says_one_thing_and_says_it_whole() {
         (json!({"bypass": true, "policy": {}, "ttl": "1m"}), Err("action")),
         (json!({"bypass": "yes", "ttl": "1m"}), Err("field_type")),
         (json!({"mode": "off", "ttl": "1m"}), Err("field_type")),
+        (json!({"failover": {"tag": "a"}, "ttl": "1m"}), {
+            Ok(Action::Failover(Some(json!({"tag": "a"}))))
+        }),
+        (json!({"failover": null}), Ok(Action::Failover(None))),
+        (json!({"failover": "dr", "ttl": "1m"}), Err("field_type")),
         (json!({"ttl": "1m"}), Err("missing_field")),
     ] {
         assert_eq!(parse_data(data.clone()), read, "{data}");

@@ -39,7 +39,7 @@ fn transition(agent: &str, proxy: &str, to: BreakerState) -> (String, Action) {
 
 /// Few names, so that events collide.
 fn random_event(rng: &mut StdRng, sequence: u64, stream: u64) -> Event {
-    let (source, action) = match rng.random_range(0..18) {
+    let (source, action) = match rng.random_range(0..20) {
         0 | 1 => ("a".into(), Action::Drain),
         2 => ("a".into(), Action::Undrain),
         3 => ("a".into(), Action::Eject),
@@ -50,6 +50,8 @@ fn random_event(rng: &mut StdRng, sequence: u64, stream: u64) -> Event {
         8 => ("a".into(), Action::Policy(serde_json::json!({"n": rng.random_range(0..3)}))),
         9 => ("a".into(), Action::Trace(Some(f64::from(rng.random_range(0..3u8)) / 2.0))),
         14 | 15 => ("a".into(), Action::Bypass(rng.random())),
+        18 => ("a".into(), Action::Failover(Some(serde_json::json!({"tag": "dr"})))),
+        19 => ("a".into(), Action::Failover(None)),
         16 | 17 => ("a".into(), Action::Shadow(rng.random())),
         10 => transition("here", "p1", BreakerState::Open),
         11 => transition("there", "p1", BreakerState::Closed),
@@ -102,6 +104,7 @@ fn model(events: &[Event]) -> BTreeMap<String, String> {
             Action::Policy(_) => say("policy", Some("policy".into())),
             Action::Bypass(on) => say("bypass", on.then(|| "bypass".into())),
             Action::Shadow(on) => say("shadow", on.then(|| "shadow".into())),
+            Action::Failover(to) => say("failover", to.as_ref().map(|_| "failover".into())),
             Action::Trace(Some(ratio)) => say("trace", Some(format!("ratio {ratio}"))),
             Action::Transition { proxy, to, .. } if event.source != "here" => {
                 say(proxy, (*to == BreakerState::Open).then(|| "open".into()));
