@@ -43,6 +43,8 @@ pub struct Config {
     pub admin: AdminOptions,
     /// Endpoints with series of their own.
     pub max_endpoint_series: usize,
+    /// The fleet's name in metrics.
+    pub fleet: String,
     /// How to log.
     pub log: LogConfig,
     /// How long a shutdown may take.
@@ -245,14 +247,19 @@ impl Settings for Config {
         let drains = register.as_ref().is_none_or(|register| register.drain < deadline);
         keys.ensure(drains, "shutdown.deadline", "longer than register.drain");
         let socket = keys.section_or_default("socket", socket);
+        // 10,000 endpoints give about 60,000 series, a large but common size of one target.
+        let (max_endpoint_series, fleet) = keys
+            .section_with("metrics", |keys| {
+                let most = keys.whole("max_endpoints", 0..=100_000, 10_000);
+                (most, keys.text("fleet", 0..=100, String::new()))
+            })
+            .unwrap_or_else(|| (10_000, String::new()));
         Self {
             admin: keys.section_or_default("admin", |keys| admin(keys, agent, &socket.path)),
             socket,
             tcp: keys.section_with("tcp", tcp),
-            max_endpoint_series: keys.section_or_default("metrics", |keys| {
-                // 10,000 endpoints give about 60,000 series, a large but common size of one target.
-                keys.whole("max_endpoints", 0..=100_000, 10_000)
-            }),
+            max_endpoint_series,
+            fleet,
             log: keys.section_or_default("log", LogConfig::read),
             deadline,
             register,

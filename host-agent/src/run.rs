@@ -34,7 +34,7 @@ use crate::serve::admin::view::Given;
 use crate::serve::admin::{self, Admin, Parts, Recent, Release, Releasing};
 use crate::serve::descriptors;
 use crate::serve::eds::Eds;
-use crate::serve::metrics::{Metrics, Served};
+use crate::serve::metrics::{Metrics, Names, Served};
 use crate::serve::quota::Quotas;
 use crate::serve::socket::Socket;
 use crate::serve::sync::Sync;
@@ -167,6 +167,7 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
                 Arc::clone(&fleet),
                 Some(served.clone()),
                 config.max_endpoint_series,
+                Names { agent: config.sources.agent.clone(), fleet: config.fleet.clone() },
             ),
             recent,
             release: Box::new(running.updates.clone()),
@@ -343,7 +344,10 @@ fn reload(
         ("admin", old.admin != fresh.admin),
         ("register", old.register != fresh.register),
         ("log.format", old.log.format != fresh.log.format),
-        ("metrics", old.max_endpoint_series != fresh.max_endpoint_series),
+        (
+            "metrics",
+            (old.max_endpoint_series, &old.fleet) != (fresh.max_endpoint_series, &fresh.fleet),
+        ),
         ("shutdown.deadline", old.deadline != fresh.deadline),
     ];
     let fixed = fixed.into_iter().filter_map(|(section, changed)| changed.then_some(section));

@@ -48,7 +48,7 @@ fn expressions(panel: &Value) -> Vec<String> {
     let written = targets.map(|target| target["expr"].as_str().expect("an expression"));
     written
         .map(|expression| {
-            let variables = ["$service", "$agent", "$envoy"].into_iter();
+            let variables = ["$service", "$fleet", "$agent", "$envoy"].into_iter();
             let expression = expression.replace("$__rate_interval", "10s");
             variables.fold(expression, |text, variable| text.replace(variable, ".*"))
         })
@@ -60,7 +60,9 @@ fn expressions(panel: &Value) -> Vec<String> {
 fn metrics(expression: &str) -> BTreeSet<String> {
     let mut depth = 0;
     let mut outside = String::new();
-    for c in expression.chars() {
+    // Every other piece is within quotes.
+    let unquoted: String = expression.split('"').step_by(2).collect();
+    for c in unquoted.chars() {
         depth += i32::from("{[".contains(c)) - i32::from("}]".contains(c));
         if depth == 0 {
             outside.push(c);
@@ -68,7 +70,9 @@ fn metrics(expression: &str) -> BTreeSet<String> {
     }
     let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let words = outside.split_inclusive(|c| !part(c));
-    let named = words.filter(|word| word.contains('_') && !word.ends_with('('));
+    let named = words.filter(|word| {
+        word.contains('_') && !word.ends_with('(') && !word.starts_with("exported_")
+    });
     named.map(|word| word.trim_end_matches(|c| !part(c)).to_owned()).collect()
 }
 
@@ -108,6 +112,41 @@ fn promtool_passes_the_alerts_and_their_tests_name_each() {
         }
         assert!(rule["for"].is_string(), "{rule}");
         assert!(matches!(severity.as_str(), Some("critical" | "warning")), "{rule}");
+    }
+}
+
+/// The operator's rules are the same, and its monitors ask for ports that the agent has.
+#[test]
+fn what_is_shipped_for_the_operator_is_what_is_tested() {
+    let file = |name: &str| {
+        let path = tools::root().join("envoy/kubernetes").join(name);
+        let text = std::fs::read_to_string(path).expect("a shipped file");
+        let documents = serde_yaml_ng::Deserializer::from_str(&text);
+        let read = documents.map(|it| serde::Deserialize::deserialize(it).expect("YAML"));
+        read.collect::<Vec<Value>>()
+    };
+    let plain: Value = serde_yaml_ng::from_str(&text(ALERTS)).expect("YAML");
+    let [rule] = &file("alerts.yaml")[..] else { panic!("one PrometheusRule") };
+    assert_eq!(rule["kind"], "PrometheusRule");
+    assert_eq!(rule["spec"]["groups"], plain["groups"], "the rules of grafana/alerts.yaml");
+    let (monitors, agent) = (file("monitoring.yaml"), file("agent.yaml"));
+    let kind = |kind: &str| monitors.iter().find(|it| it["kind"] == kind).expect("it is there");
+    let endpoint = &kind("ServiceMonitor")["spec"]["endpoints"][0];
+    assert_eq!(endpoint["honorLabels"], true);
+    assert_eq!(endpoint["port"], kind("Service")["spec"]["ports"][0]["name"]);
+    let pods = agent.iter().find(|it| it["kind"] == "DaemonSet").expect("the agents");
+    let template = &pods["spec"]["template"];
+    let port = &template["spec"]["containers"][0]["ports"][0];
+    assert_eq!(kind("Service")["spec"]["ports"][0]["targetPort"], port["name"]);
+    assert_eq!(kind("Service")["spec"]["selector"], template["metadata"]["labels"]);
+    assert_eq!(kind("PodMonitor")["spec"]["podMetricsEndpoints"][0]["path"], "/stats/prometheus");
+    let page = std::fs::read_to_string(tools::root().join("docs/troubleshooting.md"));
+    let page = page.expect("the page");
+    for rule in rules() {
+        let name = rule["alert"].as_str().expect("a name");
+        let link = format!("docs/troubleshooting.md#{}", name.to_lowercase());
+        assert_eq!(rule["annotations"]["runbook_url"], link.as_str());
+        assert!(page.contains(&format!("\n## {name}\n")), "no section for {name}");
     }
 }
 

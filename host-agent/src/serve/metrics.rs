@@ -47,7 +47,17 @@ struct Scrape {
     fleet: Arc<Fleet>,
     socket: Option<Served>,
     max_endpoints: usize,
+    names: Names,
     started: SystemTime,
+}
+
+/// What the agent is called, for joins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// The agent's name.
+    pub agent: String,
+    /// Its fleet's.
+    pub fleet: String,
 }
 
 /// How the proxies' server does.
@@ -68,6 +78,7 @@ impl Metrics {
         fleet: Arc<Fleet>,
         socket: Option<Served>,
         max_endpoints: usize,
+        names: Names,
     ) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Scrape {
@@ -76,6 +87,7 @@ impl Metrics {
             fleet,
             socket,
             max_endpoints,
+            names,
             started: SystemTime::now(),
         }));
         Self { registry }
@@ -215,7 +227,7 @@ impl Collector for Scrape {
         if let Some(socket) = &self.socket {
             served(out, socket)?;
         }
-        process(out, self.started)
+        process(out, self.started, &self.names)
     }
 }
 
@@ -570,6 +582,11 @@ fn proxies(out: &mut Out<'_>, view: &View) -> fmt::Result {
         "Workers of the connected Envoys that spoke lately.",
         connected().map(|proxy| proxy.workers.len()).sum::<usize>() as f64,
     )?;
+    out.gauge(
+        "pintle_workers_expected",
+        "Workers that the connected Envoys say they have.",
+        connected().map(|proxy| f64::from(proxy.expected)).sum(),
+    )?;
     out.counters(
         "pintle_frames_refused",
         "Messages of proxies, or parts of them, that were refused.",
@@ -613,7 +630,7 @@ fn served(out: &mut Out<'_>, socket: &Served) -> fmt::Result {
     )
 }
 
-fn process(out: &mut Out<'_>, started: SystemTime) -> fmt::Result {
+fn process(out: &mut Out<'_>, started: SystemTime, names: &Names) -> fmt::Result {
     let started = started.duration_since(SystemTime::UNIX_EPOCH);
     out.gauge(
         "process_start_time_seconds",
@@ -629,6 +646,16 @@ fn process(out: &mut Out<'_>, started: SystemTime) -> fmt::Result {
         "pintle_build_info",
         "1; the label is the version.",
         [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)],
+    )?;
+    let labels = vec![
+        ("agent", names.agent.as_str()),
+        ("fleet", names.fleet.as_str()),
+        ("version", env!("CARGO_PKG_VERSION")),
+    ];
+    out.gauges(
+        "pintle_agent_info",
+        "1; the labels are the agent's name, its fleet's (metrics.fleet) and its version.",
+        [(labels, 1.0)],
     )
 }
 

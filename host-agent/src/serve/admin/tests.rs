@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::link::{Activities, Activity, Reported, Sources};
+use crate::serve::metrics::Names;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -228,6 +229,7 @@ impl Made {
                     Arc::clone(&fleet),
                     None,
                     100,
+                    Names::default(),
                 ),
                 snapshots: rx,
                 sources: sources_rx,

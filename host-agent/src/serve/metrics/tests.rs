@@ -117,7 +117,14 @@ fn made(max_endpoints: usize) -> Made {
     fleet.received("p", Up::Transition(transition), When::now());
     fleet.refused("checksum");
     Made {
-        metrics: Metrics::new(rx, sources_rx, Arc::clone(&fleet), None, max_endpoints),
+        metrics: Metrics::new(
+            rx,
+            sources_rx,
+            Arc::clone(&fleet),
+            None,
+            max_endpoints,
+            Names::default(),
+        ),
         snapshots,
         fleet,
         _reported: reported,
