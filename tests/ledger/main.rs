@@ -84,7 +84,9 @@ async fn run(rows: Vec<Row>, oldest: bool) {
         for number in 0..row.endpoints + row.strays {
             let upstream = Upstream::start(&format!("{}-{number}", row.name)).await;
             if number < row.endpoints {
+                let version = row.versions.get(number).copied().unwrap_or("1");
                 let instance = Instance::new(row.name, upstream.name(), upstream.addr());
+                let instance = instance.metadata("version", version);
                 written = Some(etcd.register(&instance).await.expect("a registration"));
             }
             upstreams.push(upstream);

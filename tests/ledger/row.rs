@@ -38,6 +38,8 @@ pub struct Row {
     pub traffic: u8,
     /// Upstreams that are registered.
     pub endpoints: usize,
+    /// The metadata `version` of those, in their order.
+    pub versions: &'static [&'static str],
     /// Upstreams behind them that are not.
     pub strays: usize,
     pub configure: Box<Configure>,
@@ -65,6 +67,7 @@ impl Row {
             name,
             traffic,
             endpoints: 1,
+            versions: &[],
             strays: 0,
             configure: Box::new(|config, _| config),
             drive: Box::new(move |site| drive(site).boxed()),
@@ -92,6 +95,10 @@ impl Row {
         configure: impl Fn(EnvoyConfig, &[Upstream]) -> EnvoyConfig + Send + Sync + 'static,
     ) -> Self {
         Self { configure: Box::new(configure), ..self }
+    }
+
+    pub fn versions(self, versions: &'static [&'static str]) -> Self {
+        Self { versions, ..self }
     }
 
     pub fn strays(self, strays: usize) -> Self {

@@ -166,14 +166,20 @@ fn a_policy_that_cannot_be_read_leaves_the_one_before() {
 }
 
 #[test]
-fn a_subset_is_asked_for_by_header_or_by_the_route() {
+fn a_subset_is_asked_for_by_header_by_the_route_or_before_both_by_the_cluster() {
     let mut run = run_with(ALL);
     let mut all = endpoints(4);
     all[3].metadata = vec![("version".to_owned(), "v2".to_owned())];
     let policy = r#"{"select": {"subset": [{"header": "x-version", "metadata": "version"}]}}"#;
     run.table_with("orders", all, policy);
     let path = ["xds", "route_metadata", "filter_metadata", "pintle", "subset", "version"];
-    for request in [get("orders").header("x-version", "v2"), get("orders").property(&path, "v2")] {
+    let of_cluster = ["xds", "cluster_metadata", "filter_metadata", "pintle", "subset", "version"];
+    for request in [
+        get("orders").header("x-version", "v2"),
+        get("orders").property(&path, "v2"),
+        get("orders").property(&of_cluster, "v2"),
+        get("orders").property(&of_cluster, "v2").property(&path, "v1").header("x-version", "v1"),
+    ] {
         for _ in 0..20 {
             assert!(
                 list(&ask(&mut run, request.clone())).iter().all(|entry| entry == "10.0.0.4:80")

@@ -1,7 +1,7 @@
 //! Endpoints by tag and metadata, as a request asks for them.
 //!
-//! The policy lists selectors; a request that brings a value for one, by its header or by a route's
-//! rule, gets only endpoints that have it, and several asked for must all be there. Values are interned
+//! The policy lists selectors; a request that brings a value for one, by its header or by the rule of
+//! its route or cluster, gets only endpoints that have it, and several asked for must all be there. Values are interned
 //! when the table changes, so a request costs one binary search per selector and can't make
 //! anything grow: a value that no endpoint has leads to the fallback without being remembered, and pools
 //! are built only for combinations that some endpoint has, at most [`MAX_POOLS`] at a time.
@@ -75,8 +75,14 @@ impl<'a> Wants<'a> {
         wants
     }
 
-    /// Adds what a route's rule asks for; at most [`MAX_SELECTORS`] in all.
+    /// Adds what a route's or cluster's rule asks for, in the place of what a header asks of the same
+    /// selector; at most [`MAX_SELECTORS`] in all.
     pub fn push(&mut self, want: Want<'a>) {
+        let read = self.items.iter_mut().take(self.len);
+        if let Some(same) = read.into_iter().find(|read| read.selector == want.selector) {
+            *same = want;
+            return;
+        }
         if let Some(place) = self.items.get_mut(self.len) {
             *place = want;
             self.len += 1;

@@ -61,6 +61,8 @@ pub(crate) trait Proxy {
     fn cluster_service(&self) -> Option<Vec<u8>>;
     /// `filter_metadata.pintle.service` of the route.
     fn route_service(&self) -> Option<Vec<u8>>;
+    /// The value of `key` in `filter_metadata.pintle.subset` of the cluster.
+    fn cluster_subset(&self, key: &str) -> Option<Vec<u8>>;
     /// The value of `key` in `filter_metadata.pintle.subset` of the route.
     fn route_subset(&self, key: &str) -> Option<Vec<u8>>;
     /// The client's address and port.

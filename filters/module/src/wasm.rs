@@ -8,7 +8,8 @@ use crate::boundary::{Headers, LocalResponse, Proxy, Refused};
 const CLUSTER: &[u8] = b"xds\0cluster_name";
 const CLUSTER_SERVICE: &[u8] = b"xds\0cluster_metadata\0filter_metadata\0pintle\0service";
 const ROUTE_SERVICE: &[u8] = b"xds\0route_metadata\0filter_metadata\0pintle\0service";
-/// With the metadata key of a subset behind it.
+/// With the metadata key of a subset behind it, as the next.
+const CLUSTER_SUBSET: &[u8] = b"xds\0cluster_metadata\0filter_metadata\0pintle\0subset\0";
 const ROUTE_SUBSET: &[u8] = b"xds\0route_metadata\0filter_metadata\0pintle\0subset\0";
 const SOURCE_ADDRESS: &[u8] = b"source\0address";
 const UPSTREAM_ADDRESS: &[u8] = b"upstream\0address";
@@ -98,6 +99,10 @@ impl Proxy for Wasm {
 
     fn route_service(&self) -> Option<Vec<u8>> {
         host::property(ROUTE_SERVICE).ok()
+    }
+
+    fn cluster_subset(&self, key: &str) -> Option<Vec<u8>> {
+        host::property(&[CLUSTER_SUBSET, key.as_bytes()].concat()).ok()
     }
 
     fn route_subset(&self, key: &str) -> Option<Vec<u8>> {

@@ -27,6 +27,38 @@ pub fn rows() -> Vec<Row> {
         .placed(|config, upstreams| config.static_hosts("canary", &[upstreams[3].addr()]))
         .opens(&[3])
         .followed(Followed::Elsewhere),
+        // Each version has a cluster of its own, which says so; a header chooses the route.
+        Row::new("canary-cluster", 14, |site| async move {
+            site.upstreams[3].always("status/503");
+            for _ in 0..12 {
+                assert_eq!(site.get("ok").await, 200);
+                let mut request = site.request("GET", "ok");
+                request.headers_mut().insert("x-canary", "1".parse().expect("a value"));
+                assert_eq!(site.send(request).await.status, 503);
+            }
+        })
+        .endpoints(4)
+        .versions(&["1", "1", "1", "2"])
+        .placed(|config, upstreams| {
+            let addrs: Vec<_> = upstreams.iter().map(Upstream::addr).collect();
+            let mut config = config
+                .static_hosts("canary-cluster", &addrs[..3])
+                .service("canary-2")
+                .static_hosts("canary-2", &addrs[3..]);
+            for (name, version) in [("canary-cluster", "1"), ("canary-2", "2")] {
+                config.cluster(name)["metadata"]["filter_metadata"]["pintle"] =
+                    json!({"service": "canary-cluster", "subset": {"version": version}});
+            }
+            let host = host(&mut config, "canary-cluster");
+            let mut canary = host["routes"][0].clone();
+            canary["name"] = json!("canary");
+            canary["match"]["headers"] = json!([{"name": "x-canary", "present_match": true}]);
+            canary["route"]["cluster"] = json!("canary-2");
+            host["routes"].as_array_mut().expect("routes").insert(0, canary);
+            let select = json!({"select": {"subset": [{"metadata": "version"}]}});
+            policy(config, "canary-cluster", select)
+        })
+        .opens(&[3]),
         Row::new("stray", 10, |site| async move {
             site.upstreams[2].always("status/503");
             site.gets(12, "ok", 503).await;

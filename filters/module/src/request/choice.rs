@@ -57,7 +57,7 @@ impl<P: Proxy> Exchange<P> {
         let question = Question::read(policy, &self.proxy, headers);
         let key = pintle_balance::hash_key(policy, &question, &mut local.rng);
         let mut wants = Wants::read(policy, &question);
-        for (selector, value) in &question.route {
+        for (selector, value) in &question.metadata {
             wants.push(Want { selector: *selector, value });
         }
         let pin = policy.sticky.as_ref().and_then(|sticky| pintle_balance::pin(sticky, &question));

@@ -55,8 +55,8 @@ fn without_brackets(host: &[u8]) -> &[u8] {
 pub(super) struct Question<'a, H> {
     headers: &'a H,
     source: Option<Vec<u8>>,
-    /// Values that the route's metadata ask for, by selector.
-    pub(super) route: Vec<(usize, Vec<u8>)>,
+    /// Values that the cluster's or the route's metadata ask for, by selector.
+    pub(super) metadata: Vec<(usize, Vec<u8>)>,
 }
 
 impl<'a, H: Headers> Question<'a, H> {
@@ -72,17 +72,19 @@ impl<'a, H: Headers> Question<'a, H> {
             .then(|| proxy.source_address())
             .flatten()
             .map(|address| without_brackets(without_port(&address)).to_vec());
-        let mut route = Vec::new();
+        let mut metadata = Vec::new();
         for (index, selector) in policy.subset.iter().enumerate() {
             let asked =
                 headers.get(selector.header.as_bytes()).is_some_and(|asks| !asks.is_empty());
-            if let pintle_balance::SelectorTarget::Metadata(key) = &selector.with
-                && !asked
-            {
-                route.extend(proxy.route_subset(key).map(|value| (index, value)));
+            if let pintle_balance::SelectorTarget::Metadata(key) = &selector.with {
+                // A cluster's members are all that it can reach, whatever the request or the route asks.
+                let cluster = proxy.cluster_subset(key);
+                let found =
+                    if asked { cluster } else { cluster.or_else(|| proxy.route_subset(key)) };
+                metadata.extend(found.map(|value| (index, value)));
             }
         }
-        Self { headers, source, route }
+        Self { headers, source, metadata }
     }
 }
 
