@@ -9,6 +9,7 @@
 //! | `commands` | the command line, and `pintle check` |
 //! | `check` | mistakes that are planted, and what `pintle check` says of them |
 //! | `page` | the status page in a browser |
+//! | `pages` | what `docs/by-hand.md` says to type |
 //! | `observe` | the alerts and the dashboard, on a Prometheus |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
 //! | `switches` | a service that is bypassed or in shadow, by a command and back |
@@ -25,6 +26,7 @@ mod istio;
 mod minute;
 mod observe;
 mod page;
+mod pages;
 mod support;
 mod switches;
 mod way;

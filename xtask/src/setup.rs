@@ -13,9 +13,10 @@ use crate::shell::{output, run};
 const WASM: &str = "wasm32-wasip1";
 
 /// A binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(&str, &str, &str); 7] = [
+const PACKAGES: [(&str, &str, &str); 8] = [
     ("protoc", "PROTOC", "protobuf-compiler"),
     ("etcd", "ETCD", "etcd-server"),
+    ("etcdctl", "ETCDCTL", "etcd-client"),
     ("nats-server", "NATS_SERVER", "nats-server"),
     ("prometheus", "PROMETHEUS", "prometheus"),
     ("promtool", "PROMTOOL", "prometheus"),

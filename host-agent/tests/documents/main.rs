@@ -7,5 +7,6 @@
     reason = "a test, helpers included"
 )]
 
+mod blocks;
 mod configuration;
 mod pages;

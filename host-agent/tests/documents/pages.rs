@@ -11,7 +11,7 @@ use serde_json::Value;
 const FOLDERS: [&str; 4] = ["", "docs", "docs/migration", "envoy"];
 
 /// Every page, by its path below the root.
-fn pages() -> Vec<(PathBuf, String)> {
+pub(crate) fn pages() -> Vec<(PathBuf, String)> {
     let root = tools::root();
     let files = FOLDERS.iter().flat_map(|folder| fs::read_dir(root.join(folder)).unwrap());
     let paths = files.map(|file| file.unwrap().path());
