@@ -9,6 +9,7 @@
 
 mod check;
 mod client;
+mod explain;
 mod fleet;
 mod init;
 mod orders;
@@ -134,6 +135,11 @@ enum Command {
         pintle services --watch --sort trouble\n  \
         pintle services --rejected --output json")]
     Services(ServicesArgs),
+    /// Says which endpoints a service's requests go to, and why not to the others.
+    #[command(after_help = "Examples:\n  pintle explain orders\n  \
+        pintle explain orders --metadata version=2 --output json\n\n\
+        As the agent knows it: a proxy has a zone and layers of policy of its own.")]
+    Explain(ExplainArgs),
     /// Shows the breakers that are not closed, and why.
     #[command(after_help = "Examples:\n  pintle breakers\n  pintle breakers --all --output json")]
     Breakers(BreakersArgs),
@@ -402,6 +408,20 @@ enum PolicyCommand {
         /// JSON; - is standard input.
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// The service.
+    service: String,
+    /// KEY=VALUE that a request asks for; repeatable.
+    #[arg(long, value_name = "KEY=VALUE")]
+    metadata: Vec<String>,
+    /// A tag that a request asks for; repeatable.
+    #[arg(long)]
+    tag: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -702,6 +722,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         }),
         Command::Check(args) => check::check(&args, json).await,
         Command::Services(args) => reads::services(&args, json).await,
+        Command::Explain(args) => explain::run(&args, json).await,
         Command::Breakers(args) => reads::breakers(&args, json).await,
         Command::Events(args) => reads::events(&args, json).await,
         Command::Release(args) => release::release(&args, json).await,

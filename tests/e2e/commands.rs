@@ -83,6 +83,8 @@ async fn every_command_does_what_it_says() {
     done(&["undrain", "orders/orders-1", "--nats", &nats]).await;
     assert_eventually!(PATIENCE, asked.endpoint("orders-1").await["health"] == "healthy");
 
+    let explained = asked.table(&["explain", "orders"]).await;
+    assert!(explained.contains("2 of 2 endpoints are candidates, by"), "{explained}");
     assert!(asked.table(&["breakers"]).await.contains("All breakers are closed."));
     done(&["breaker", "force-open", "orders/orders-2", "--ttl", "10m", "--nats", &nats]).await;
     assert_eventually!(

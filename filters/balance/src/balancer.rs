@@ -19,7 +19,7 @@ use crate::pool::Pool;
 use crate::slow_start::{self, STEP};
 use crate::sticky::Pin;
 use crate::subset::{Index, Key};
-use crate::tier::MAX_PRIORITY;
+use crate::tier::tier_of;
 use crate::types::Verdict;
 use crate::workers::Workers;
 
@@ -387,11 +387,9 @@ impl Balancer {
     }
 }
 
-/// The metadata key `priority`; what is no number is the first.
 fn priority(endpoint: &Endpoint) -> u8 {
     let priority = endpoint.metadata.iter().find(|(key, _)| key == "priority");
-    let priority = priority.and_then(|(_, value)| value.parse::<u32>().ok());
-    priority.map_or(0, |priority| u8::try_from(priority).unwrap_or(u8::MAX)).min(MAX_PRIORITY)
+    tier_of(priority.map(|(_, value)| value.as_str()))
 }
 
 #[cfg(test)]

@@ -56,4 +56,5 @@ pub use policy::{
 pub use rand::rngs::Xoshiro256PlusPlus as Dice;
 pub use sticky::{Pin, pin};
 pub use subset::{Want, Wants};
+pub use tier::{tier_of, tier_shares};
 pub use types::{Choice, Nothing, Picks, Request, Sample, Ticket, Verdict};

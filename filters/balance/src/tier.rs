@@ -17,7 +17,7 @@ use crate::load::State;
 use crate::zone;
 
 /// The highest `priority`: Envoy's bound.
-pub(crate) const MAX_PRIORITY: u8 = 128;
+const MAX_PRIORITY: u8 = 128;
 /// Envoy's `overprovisioning_factor`, in percent.
 const OVERPROVISIONED: u32 = 140;
 
@@ -136,25 +136,9 @@ impl Spill {
 
     /// Of eligible endpoints and all that count, by tier.
     fn of_parts(parts: &[(u32, u32)]) -> Self {
-        let takes = |&(open, counted): &(u32, u32)| {
-            let percent = u64::from(OVERPROVISIONED) * u64::from(open);
-            percent.checked_div(u64::from(counted)).map_or(0, |percent| percent.min(100) as u32)
-        };
-        let takes: Vec<u32> = parts.iter().map(takes).collect();
-        let provision = takes.iter().sum::<u32>().min(100);
-        if provision == 0 || takes.first() == Some(&100) || takes.len() < 2 {
+        let (loads, provision) = loads(parts);
+        if provision == 0 || loads.len() < 2 || loads.first() == Some(&100) {
             return Self { up_to: Vec::new(), provision };
-        }
-        let mut left = 100;
-        let mut loads: Vec<u32> = Vec::with_capacity(takes.len());
-        for takes in &takes {
-            let load = (takes * 100 / provision).min(left);
-            left -= load;
-            loads.push(load);
-        }
-        // What rounding leaves goes to the first that takes any.
-        if let Some(first) = loads.iter_mut().zip(&takes).find(|(_, takes)| **takes > 0) {
-            *first.0 += left;
         }
         let mut sum = 0;
         let up_to = loads.into_iter().map(|load| {
@@ -175,6 +159,43 @@ impl Spill {
         let roll = (bits % 100) as u32 + 1;
         self.up_to.iter().position(|up_to| roll <= *up_to).unwrap_or(0)
     }
+}
+
+/// What of a service's requests goes to each tier, in percent, where so many of so many endpoints that count
+/// are eligible; all to the first where nobody is.
+#[must_use]
+pub fn tier_shares(parts: &[(u32, u32)]) -> Vec<u32> {
+    loads(parts).0
+}
+
+/// The same, and what all tiers together can take, at most 100.
+fn loads(parts: &[(u32, u32)]) -> (Vec<u32>, u32) {
+    let takes = |&(open, counted): &(u32, u32)| {
+        let percent = u64::from(OVERPROVISIONED) * u64::from(open);
+        percent.checked_div(u64::from(counted)).map_or(0, |percent| percent.min(100) as u32)
+    };
+    let takes: Vec<u32> = parts.iter().map(takes).collect();
+    let provision = takes.iter().sum::<u32>().min(100);
+    let mut left = 100_u32;
+    let load = |takes: &u32| {
+        let load = (takes * 100).checked_div(provision).unwrap_or(0).min(left);
+        left -= load;
+        load
+    };
+    let mut loads: Vec<u32> = takes.iter().map(load).collect();
+    // What rounding leaves goes to the first that takes any.
+    let first = takes.iter().position(|takes| *takes > 0).unwrap_or(0);
+    if let Some(first) = loads.get_mut(first) {
+        *first += left;
+    }
+    (loads, provision)
+}
+
+/// The tier that an endpoint's metadata `priority` names; what is no number is the first.
+#[must_use]
+pub fn tier_of(priority: Option<&str>) -> u8 {
+    let priority = priority.and_then(|text| text.parse::<u32>().ok());
+    priority.map_or(0, |priority| u8::try_from(priority).unwrap_or(u8::MAX)).min(MAX_PRIORITY)
 }
 
 #[cfg(test)]

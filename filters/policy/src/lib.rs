@@ -11,6 +11,8 @@
 mod config;
 mod switches;
 
+pub use pintle_balance as select;
+
 pub use config::{Config, Pattern, Select, Source, Unknown, Via};
 use pintle_settings::{Invalid, MAX_DEPTH, Section, Settings};
 use serde_json::{Map, Value};
