@@ -9,7 +9,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use pintle_harness::{Outcome, Request, RequestBuilder, Thread};
 use prost::Message as _;
 
-use crate::support::{ALL, Run, endpoints, get, list};
+use crate::support::{ALL, Run, builder, endpoints, get, list};
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -113,6 +113,25 @@ fn what_is_not_sampled_is_not_exported() {
     run.table("orders", endpoints(3));
     send(&mut run, get("orders"));
     assert_eq!(spans(&mut run, Duration::from_secs(2)).len(), 1, "the ratio is back");
+}
+
+/// Whatever stands in the configuration, Envoy shows at its admin address.
+#[test]
+fn the_collector_s_headers_come_from_the_environment() {
+    let headers = r#""headers": {"authorization": {"env": "OTLP_AUTH"}, "x-none": {"env": "NONE"},
+        "x-odd": {"env": "ODD"}}, "service_name""#;
+    let configuration = EXPORTING.replace("\"service_name\"", headers);
+    let envoy = builder(&configuration).env("OTLP_AUTH", "Bearer secret").env("ODD", "a\nb");
+    let mut run = Run::of(envoy.build().expect("the module starts"));
+    run.table("orders", endpoints(1));
+    send(&mut run, get("orders"));
+    run.envoy.advance(Duration::from_secs(2));
+    let call = run.envoy.cluster("otel").next_call().expect("a batch");
+    assert_eq!(call.metadata().text("authorization").as_deref(), Some("Bearer secret"));
+    assert_eq!(call.metadata().text("x-none").or(call.metadata().text("x-odd")), None);
+    let logs = format!("{:?}", run.envoy.logs());
+    assert!(logs.contains("NONE is not passed") && logs.contains("ODD is not"), "{logs}");
+    assert!(!logs.contains("secret"), "{logs}");
 }
 
 #[test]

@@ -426,6 +426,7 @@ pub fn grpc_call(
     cluster: &str,
     service: &str,
     method: &str,
+    metadata: Vec<(&str, &[u8])>,
     message: &[u8],
     timeout: Duration,
 ) -> Result<Token> {
@@ -433,7 +434,7 @@ pub fn grpc_call(
         cluster,
         service,
         method,
-        Vec::new(),
+        metadata,
         Some(message),
         timeout,
     )

@@ -147,6 +147,8 @@ pub struct Export {
     pub retries: u32,
     /// Whether spans carry `url.query`.
     pub query: bool,
+    /// Headers of each call: the name, and the variable of the environment that has the value.
+    pub headers: Box<[(Box<str>, Box<str>)]>,
 }
 
 const SPANS: [(&str, Spans); 3] =
@@ -228,6 +230,9 @@ impl Settings for Export {
         let queue = keys.whole("queue", 1..=65_536, 2048);
         let batch = keys.whole("batch", 1..=4096, 512);
         keys.ensure(batch <= queue, "batch", "at most queue");
+        // A refusal says what it found, and what stands here may be a secret.
+        let headers = keys.parse("headers", HEADERS, |value| Some(headers(value)));
+        keys.ensure(headers != Some(None), "headers", HEADERS);
         let lasting = MILLISECOND.saturating_mul(50)..=MINUTE;
         Self {
             cluster: text(keys, "cluster"),
@@ -241,8 +246,33 @@ impl Settings for Export {
             timeout: keys.duration("timeout", lasting, SECOND.saturating_mul(5)),
             retries: keys.whole("retries", 0..=10, 5),
             query: keys.flag("query", false),
+            headers: headers.flatten().unwrap_or_default(),
         }
     }
+}
+
+/// What [`headers`] takes. Envoy shows a plugin's configuration to whoever asks its admin address.
+const HEADERS: &str = "an object of at most 8 header names in lower case, each with {\"env\": \
+    \"VARIABLE\"}: a value stands in the environment alone";
+
+/// Names of headers and of the variables with their values.
+fn headers(value: &serde_json::Value) -> Option<Box<[(Box<str>, Box<str>)]>> {
+    let is_name = |name: &str| {
+        let token = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
+        let ours = name.starts_with("grpc-") || ["te", "content-type", "host"].contains(&name);
+        (1..=MAX_TEXT).contains(&name.len()) && name.bytes().all(token) && !ours
+    };
+    let is_variable = |name: &str| {
+        let letter = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        (1..=MAX_TEXT).contains(&name.len()) && name.bytes().all(letter)
+    };
+    let header = |(name, value): (&String, &serde_json::Value)| {
+        let value = value.as_object().filter(|keys| keys.len() == 1)?;
+        let variable = value.get("env")?.as_str().filter(|name| is_variable(name))?;
+        is_name(name).then(|| (name.as_str().into(), variable.into()))
+    };
+    let headers = value.as_object().filter(|headers| headers.len() <= 8)?;
+    headers.iter().map(header).collect()
 }
 
 /// The further attributes, names and values of 1 to [`MAX_TEXT`] bytes.

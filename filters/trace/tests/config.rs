@@ -78,6 +78,15 @@ fn a_wrong_configuration_names_the_field_and_what_it_accepts() {
         ),
         (export(r#""batches": 1"#), "unknown key trace.export.batches"),
         (export(r#""batch": 0"#), "export.batch must be a whole number from 1 to 4096, found 0"),
+        (
+            export(r#""headers": {"authorization": "Bearer secret"}"#),
+            "export.headers must be an object of at most 8 header names in lower case, each with \
+             {\"env\": \"VARIABLE\"}: a value stands in the environment alone",
+        ),
+        (export(r#""headers": {"Authorization": {"env": "A"}}"#), "export.headers must be"),
+        (export(r#""headers": {"grpc-timeout": {"env": "A"}}"#), "export.headers must be"),
+        (export(r#""headers": {"a": {"env": "A", "value": "b"}}"#), "export.headers must be"),
+        (export(r#""headers": {"a": {"env": ""}}"#), "export.headers must be"),
         (export(r#""batch": 100, "queue": 99"#), "export.batch must be at most queue"),
         (
             export(r#""queue": 65537"#),

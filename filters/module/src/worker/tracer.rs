@@ -5,9 +5,9 @@
 use std::hash::{BuildHasher, RandomState};
 
 use pintle_contract::Now;
-use pintle_hostcalls as host;
+use pintle_hostcalls::{self as host, Level};
 use pintle_policy::Config;
-use pintle_trace::{Answer, Counts, Edits, Exporter, Span};
+use pintle_trace::{Answer, Counts, Edits, Export, Exporter, Span};
 use rand::Rng;
 
 use crate::counters::{Count, Counters};
@@ -19,6 +19,8 @@ pub(crate) struct Tracer {
     /// Whether the last request brought a trace context, as the next one then probably does.
     pub(crate) continued: bool,
     exporter: Option<Exporter>,
+    /// Of each call to the collector.
+    headers: Vec<(Box<str>, String)>,
     /// The call that carries the exporter's batch.
     call: Option<u32>,
 }
@@ -27,7 +29,9 @@ impl Tracer {
     pub(crate) fn new(config: &Config) -> Self {
         let seed = RandomState::new().hash_one(1u8);
         let exporter = config.trace.as_ref().and_then(|trace| Exporter::new(trace, seed));
-        Self { edits: Edits::new(), continued: false, exporter, call: None }
+        let export = config.trace.as_ref().and_then(|trace| trace.export());
+        let headers = export.map(headers).unwrap_or_default();
+        Self { edits: Edits::new(), continued: false, exporter, headers, call: None }
     }
 
     /// Queues a span. Of a full queue one is dropped and counted.
@@ -52,7 +56,10 @@ impl Tracer {
         let before = exporter.counts();
         if let Some(batch) = exporter.poll(now) {
             let (service, method) = (pintle_trace::SERVICE, pintle_trace::METHOD);
-            match host::grpc_call(&export.cluster, service, method, batch, export.timeout) {
+            let headers = self.headers.iter().map(|(name, value)| (&**name, value.as_bytes()));
+            let headers = headers.collect();
+            match host::grpc_call(&export.cluster, service, method, headers, batch, export.timeout)
+            {
                 Ok(token) => self.call = Some(token),
                 Err(_) => exporter.on_answer(Answer::Retry, now),
             }
@@ -83,6 +90,26 @@ impl Tracer {
             self.export(config, now, counters);
         }
     }
+}
+
+/// Reads the values, which Envoy's `host_env_keys` pass. Without one the header is left out, and said so.
+fn headers(export: &Export) -> Vec<(Box<str>, String)> {
+    let header = |(name, variable): &(Box<str>, Box<str>)| {
+        let value = std::env::var(&**variable).ok();
+        let is_text = |value: &String| {
+            !value.is_empty() && value.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+        };
+        let value = value.filter(is_text);
+        if value.is_none() {
+            let what = format!(
+                "pintle: no header {name} for the collector: {variable} is not passed by \
+                 host_env_keys, or no text"
+            );
+            host::log(Level::Warn, &what);
+        }
+        Some((name.clone(), value?))
+    };
+    export.headers.iter().filter_map(header).collect()
 }
 
 fn count(before: Counts, after: Counts, counters: &mut Counters) {
