@@ -48,7 +48,7 @@ async fn the_page_shows_an_installation_at_work() {
         "pintle undrain orders/orders-3",
         "endpoint: drain",
         "consecutive failures",
-        "pintle breaker force-close orders/orders-dead",
+        "pintle breaker clear orders/orders-dead",
         "newest",
         // Two workers and Envoy's main thread.
         "3 of 3",

@@ -66,6 +66,19 @@ pub struct MinuteView {
     pub not_followed: u64,
 }
 
+impl MinuteView {
+    /// Adds another service's.
+    pub fn add(&mut self, other: &Self) {
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.requests, other.requests);
+        add(&mut self.errors, other.errors);
+        add(&mut self.timed, other.timed);
+        add(&mut self.latency_sum_us, other.latency_sum_us);
+        add(&mut self.panics, other.panics);
+        add(&mut self.no_endpoint, other.no_endpoint);
+    }
+}
+
 /// One endpoint over all proxies.
 #[derive(Clone, Debug, Default)]
 pub struct EndpointView {

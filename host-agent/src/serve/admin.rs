@@ -12,7 +12,7 @@
 //! | `/healthz` | the process lives |
 //! | `/readyz` | what is wrong; 503 without a snapshot, a source that speaks, or Envoys that take it |
 //! | `/metrics` | OpenMetrics, or Prometheus text |
-//! | `/v1/services?after=&limit=&endpoints=`, `/v1/services/{name}` | tables and their traffic |
+//! | `/v1/services?after=&contains=&limit=&endpoints=`, `/v1/services/{name}` | tables and their traffic |
 //! | `/v1/policies/{name}` | a service's policy, and which layer each key is from |
 //! | `/v1/agent` | what the agent was given, and how its servers do |
 //! | `/v1/breakers?all=`, `/v1/proxies`, `/v1/sources` | who holds what open; versions; connections |
@@ -55,7 +55,7 @@ pub use recent::Recent;
 use view::{
     AgentJson, BreakersJson, Given, HeldJson, HeldRowJson, OverlayJson, OverlaysJson, PolicyJson,
     ProxiesJson, ProxyJson, ReadyJson, RejectedJson, RejectedRowJson, ReleasedJson, ServiceJson,
-    ServicesJson, SourcesJson, StateJson,
+    ServicesJson, SourcesJson, StateJson, TotalsJson,
 };
 
 use super::descriptors;
@@ -261,10 +261,12 @@ impl Admin {
         }
         let snapshot = self.snapshot();
         let view = self.inner.fleet.view(When::now());
+        let (totals, services) = TotalsJson::of(&snapshot, &view, ON_PAGE);
         let state = StateJson {
             agent: self.inner.options.agent.clone(),
             ready: ReadyJson::of(&snapshot, &self.condition(&snapshot, &view.proxies)),
-            services: ServicesJson::of(&snapshot, &view, None, ON_PAGE, true),
+            totals,
+            services,
             proxies: view.proxies.iter().map(ProxyJson::of).collect(),
             held: snapshot.held.iter().take(ON_PAGE).map(HeldRowJson::of).collect(),
             overlays: snapshot.overlays.iter().take(ON_PAGE).map(OverlayJson::of).collect(),
@@ -330,6 +332,7 @@ async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
 #[serde(deny_unknown_fields)]
 struct ServicesQuery {
     after: Option<String>,
+    contains: Option<String>,
     limit: Option<usize>,
     endpoints: Option<bool>,
 }
@@ -344,6 +347,7 @@ async fn services(State(admin): State<Admin>, Query(query): Query<ServicesQuery>
         &admin.snapshot(),
         &view,
         query.after.as_deref(),
+        query.contains.as_deref().unwrap_or_default(),
         limit,
         query.endpoints.unwrap_or(true),
     ))

@@ -10,6 +10,7 @@ mod policy;
 mod proxies;
 mod services;
 mod sources;
+mod totals;
 
 use std::time::{Duration, SystemTime};
 
@@ -29,6 +30,7 @@ pub use policy::{LayerJson, PolicyJson};
 pub use proxies::{ProxiesJson, ProxyJson, WorkerJson};
 pub use services::{EndpointJson, MinuteJson, ServiceJson, ServicesJson};
 pub use sources::{SourceJson, SourcesJson};
+pub use totals::TotalsJson;
 
 use crate::condition::Condition;
 use crate::fleet;
@@ -87,7 +89,9 @@ pub struct StateJson {
     pub agent: String,
     /// Readiness.
     pub ready: ReadyJson,
-    /// Services, as many as a page can show.
+    /// Counts over all services.
+    pub totals: TotalsJson,
+    /// Services, as many as a page can show, the worst first.
     pub services: ServicesJson,
     /// Envoys.
     pub proxies: Vec<ProxyJson>,

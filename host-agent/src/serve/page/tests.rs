@@ -25,7 +25,12 @@ async fn the_page_shows_what_the_agent_knows() {
         "eu-1b",
         "open on envoy-1",
         "5 consecutive failures",
-        "pintle breaker force-close orders/orders-2 --ttl 5m",
+        "pintle breaker clear orders/orders-2",
+        "Last minute: ",
+        "since start: ",
+        "Services in trouble",
+        "not closed",
+        "Only what is wrong",
         "draining",
         "pintle undrain orders/orders-3",
         "89 %",
@@ -58,7 +63,7 @@ async fn it_can_be_looked_at_wide_narrow_and_dark() {
     for (name, size, dark) in [
         ("wide.png", (1280, 1500), false),
         ("dark.png", (1280, 1500), true),
-        ("narrow.png", (500, 1800), false),
+        ("narrow.png", (390, 1800), false),
     ] {
         browser::picture(&url(&made), &dir.join(name), size, dark, 60_000).await.unwrap();
     }

@@ -28,18 +28,22 @@ pub struct ServicesJson {
 }
 
 impl ServicesJson {
-    /// At most `limit` services after the name `after`; with their endpoints when asked for.
+    /// At most `limit` services after the name `after`, of those with `contains` in their name, whatever
+    /// its case; with their endpoints when asked for.
     #[must_use]
     pub fn of(
         snapshot: &Snapshot,
         view: &View,
         after: Option<&str>,
+        contains: &str,
         limit: usize,
         endpoints: bool,
     ) -> Self {
         use std::ops::Bound;
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut rest = snapshot.services.range::<str, _>((from, Bound::Unbounded));
+        let contains = contains.to_lowercase();
+        let rest = snapshot.services.range::<str, _>((from, Bound::Unbounded));
+        let mut rest = rest.filter(|(name, _)| name.to_lowercase().contains(&contains));
         let services: Vec<ServiceJson> = rest
             .by_ref()
             .take(limit)
@@ -152,7 +156,7 @@ pub struct MinuteJson {
 }
 
 impl MinuteJson {
-    fn of(view: &MinuteView) -> Self {
+    pub(super) fn of(view: &MinuteView) -> Self {
         let mean = view.latency_sum_us as f64 / view.timed as f64 / 1_000.0;
         Self {
             requests: view.requests,
@@ -238,7 +242,7 @@ impl EndpointJson {
     }
 }
 
-fn round(value: f64) -> f64 {
+pub(super) fn round(value: f64) -> f64 {
     (value * 1_000.0).round() / 1_000.0
 }
 
