@@ -100,6 +100,9 @@ enum Step {
     Order(u8, u16),
 }
 
+/// Where a record keeps no field, and nothing is read.
+const UNUSED: std::ops::Range<usize> = 76..84;
+
 /// Bytes as somebody who has the codec would write them.
 pub(crate) fn written(bytes: &[u8]) -> Vec<u8> {
     let mut record = vec![0; RECORD_BYTES];
@@ -107,6 +110,7 @@ pub(crate) fn written(bytes: &[u8]) -> Vec<u8> {
     for (to, from) in record[5..RECORD_BYTES - 8].iter_mut().zip(bytes) {
         *to = *from;
     }
+    record[UNUSED].fill(0);
     let checksum = xxh64(&record[..RECORD_BYTES - 8], 0);
     record[RECORD_BYTES - 8..].copy_from_slice(&checksum.to_le_bytes());
     record

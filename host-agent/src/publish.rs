@@ -169,7 +169,6 @@ pub(crate) fn start(
     let (orders, inbox) = mpsc::channel(ORDERS);
     let updates = Updates(orders);
     let (trials, prober) = probe::start(updates.clone(), shutdown.clone());
-    tasks.spawn("prober", prober);
     let (snapshots, reader) = watch::channel(state.snapshot());
     let publisher = Publisher {
         state,
@@ -187,6 +186,7 @@ pub(crate) fn start(
         pulse: tasks.pulse("publisher"),
     };
     tasks.spawn("publisher", publisher.run(inbox, shutdown));
+    tasks.spawn("prober", prober);
     (updates, reader)
 }
 

@@ -19,7 +19,7 @@ use pintle_state::Snapshot;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::EX_SOFTWARE;
@@ -212,19 +212,34 @@ pub async fn run(origin: Origin) -> Result<(), RunError> {
     Ok(ended?)
 }
 
-/// The first task of the agent to end, which none does while it serves.
+/// What ends by another's end has ended by then.
+const MOMENT: Duration = Duration::from_millis(100);
+
+/// The task of the agent that ended first, which none does while it serves. Others may end because it
+/// did, and be seen before it: of those that end within a moment it is one with a reason, or else the
+/// one that was started first.
 async fn first(
     sources: &mut Tasks,
     servers: &mut Tasks,
     readers: &mut Tasks,
     registered: &mut Tasks,
 ) -> Ended {
-    tokio::select! {
-        ended = sources.ended() => ended,
-        ended = servers.ended() => ended,
-        ended = readers.ended() => ended,
-        ended = registered.ended() => ended,
+    let mut next = async || {
+        tokio::select! {
+            ended = sources.ended() => ended,
+            ended = servers.ended() => ended,
+            ended = readers.ended() => ended,
+            ended = registered.ended() => ended,
+        }
+    };
+    let mut first = next().await;
+    let moment = Instant::now() + MOMENT;
+    while let Ok(other) = timeout_at(moment, next()).await {
+        if other.precedes(&first) {
+            first = other;
+        }
     }
+    first
 }
 
 /// Ends the process: an orderly end would wait for the very task that stands still.

@@ -10,6 +10,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::{Id, JoinError, JoinSet};
@@ -34,6 +35,20 @@ pub struct Ended {
     pub task: &'static str,
     /// Why.
     pub why: Why,
+    /// Tasks are numbered as they are started.
+    number: u64,
+}
+
+impl Ended {
+    /// Whether this is rather the cause of the other's end than the other way round.
+    #[must_use]
+    pub const fn precedes(&self, other: &Self) -> bool {
+        match (self.why.is_none(), other.why.is_none()) {
+            (false, true) => true,
+            (true, false) => false,
+            _ => self.number < other.number,
+        }
+    }
 }
 
 /// Why a task ended.
@@ -66,6 +81,10 @@ impl fmt::Display for Why {
 }
 
 impl Why {
+    const fn is_none(&self) -> bool {
+        matches!(self, Self::Returned)
+    }
+
     fn of(ended: Result<Result<(), Failure>, JoinError>) -> Self {
         match ended {
             Ok(Ok(())) => Self::Returned,
@@ -88,7 +107,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
 #[derive(Debug, Default)]
 pub struct Tasks {
     running: JoinSet<Result<(), Failure>>,
-    names: HashMap<Id, &'static str>,
+    names: HashMap<Id, (u64, &'static str)>,
     pulses: Vec<(&'static str, Pulse)>,
 }
 
@@ -115,7 +134,9 @@ impl Tasks {
     ) {
         let task = fault::inject(name, async { task.await.map_err(Into::into) });
         let handle = self.running.spawn(task);
-        self.names.insert(handle.id(), name);
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        self.names.insert(handle.id(), (number, name));
     }
 
     /// The signs of life that the task of this name is going to give.
@@ -140,15 +161,15 @@ impl Tasks {
             Ok((id, done)) => (id, Ok(done)),
             Err(error) => (error.id(), Err(error)),
         };
-        let task = self.names.remove(&id).unwrap_or("a task");
-        Ended { task, why: Why::of(ended) }
+        let (number, task) = self.names.remove(&id).unwrap_or((u64::MAX, "a task"));
+        Ended { task, why: Why::of(ended), number }
     }
 
     /// Waits until all have ended, which they do after shutdown; one that panics then is logged.
     pub async fn join(mut self) {
         while !self.running.is_empty() {
-            let Ended { task, why } = self.ended().await;
-            if !matches!(why, Why::Returned) {
+            let Ended { task, why, .. } = self.ended().await;
+            if !why.is_none() {
                 tracing::error!(task, "{why}");
             }
         }
@@ -185,7 +206,7 @@ pub async fn restarting<F>(
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     use super::*;
 
