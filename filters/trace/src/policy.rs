@@ -122,6 +122,9 @@ impl Config {
     }
 }
 
+/// Pairs of a name and what stands for it.
+type Names = Box<[(Box<str>, Box<str>)]>;
+
 /// Where and how spans are exported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
@@ -134,7 +137,7 @@ pub struct Export {
     /// Resource attribute `deployment.environment.name`.
     pub environment: Option<Box<str>>,
     /// Further resource attributes.
-    pub resource: Box<[(Box<str>, Box<str>)]>,
+    pub resource: Names,
     /// Spans in a batch, at most.
     pub batch: usize,
     /// Time after which a batch that is not full goes out.
@@ -148,7 +151,7 @@ pub struct Export {
     /// Whether spans carry `url.query`.
     pub query: bool,
     /// Headers of each call: the name, and the variable of the environment that has the value.
-    pub headers: Box<[(Box<str>, Box<str>)]>,
+    pub headers: Names,
 }
 
 const SPANS: [(&str, Spans); 3] =
@@ -256,7 +259,7 @@ const HEADERS: &str = "an object of at most 8 header names in lower case, each w
     \"VARIABLE\"}: a value stands in the environment alone";
 
 /// Names of headers and of the variables with their values.
-fn headers(value: &serde_json::Value) -> Option<Box<[(Box<str>, Box<str>)]>> {
+fn headers(value: &serde_json::Value) -> Option<Names> {
     let is_name = |name: &str| {
         let token = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
         let ours = name.starts_with("grpc-") || ["te", "content-type", "host"].contains(&name);
@@ -276,7 +279,7 @@ fn headers(value: &serde_json::Value) -> Option<Box<[(Box<str>, Box<str>)]>> {
 }
 
 /// The further attributes, names and values of 1 to [`MAX_TEXT`] bytes.
-fn resource(keys: &mut Section) -> Box<[(Box<str>, Box<str>)]> {
+fn resource(keys: &mut Section) -> Names {
     let attributes: BTreeMap<String, String> = keys.labels("resource", 32).unwrap_or_default();
     let long = |text: &str| !(1..=MAX_TEXT).contains(&text.len());
     let good = !attributes.iter().any(|(key, value)| long(key) || long(value));
