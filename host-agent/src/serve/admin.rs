@@ -357,7 +357,7 @@ async fn services(State(admin): State<Admin>, Query(query): Query<ServicesQuery>
 async fn service(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
     let snapshot = admin.snapshot();
     let Some(service) = snapshot.services.get(&name) else {
-        return fail(StatusCode::NOT_FOUND, "no such service");
+        return fail(StatusCode::NOT_FOUND, "no service of this name is registered here");
     };
     let view = admin.inner.fleet.view(When::now());
     Json(ServiceJson::of(service, view.services.get(&name), true)).into_response()
@@ -366,7 +366,7 @@ async fn service(State(admin): State<Admin>, Path(name): Path<String>) -> Respon
 async fn policy(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
     match admin.snapshot().services.get(&name) {
         Some(service) => Json(PolicyJson::of(service)).into_response(),
-        None => fail(StatusCode::NOT_FOUND, "no such service"),
+        None => fail(StatusCode::NOT_FOUND, "no service of this name is registered here"),
     }
 }
 

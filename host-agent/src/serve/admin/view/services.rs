@@ -243,7 +243,8 @@ impl EndpointJson {
 }
 
 pub(super) fn round(value: f64) -> f64 {
-    (value * 1_000.0).round() / 1_000.0
+    // Zero has no sign here: a rate that has died down is not -0.
+    (value * 1_000.0).round() / 1_000.0 + 0.0
 }
 
 fn health(health: Health) -> &'static str {
