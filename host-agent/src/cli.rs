@@ -32,14 +32,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 pub use check::{Code, Finding, State, judge};
 
 use crate::config::{ADMIN, ConfigError, Flags, LogFormat};
+use crate::exit::{EX_NO, EX_SOFTWARE, EX_UNAVAILABLE, EX_USAGE};
 use crate::run::{self, Origin, RunError};
-
-/// Exit codes, after sysexits.h.
-const EX_NO: u8 = 1;
-const EX_USAGE: u8 = 64;
-const EX_UNAVAILABLE: u8 = 69;
-/// A task of the agent ended, panicked or stood still.
-pub(crate) const EX_SOFTWARE: u8 = 70;
 
 /// Why a command ended without doing what it was asked.
 #[derive(Debug, thiserror::Error)]

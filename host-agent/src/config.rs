@@ -272,8 +272,11 @@ impl Settings for LogConfig {
     fn read(keys: &mut Section) -> Self {
         let default = Self::default();
         let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-        let level = keys.parse("level", crate::logs::LEVELS, |level| {
-            level.as_str().filter(|level| crate::logs::directives(level).is_ok()).map(str::to_owned)
+        let level = keys.parse("level", crate::log_level::LEVELS, |level| {
+            level
+                .as_str()
+                .filter(|level| crate::log_level::directives(level).is_ok())
+                .map(str::to_owned)
         });
         Self {
             format: keys.word("format", &formats, default.format),

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use tracing::callsite::Identifier;
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::filter::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
@@ -24,6 +23,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{LogConfig, LogFormat};
+use crate::log_level::directives;
 
 /// How often what was left out is said.
 pub const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -51,25 +51,6 @@ impl std::fmt::Debug for Logs {
         f.debug_struct("Logs").finish_non_exhaustive()
     }
 }
-
-/// A level or directives as a filter.
-///
-/// # Errors
-/// [`LEVELS`], and what is wrong.
-pub fn directives(level: &str) -> Result<EnvFilter, String> {
-    // The parser takes a lone word that is no level for the name of a target.
-    let lone = level.split(',').map(str::trim).find(|part| {
-        !part.contains(['=', '[']) && !part.is_empty() && part.parse::<LevelFilter>().is_err()
-    });
-    match lone {
-        Some(lone) => Err(format!("{LEVELS}: {lone:?} is no level")),
-        None => EnvFilter::builder().parse(level).map_err(|error| format!("{LEVELS}: {error}")),
-    }
-}
-
-/// What a level may be.
-pub(crate) const LEVELS: &str =
-    "error, warn, info, debug, trace, or directives like info,pintle_agent=debug";
 
 /// Begins to log to standard error.
 ///

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::publish::Updates;
+use crate::updates::Updates;
 
 /// Trials on their way, at most: few enough for the descriptors of a small machine. Those beyond are
 /// tried later.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pintle_state::{Changes, Moment, Notice, Snapshot, State, Trial, Update};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,7 @@ use crate::disk::Disk;
 use crate::link::{Activities, Activity, Sources};
 use crate::probe::{self, MAX_TRIALS};
 use crate::tasks::{BEAT, Pulse, Tasks};
+use crate::updates::{Order, Updates};
 
 /// While changes keep coming, a service is published once in this time: close to seven times a second.
 const SERVICE_PACE: Duration = Duration::from_millis(150);
@@ -37,66 +38,8 @@ const DISK_PACE: Duration = Duration::from_secs(2);
 const DISK_RETRY: Duration = Duration::from_secs(5);
 /// A write that takes longer is said: a disk that does not answer is as bad as one that is full.
 const DISK_PATIENCE: Duration = Duration::from_secs(30);
-/// Orders that wait. Small, so that a flood is felt by its sender and not by everybody's latency.
-const ORDERS: usize = 64;
 /// Orders applied before tables are built.
 const BATCH: usize = 256;
-
-/// The state's task is gone: the agent is shutting down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the agent is shutting down")]
-pub struct Gone;
-
-struct Order {
-    update: Update,
-    done: Option<oneshot::Sender<Changes>>,
-}
-
-/// Where updates go.
-#[derive(Clone, Debug)]
-pub struct Updates(mpsc::Sender<Order>);
-
-impl std::fmt::Debug for Order {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Order").finish_non_exhaustive()
-    }
-}
-
-impl Updates {
-    /// Goes nowhere.
-    #[cfg(test)]
-    pub(crate) fn nowhere() -> Self {
-        Self(mpsc::channel(1).0)
-    }
-
-    /// Hands an update over; waits while the task is behind.
-    ///
-    /// # Errors
-    /// [`Gone`].
-    pub async fn send(&self, update: Update) -> Result<(), Gone> {
-        self.0.send(Order { update, done: None }).await.map_err(|_| Gone)
-    }
-
-    /// Hands an update over and waits until it is applied.
-    ///
-    /// # Errors
-    /// [`Gone`].
-    pub async fn apply(&self, update: Update) -> Result<Changes, Gone> {
-        let (done, changes) = oneshot::channel();
-        let order = Order { update, done: Some(done) };
-        self.0.send(order).await.map_err(|_| Gone)?;
-        changes.await.map_err(|_| Gone)
-    }
-
-    /// Confirms the removals held of a service (`pintle release`); how many endpoints went.
-    ///
-    /// # Errors
-    /// [`Gone`].
-    pub async fn release(&self, service: &str) -> Result<usize, Gone> {
-        let update = Update::Release { service: service.to_owned() };
-        self.apply(update).await.map(|changes| changes.released)
-    }
-}
 
 /// Reads both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -166,8 +109,7 @@ pub(crate) fn start(
     shutdown: CancellationToken,
     tasks: &mut Tasks,
 ) -> (Updates, watch::Receiver<Arc<Snapshot>>) {
-    let (orders, inbox) = mpsc::channel(ORDERS);
-    let updates = Updates(orders);
+    let (updates, inbox) = Updates::new();
     let (trials, prober) = probe::start(updates.clone(), shutdown.clone());
     let (snapshots, reader) = watch::channel(state.snapshot());
     let publisher = Publisher {

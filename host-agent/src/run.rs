@@ -22,13 +22,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::EX_SOFTWARE;
 use crate::condition::Condition;
 use crate::config::{Config, ConfigError, Flags};
+use crate::exit::EX_SOFTWARE;
 use crate::fleet::{Fleet, When};
 use crate::link::{Snapshots, SourcesWatch, Standing};
 use crate::logs::{self, Logs};
-use crate::publish::Updates;
 use crate::registration;
 use crate::serve::admin::view::Given;
 use crate::serve::admin::{self, Admin, Parts, Recent, Release, Releasing};
@@ -41,6 +40,7 @@ use crate::serve::sync::Sync;
 use crate::serve::transport::{Proxies, TlsFiles};
 use crate::source::{self, Running};
 use crate::tasks::{self, Ended, Pulse, Stalled, Tasks};
+use crate::updates::Updates;
 
 /// Where the configuration comes from, kept for SIGHUP.
 #[derive(Clone, Debug, Default)]

@@ -5,6 +5,7 @@
 //! This package must build on a machine that has nothing but Rust, because it is what installs the
 //! rest; so it depends on the fixtures' library and on nothing that wants protoc.
 
+mod counts;
 mod demo;
 mod dist;
 mod fuzz;

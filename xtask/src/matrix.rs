@@ -5,8 +5,8 @@ use std::path::Path;
 
 use pintle_tests::{Error, Result, tools};
 
+use crate::counts::counts;
 use crate::shell::run_reading;
-use crate::test::counts;
 
 /// The Envoys of PyPI that are tried, oldest first.
 pub const VERSIONS: [&str; 5] =

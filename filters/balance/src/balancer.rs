@@ -16,35 +16,17 @@ use crate::eligible::Field;
 use crate::load::{Clock, Load, State};
 use crate::policy::Policy;
 use crate::pool::Pool;
+use crate::site::Site;
 use crate::slow_start::{self, STEP};
 use crate::sticky::Pin;
 use crate::subset::{Index, Key};
 use crate::tier::tier_of;
-use crate::types::Verdict;
+use crate::verdict::Verdict;
 use crate::workers::Workers;
 
 mod limit;
 mod pick;
 mod traffic;
-
-/// What does not change between updates, of one endpoint.
-#[derive(Clone, Debug)]
-pub(crate) struct Site {
-    id: String,
-    pub(crate) address: SocketAddr,
-    /// As chosen by: the registered one, or 1 when the whole service has none.
-    pub(crate) weight: u32,
-    pub(crate) health: Health,
-    pub(crate) local: bool,
-    /// Its tier, 0 first.
-    pub(crate) priority: u8,
-    registered_at: Now,
-    verdict: Verdict,
-    key: u64,
-    pin: Pin,
-    /// The generation it came with.
-    born: u32,
-}
 
 /// The endpoints of one service, as one worker sees them.
 #[derive(Clone, Debug)]

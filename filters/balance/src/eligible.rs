@@ -16,12 +16,12 @@ use rand::seq::SliceRandom;
 
 use crate::Dice;
 use crate::alias::{Alias, scale};
-use crate::balancer::Site;
 use crate::load::{self, Clock, History, Load, LoadEntry, NEXT_LOOK, Service, State};
 use crate::looks::Looks;
 use crate::policy::{Policy, Strategy};
+use crate::site::Site;
+use crate::turns::Turns;
 use crate::types::Picks;
-use crate::weighted_round_robin::Turns;
 
 /// Rejections before the exact scan. With at least a quarter eligible, one draw in 100 gets there.
 const TRIES: usize = 16;
@@ -275,7 +275,7 @@ impl Deck {
         // Slow start comes here ten times a second: whoever is next stays next.
         let by_turns = matches!(strategy, Strategy::RoundRobin | Strategy::WeightedRoundRobin);
         if by_turns && (!self.built || self.table != table) {
-            self.turns = Turns::build(&table, field, seed);
+            self.turns = Turns::build(&table, |i| field.grains(i), seed);
             if !self.built {
                 self.turn = (seed >> 32) as usize;
             }

@@ -5,11 +5,11 @@
 
 use rand::Rng;
 
-use crate::balancer::Site;
 use crate::bounded::{Hashing, Placement};
 use crate::eligible::{Deck, Field};
 use crate::load::State;
 use crate::policy::Strategy;
+use crate::site::Site;
 use crate::subset::Key;
 use crate::tier::{Spill, Tier};
 use crate::types::Picks;

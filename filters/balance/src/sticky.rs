@@ -13,7 +13,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::hash::{RequestView, cookie_value};
 use crate::policy::{Cookie, Policy, Sticky};
-use crate::types::Verdict;
+use crate::verdict::Verdict;
 
 /// What a session carries: 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

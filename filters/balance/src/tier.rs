@@ -10,10 +10,10 @@
 
 use rand::Rng;
 
-use crate::balancer::Site;
 use crate::bounded::Hashing;
 use crate::eligible::{Deck, Field};
 use crate::load::State;
+use crate::site::Site;
 use crate::zone;
 
 /// The highest `priority`: Envoy's bound.

@@ -6,18 +6,6 @@ use crate::policy::MAX_ATTEMPTS;
 use crate::sticky::Pin;
 use crate::subset::Want;
 
-/// What the breaker says of an endpoint. It has applied its own ejection bound already.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Verdict {
-    /// Closed: takes traffic.
-    #[default]
-    Pass,
-    /// Open: takes none outside panic.
-    Blocked,
-    /// Half-open and owed a probe: named first, once, with [`Picks::probe`] set.
-    Probe,
-}
-
 /// What a request brings to its pick.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {

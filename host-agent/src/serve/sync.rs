@@ -40,8 +40,8 @@ pub use fence::{Fenced, Fences};
 
 use crate::fleet::{Fleet, When};
 use crate::link::Snapshots;
-use crate::publish::Updates;
 use crate::serve::gate::Caller;
+use crate::updates::Updates;
 use flow::Flows;
 
 /// How often a stream with nothing to say says so. The filters take three missed ones for silence.

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::publish::Updates;
+use crate::updates::Updates;
 
 /// Leases that are asked for after one change, at most; beyond it the endpoints are tried, which
 /// takes longer and comes to the same.

@@ -30,8 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
 use crate::link::{Activities, Outgoing, Snapshots, SourceStatus, Sources, SourcesWatch, Standing};
-use crate::publish::{self, Board, Clock, Updates};
+use crate::publish::{self, Board, Clock};
 use crate::tasks::{Tasks, Why, restarting};
+use crate::updates::Updates;
 
 mod config;
 pub mod etcd;

@@ -22,10 +22,9 @@ mod update;
 
 pub use overlay::MAX_OPINIONS;
 pub use saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedStream};
-pub use service::Tried;
 pub use snapshot::{Held, Overlay, PolicyLayer, Rejected, Service, Snapshot};
 pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{
     Change, Changes, FileService, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,
-    Settings, Trial, Unread, UnreadKey, Update, now_of,
+    Settings, Trial, Tried, Unread, UnreadKey, Update, now_of,
 };

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use pintle_contract::{Endpoint, Health};
 use serde_json::Value;
 
-use crate::update::{Moment, Protection};
+use crate::update::{Moment, Protection, Tried};
 
 mod departures;
 mod illness;
@@ -27,7 +27,6 @@ use illness::Illnesses;
 use registrations::Replaced;
 pub(crate) use registrations::{Origin, Registration, Registrations};
 use trials::Trials;
-pub use trials::Tried;
 
 #[derive(Debug, Default)]
 pub(crate) struct Service {

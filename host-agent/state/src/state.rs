@@ -22,9 +22,9 @@ use crate::entry::Reject;
 use crate::event::Event;
 use crate::overlay::{Overlays, Place};
 use crate::saved::SavedStream;
-use crate::service::{Context, Origin, Service as Model, Tried};
+use crate::service::{Context, Origin, Service as Model};
 use crate::snapshot::{PolicyLayer, Rejected, Service, Snapshot};
-use crate::update::{Changes, Moment, Notice, Outcome, Settings, Trial, Update};
+use crate::update::{Changes, Moment, Notice, Outcome, Settings, Trial, Tried, Update};
 
 mod lists;
 mod sources;

@@ -7,7 +7,6 @@ use pintle_contract::{AddressPolicy, Now};
 use serde_json::Value;
 
 use crate::event::Event;
-use crate::service::Tried;
 
 /// Checks a policy (a merge patch) against its schema; the error says what is wrong, in words.
 pub type PolicyCheck = fn(&Value) -> Result<(), String>;
@@ -216,6 +215,19 @@ pub struct Trial {
     pub service: String,
     /// Where.
     pub address: SocketAddr,
+}
+
+/// What came of a trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// The connection was accepted.
+    Accepted,
+    /// Nobody listens at the port.
+    Refused,
+    /// No answer within a second, or the network knows no way to the host.
+    Silent,
+    /// The agent could not try, for want of descriptors or ports.
+    Failed,
 }
 
 /// What became of an event.

@@ -7,8 +7,9 @@
 //! Full is not ill: it is no reason for a panic, and no panic sends anybody there. So an endpoint that is
 //! full stays what it is where endpoints are counted, and only those who draw see [`State::Full`].
 
-use super::{Balancer, Site};
+use super::Balancer;
 use crate::load::State;
+use crate::site::Site;
 
 impl Balancer {
     pub(super) const fn is_limited(&self) -> bool {

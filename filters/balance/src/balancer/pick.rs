@@ -8,11 +8,12 @@
 use pintle_contract::Now;
 use rand::Rng;
 
-use super::{Balancer, Site};
+use super::Balancer;
 use crate::bounded::Placement;
 use crate::load::State;
 use crate::policy::SubsetFallback;
 use crate::pool::Pool;
+use crate::site::Site;
 use crate::sticky;
 use crate::subset::{self, Key, MAX_POOLS};
 use crate::types::{Choice, Nothing, Picks, Request};

@@ -20,12 +20,12 @@ use tonic::transport::{Channel, Endpoint as Target};
 use super::flow::{BURST, FLOW, Flow};
 use super::*;
 use crate::link::Reported;
-use crate::publish::Updates;
 use crate::serve::eds::Eds;
 use crate::serve::gate::TOKEN_HEADER;
 use crate::serve::quota::Quotas;
 use crate::serve::socket::{Socket, SocketOptions};
 use crate::serve::transport::{IDLE_WITHIN, Proxies};
+use crate::updates::Updates;
 
 fn version(sequence: u64) -> Version {
     Version { epoch: 9, sequence }

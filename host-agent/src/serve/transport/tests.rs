@@ -10,8 +10,8 @@ use tokio::sync::broadcast;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::*;
-use crate::publish::Updates;
 use crate::serve::socket::SocketOptions;
+use crate::updates::Updates;
 
 struct Authority {
     pem: String,

@@ -7,25 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::update::Tried;
+
 /// From one trial of an address to the next.
 const EVERY: Duration = Duration::from_secs(1);
 /// A result that has not come by then is waited for no longer. A trial takes a second at most.
 const OVERDUE: Duration = Duration::from_secs(3);
 /// So many silent trials in a row are taken for a dead endpoint.
 pub(crate) const SILENT: u8 = 3;
-
-/// What came of a trial.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tried {
-    /// The connection was accepted.
-    Accepted,
-    /// Nobody listens at the port.
-    Refused,
-    /// No answer within a second, or the network knows no way to the host.
-    Silent,
-    /// The agent could not try, for want of descriptors or ports.
-    Failed,
-}
 
 #[derive(Debug, Default)]
 pub(crate) struct Trials {
