@@ -22,7 +22,7 @@ const NAMED: usize = 5;
 
 /// Something that keeps the agent from being well.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// There is nothing to serve.
     Nothing,
     /// What is served is from disk, and the registry has not confirmed it.
@@ -92,7 +92,7 @@ impl fmt::Display for Trouble {
 
 /// How the agent is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
+pub(crate) struct Condition {
     /// What is wrong, the worst first; empty when the agent is well.
     pub troubles: Vec<Trouble>,
 }
@@ -100,7 +100,12 @@ pub struct Condition {
 impl Condition {
     /// Of what is served, where it comes from and who takes it.
     #[must_use]
-    pub fn of(snapshot: &Snapshot, sources: &Sources, proxies: &[ProxyView], now: Instant) -> Self {
+    pub(crate) fn of(
+        snapshot: &Snapshot,
+        sources: &Sources,
+        proxies: &[ProxyView],
+        now: Instant,
+    ) -> Self {
         let mut troubles = Vec::new();
         if !is_loaded(snapshot) {
             troubles.push(Trouble::Nothing);
@@ -126,21 +131,21 @@ impl Condition {
 
     /// Whether there is anything to serve.
     #[must_use]
-    pub fn serves(&self) -> bool {
+    pub(crate) fn serves(&self) -> bool {
         !self.troubles.contains(&Trouble::Nothing)
     }
 
     /// Whether it can be relied upon: there is something to serve, the sources speak, and it is taken.
     /// What is from disk can, until the registry has had its time.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         let mild = |it: &Trouble| matches!(it, Trouble::Unconfirmed | Trouble::Refused { .. });
         self.troubles.iter().all(mild)
     }
 
     /// Whether what is served may be of the past.
     #[must_use]
-    pub fn is_stale(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         self.troubles.iter().any(|it| match it {
             Trouble::Unconfirmed | Trouble::Unlisted { .. } => true,
             Trouble::Silent { source, .. } => *source != "nats",
@@ -179,7 +184,7 @@ fn refused(snapshot: &Snapshot) -> impl Iterator<Item = Trouble> {
 
 /// The service in a key such as `/services/orders/orders-1`; the whole key where it has another form.
 #[must_use]
-pub fn service_of(key: &str) -> String {
+pub(crate) fn service_of(key: &str) -> String {
     let mut parts = key.rsplit('/');
     let last = parts.next().unwrap_or(key);
     parts.next().filter(|part| !part.is_empty()).unwrap_or(last).to_owned()

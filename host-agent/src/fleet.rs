@@ -21,7 +21,6 @@ mod ledger;
 mod minute;
 mod views;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -29,14 +28,14 @@ use pintle_contract::{Hello, Now, Transition, Up};
 use pintle_state::Snapshot;
 use tokio::sync::mpsc::error::TrySendError;
 
-pub use ledger::{Ledger, MAX_COUNTERS, MAX_PROXIES, MAX_WORKERS, PROPAGATION_BUCKETS};
-pub use views::{BreakerView, EndpointView, MinuteView, ProxyView, ServiceView, View, WorkerView};
+pub(crate) use ledger::{Ledger, PROPAGATION_BUCKETS};
+pub(crate) use views::{BreakerView, EndpointView, MinuteView, ProxyView, ServiceView, View};
 
 use crate::link::{Activities, Activity, Outgoing, Reported};
 
 /// One moment on both clocks: the monotonic one decides, the wall clock is shown.
 #[derive(Clone, Copy, Debug)]
-pub struct When {
+pub(crate) struct When {
     /// Decides what is old.
     pub mono: Instant,
     /// Shown to people, and compared with what other machines wrote.
@@ -46,14 +45,14 @@ pub struct When {
 impl When {
     /// This moment.
     #[must_use]
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self { mono: Instant::now(), wall: SystemTime::now() }
     }
 }
 
 /// The wall-clock time that a proxy stamped.
 #[must_use]
-pub fn wall(now: Now) -> SystemTime {
+pub(crate) fn wall(now: Now) -> SystemTime {
     SystemTime::UNIX_EPOCH
         .checked_add(std::time::Duration::from_nanos(now.0))
         .unwrap_or(SystemTime::UNIX_EPOCH)
@@ -61,7 +60,7 @@ pub fn wall(now: Now) -> SystemTime {
 
 /// The shared handle on the [`Ledger`].
 #[derive(Debug)]
-pub struct Fleet {
+pub(crate) struct Fleet {
     ledger: Mutex<Ledger>,
     activities: Activities,
     outgoing: Outgoing,
@@ -70,7 +69,7 @@ pub struct Fleet {
 impl Fleet {
     /// An empty ledger; transitions that proxies observed go to `outgoing`.
     #[must_use]
-    pub fn new(activities: Activities, outgoing: Outgoing) -> Self {
+    pub(crate) fn new(activities: Activities, outgoing: Outgoing) -> Self {
         Self { ledger: Mutex::new(Ledger::default()), activities, outgoing }
     }
 
@@ -81,12 +80,12 @@ impl Fleet {
     }
 
     /// A newer snapshot: what may be counted, and what is on its way to the workers.
-    pub fn published(&self, snapshot: &Arc<Snapshot>, when: When) {
+    pub(crate) fn published(&self, snapshot: &Arc<Snapshot>, when: When) {
         self.ledger().published(snapshot, when);
     }
 
     /// A stream has opened. False when there are [`MAX_PROXIES`] already, all of them connected.
-    pub fn connected(&self, hello: &Hello, peer: &str, when: When) -> bool {
+    pub(crate) fn connected(&self, hello: &Hello, peer: &str, when: When) -> bool {
         let fresh = self.ledger().connected(hello, peer, when);
         if fresh {
             self.tell("proxy", None, None, format!("{} connected", hello.proxy));
@@ -95,13 +94,13 @@ impl Fleet {
     }
 
     /// A stream has closed.
-    pub fn disconnected(&self, proxy: &str, when: When) {
+    pub(crate) fn disconnected(&self, proxy: &str, when: When) {
         self.ledger().disconnected(proxy, when);
         self.tell("proxy", None, None, format!("{proxy} disconnected"));
     }
 
     /// One message of a proxy, in whatever order it comes.
-    pub fn received(&self, proxy: &str, up: Up, when: When) {
+    pub(crate) fn received(&self, proxy: &str, up: Up, when: When) {
         match up {
             Up::Hello(_) => self.ledger().refused("unexpected_hello"),
             Up::Applied(applied) => self.ledger().applied(proxy, applied, when),
@@ -146,31 +145,25 @@ impl Fleet {
     }
 
     /// A frame that could not be used; `reason` is one of a fixed set of words.
-    pub fn refused(&self, reason: &'static str) {
+    pub(crate) fn refused(&self, reason: &'static str) {
         self.ledger().refused(reason);
     }
 
     /// Once a second: rates move on, what is silent for long is forgotten.
-    pub fn tick(&self, when: When) {
+    pub(crate) fn tick(&self, when: When) {
         self.ledger().tick(when);
     }
 
     /// Everything, added up, as of `when`.
     #[must_use]
-    pub fn view(&self, when: When) -> View {
+    pub(crate) fn view(&self, when: When) -> View {
         self.ledger().view(when)
     }
 
     /// The Envoys, as of `when`.
     #[must_use]
-    pub fn proxies(&self, when: When) -> Vec<ProxyView> {
+    pub(crate) fn proxies(&self, when: When) -> Vec<ProxyView> {
         self.ledger().proxies(when)
-    }
-
-    /// The breakers that are not closed, by (service, endpoint), and on which proxies.
-    #[must_use]
-    pub fn breakers(&self) -> BTreeMap<(String, String), Vec<BreakerView>> {
-        self.ledger().breakers(When::now())
     }
 
     fn tell(

@@ -7,7 +7,7 @@ use tracing_subscriber::filter::LevelFilter;
 ///
 /// # Errors
 /// [`LEVELS`], and what is wrong.
-pub fn directives(level: &str) -> Result<EnvFilter, String> {
+pub(crate) fn directives(level: &str) -> Result<EnvFilter, String> {
     // The parser takes a lone word that is no level for the name of a target.
     let lone = level.split(',').map(str::trim).find(|part| {
         !part.contains(['=', '[']) && !part.is_empty() && part.parse::<LevelFilter>().is_err()

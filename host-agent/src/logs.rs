@@ -26,7 +26,7 @@ use crate::config::{LogConfig, LogFormat};
 use crate::log_level::directives;
 
 /// How often what was left out is said.
-pub const REPORT_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const REPORT_EVERY: Duration = Duration::from_secs(10);
 const BURST: f64 = 50.0;
 const EVERY_SECOND: f64 = 5.0;
 /// Bytes of a line, at most.
@@ -41,7 +41,7 @@ const TRANSITIONS_EVERY_SECOND: f64 = 200.0;
 
 /// What can be changed while the agent runs.
 #[derive(Clone)]
-pub struct Logs {
+pub(crate) struct Logs {
     level: reload::Handle<EnvFilter, Registry>,
     limit: Limit,
 }
@@ -56,7 +56,7 @@ impl std::fmt::Debug for Logs {
 ///
 /// # Errors
 /// The level is not one, or logging has begun already.
-pub fn start(config: &LogConfig) -> Result<Logs, String> {
+pub(crate) fn start(config: &LogConfig) -> Result<Logs, String> {
     let (filter, level) = reload::Layer::new(directives(&config.level)?);
     let limit = Limit::default();
     let lines = tracing_subscriber::fmt::layer().with_writer(Escaped(io::stderr));
@@ -88,13 +88,13 @@ impl Logs {
     ///
     /// # Errors
     /// The level is not one.
-    pub fn reload(&self, config: &LogConfig) -> Result<(), String> {
+    pub(crate) fn reload(&self, config: &LogConfig) -> Result<(), String> {
         let filter = directives(&config.level)?;
         self.level.reload(filter).map_err(|error| error.to_string())
     }
 
     /// Says what was left out since the last time.
-    pub fn report(&self) {
+    pub(crate) fn report(&self) {
         for (message, left_out) in self.limit.take() {
             tracing::warn!(left_out, message, "repeated lines are left out");
         }

@@ -43,20 +43,20 @@ const BATCH: usize = 256;
 
 /// Reads both clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     start: Instant,
 }
 
 impl Clock {
     /// Starts now.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { start: Instant::now() }
     }
 
     /// Both clocks, now.
     #[must_use]
-    pub fn now(&self) -> Moment {
+    pub(crate) fn now(&self) -> Moment {
         Moment { wall: SystemTime::now(), mono: self.start.elapsed() }
     }
 

@@ -44,7 +44,7 @@ use crate::updates::Updates;
 
 /// Where the configuration comes from, kept for SIGHUP.
 #[derive(Clone, Debug, Default)]
-pub struct Origin {
+pub(crate) struct Origin {
     /// The file.
     pub file: Option<PathBuf>,
     /// Flags.
@@ -53,7 +53,7 @@ pub struct Origin {
 
 /// Why the agent could not start or go on.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     /// The configuration can't be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -88,7 +88,7 @@ impl Origin {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn load(&self) -> Result<Config, ConfigError> {
+    pub(crate) fn load(&self) -> Result<Config, ConfigError> {
         Config::load(self.file.as_deref(), environment(), &self.flags)
     }
 
@@ -96,7 +96,7 @@ impl Origin {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn part<T: Settings>(&self, name: &str) -> Result<T, ConfigError> {
+    pub(crate) fn part<T: Settings>(&self, name: &str) -> Result<T, ConfigError> {
         Config::part(name, self.file.as_deref(), environment(), &self.flags)
     }
 }
@@ -122,7 +122,7 @@ impl Release for Updates {
 ///
 /// # Errors
 /// [`RunError`].
-pub async fn run(origin: Origin) -> Result<(), RunError> {
+pub(crate) async fn run(origin: Origin) -> Result<(), RunError> {
     let config = origin.load()?;
     let logs = logs::start(&config.log).map_err(RunError::Logs)?;
     // Before anything answers: until it is heard, a SIGHUP would end the process.
@@ -427,6 +427,6 @@ impl Follow {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_policy(policy: &serde_json::Value) -> Result<(), String> {
+pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<(), String> {
     pintle_policy::Policy::check(policy).map_err(|error| error.to_string())
 }

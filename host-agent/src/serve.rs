@@ -8,13 +8,13 @@
 //! All of them read the same snapshots and the same [`crate::fleet::Fleet`]; none of them decides
 //! anything about endpoints.
 
-pub mod admin;
-pub mod descriptors;
-pub mod eds;
-pub mod gate;
-pub mod metrics;
-pub mod page;
-pub mod quota;
-pub mod socket;
-pub mod sync;
-pub mod transport;
+pub(crate) mod admin;
+pub(crate) mod descriptors;
+pub(crate) mod eds;
+pub(crate) mod gate;
+pub(crate) mod metrics;
+pub(crate) mod page;
+pub(crate) mod quota;
+pub(crate) mod socket;
+pub(crate) mod sync;
+pub(crate) mod transport;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 mod fault;
 mod watchdog;
 
-pub use watchdog::{BEAT, Pulse, Stalled, patience, watch};
+pub(crate) use watchdog::{BEAT, Pulse, Stalled, patience, watch};
 
 /// From the end of a source's task to its next start.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
@@ -178,7 +178,7 @@ impl Tasks {
 
 /// Runs what `start` makes until shutdown, and starts it again whenever it ends before: for tasks that
 /// find out by themselves where they were. `told` hears of each end.
-pub async fn restarting<F>(
+pub(crate) async fn restarting<F>(
     name: &'static str,
     shutdown: CancellationToken,
     told: impl Fn(&Why),

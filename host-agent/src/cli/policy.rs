@@ -117,7 +117,7 @@ fn read(file: &Path) -> Result<Value, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::admin::view::LayerJson;
+    use crate::serve::admin::view::policy::LayerJson;
 
     #[test]
     fn each_key_is_shown_with_the_layer_that_set_it() {

@@ -18,13 +18,13 @@ use super::views::{
 use super::{When, wall};
 
 /// Envoys on one agent; a machine runs a handful, and each costs a few kilobytes a service.
-pub const MAX_PROXIES: usize = 256;
+pub(crate) const MAX_PROXIES: usize = 256;
 /// Workers kept of one Envoy, the silent ones included, whose counts must not be taken twice.
-pub const MAX_WORKERS: usize = 512;
+pub(crate) const MAX_WORKERS: usize = 512;
 /// Names of module counters.
-pub const MAX_COUNTERS: usize = 128;
+pub(crate) const MAX_COUNTERS: usize = 128;
 /// Upper bounds of the propagation histogram, in seconds.
-pub const PROPAGATION_BUCKETS: [f64; 12] =
+pub(crate) const PROPAGATION_BUCKETS: [f64; 12] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 /// Workers report every second; ten missed and their gauges no longer hold.
@@ -46,7 +46,7 @@ const BUCKETS: usize = LATENCY_BUCKETS_MS.len() + 1;
 
 /// The sums, and per worker what has been counted into them.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     known: Arc<Snapshot>,
     services: HashMap<String, Service>,
     proxies: BTreeMap<String, Proxy>,
@@ -138,7 +138,7 @@ fn count(total: &mut u64, said: &mut u64, new: u64) {
 
 impl Ledger {
     /// A newer snapshot is out.
-    pub fn published(&mut self, snapshot: &Arc<Snapshot>, when: When) {
+    pub(crate) fn published(&mut self, snapshot: &Arc<Snapshot>, when: When) {
         for service in snapshot.services.values() {
             if service.table.version > self.known.version {
                 if self.in_transit.len() >= IN_TRANSIT {
@@ -162,7 +162,7 @@ impl Ledger {
     }
 
     /// A stream of `hello.proxy` has opened; false when there is no room for another proxy.
-    pub fn connected(&mut self, hello: &Hello, peer: &str, when: When) -> bool {
+    pub(crate) fn connected(&mut self, hello: &Hello, peer: &str, when: When) -> bool {
         if !self.proxies.contains_key(&hello.proxy) && self.proxies.len() >= MAX_PROXIES {
             let longest = self
                 .proxies
@@ -204,7 +204,7 @@ impl Ledger {
     }
 
     /// A stream of `proxy` has closed.
-    pub fn disconnected(&mut self, proxy: &str, when: When) {
+    pub(crate) fn disconnected(&mut self, proxy: &str, when: When) {
         if let Some(proxy) = self.proxies.get_mut(proxy) {
             proxy.streams = proxy.streams.saturating_sub(1);
             if proxy.streams == 0 {
@@ -215,7 +215,7 @@ impl Ledger {
     }
 
     /// Counts a refusal.
-    pub fn refused(&mut self, reason: &'static str) {
+    pub(crate) fn refused(&mut self, reason: &'static str) {
         let count = self.refused.entry(reason).or_default();
         *count = count.saturating_add(1);
     }
@@ -243,7 +243,7 @@ impl Ledger {
     }
 
     /// A worker has taken a version over.
-    pub fn applied(&mut self, proxy: &str, applied: Applied, when: When) {
+    pub(crate) fn applied(&mut self, proxy: &str, applied: Applied, when: When) {
         let Some(worker) = self.worker(proxy, applied.worker, when) else {
             return;
         };
@@ -288,7 +288,7 @@ impl Ledger {
     }
 
     /// What a worker has counted since it started.
-    pub fn report(&mut self, name: &str, report: &Report, when: When) {
+    pub(crate) fn report(&mut self, name: &str, report: &Report, when: When) {
         if self.worker(name, report.worker, when).is_none() {
             return;
         }
@@ -374,7 +374,7 @@ impl Ledger {
     }
 
     /// A breaker has changed; false when that was known, or the endpoint is not.
-    pub fn transition(&mut self, proxy: &str, transition: &Transition, when: When) -> bool {
+    pub(crate) fn transition(&mut self, proxy: &str, transition: &Transition, when: When) -> bool {
         if !self.proxies.contains_key(proxy) {
             self.refused("unknown_proxy");
             return false;
@@ -403,7 +403,7 @@ impl Ledger {
     }
 
     /// Once a second: rates move on, what is silent or absent for long is forgotten.
-    pub fn tick(&mut self, when: When) {
+    pub(crate) fn tick(&mut self, when: When) {
         let old = |since: Instant, limit| when.mono.saturating_duration_since(since) > limit;
         let gone: BTreeSet<String> = self
             .proxies
@@ -457,7 +457,7 @@ impl Ledger {
 
     /// Everything, added up.
     #[must_use]
-    pub fn view(&self, when: When) -> View {
+    pub(crate) fn view(&self, when: When) -> View {
         let mut services: BTreeMap<String, ServiceView> = self
             .services
             .iter()
@@ -508,7 +508,7 @@ impl Ledger {
 
     /// The Envoys by node id, as of `when`.
     #[must_use]
-    pub fn proxies(&self, when: When) -> Vec<ProxyView> {
+    pub(crate) fn proxies(&self, when: When) -> Vec<ProxyView> {
         let all = self.proxies.iter();
         all.map(|(name, proxy)| proxy.view(name, self.known.version, when)).collect()
     }
@@ -526,8 +526,8 @@ impl Ledger {
     }
 
     /// The breakers that are not closed.
-    #[must_use]
-    pub fn breakers(&self, when: When) -> BTreeMap<(String, String), Vec<BreakerView>> {
+    #[cfg(test)]
+    pub(crate) fn breakers(&self, when: When) -> BTreeMap<(String, String), Vec<BreakerView>> {
         let mut all = BTreeMap::new();
         for (name, service) in &self.services {
             let words = self.words(name);

@@ -12,6 +12,7 @@ use pintle_state::{Service, Snapshot};
 use proptest::prelude::*;
 use tokio::sync::{broadcast, mpsc};
 
+use super::ledger::{MAX_PROXIES, MAX_WORKERS};
 use super::*;
 
 fn version(sequence: u64) -> Version {

@@ -7,7 +7,7 @@ use pintle_contract::{BreakerState, Version};
 
 /// The sums of one moment.
 #[derive(Clone, Debug, Default)]
-pub struct View {
+pub(crate) struct View {
     /// By name; only services of the current snapshot.
     pub services: BTreeMap<String, ServiceView>,
     /// By node id.
@@ -24,7 +24,7 @@ pub struct View {
 
 /// One service over all proxies.
 #[derive(Clone, Debug, Default)]
-pub struct ServiceView {
+pub(crate) struct ServiceView {
     /// By index into [`pintle_contract::METHODS`] and status.
     pub requests: BTreeMap<(u8, u16), u64>,
     /// Per bucket, not cumulative over buckets.
@@ -49,7 +49,7 @@ pub struct ServiceView {
 
 /// The last minute of a service: 50 to 60 s, the last second included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MinuteView {
+pub(crate) struct MinuteView {
     /// Requests.
     pub requests: u64,
     /// Those of them that ended with 5xx or without a status.
@@ -68,7 +68,7 @@ pub struct MinuteView {
 
 impl MinuteView {
     /// Adds another service's.
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
         add(&mut self.requests, other.requests);
         add(&mut self.errors, other.errors);
@@ -81,7 +81,7 @@ impl MinuteView {
 
 /// One endpoint over all proxies.
 #[derive(Clone, Debug, Default)]
-pub struct EndpointView {
+pub(crate) struct EndpointView {
     /// Attempts sent there.
     pub requests: u64,
     /// Attempts that failed.
@@ -104,7 +104,7 @@ pub struct EndpointView {
 
 /// One endpoint's breaker on one proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BreakerView {
+pub(crate) struct BreakerView {
     /// Node id.
     pub proxy: String,
     /// Its state there.
@@ -123,7 +123,7 @@ pub struct BreakerView {
 
 /// One Envoy.
 #[derive(Clone, Debug)]
-pub struct ProxyView {
+pub(crate) struct ProxyView {
     /// Node id.
     pub proxy: String,
     /// Whether it holds a stream.
@@ -150,7 +150,7 @@ pub struct ProxyView {
 
 /// One worker VM.
 #[derive(Clone, Debug)]
-pub struct WorkerView {
+pub(crate) struct WorkerView {
     /// Its random id.
     pub worker: u64,
     /// The newest version it holds.

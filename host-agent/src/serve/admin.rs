@@ -28,7 +28,7 @@ mod deadline;
 mod events;
 mod listen;
 mod recent;
-pub mod view;
+pub(crate) mod view;
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -51,7 +51,7 @@ use tokio_util::sync::CancellationToken;
 use answers::{Answers, bounded};
 use events::events;
 use listen::Places;
-pub use recent::Recent;
+pub(crate) use recent::Recent;
 use view::{
     AgentJson, BreakersJson, Given, HeldJson, HeldRowJson, OverlayJson, OverlaysJson, PolicyJson,
     ProxiesJson, ProxyJson, ReadyJson, RejectedJson, RejectedRowJson, ReleasedJson, ServiceJson,
@@ -67,7 +67,7 @@ use crate::fleet::{Fleet, ProxyView, When};
 use crate::link::{Snapshots, SourcesWatch};
 
 /// The header that a request to change anything must carry, with any value.
-pub const REQUEST_HEADER: &str = "x-pintle-request";
+pub(crate) const REQUEST_HEADER: &str = "x-pintle-request";
 
 const MAX_STREAMS: usize = 32;
 /// Services in one answer, and rows of any other list.
@@ -80,13 +80,13 @@ const DEFAULT_SERVICES: usize = 100;
 const PAGE_EVERY: Duration = Duration::from_secs(1);
 
 /// Confirms held removals; the state's owner implements it.
-pub trait Release: Send + Sync {
+pub(crate) trait Release: Send + Sync {
     /// Lets the held removals of `service` take effect and says how many they were.
     fn release(&self, service: String) -> Releasing;
 }
 
 /// The answer to [`Release::release`]; an error is in words.
-pub type Releasing = Pin<Box<dyn Future<Output = Result<u64, String>> + Send>>;
+pub(crate) type Releasing = Pin<Box<dyn Future<Output = Result<u64, String>> + Send>>;
 
 /// Where the admin address listens and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ pub struct AdminOptions {
 
 /// Why the admin address could not be served.
 #[derive(Debug, thiserror::Error)]
-pub enum AdminError {
+pub(crate) enum AdminError {
     /// It would be open to the network.
     #[error(
         "admin.listen {0} is not a loopback address; set admin.allow_remote if that is meant \
@@ -122,7 +122,7 @@ pub enum AdminError {
 
 /// What the handlers share.
 #[derive(Clone)]
-pub struct Admin {
+pub(crate) struct Admin {
     inner: Arc<Inner>,
 }
 
@@ -145,7 +145,7 @@ struct Inner {
 }
 
 /// What it takes to answer.
-pub struct Parts {
+pub(crate) struct Parts {
     /// The newest snapshot.
     pub snapshots: Snapshots,
     /// The sources' states.
@@ -176,7 +176,7 @@ impl std::fmt::Debug for Admin {
 ///
 /// # Errors
 /// [`AdminError::Remote`] for an address that others reach, unless that is allowed.
-pub async fn bind(options: &AdminOptions) -> Result<TcpListener, AdminError> {
+pub(crate) async fn bind(options: &AdminOptions) -> Result<TcpListener, AdminError> {
     if !options.listen.ip().to_canonical().is_loopback() && !options.allow_remote {
         return Err(AdminError::Remote(options.listen));
     }
@@ -186,7 +186,7 @@ pub async fn bind(options: &AdminOptions) -> Result<TcpListener, AdminError> {
 impl Admin {
     /// The handlers' state.
     #[must_use]
-    pub fn new(options: AdminOptions, parts: Parts) -> Self {
+    pub(crate) fn new(options: AdminOptions, parts: Parts) -> Self {
         Self {
             inner: Arc::new(Inner {
                 options,
@@ -212,12 +212,12 @@ impl Admin {
     ///
     /// # Errors
     /// [`AdminError::Socket`].
-    pub fn bind_unix(&self) -> Result<Socket, AdminError> {
+    pub(crate) fn bind_unix(&self) -> Result<Socket, AdminError> {
         Ok(Socket::bind(self.inner.options.socket.clone())?)
     }
 
     /// All routes behind the checks that hold for all.
-    pub fn router(&self) -> Router {
+    pub(crate) fn router(&self) -> Router {
         Router::new()
             .route("/", get(page))
             .route("/healthz", get(healthz))

@@ -18,13 +18,13 @@ const USUAL: usize = 1024;
 
 /// Connections that the proxies' server may hold, 8 to 1024.
 #[must_use]
-pub fn proxies() -> usize {
+pub(crate) fn proxies() -> usize {
     (free(limit()) / 4 * 3).clamp(8, MAX_PROXIES)
 }
 
 /// Connections that the admin address may hold, 4 to 256.
 #[must_use]
-pub fn admin() -> usize {
+pub(crate) fn admin() -> usize {
     (free(limit()) / 4).clamp(4, MAX_ADMIN)
 }
 

@@ -22,8 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-pub use assignment::{Assignment, TYPE_URL, assignment};
-pub use session::{Answer, MAX_SUBSCRIBED, Session};
+pub(crate) use session::{Answer, Session};
 
 use crate::fleet::Fleet;
 use crate::link::Snapshots;
@@ -45,7 +44,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 
 /// The discovery services.
 #[derive(Clone, Debug)]
-pub struct Eds {
+pub(crate) struct Eds {
     snapshots: Snapshots,
     fleet: Arc<Fleet>,
     stop: CancellationToken,
@@ -97,7 +96,7 @@ type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Eds {
     /// Serves `snapshots`; `stop` ends all streams.
     #[must_use]
-    pub fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
+    pub(crate) fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
         Self { snapshots, fleet, stop }
     }
 

@@ -26,13 +26,13 @@ use crate::serve::quota::{Full, Kind, Owner, Place, Quotas, User};
 use crate::serve::socket::Credentials;
 
 /// The request header (gRPC metadata) with the token that the module was given in its environment.
-pub const TOKEN_HEADER: &str = "x-pintle-token";
+pub(crate) const TOKEN_HEADER: &str = "x-pintle-token";
 /// Bytes of a token that count.
 const MAX_TOKEN: usize = 256;
 
 /// Who is at the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// A process on this machine.
     Local(Credentials),
     /// A client whose certificate an allowed authority signed, and the certificate's hash.
@@ -53,7 +53,7 @@ impl fmt::Display for Peer {
 
 /// Who speaks on a stream, and the accounts that it is on.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// The other end of the connection.
     pub peer: Peer,
     quotas: Quotas,
@@ -68,7 +68,7 @@ pub(in crate::serve) struct Streams(Mutex<(usize, Instant)>);
 /// What tells one Envoy from the next: credentials and, where the kernel's word is not enough, a
 /// token. It is no secret itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity(String);
+pub(crate) struct Identity(String);
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,13 +105,13 @@ impl Caller {
 
     /// Nobody that this server knows, with accounts of its own (tests).
     #[must_use]
-    pub fn unknown() -> Self {
+    pub(crate) fn unknown() -> Self {
         Self::new(Peer::Unknown, Quotas::new(1), Arc::new(Streams::new()))
     }
 
     /// On whose account it is.
     #[must_use]
-    pub fn owner(&self) -> Owner {
+    pub(crate) fn owner(&self) -> Owner {
         self.peer.owner()
     }
 
@@ -119,13 +119,13 @@ impl Caller {
     ///
     /// # Errors
     /// [`Full`].
-    pub fn take(&self, kind: Kind, units: usize) -> Result<Place, Full> {
+    pub(crate) fn take(&self, kind: Kind, units: usize) -> Result<Place, Full> {
         self.quotas.take(kind, self.owner(), units)
     }
 
     /// What tells it from others with the same node id.
     #[must_use]
-    pub fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         let token = self.token.unwrap_or(0);
         Identity(match &self.peer {
             Peer::Local(it) => format!("{}:{}:{}:{token:x}", it.uid, it.gid, it.pid),
@@ -138,7 +138,7 @@ impl Caller {
 impl Peer {
     /// On whose account it is.
     #[must_use]
-    pub fn owner(&self) -> Owner {
+    pub(crate) fn owner(&self) -> Owner {
         match self {
             Self::Local(peer) => {
                 Owner { user: User::Uid(peer.uid), process: (peer.pid > 0).then_some(peer.pid) }

@@ -30,13 +30,13 @@ use crate::serve::quota::{Kind, Quotas};
 use crate::serve::socket::SocketStatus;
 
 /// The type of OpenMetrics.
-pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// The type of the Prometheus text format.
-pub const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The metrics of one agent.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
 }
 
@@ -53,7 +53,7 @@ struct Scrape {
 
 /// What the agent is called, for joins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names {
+pub(crate) struct Names {
     /// The agent's name.
     pub agent: String,
     /// Its fleet's.
@@ -62,7 +62,7 @@ pub struct Names {
 
 /// How the proxies' server does.
 #[derive(Clone, Debug)]
-pub struct Served {
+pub(crate) struct Served {
     /// The socket's file.
     pub file: watch::Receiver<SocketStatus>,
     /// What its peers hold.
@@ -72,7 +72,7 @@ pub struct Served {
 impl Metrics {
     /// At most `max_endpoints` endpoints get series of their own.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         snapshots: Snapshots,
         sources: SourcesWatch,
         fleet: Arc<Fleet>,
@@ -95,13 +95,13 @@ impl Metrics {
 
     /// The type of the exposition that a client with this `Accept` header reads.
     #[must_use]
-    pub fn kind(accept: &str) -> &'static str {
+    pub(crate) fn kind(accept: &str) -> &'static str {
         if accept.contains("application/openmetrics-text") { OPENMETRICS } else { TEXT }
     }
 
     /// The exposition that a client with this `Accept` header reads, and its type.
     #[must_use]
-    pub fn expose(&self, accept: &str) -> (&'static str, String) {
+    pub(crate) fn expose(&self, accept: &str) -> (&'static str, String) {
         let mut out = String::new();
         // Writing to a string does not fail.
         let _ = text::encode(&mut out, &self.registry);
@@ -661,7 +661,7 @@ fn process(out: &mut Out<'_>, started: SystemTime, names: &Names) -> fmt::Result
 
 /// Resident bytes, from `/proc/self/status`, which is in kB whatever the page size.
 #[must_use]
-pub fn resident() -> Option<u64> {
+pub(crate) fn resident() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -8,7 +8,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, R
 use axum::response::{IntoResponse, Response};
 
 /// The page.
-pub const HTML: &str = include_str!("page.html");
+pub(crate) const HTML: &str = include_str!("page.html");
 
 /// Own inline script and style alone, own origin alone, in nobody's frame.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
@@ -16,7 +16,7 @@ const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 
                       frame-ancestors 'none'";
 
 /// The page with its headers.
-pub async fn page() -> Response {
+pub(crate) async fn page() -> Response {
     (
         [
             (CONTENT_TYPE, "text/html; charset=utf-8"),

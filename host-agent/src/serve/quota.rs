@@ -23,7 +23,7 @@ const RECENT: Duration = Duration::from_secs(60);
 
 /// Whose account something is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum User {
+pub(crate) enum User {
     /// A uid of this machine.
     Uid(u32),
     /// The certificate of a client, as a hash.
@@ -34,7 +34,7 @@ pub enum User {
 
 /// Who holds something: a user, and the process where it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Owner {
+pub(crate) struct Owner {
     /// The user.
     pub user: User,
     /// The process, unless the kernel does not say.
@@ -57,12 +57,12 @@ pub enum Kind {
 }
 
 /// All kinds, in the order in which they are shown.
-pub const KINDS: [Kind; 5] =
+pub(crate) const KINDS: [Kind; 5] =
     [Kind::Connections, Kind::Watches, Kind::Discoveries, Kind::Names, Kind::Unanswered];
 
 /// The most that may be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
+pub(crate) struct Limit {
     /// By everybody together.
     pub all: usize,
     /// By one user.
@@ -85,7 +85,7 @@ pub struct Full {
 
 /// How much of a kind is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Of what.
     pub kind: Kind,
     /// Held now.
@@ -100,7 +100,7 @@ pub struct Usage {
 
 /// The accounts of all peers. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Quotas {
+pub(crate) struct Quotas {
     accounts: Arc<Mutex<HashMap<Kind, Account>>>,
 }
 
@@ -117,7 +117,7 @@ struct Account {
 
 /// Something that is held; dropping it gives it back.
 #[derive(Debug)]
-pub struct Place {
+pub(crate) struct Place {
     quotas: Quotas,
     kind: Kind,
     owner: Owner,
@@ -173,7 +173,7 @@ impl Kind {
 impl Quotas {
     /// Nothing is held; at most `connections` connections may be.
     #[must_use]
-    pub fn new(connections: usize) -> Self {
+    pub(crate) fn new(connections: usize) -> Self {
         let accounts = KINDS.map(|kind| (kind, Account::new(kind.limit(connections))));
         Self { accounts: Arc::new(Mutex::new(HashMap::from(accounts))) }
     }
@@ -186,7 +186,7 @@ impl Quotas {
     ///
     /// # Errors
     /// [`Full`] with the limit that stands in the way.
-    pub fn take(&self, kind: Kind, owner: Owner, units: usize) -> Result<Place, Full> {
+    pub(crate) fn take(&self, kind: Kind, owner: Owner, units: usize) -> Result<Place, Full> {
         let mut place = Place { quotas: self.clone(), kind, owner, units: 0 };
         place.resize(units)?;
         Ok(place)
@@ -194,7 +194,7 @@ impl Quotas {
 
     /// What is held now, by kind.
     #[must_use]
-    pub fn usage(&self) -> Vec<Usage> {
+    pub(crate) fn usage(&self) -> Vec<Usage> {
         let accounts = self.accounts();
         let shown = KINDS.iter().filter_map(|kind| Some((*kind, accounts.get(kind)?)));
         shown
@@ -216,7 +216,7 @@ impl Place {
     ///
     /// # Errors
     /// [`Full`], and what was held stays.
-    pub fn resize(&mut self, units: usize) -> Result<(), Full> {
+    pub(crate) fn resize(&mut self, units: usize) -> Result<(), Full> {
         let (kind, owner) = (self.kind, self.owner);
         let mut accounts = self.quotas.accounts();
         let Some(account) = accounts.get_mut(&kind) else { return Ok(()) };

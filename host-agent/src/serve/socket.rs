@@ -51,7 +51,7 @@ pub struct SocketOptions {
 
 /// Why the socket could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum BindError {
+pub(crate) enum BindError {
     /// Another agent holds it.
     #[error("another agent serves {0}")]
     InUse(PathBuf),
@@ -82,7 +82,7 @@ pub enum BindError {
 
 /// A bound socket; dropping it takes the file away.
 #[derive(Debug)]
-pub struct Socket {
+pub(crate) struct Socket {
     listener: UnixListener,
     options: SocketOptions,
     own_uid: u32,
@@ -94,7 +94,7 @@ pub struct Socket {
 
 /// How the socket's file is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SocketStatus {
+pub(crate) struct SocketStatus {
     /// Why the file is not there, while it is not.
     pub error: Option<String>,
     /// Times that it was made anew since the start.
@@ -133,13 +133,13 @@ impl Credentials {
 ///
 /// # Errors
 /// Where `/proc` is not mounted.
-pub fn own_uid() -> io::Result<u32> {
+pub(crate) fn own_uid() -> io::Result<u32> {
     Ok(fs::metadata("/proc/self")?.uid())
 }
 
 /// The gid of a group by number or by its name in `/etc/group`.
 #[must_use]
-pub fn group_id(group: &str) -> Option<u32> {
+pub(crate) fn group_id(group: &str) -> Option<u32> {
     if let Ok(id) = group.parse() {
         return Some(id);
     }
@@ -157,7 +157,7 @@ impl Socket {
     ///
     /// # Errors
     /// [`BindError`] says what stands in the way.
-    pub fn bind(options: SocketOptions) -> Result<Self, BindError> {
+    pub(crate) fn bind(options: SocketOptions) -> Result<Self, BindError> {
         let own_uid = own_uid().map_err(io_at(Path::new("/proc/self")))?;
         prepare(&options, own_uid)?;
         let lock = lock(&options.path)?;
@@ -170,7 +170,7 @@ impl Socket {
 
     /// How the file is, from now on.
     #[must_use]
-    pub fn status(&self) -> watch::Receiver<SocketStatus> {
+    pub(crate) fn status(&self) -> watch::Receiver<SocketStatus> {
         self.status.subscribe()
     }
 
@@ -179,7 +179,7 @@ impl Socket {
     ///
     /// # Errors
     /// What the system says when it can't accept, such as no file descriptor left.
-    pub async fn accept(
+    pub(crate) async fn accept(
         &mut self,
         mut refused: impl FnMut(Credentials),
     ) -> io::Result<(UnixStream, Credentials)> {

@@ -34,9 +34,9 @@ use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
-pub use codec::FrameCodec;
-pub use cursor::Cursor;
-pub use fence::{Fenced, Fences};
+pub(crate) use codec::FrameCodec;
+pub(crate) use cursor::Cursor;
+pub(crate) use fence::Fences;
 
 use crate::fleet::{Fleet, When};
 use crate::link::Snapshots;
@@ -45,7 +45,7 @@ use crate::updates::Updates;
 use flow::Flows;
 
 /// How often a stream with nothing to say says so. The filters take three missed ones for silence.
-pub const HEARTBEAT: Duration = Duration::from_secs(1);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A stream that has not said who it is by then holds a place for nothing.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Frames handed to the transport ahead of the network. More would be backlog.
@@ -61,7 +61,7 @@ const MAX_PROXY: usize = 512;
 
 /// The service, to be added to a tonic server.
 #[derive(Clone, Debug)]
-pub struct Sync {
+pub(crate) struct Sync {
     snapshots: Snapshots,
     fleet: Arc<Fleet>,
     fences: Fences,
@@ -76,7 +76,7 @@ impl Sync {
     /// Serves `snapshots` and hands what comes up to `fleet`; `updates` takes epochs that proxies hold
     /// and this agent has not reached; `stop` ends all streams.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         snapshots: Snapshots,
         fleet: Arc<Fleet>,
         updates: Updates,
@@ -281,7 +281,7 @@ impl Sync {
 /// Whether the snapshot says anything yet: a source has spoken, or there was something on disk. An empty
 /// one that nobody has confirmed must not be told to anybody, since it would be believed.
 #[must_use]
-pub fn is_loaded(snapshot: &Snapshot) -> bool {
+pub(crate) fn is_loaded(snapshot: &Snapshot) -> bool {
     snapshot.version != Version::default() && (!snapshot.stale || !snapshot.services.is_empty())
 }
 

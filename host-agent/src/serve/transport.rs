@@ -41,7 +41,7 @@ use crate::tasks::{Ended, Tasks};
 
 /// A connection without a stream is closed after this long, whether it has spoken or not: Envoy opens
 /// a stream as soon as it is connected, and connects anew when it wants another.
-pub const IDLE_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const IDLE_WITHIN: Duration = Duration::from_secs(5);
 /// Envoy's own default for its connections; a dead peer is found within 15 s.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_WITHIN: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ const MAX_HANDSHAKES: usize = 64;
 
 /// Why the server for proxies ended.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
+pub(crate) enum ServeError {
     /// The HTTP/2 server said no.
     #[error(transparent)]
     Server(#[from] tonic::transport::Error),
@@ -124,7 +124,7 @@ impl TlsFiles {
 
 /// A connection of either kind.
 #[derive(Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     io: Io,
     caller: Caller,
     streams: Arc<Streams>,
@@ -219,7 +219,7 @@ impl AsyncWrite for Connection {
 
 /// The listeners and what they serve.
 #[derive(Debug)]
-pub struct Proxies {
+pub(crate) struct Proxies {
     /// The unix socket.
     pub socket: Socket,
     /// TCP with mutual TLS; the configuration changes on a reload.
@@ -239,7 +239,7 @@ impl Proxies {
     ///
     /// # Errors
     /// [`ServeError`], when it can't go on.
-    pub async fn serve(self, stop: CancellationToken) -> Result<(), ServeError> {
+    pub(crate) async fn serve(self, stop: CancellationToken) -> Result<(), ServeError> {
         let (tx, rx) = mpsc::channel::<io::Result<Connection>>(16);
         let accept =
             accept_unix(self.socket, tx.clone(), self.quotas.clone(), Arc::clone(&self.fleet));

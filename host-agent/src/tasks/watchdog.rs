@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::fault;
 
 /// A task that is watched goes round at least once in this time.
-pub const BEAT: Duration = Duration::from_secs(1);
+pub(crate) const BEAT: Duration = Duration::from_secs(1);
 /// A task that gives no sign for so long stands still. The longest honest round builds the tables of
 /// 100,000 endpoints, which takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,7 +33,7 @@ impl Pulse {
 /// A task stands still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{task} has given no sign of life for {for_} s")]
-pub struct Stalled {
+pub(crate) struct Stalled {
     /// Its name.
     pub task: &'static str,
     /// For so many seconds.
@@ -42,7 +42,7 @@ pub struct Stalled {
 
 /// For how long a task may give no sign.
 #[must_use]
-pub fn patience() -> Duration {
+pub(crate) fn patience() -> Duration {
     fault::patience().unwrap_or(PATIENCE)
 }
 
@@ -50,7 +50,7 @@ pub fn patience() -> Duration {
 ///
 /// # Errors
 /// The system gives no thread.
-pub fn watch(
+pub(crate) fn watch(
     pulses: Vec<(&'static str, Pulse)>,
     patience: Duration,
     stop: CancellationToken,

@@ -51,7 +51,7 @@ impl Places {
 
 impl Admin {
     /// Serves who comes by TCP, until the parts' `stop`.
-    pub async fn serve(self, listener: TcpListener) {
+    pub(crate) async fn serve(self, listener: TcpListener) {
         let stop = self.inner.stop.clone();
         let mut server = Server::new(self);
         loop {
@@ -67,7 +67,7 @@ impl Admin {
     }
 
     /// Serves who comes by the unix socket, until the parts' `stop`.
-    pub async fn serve_unix(self, mut socket: Socket) {
+    pub(crate) async fn serve_unix(self, mut socket: Socket) {
         let stop = self.inner.stop.clone();
         let mut server = Server::new(self);
         let refused = |peer: Credentials| {

@@ -14,7 +14,7 @@ const REMEMBERED: usize = 256;
 
 /// A bounded memory of activities.
 #[derive(Clone, Debug)]
-pub struct Recent {
+pub(crate) struct Recent {
     last: Arc<Mutex<VecDeque<ActivityJson>>>,
     coming: broadcast::Sender<ActivityJson>,
 }
@@ -27,7 +27,7 @@ impl Default for Recent {
 
 impl Recent {
     /// Remembers one.
-    pub fn push(&self, activity: &Activity) {
+    pub(crate) fn push(&self, activity: &Activity) {
         let activity = ActivityJson::of(activity);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() >= REMEMBERED {
@@ -39,7 +39,7 @@ impl Recent {
     }
 
     /// Remembers all that come, until their sender is gone.
-    pub async fn listen(self, mut activities: broadcast::Receiver<Activity>) {
+    pub(crate) async fn listen(self, mut activities: broadcast::Receiver<Activity>) {
         loop {
             match activities.recv().await {
                 Ok(activity) => self.push(&activity),
@@ -53,14 +53,14 @@ impl Recent {
 
     /// The last ones, oldest first.
     #[must_use]
-    pub fn last(&self) -> Vec<ActivityJson> {
+    pub(crate) fn last(&self) -> Vec<ActivityJson> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.iter().cloned().collect()
     }
 
     /// The last ones and those that follow on them.
     #[must_use]
-    pub fn follow(&self) -> (Vec<ActivityJson>, broadcast::Receiver<ActivityJson>) {
+    pub(crate) fn follow(&self) -> (Vec<ActivityJson>, broadcast::Receiver<ActivityJson>) {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         (last.iter().cloned().collect(), self.coming.subscribe())
     }

@@ -6,7 +6,7 @@
 mod agent;
 mod breakers;
 mod notices;
-mod policy;
+pub(crate) mod policy;
 mod proxies;
 mod services;
 mod sources;
@@ -18,19 +18,17 @@ use pintle_contract::Now;
 use pintle_state::Snapshot;
 use serde::{Deserialize, Serialize};
 
-pub use agent::{AgentJson, EtcdJson, Given, NatsJson, QuotaJson, SocketJson};
-pub use breakers::{
-    BreakerJson, BreakerOnJson, BreakerRowJson, BreakersJson, ForceJson, OpinionJson,
-};
-pub use notices::{
+pub(crate) use agent::{AgentJson, Given};
+pub(crate) use breakers::{BreakerJson, BreakersJson};
+pub(crate) use notices::{
     ActivitiesJson, ActivityJson, HeldJson, HeldRowJson, OverlayJson, OverlaysJson, RejectedJson,
     RejectedRowJson, ReleasedJson,
 };
-pub use policy::{LayerJson, PolicyJson};
-pub use proxies::{ProxiesJson, ProxyJson, WorkerJson};
-pub use services::{EndpointJson, MinuteJson, ServiceJson, ServicesJson};
-pub use sources::{SourceJson, SourcesJson};
-pub use totals::TotalsJson;
+pub(crate) use policy::PolicyJson;
+pub(crate) use proxies::{ProxiesJson, ProxyJson};
+pub(crate) use services::{EndpointJson, ServiceJson, ServicesJson};
+pub(crate) use sources::{SourceJson, SourcesJson};
+pub(crate) use totals::TotalsJson;
 
 use crate::condition::Condition;
 use crate::fleet;
@@ -40,7 +38,7 @@ const MAX_TEXT: usize = 500;
 
 /// `/readyz`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ReadyJson {
+pub(crate) struct ReadyJson {
     /// Whether there is a snapshot, the sources speak, and it is taken.
     pub ready: bool,
     /// Whether there is a snapshot.
@@ -65,7 +63,7 @@ pub struct ReadyJson {
 impl ReadyJson {
     /// Of a snapshot and the agent's condition.
     #[must_use]
-    pub fn of(snapshot: &Snapshot, condition: &Condition) -> Self {
+    pub(crate) fn of(snapshot: &Snapshot, condition: &Condition) -> Self {
         let troubles: Vec<String> =
             condition.troubles.iter().map(|trouble| clean(&trouble.to_string())).collect();
         let well = || "confirmed by the registry".to_owned();
@@ -84,7 +82,7 @@ impl ReadyJson {
 
 /// What the page shows, in one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StateJson {
+pub(crate) struct StateJson {
     /// The agent's name.
     pub agent: String,
     /// Readiness.
@@ -107,7 +105,7 @@ pub struct StateJson {
 
 /// RFC 3339 with milliseconds.
 #[must_use]
-pub fn time(at: SystemTime) -> String {
+pub(crate) fn time(at: SystemTime) -> String {
     // The format knows the years 1970 to 9999.
     let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     let at = at.clamp(SystemTime::UNIX_EPOCH, last);
@@ -120,6 +118,6 @@ fn stamp(at: Now) -> Option<String> {
 
 /// Text from outside, without control characters and not too long.
 #[must_use]
-pub fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().take(MAX_TEXT).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

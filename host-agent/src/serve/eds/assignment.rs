@@ -21,11 +21,12 @@ use prost::Message;
 use super::proto::envoy::config::endpoint::v3 as pb;
 
 /// The name of the resource type.
-pub const TYPE_URL: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+pub(crate) const TYPE_URL: &str =
+    "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 
 /// A resource, encoded, and a fingerprint of its bytes that serves as its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Assignment {
+pub(crate) struct Assignment {
     /// The encoded `ClusterLoadAssignment`.
     pub bytes: Vec<u8>,
     /// Equal bytes have equal fingerprints, in every life of the agent.
@@ -35,13 +36,13 @@ pub struct Assignment {
 impl Assignment {
     /// Of a table.
     #[must_use]
-    pub fn of(table: &Table) -> Self {
+    pub(crate) fn of(table: &Table) -> Self {
         Self::new(assignment(table))
     }
 
     /// Of a service without endpoints.
     #[must_use]
-    pub fn empty(service: &str) -> Self {
+    pub(crate) fn empty(service: &str) -> Self {
         Self::new(pb::ClusterLoadAssignment {
             cluster_name: service.to_owned(),
             endpoints: Vec::new(),
@@ -59,7 +60,7 @@ impl Assignment {
 
 /// The message itself.
 #[must_use]
-pub fn assignment(table: &Table) -> pb::ClusterLoadAssignment {
+pub(crate) fn assignment(table: &Table) -> pb::ClusterLoadAssignment {
     let mut addresses = BTreeSet::new();
     let mut localities: BTreeMap<(&str, &str), Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in &table.endpoints {

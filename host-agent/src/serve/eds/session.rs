@@ -29,14 +29,14 @@ use super::proto::envoy::service::discovery::v3::{
 };
 
 /// Services one stream may ask for.
-pub const MAX_SUBSCRIBED: usize = 10_000;
+pub(crate) const MAX_SUBSCRIBED: usize = 10_000;
 /// Bytes of assignments in one response, unless one alone is larger. The rest follows when Envoy has
 /// answered, so that a reader who does not read is owed this much and no more.
 pub(super) const RESPONSE: usize = 128 << 10;
 
 /// What Envoy said of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// Nothing: a first request, a change of subscription, or an answer to something older.
     None,
     /// It took it.
@@ -49,7 +49,7 @@ pub enum Answer {
 
 /// One stream of either kind.
 #[derive(Debug, Default)]
-pub struct Session {
+pub(crate) struct Session {
     asked: bool,
     subscribed: BTreeSet<String>,
     sent: BTreeMap<String, Sent>,
@@ -73,7 +73,7 @@ type Changes = (Vec<(String, Assignment)>, Vec<String>);
 
 impl Session {
     /// A state-of-the-world request.
-    pub fn request(&mut self, request: DiscoveryRequest) -> Answer {
+    pub(crate) fn request(&mut self, request: DiscoveryRequest) -> Answer {
         self.asked = true;
         if !is_ours(&request.type_url) {
             return Answer::Foreign;
@@ -95,7 +95,7 @@ impl Session {
     }
 
     /// A delta request.
-    pub fn delta_request(&mut self, request: DeltaDiscoveryRequest) -> Answer {
+    pub(crate) fn delta_request(&mut self, request: DeltaDiscoveryRequest) -> Answer {
         self.asked = true;
         if !is_ours(&request.type_url) {
             return Answer::Foreign;
@@ -138,24 +138,24 @@ impl Session {
 
     /// Whether any request has come.
     #[must_use]
-    pub const fn has_asked(&self) -> bool {
+    pub(crate) const fn has_asked(&self) -> bool {
         self.asked
     }
 
     /// How many services it asks for.
     #[must_use]
-    pub fn subscribed(&self) -> usize {
+    pub(crate) fn subscribed(&self) -> usize {
         self.subscribed.len()
     }
 
     /// Whether a response is on its way.
     #[must_use]
-    pub const fn is_waiting(&self) -> bool {
+    pub(crate) const fn is_waiting(&self) -> bool {
         self.awaited.is_some()
     }
 
     /// No answer came; what was sent counts as taken.
-    pub const fn stop_waiting(&mut self) {
+    pub(crate) const fn stop_waiting(&mut self) {
         self.awaited = None;
     }
 
@@ -166,7 +166,7 @@ impl Session {
     }
 
     /// The response that is due, if one is.
-    pub fn respond(&mut self, snapshot: &Snapshot) -> Option<DiscoveryResponse> {
+    pub(crate) fn respond(&mut self, snapshot: &Snapshot) -> Option<DiscoveryResponse> {
         let (changed, _) = self.changes(snapshot, false)?;
         if changed.is_empty() {
             return None;
@@ -180,7 +180,7 @@ impl Session {
     }
 
     /// The delta response that is due, if one is.
-    pub fn respond_delta(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
+    pub(crate) fn respond_delta(&mut self, snapshot: &Snapshot) -> Option<DeltaDiscoveryResponse> {
         let (changed, removed_resources) = self.changes(snapshot, true)?;
         if changed.is_empty() && removed_resources.is_empty() {
             return None;

@@ -8,6 +8,7 @@ use pintle_contract::{Endpoint, Health, Table, Version};
 use pintle_state::{Service, Snapshot};
 use prost::Message;
 
+use super::assignment::{Assignment, TYPE_URL, assignment};
 use super::proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, HealthStatus};
 use super::proto::envoy::service::discovery::v3::Status as RpcStatus;
 use super::*;

@@ -9,7 +9,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 /// Bytes in, bytes out.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FrameCodec;
+pub(crate) struct FrameCodec;
 
 impl Codec for FrameCodec {
     type Encode = Bytes;

@@ -26,7 +26,7 @@ impl AsRef<[u8]> for Frame {
 
 /// The state of one reader.
 #[derive(Debug)]
-pub struct Cursor {
+pub(crate) struct Cursor {
     /// Per service that the reader holds: at which version.
     sent: HashMap<String, Version>,
     pending: BTreeSet<(Version, String)>,
@@ -43,7 +43,7 @@ impl Cursor {
     /// removals nor newer than the snapshot. Otherwise everything is sent, remembered removals
     /// included, so that a reader with tables of an earlier agent gives up what is gone.
     #[must_use]
-    pub fn new(have: Version, snapshot: Arc<Snapshot>) -> Self {
+    pub(crate) fn new(have: Version, snapshot: Arc<Snapshot>) -> Self {
         let resumes = have.epoch == snapshot.version.epoch
             && have >= snapshot.complete_since
             && have <= snapshot.version;
@@ -71,7 +71,7 @@ impl Cursor {
     }
 
     /// A newer snapshot is there. An older one is ignored: a reader never goes back.
-    pub fn advance(&mut self, snapshot: Arc<Snapshot>) {
+    pub(crate) fn advance(&mut self, snapshot: Arc<Snapshot>) {
         if snapshot.version >= self.snapshot.version {
             self.snapshot = snapshot;
             self.look();
@@ -100,24 +100,24 @@ impl Cursor {
 
     /// Whether the reader holds the snapshot.
     #[must_use]
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.pending.is_empty()
     }
 
     /// What ends the start: everything up to there has been sent, and whether it was everything.
     #[must_use]
-    pub fn initial(&self) -> Initial {
+    pub(crate) fn initial(&self) -> Initial {
         Initial { version: self.reached(), full: self.full }
     }
 
     /// The version up to which everything has been handed out.
     #[must_use]
-    pub fn reached(&self) -> Version {
+    pub(crate) fn reached(&self) -> Version {
         if self.pending.is_empty() { self.snapshot.version } else { self.reached }
     }
 
     /// The next frame, which then counts as sent.
-    pub fn next_frame(&mut self) -> Option<Bytes> {
+    pub(crate) fn next_frame(&mut self) -> Option<Bytes> {
         let (version, name) = self.pending.pop_first()?;
         self.reached = self.reached.max(version);
         match self.snapshot.services.get(&name) {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Streams in force, by proxy and peer.
 #[derive(Clone, Debug, Default)]
-pub struct Fences {
+pub(crate) struct Fences {
     held: Arc<Mutex<HashMap<String, Holder>>>,
 }
 
@@ -28,7 +28,7 @@ struct Holder {
 
 /// A stream's hold; dropping it ends it.
 #[derive(Debug)]
-pub struct Hold {
+pub(crate) struct Hold {
     fences: Fences,
     name: String,
     /// Cancelled when a newer leader has come.
@@ -38,7 +38,7 @@ pub struct Hold {
 /// A stream with a higher fence is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("fence {held} is in force")]
-pub struct Fenced {
+pub(crate) struct Fenced {
     /// The fence in force.
     pub held: u64,
 }
@@ -49,7 +49,7 @@ impl Fences {
     ///
     /// # Errors
     /// [`Fenced`] when a newer leader holds it.
-    pub fn take(&self, name: &str, fence: u64) -> Result<Hold, Fenced> {
+    pub(crate) fn take(&self, name: &str, fence: u64) -> Result<Hold, Fenced> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(holder) = held.get(name) {
             if holder.fence > fence {

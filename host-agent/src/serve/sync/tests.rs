@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tonic::client::Grpc as Client;
 use tonic::transport::{Channel, Endpoint as Target};
 
+use super::fence::Fenced;
 use super::flow::{BURST, FLOW, Flow};
 use super::*;
 use crate::link::Reported;

@@ -12,7 +12,7 @@ use crate::source::SourcesConfig;
 
 /// What the agent was started with, without secrets.
 #[derive(Clone, Debug, Default)]
-pub struct Given {
+pub(crate) struct Given {
     /// The proxies' socket.
     pub socket: PathBuf,
     /// The registry, if one.
@@ -26,7 +26,7 @@ pub struct Given {
 impl Given {
     /// What the configuration says.
     #[must_use]
-    pub fn of(socket: PathBuf, sources: &SourcesConfig) -> Self {
+    pub(crate) fn of(socket: PathBuf, sources: &SourcesConfig) -> Self {
         let hosts = |urls: &[String]| urls.iter().map(|url| without_user(url)).collect();
         Self {
             socket,
@@ -54,7 +54,7 @@ fn without_user(url: &str) -> String {
 
 /// `/v1/agent`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AgentJson {
+pub(crate) struct AgentJson {
     /// Its name in the fleet.
     pub agent: String,
     /// Its version.
@@ -79,7 +79,7 @@ pub struct AgentJson {
 
 /// The proxies' socket.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SocketJson {
+pub(crate) struct SocketJson {
     /// The file.
     pub path: String,
     /// Why the file is not there, while it is not.
@@ -90,7 +90,7 @@ pub struct SocketJson {
 
 /// The registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EtcdJson {
+pub(crate) struct EtcdJson {
     /// Its members.
     pub endpoints: Vec<String>,
     /// The prefix of services.
@@ -101,7 +101,7 @@ pub struct EtcdJson {
 
 /// NATS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NatsJson {
+pub(crate) struct NatsJson {
     /// Its servers.
     pub servers: Vec<String>,
     /// The stream of events.
@@ -112,7 +112,7 @@ pub struct NatsJson {
 
 /// One quota of the proxies' server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct QuotaJson {
+pub(crate) struct QuotaJson {
     /// Of what.
     pub kind: String,
     /// Held now, by all.
@@ -128,7 +128,7 @@ pub struct QuotaJson {
 impl AgentJson {
     /// Of the agent `agent`, started at `started` and answering at `admin`.
     #[must_use]
-    pub fn of(
+    pub(crate) fn of(
         agent: &str,
         started: std::time::SystemTime,
         (admin, admin_socket): (SocketAddr, &std::path::Path),

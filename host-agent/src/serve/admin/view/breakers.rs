@@ -11,7 +11,7 @@ use crate::fleet::{self, BreakerView, EndpointView, View};
 
 /// A breaker over all proxies.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BreakerJson {
+pub(crate) struct BreakerJson {
     /// `closed`, `open` or `half-open`; the most severe.
     pub state: String,
     /// Times it opened.
@@ -32,7 +32,7 @@ impl BreakerJson {
 
 /// A breaker on one proxy.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BreakerOnJson {
+pub(crate) struct BreakerOnJson {
     /// Node id.
     pub proxy: String,
     /// `open` or `half-open`.
@@ -65,7 +65,7 @@ impl BreakerOnJson {
 
 /// What the fleet says of an endpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OpinionJson {
+pub(crate) struct OpinionJson {
     /// How many other proxies hold it open.
     pub reporters: u32,
     /// Until when it counts.
@@ -74,7 +74,7 @@ pub struct OpinionJson {
 
 /// An operator's order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ForceJson {
+pub(crate) struct ForceJson {
     /// `open`, `close` or `clear`.
     pub action: String,
     /// Until when it holds.
@@ -83,7 +83,7 @@ pub struct ForceJson {
 
 /// `/v1/breakers`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BreakersJson {
+pub(crate) struct BreakersJson {
     /// Those that are not closed, that the fleet has an opinion of, or that are forced.
     pub breakers: Vec<BreakerRowJson>,
 }
@@ -91,7 +91,7 @@ pub struct BreakersJson {
 impl BreakersJson {
     /// At most `limit` rows; all endpoints when `all`.
     #[must_use]
-    pub fn of(snapshot: &Snapshot, view: &View, limit: usize, all: bool) -> Self {
+    pub(crate) fn of(snapshot: &Snapshot, view: &View, limit: usize, all: bool) -> Self {
         let none = EndpointView::default();
         let rows = snapshot.services.iter().flat_map(|(name, service)| {
             let seen = view.services.get(name);
@@ -117,7 +117,7 @@ impl BreakersJson {
 
 /// One row of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BreakerRowJson {
+pub(crate) struct BreakerRowJson {
     /// Of the endpoint.
     pub service: String,
     /// The registry's id.

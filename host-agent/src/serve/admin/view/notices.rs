@@ -8,7 +8,7 @@ use crate::link::Activity;
 
 /// One line of `/v1/events`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ActivityJson {
+pub(crate) struct ActivityJson {
     /// When.
     pub at: String,
     /// `registry`, `event`, `breaker`, `removal`, `proxy` or `source`.
@@ -24,7 +24,7 @@ pub struct ActivityJson {
 impl ActivityJson {
     /// Of one activity.
     #[must_use]
-    pub fn of(activity: &Activity) -> Self {
+    pub(crate) fn of(activity: &Activity) -> Self {
         Self {
             at: time(activity.at),
             kind: activity.kind.to_owned(),
@@ -37,21 +37,21 @@ impl ActivityJson {
 
 /// `/v1/events?follow=false`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ActivitiesJson {
+pub(crate) struct ActivitiesJson {
     /// Oldest first.
     pub events: Vec<ActivityJson>,
 }
 
 /// `/v1/rejected`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RejectedJson {
+pub(crate) struct RejectedJson {
     /// Newest last.
     pub rejected: Vec<RejectedRowJson>,
 }
 
 /// Something that was refused.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RejectedRowJson {
+pub(crate) struct RejectedRowJson {
     /// `registry`, `policy`, `event` or `file`.
     pub source: String,
     /// Key or subject.
@@ -67,7 +67,7 @@ pub struct RejectedRowJson {
 impl RejectedRowJson {
     /// Of one refusal.
     #[must_use]
-    pub fn of(rejected: &Rejected) -> Self {
+    pub(crate) fn of(rejected: &Rejected) -> Self {
         Self {
             source: rejected.source.to_owned(),
             key: clean(&rejected.key),
@@ -80,14 +80,14 @@ impl RejectedRowJson {
 
 /// `/v1/held`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct HeldJson {
+pub(crate) struct HeldJson {
     /// Removals that wait.
     pub held: Vec<HeldRowJson>,
 }
 
 /// A removal that waits.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct HeldRowJson {
+pub(crate) struct HeldRowJson {
     /// Of the endpoint.
     pub service: String,
     /// The registry's id.
@@ -103,7 +103,7 @@ pub struct HeldRowJson {
 impl HeldRowJson {
     /// Of one held removal.
     #[must_use]
-    pub fn of(held: &Held) -> Self {
+    pub(crate) fn of(held: &Held) -> Self {
         Self {
             service: held.service.clone(),
             endpoint: held.endpoint.clone(),
@@ -116,14 +116,14 @@ impl HeldRowJson {
 
 /// `/v1/overlays`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OverlaysJson {
+pub(crate) struct OverlaysJson {
     /// Events in force.
     pub overlays: Vec<OverlayJson>,
 }
 
 /// An event in force.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OverlayJson {
+pub(crate) struct OverlayJson {
     /// `endpoint`, `service`, `trace` or `breaker`.
     pub kind: String,
     /// The service it is laid over.
@@ -141,7 +141,7 @@ pub struct OverlayJson {
 impl OverlayJson {
     /// Of one overlay.
     #[must_use]
-    pub fn of(overlay: &Overlay) -> Self {
+    pub(crate) fn of(overlay: &Overlay) -> Self {
         Self {
             kind: overlay.kind.to_owned(),
             service: overlay.service.clone(),
@@ -155,7 +155,7 @@ impl OverlayJson {
 
 /// `POST /v1/release/{service}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ReleasedJson {
+pub(crate) struct ReleasedJson {
     /// The service.
     pub service: String,
     /// How many removals went.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// `/v1/policies/{name}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PolicyJson {
+pub(crate) struct PolicyJson {
     /// The service.
     pub service: String,
     /// What is told to the proxies: a merge patch over the plugin's own configuration; null when there
@@ -18,7 +18,7 @@ pub struct PolicyJson {
 
 /// One layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LayerJson {
+pub(crate) struct LayerJson {
     /// `file`, `registry` or `event`.
     pub layer: String,
     /// The merge patch.
@@ -30,7 +30,7 @@ pub struct LayerJson {
 impl PolicyJson {
     /// Of one service.
     #[must_use]
-    pub fn of(service: &Service) -> Self {
+    pub(crate) fn of(service: &Service) -> Self {
         let layer = |layer: &PolicyLayer| LayerJson {
             layer: layer.source.to_owned(),
             policy: layer.patch.clone(),

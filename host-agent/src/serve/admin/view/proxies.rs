@@ -7,14 +7,14 @@ use crate::fleet::ProxyView;
 
 /// `/v1/proxies`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ProxiesJson {
+pub(crate) struct ProxiesJson {
     /// By node id.
     pub proxies: Vec<ProxyJson>,
 }
 
 /// One Envoy.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ProxyJson {
+pub(crate) struct ProxyJson {
     /// Node id.
     pub proxy: String,
     /// Whether it holds a stream.
@@ -40,7 +40,7 @@ pub struct ProxyJson {
 impl ProxyJson {
     /// Of one proxy.
     #[must_use]
-    pub fn of(view: &ProxyView) -> Self {
+    pub(crate) fn of(view: &ProxyView) -> Self {
         Self {
             proxy: clean(&view.proxy),
             connected: view.connected,
@@ -66,7 +66,7 @@ impl ProxyJson {
 
 /// One worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct WorkerJson {
+pub(crate) struct WorkerJson {
     /// Its random id, hexadecimal.
     pub worker: String,
     /// What it holds.

@@ -12,7 +12,7 @@ use crate::fleet::{EndpointView, MinuteView, ServiceView, View};
 
 /// `/v1/services`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ServicesJson {
+pub(crate) struct ServicesJson {
     /// Of the snapshot.
     pub version: String,
     /// Whether it is from disk and unconfirmed.
@@ -31,7 +31,7 @@ impl ServicesJson {
     /// At most `limit` services after the name `after`, of those with `contains` in their name, whatever
     /// its case; with their endpoints when asked for.
     #[must_use]
-    pub fn of(
+    pub(crate) fn of(
         snapshot: &Snapshot,
         view: &View,
         after: Option<&str>,
@@ -63,7 +63,7 @@ impl ServicesJson {
 
 /// One service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ServiceJson {
+pub(crate) struct ServiceJson {
     /// Name.
     pub service: String,
     /// When its table last changed.
@@ -96,7 +96,7 @@ pub struct ServiceJson {
 impl ServiceJson {
     /// Of one service and what is known of its traffic.
     #[must_use]
-    pub fn of(service: &Service, view: Option<&ServiceView>, endpoints: bool) -> Self {
+    pub(crate) fn of(service: &Service, view: Option<&ServiceView>, endpoints: bool) -> Self {
         let table = &service.table;
         let unknown = ServiceView::default();
         let view = view.unwrap_or(&unknown);
@@ -139,7 +139,7 @@ impl ServiceJson {
 
 /// What was counted within the last minute.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct MinuteJson {
+pub(crate) struct MinuteJson {
     /// Requests.
     pub requests: u64,
     /// Those of them that ended with 5xx or without a status.
@@ -171,7 +171,7 @@ impl MinuteJson {
 
 /// One endpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EndpointJson {
+pub(crate) struct EndpointJson {
     /// The newest id.
     pub id: String,
     /// The other ids of the address.

@@ -7,7 +7,7 @@ use crate::link::{SourceStatus, Sources};
 
 /// `/v1/sources`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SourcesJson {
+pub(crate) struct SourcesJson {
     /// The registry.
     pub etcd: SourceJson,
     /// The events.
@@ -35,7 +35,7 @@ pub struct SourcesJson {
 impl SourcesJson {
     /// Of the sources.
     #[must_use]
-    pub fn of(sources: &Sources) -> Self {
+    pub(crate) fn of(sources: &Sources) -> Self {
         let source = |status: &SourceStatus| SourceJson {
             enabled: status.enabled,
             connected: status.connected,
@@ -63,7 +63,7 @@ impl SourcesJson {
 
 /// How a source does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SourceJson {
+pub(crate) struct SourceJson {
     /// Whether it is configured.
     pub enabled: bool,
     /// Whether it answers.

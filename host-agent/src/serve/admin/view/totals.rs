@@ -12,7 +12,7 @@ use crate::fleet::{MinuteView, ServiceView, View};
 
 /// Counts over all services.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct TotalsJson {
+pub(crate) struct TotalsJson {
     /// Services.
     pub services: usize,
     /// Those of them with which something is wrong now.
@@ -62,7 +62,7 @@ impl Illness {
 impl TotalsJson {
     /// The counts, and at most `limit` services with their endpoints, the worst first.
     #[must_use]
-    pub fn of(snapshot: &Snapshot, view: &View, limit: usize) -> (Self, ServicesJson) {
+    pub(crate) fn of(snapshot: &Snapshot, view: &View, limit: usize) -> (Self, ServicesJson) {
         let nothing = ServiceView::default();
         let mut totals = Self { services: snapshot.services.len(), ..Self::default() };
         let mut minute = MinuteView::default();
