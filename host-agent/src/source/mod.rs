@@ -167,11 +167,14 @@ pub fn start(
     };
     if has.0 {
         let context = source.clone();
-        tasks.spawn("etcd", context.restarting("etcd", |all| &mut all.etcd, etcd::run));
+        tasks.spawn("keeper of etcd", context.restarting("etcd", |all| &mut all.etcd, etcd::run));
     }
     if has.2 {
         let context = source.clone();
-        tasks.spawn("file", context.restarting("file", |all| &mut all.file, file::run));
+        tasks.spawn(
+            "keeper of the file",
+            context.restarting("file", |all| &mut all.file, file::run),
+        );
     }
     let to_fleet = has.1.then(|| {
         let (to_fleet, of_fleet) = mpsc::channel(1);
