@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use pintle_balance::{
-    Balancer, Choice, Dice, LoadEntry, Nothing, Picks, Policy, Request, Sample, Ticket, Verdict,
-    Want,
+    Balancer, Choice, Dice, LoadEntry, Nothing, Picks, Policy, Request, Sample, Strategy, Ticket,
+    Verdict, Want,
 };
 use pintle_contract::{Endpoint, Health, Now};
 use rand::SeedableRng;
@@ -15,15 +15,6 @@ use serde_json::json;
 
 use crate::case;
 
-const STRATEGIES: [&str; 7] = [
-    "p2c",
-    "least_request",
-    "round_robin",
-    "weighted_round_robin",
-    "random",
-    "ring_hash",
-    "maglev",
-];
 const WEIGHTS: [u32; 8] = [1, 0, 2, 3, 1, 100, 1_000_000, 1];
 const BASE: u64 = 1_700_000_000_000_000_000;
 
@@ -108,7 +99,7 @@ fn policy(rules: &Rules) -> Policy {
     pintle_settings::read(
         "select",
         json!({
-            "strategy": STRATEGIES[usize::from(rules.strategy) % STRATEGIES.len()],
+            "strategy": Strategy::NAMES[usize::from(rules.strategy) % Strategy::NAMES.len()].0,
             "panic_percent": panic_percent,
             "attempts": rules.attempts % 16 + 1,
             "table_size": 101,

@@ -41,7 +41,7 @@ pub enum Strategy {
 
 impl Strategy {
     /// Each with its name in configuration, logs and spans.
-    const NAMES: [(&str, Self); 7] = [
+    pub const NAMES: [(&str, Self); 7] = [
         ("p2c", Self::P2c),
         ("least_request", Self::LeastRequest),
         ("round_robin", Self::RoundRobin),

@@ -5,22 +5,13 @@
 use std::net::SocketAddr;
 
 use pintle_balance::{
-    Balancer, Choice, Dice, LoadEntry, Nothing, Picks, Policy, Request, Ticket, Verdict, Want,
+    Balancer, Choice, Dice, LoadEntry, Nothing, Picks, Policy, Request, Strategy, Ticket, Verdict,
+    Want,
 };
 use pintle_contract::{Endpoint, Now};
 use rand::SeedableRng;
 
 const NOW: Now = Now(1_700_000_000_000_000_000);
-const STRATEGIES: [&str; 7] = [
-    "p2c",
-    "least_request",
-    "round_robin",
-    "weighted_round_robin",
-    "random",
-    "ring_hash",
-    "maglev",
-];
-
 fn endpoints(n: u8) -> Vec<Endpoint> {
     let endpoint = |i| Endpoint::new(format!("e{i}"), SocketAddr::from(([10, 0, 0, i], 80)));
     (0..n).map(endpoint).collect()
@@ -75,7 +66,7 @@ impl World {
 
 #[test]
 fn by_every_strategy_all_are_filled_and_none_over_its_limit() {
-    for strategy in STRATEGIES {
+    for (strategy, _) in Strategy::NAMES {
         let policy = format!(r#"{{"strategy": "{strategy}", "max_requests": 4}}"#);
         let mut world = World::new(&policy, &endpoints(5));
         for hash in 0..20 {

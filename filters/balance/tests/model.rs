@@ -18,15 +18,6 @@ use pintle_contract::{Endpoint, Health, Now};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 
-const STRATEGIES: [&str; 7] = [
-    "p2c",
-    "least_request",
-    "round_robin",
-    "weighted_round_robin",
-    "random",
-    "ring_hash",
-    "maglev",
-];
 const NOW: Now = Now(1_700_000_000_000_000_000);
 
 fn policy(json: &str) -> Policy {
@@ -84,7 +75,7 @@ proptest! {
             r#"{{"strategy":"{}","panic_percent":{panic_percent},"attempts":{attempts},
                 "table_size":101,"minimum_ring_size":64,"hash_balance_factor":{balance},
                 "subset":[{{"header":"x-version","metadata":"version"}}]}}"#,
-            STRATEGIES[strategy]
+            pintle_balance::Strategy::NAMES[strategy].0
         ));
         let endpoints: Vec<Endpoint> = given.iter().enumerate().map(|(i, g)| Endpoint {
             health: g.health,
@@ -183,7 +174,7 @@ proptest! {
     ) {
         let policy = policy(&format!(
             r#"{{"strategy":"{}","panic_percent":{panic_percent}}}"#,
-            STRATEGIES[strategy]
+            pintle_balance::Strategy::NAMES[strategy].0
         ));
         let endpoints: Vec<Endpoint> = given.iter().enumerate().map(|(i, g)| Endpoint {
             health: g.health,
@@ -326,7 +317,7 @@ fn least_request_draws_the_less_loaded_of_two() {
 
 #[test]
 fn ten_thousand_endpoints_with_one_eligible_are_searched_exactly() {
-    for strategy in STRATEGIES {
+    for (strategy, _) in pintle_balance::Strategy::NAMES {
         let policy = policy(&format!(
             r#"{{"strategy":"{strategy}","panic_percent":0,"maximum_ring_size":20000}}"#
         ));
@@ -348,7 +339,7 @@ fn ten_thousand_endpoints_with_one_eligible_are_searched_exactly() {
 
 #[test]
 fn one_endpoint_is_always_the_answer() {
-    for strategy in STRATEGIES {
+    for (strategy, _) in pintle_balance::Strategy::NAMES {
         let policy = policy(&format!(r#"{{"strategy":"{strategy}"}}"#));
         let mut balancer = Balancer::new("s", &policy, &[endpoint(0, 0)], "", 5, NOW);
         let mut picks = Picks::new();
@@ -370,7 +361,7 @@ fn one_endpoint_is_always_the_answer() {
 #[test]
 fn the_same_seed_makes_the_same_choices() {
     let endpoints: Vec<_> = (0..20).map(|i| endpoint(i, 1 + i as u32)).collect();
-    for strategy in STRATEGIES {
+    for (strategy, _) in pintle_balance::Strategy::NAMES {
         let policy = policy(&format!(r#"{{"strategy":"{strategy}"}}"#));
         let run = || {
             let mut balancer = Balancer::new("s", &policy, &endpoints, "", 11, NOW);

@@ -8,21 +8,13 @@
 
 use std::net::SocketAddr;
 
-use pintle_balance::{Balancer, Choice, Dice, Nothing, Picks, Policy, Request, Verdict, Want};
+use pintle_balance::{
+    Balancer, Choice, Dice, Nothing, Picks, Policy, Request, Strategy, Verdict, Want,
+};
 use pintle_contract::{Endpoint, Health, Now};
 use rand::{Rng as _, SeedableRng};
 
 const NOW: Now = Now(1_700_000_000_000_000_000);
-const STRATEGIES: [&str; 7] = [
-    "p2c",
-    "least_request",
-    "round_robin",
-    "weighted_round_robin",
-    "random",
-    "ring_hash",
-    "maglev",
-];
-
 fn policy(json: &str) -> Policy {
     pintle_settings::read("select", serde_json::from_str(json).unwrap()).unwrap()
 }
@@ -78,7 +70,7 @@ fn block(balancer: &mut Balancer, indices: std::ops::Range<usize>) {
 
 #[test]
 fn a_tier_takes_all_until_too_few_of_it_are_eligible() {
-    for strategy in STRATEGIES {
+    for (strategy, _) in Strategy::NAMES {
         let json = format!(r#"{{"strategy": "{strategy}"}}"#);
         let mut balancer = balancer(&json, &tiered("00001111"));
         // Of four eligible ones, times 1.4: all, all (105), 70 %, 35 %, none.
@@ -178,7 +170,7 @@ fn tiers_follow_the_table_and_what_is_no_priority_is_the_first() {
 #[test]
 fn a_failover_moves_everything_while_somebody_eligible_matches() {
     for failover in [r#"{"tag": "dr"}"#, r#"{"region": "there"}"#] {
-        for strategy in STRATEGIES {
+        for (strategy, _) in Strategy::NAMES {
             let json = format!(r#"{{"strategy": "{strategy}", "failover": {failover}}}"#);
             let mut balancer = balancer(&json, &tiered("000011"));
             let (counts, choice, picks) = tally(&mut balancer, &hashed());

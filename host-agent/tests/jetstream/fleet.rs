@@ -1,7 +1,5 @@
 //! What is asked of all agents at once: removals released, and where agents differ.
 
-use std::process::Output;
-
 use pintle_agent::link::Standing;
 use pintle_agent::source::EtcdConfig;
 use pintle_tests::Etcd;
@@ -9,17 +7,6 @@ use tokio::net::TcpListener;
 
 use super::support::{key, value_at};
 use super::*;
-
-async fn pintle(nats: &Nats, arguments: &[&str]) -> Output {
-    let url = nats.url();
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pintle"));
-    command.args(arguments).args(["--nats", &url]).env_clear();
-    command.output().await.unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn held_removals_are_released_at_every_agent_by_name_or_all() {

@@ -14,6 +14,7 @@ mod fleet;
 mod orders;
 mod shared;
 
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, Context as JetStream};
@@ -24,6 +25,18 @@ use pintle_contract::{BreakerState, Health, Now, Transition};
 use pintle_tests::{Authority, Nats, NetworkFault as Fault, Proxy, Server as _};
 use serde_json::{Value, json};
 use support::{Agent, secs, with_nats};
+
+/// Runs the command against this server.
+async fn pintle(nats: &Nats, arguments: &[&str]) -> Output {
+    let url = nats.url();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pintle"));
+    command.args(arguments).args(["--nats", &url]).env_clear();
+    command.output().await.unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
 
 fn draft(service: &str, endpoint: &str, action: Action, ttl: u64) -> Draft {
     Draft {

@@ -1,19 +1,6 @@
 //! Orders: what agents say of them, and what the command line makes of it.
 
-use std::process::Output;
-
 use super::*;
-
-async fn pintle(nats: &Nats, arguments: &[&str]) -> Output {
-    let url = nats.url();
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pintle"));
-    command.args(arguments).args(["--nats", &url]).env_clear();
-    command.output().await.unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_says_what_it_did_until_when_and_where_or_fails() {

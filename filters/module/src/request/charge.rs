@@ -87,11 +87,7 @@ impl<P: Proxy> Exchange<P> {
             if outcome != Outcome::Ignored {
                 service.balancer.observed(index, now, sample);
             }
-            let ticket = service.breaker(index).map(|breaker| breaker.record().ticket());
-            if breaking
-                && let Some(ticket) = ticket
-                && observe(service, index, ticket, outcome, now) == Need::Sync
-            {
+            if breaking && observe_late(service, index, outcome, now) == Need::Sync {
                 due.push(index);
             }
         }
@@ -117,11 +113,8 @@ impl<P: Proxy> Exchange<P> {
         let Some(index) = key.and_then(|key| service.balancer.by_key(key)) else { return };
         service.count_failure(index);
         service.balancer.observed(index, now, sample(charge.outcome, None));
-        let Some(ticket) = service.breaker(index).map(|breaker| breaker.record().ticket()) else {
-            return;
-        };
         if breaking
-            && observe(service, index, ticket, charge.outcome, now) == Need::Sync
+            && observe_late(service, index, charge.outcome, now) == Need::Sync
             && let Some(name) = &self.decided.service
         {
             local.sync_breaker(name, index, now);
@@ -174,6 +167,12 @@ fn observe(
     let policy = service.policy.clone();
     let breaker = service.breaker_mut(index);
     breaker.map_or(Need::Nothing, |b| b.observe(ticket, outcome, &policy.breaker, now))
+}
+
+/// The same of an endpoint that the request had no ticket of, or whose ticket is used up.
+fn observe_late(service: &mut Service, index: usize, outcome: Outcome, now: Now) -> Need {
+    let ticket = service.breaker(index).map(|breaker| breaker.record().ticket());
+    ticket.map_or(Need::Nothing, |ticket| observe(service, index, ticket, outcome, now))
 }
 
 fn sample(outcome: Outcome, latency: Option<Duration>) -> Sample {
