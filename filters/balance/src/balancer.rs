@@ -243,7 +243,7 @@ impl Balancer {
         self.by_address.get(at).filter(|&&(a, _)| a == address).map(|&(_, i)| i as usize)
     }
 
-    /// The endpoint with this [`LoadEntry::key`].
+    /// The endpoint with this key ([`Self::key_of`]).
     #[must_use]
     pub fn by_key(&self, key: u64) -> Option<usize> {
         let at = self.by_key.partition_point(|&(k, _)| k < key);

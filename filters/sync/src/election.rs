@@ -59,7 +59,7 @@ impl Election {
 
     /// Whether the leader before has no stream open any more, as far as can be told from `slots`: its VM
     /// has run a tick since it lost the lease, in which it ends its stream, or it is gone. One that does
-    /// neither is waited for no longer than [`HANDOVER`]: a VM that trapped never will.
+    /// neither is waited for no longer than `HANDOVER`: a VM that trapped never will.
     pub fn is_alone<'a>(
         &mut self,
         slots: impl IntoIterator<Item = (u32, &'a Slot)>,

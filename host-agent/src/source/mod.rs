@@ -16,7 +16,7 @@
 //! running.join().await;                         // state written to disk, transitions sent
 //! ```
 //! Sources never end before shutdown: whatever happens to what they talk to, they report it in
-//! [`Sources`](crate::link::Sources), wait with full jitter, at most 2 s, and connect again.
+//! [`Sources`], wait with full jitter, at most 2 s, and connect again.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -3,8 +3,8 @@
 //! ```text
 //!   key, value ─▶ Reader (which format?) ─▶ Format::read ─▶ Found ─▶ admit ─▶ our own key and value
 //! ```
-//! A format says what a key and a value *mean* ([`Found`]); what is the same for all of them is done
-//! once, in [`admit`]: addresses, weights, metadata and names. What comes out is our own registry form,
+//! A format says what a key and a value *mean* (`Found`); what is the same for all of them is done
+//! once, in `admit`: addresses, weights, metadata and names. What comes out is our own registry form,
 //! so that nothing behind the source knows who wrote an instance. The lease is not read: an instance
 //! is there while its key is.
 
@@ -45,7 +45,7 @@ pub enum Refusal {
     /// What our own form is refused for as well.
     #[error("{0}")]
     Entry(#[from] Reject),
-    /// The value is longer than [`MAX_VALUE`].
+    /// The value is longer than 1 MiB.
     #[error("the value is longer than 1048576 bytes")]
     TooLong,
     /// A host name stands where Envoy's lists need an address.
