@@ -101,6 +101,10 @@ fn find(variable: &str, name: &str, fetched: Option<PathBuf>, install: &str) -> 
     })
 }
 
+/// What is built and tested natively. Always the whole of it, whichever part is wanted: cargo unites the
+/// features of what it is asked for, and with `-p` it builds half of the dependencies a second time.
+pub const NATIVE: &str = "--workspace --exclude pintle-module --exclude pintle-picks-guest";
+
 /// The agent's binary: `$PINTLE`, else built by cargo, once per process and fresh. A bench is compiled
 /// with optimisation and gets the agent as it is released; a test gets it as it is developed.
 pub fn agent() -> Result<PathBuf> {
@@ -109,11 +113,11 @@ pub fn agent() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let built = BUILT.get_or_init(|| {
-        let mut args = vec!["-p", "pintle-agent", "--bin", "pintle"];
-        if !cfg!(debug_assertions) {
-            args.push("--release");
-        }
-        cargo_build(&args, |message| {
+        let args = match cfg!(debug_assertions) {
+            true => format!("{NATIVE} --bin pintle"),
+            false => "--release -p pintle-agent --bin pintle".to_string(),
+        };
+        cargo_build(&args.split(' ').collect::<Vec<_>>(), |message| {
             let ours = message["target"]["name"] == "pintle";
             message["executable"].as_str().filter(|_| ours).map(PathBuf::from)
         })

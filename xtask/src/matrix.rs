@@ -78,7 +78,7 @@ pub fn run_oldest() -> Result<(u64, u64)> {
 
 /// How many passed and failed; a binary that counts nothing has failed as a whole.
 fn try_row(row: &Row, envoy: &Path) -> Result<(u64, u64)> {
-    let line = format!("cargo test -q -p pintle-tests --test {} {}", row.binary, row.tests);
+    let line = format!("cargo test -q {} --test {} {}", tools::NATIVE, row.binary, row.tests);
     println!("\n== {}: ENVOY={} {line}", row.what, envoy.display());
     let envoy = envoy.display().to_string();
     let envs = [("ENVOY", envoy.as_str()), ("RUST_TEST_THREADS", "1")];

@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+use pintle_tests::tools::NATIVE;
 use pintle_tests::{Error, Result};
 
 use crate::counts::counts;
@@ -35,23 +36,24 @@ pub fn run_all() -> Result<()> {
     println!("== setup");
     crate::setup::bring()?;
     let wasm = format!("cargo clippy {IN_PROXY} --target wasm32-wasip1 -- -D warnings");
+    let agent = format!("cargo build {NATIVE} --bin pintle");
     run_steps(&[
         ("format", "cargo fmt --all -- --check", &[]),
         ("clippy", "cargo clippy --workspace --all-targets -- -D warnings", &[]),
         ("clippy, wasm", &wasm, &[]),
         ("docs", "cargo doc --workspace --no-deps", &[("RUSTDOCFLAGS", "-D warnings")]),
-        ("agent", "cargo build -p pintle-agent", &[]),
+        ("agent", &agent, &[]),
     ])?;
 
     // The cdylib has no native test binary: the host's calls are not there to link.
-    let line = "cargo test --workspace --exclude pintle-module --exclude pintle-picks-guest --no-fail-fast";
+    let line = format!("cargo test {NATIVE} --no-fail-fast");
     println!("\n== tests: {line}");
     let began = Instant::now();
     let (mut passed, mut failed) = (0, 0);
     // One at a time: most of them run an Envoy, an agent and a load beside each other and hold them to
     // milliseconds, and two such on two cores would measure each other.
     let alone = [("RUST_TEST_THREADS", "1")];
-    let clean = run_reading(line, &alone, |line| {
+    let clean = run_reading(&line, &alone, |line| {
         if let Some(counts) = counts(line) {
             passed += counts.0;
             failed += counts.1;
