@@ -22,7 +22,7 @@ use walrus::ir::{BinaryOp, Value};
 use walrus::{ExportItem, FunctionId, ImportKind, Module, ValType};
 
 /// What Envoy needs to find, and nothing else.
-const EXPORTS: [&str; 15] = [
+const EXPORTS: [&str; 16] = [
     "memory",
     "_initialize",
     "proxy_abi_version_0_2_1",
@@ -35,14 +35,15 @@ const EXPORTS: [&str; 15] = [
     "proxy_on_request_headers",
     "proxy_on_response_headers",
     "proxy_on_response_trailers",
+    "proxy_on_log",
     "proxy_on_delete",
     "proxy_on_grpc_receive",
     "proxy_on_grpc_close",
 ];
 
 /// What `filters/hostcalls` exports in the place of the SDK's: `pintle_on_…` becomes `proxy_on_…`.
-const RENAMED: [&str; 5] =
-    ["context_create", "request_headers", "response_headers", "response_trailers", "delete"];
+const RENAMED: [&str; 6] =
+    ["context_create", "request_headers", "response_headers", "response_trailers", "log", "delete"];
 
 /// Imports that the SDK calls itself, and the statuses beside OK that its wrappers expect.
 const FOLDED: [(&str, &[i32]); 2] = [("proxy_grpc_stream", &[4]), ("proxy_grpc_call", &[4])];

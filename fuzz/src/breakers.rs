@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
-use pintle_breaker::classify::{Scope, parse_retry_after};
+use pintle_breaker::classify::parse_retry_after;
 use pintle_breaker::machine::{Context, Input};
 use pintle_breaker::{
-    Answered, Attempts, FailureKind, Fleet, LAST_RESORT, MAX_PROBES, Origin, Outcome, Policy,
-    RECORD_BYTES, Record, Report, Retries, SlowCall, State, Ticket, Transition, Verdict, classify,
+    Answered, Attempts, FailureKind, Fleet, LAST_RESORT, Logged, MAX_PROBES, Origin, Outcome,
+    Policy, RECORD_BYTES, Record, Report, Retries, SlowCall, State, Ticket, Transition, Verdict,
+    classify,
 };
 use pintle_contract::{Force, ForceAction, Now, Opinion};
 use xxhash_rust::xxh64::xxh64;
@@ -265,10 +266,10 @@ struct End<'a> {
     flags: u64,
     details: &'a [u8],
     upstream: bool,
-    transport_failure: bool,
+    logged: bool,
     grpc: Option<u32>,
     took: Option<u32>,
-    attempt: bool,
+    logged_well: bool,
     retry_after: &'a [u8],
     now: u64,
     head: bool,
@@ -301,11 +302,9 @@ pub(crate) fn outcomes(data: &[u8]) {
         overdue: end.overdue,
         details: end.details,
         upstream: end.upstream,
-        transport_failure: end.transport_failure,
         grpc: end.grpc,
         took: end.took.map(|micros| Duration::from_micros(micros.into())),
         retry_after,
-        scope: if end.attempt { Scope::Attempt } else { Scope::Request },
     };
     let outcome = classify(&report, &policy);
     // What is not asked for is not needed.
@@ -328,11 +327,22 @@ pub(crate) fn outcomes(data: &[u8]) {
         Some(_) => Answered::Stranger,
         None => Answered::Nowhere,
     };
-    let retries = if end.any { Retries::Any } else { Retries::Failures };
-    let attempts = Attempts { made: end.attempts, listed, answered, last: outcome, retries };
+    let retries = match (end.logged, end.any) {
+        (true, _) => Retries::Logged,
+        (false, true) => Retries::Any,
+        (false, false) => Retries::Failures,
+    };
+    let said = match end.logged_well {
+        true => Outcome::Success { slow: false },
+        false => Outcome::Failure(FailureKind::Reset),
+    };
+    let logged = [Logged { to: Answered::Entry(0), outcome: said }];
+    let attempts =
+        Attempts { made: end.attempts, listed, answered, last: outcome, retries, logged: &logged };
     let failed = |at: &usize| attempts.entry(*at) == Outcome::Failure(FailureKind::Attempt);
     let failed = (0..listed).filter(failed).count();
-    assert!(failed == 0 || (!end.any && matches!(answered, Answered::Entry(_))));
+    let inferred = retries == Retries::Failures && matches!(answered, Answered::Entry(_));
+    assert!(failed == 0 || inferred);
     assert!(failed as u64 + u64::from(attempts.unknown()) <= u64::from(end.attempts));
     if let (Answered::Entry(at), 1..) = (answered, end.attempts) {
         assert_eq!(attempts.entry(at), outcome);

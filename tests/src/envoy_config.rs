@@ -16,6 +16,7 @@ const CLUSTERS: &str = "/static_resources/clusters";
 const LISTENERS: &str = "/static_resources/listeners";
 const HCM: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 const WASM: &str = "envoy.filters.http.wasm";
+const WASM_LOG: &str = "type.googleapis.com/envoy.extensions.access_loggers.wasm.v3.WasmAccessLog";
 /// The one service of the shipped files, which others are made from.
 const SERVICE: &str = "orders";
 
@@ -94,6 +95,16 @@ impl EnvoyConfig {
             .expect("the plugin configuration in the shipped file is JSON");
         change(&mut plugin);
         *text = json!(plugin.to_string());
+        self
+    }
+
+    /// Has the router log each attempt to the module, by the same plugin.
+    pub fn upstream_log(mut self) -> Self {
+        let config = self.wasm_filter()["typed_config"]["config"].clone();
+        let filters = child(self.at(HCM), "/http_filters").as_array_mut();
+        let router = filters.and_then(|filters| filters.last_mut()).expect("a router");
+        router["typed_config"]["upstream_log"] = json!([{"name": "envoy.access_loggers.wasm",
+            "typed_config": {"@type": WASM_LOG, "config": config}}]);
         self
     }
 

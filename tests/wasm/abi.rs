@@ -44,6 +44,7 @@ const EXPORTS: &[&str] = &[
     "proxy_on_delete",
     "proxy_on_grpc_close",
     "proxy_on_grpc_receive",
+    "proxy_on_log",
     "proxy_on_memory_allocate",
     "proxy_on_queue_ready",
     "proxy_on_request_headers",

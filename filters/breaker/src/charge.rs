@@ -3,8 +3,9 @@
 //!
 //! Envoy takes one entry of the list an attempt, skips those that are no hosts of its cluster, and
 //! beyond the list goes where its fallback policy sends it. Whoever answered has the outcome. An
-//! attempt before that is charged, to the entry whose turn it was, only where the list was followed and
-//! the policy says that retries follow failures; what is left is unknown, and counted.
+//! attempt before that is charged with what the router has logged of it, by a policy that says so; or, to
+//! the entry whose turn it was, only where the list was followed and the policy says that retries follow
+//! failures. What is left is unknown, and counted.
 
 use crate::{FailureKind, Outcome};
 
@@ -15,6 +16,8 @@ pub enum Retries {
     Failures,
     /// Also after answers that are no failures, such as 404 or 409.
     Any,
+    /// The router's `upstream_log` tells of each attempt.
+    Logged,
 }
 
 /// Where the last attempt went.
@@ -30,9 +33,18 @@ pub enum Answered {
     Nowhere,
 }
 
+/// An attempt that the router has logged, because another one follows it or took its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// Where it went.
+    pub to: Answered,
+    /// What it says of whoever it went to.
+    pub outcome: Outcome,
+}
+
 /// The attempts of one request.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempts {
+pub struct Attempts<'a> {
     /// How many there were; zero where another filter answered.
     pub made: u32,
     /// Entries of the list.
@@ -43,9 +55,11 @@ pub struct Attempts {
     pub last: Outcome,
     /// Why there are several.
     pub retries: Retries,
+    /// Those before the last, by [`Retries::Logged`].
+    pub logged: &'a [Logged],
 }
 
-impl Attempts {
+impl Attempts<'_> {
     /// What the entry of the list at `position` is charged with; [`Outcome::Ignored`] frees a probe
     /// slot that was taken for it.
     #[must_use]
@@ -55,8 +69,39 @@ impl Attempts {
             _ if position < self.listed && self.has_failed(position) => {
                 Outcome::Failure(FailureKind::Attempt)
             }
-            _ => Outcome::Ignored,
+            _ => self.logged_at(position).map_or(Outcome::Ignored, |(_, it)| it.outcome),
         }
+    }
+
+    /// Whether the entry of the list at `position` has had a request, whatever came of it.
+    #[must_use]
+    pub fn was_asked(&self, position: usize) -> bool {
+        let last = self.answered == Answered::Entry(position) && self.made > 0;
+        last || self.entry(position) != Outcome::Ignored || self.logged_at(position).is_some()
+    }
+
+    /// The logged attempts that [`Self::entry`] tells nothing of: those at endpoints outside the list,
+    /// and further ones at the same entry.
+    pub fn others(&self) -> impl Iterator<Item = &Logged> {
+        let told = |at: usize, logged: &Logged| match logged.to {
+            Answered::Entry(position) => {
+                self.logged_at(position).is_some_and(|(first, _)| first == at)
+            }
+            Answered::Other(_) | Answered::Stranger | Answered::Nowhere => false,
+        };
+        let logged = self.logged().iter().enumerate();
+        logged.filter(move |(at, logged)| !told(*at, logged)).map(|(_, logged)| logged)
+    }
+
+    fn logged(&self) -> &[Logged] {
+        if self.retries == Retries::Logged { self.logged } else { &[] }
+    }
+
+    /// The first logged attempt at an entry, where it was not the last of all.
+    fn logged_at(&self, position: usize) -> Option<(usize, &Logged)> {
+        let to = Answered::Entry(position);
+        let mut logged = self.logged().iter().enumerate();
+        if self.answered == to { None } else { logged.find(|(_, logged)| logged.to == to) }
     }
 
     /// What the endpoint outside the list that answered is charged with.
@@ -72,6 +117,8 @@ impl Attempts {
     #[must_use]
     pub fn unknown(&self) -> u32 {
         let failed = (0..self.listed).filter(|&position| self.has_failed(position)).count();
+        let followed = |it: &&Logged| matches!(it.to, Answered::Entry(at) if !self.within(at));
+        let logged = self.logged().iter().filter(followed).count();
         let last = match self.answered {
             // Further down than the attempts reach: the ones before were no choice of Envoy's.
             Answered::Entry(at) => !self.within(at),
@@ -81,7 +128,8 @@ impl Attempts {
             // None was made, for all that is known.
             Answered::Nowhere => self.last == Outcome::Ignored,
         };
-        let known = u32::try_from(failed).unwrap_or(u32::MAX).saturating_add(last.into());
+        let known = u32::try_from(failed.saturating_add(logged)).unwrap_or(u32::MAX);
+        let known = known.saturating_add(last.into());
         self.made.saturating_sub(known)
     }
 
@@ -109,13 +157,22 @@ mod tests {
     const LAST: Outcome = Outcome::Success { slow: false };
     const NONE: Outcome = Outcome::Ignored;
 
+    const ONE: Attempts<'static> = Attempts {
+        made: 1,
+        listed: 2,
+        answered: Answered::Entry(0),
+        last: LAST,
+        retries: Retries::Failures,
+        logged: &[],
+    };
+
     fn charged(
         made: u32,
         listed: usize,
         answered: Answered,
         retries: Retries,
     ) -> (Vec<Outcome>, u32) {
-        let attempts = Attempts { made, listed, answered, last: LAST, retries };
+        let attempts = Attempts { made, listed, answered, last: LAST, retries, logged: &[] };
         ((0..listed).map(|position| attempts.entry(position)).collect(), attempts.unknown())
     }
 
@@ -167,8 +224,7 @@ mod tests {
         for answered in
             [Answered::Entry(0), Answered::Stranger, Answered::Nowhere, Answered::Other(7)]
         {
-            let attempts =
-                Attempts { made: 1, listed: 2, answered, last: LAST, retries: Retries::Failures };
+            let attempts = Attempts { answered, ..ONE };
             let expect = if answered == Answered::Other(7) { LAST } else { NONE };
             assert_eq!(attempts.other(), expect, "{answered:?}");
         }
@@ -176,14 +232,55 @@ mod tests {
 
     #[test]
     fn an_attempt_that_reached_nobody_is_no_unknown_one() {
-        let attempts = Attempts {
-            made: 3,
-            listed: 3,
-            answered: Answered::Nowhere,
-            last: NONE,
-            retries: Retries::Failures,
-        };
+        let attempts =
+            Attempts { made: 3, listed: 3, answered: Answered::Nowhere, last: NONE, ..ONE };
         assert_eq!(attempts.unknown(), 2);
+    }
+
+    #[test]
+    fn what_the_router_has_logged_is_charged_as_it_was() {
+        use Answered::{Entry, Nowhere, Other, Stranger};
+        const RESET: Outcome = Outcome::Failure(FailureKind::Reset);
+        let logged = |to, outcome| Logged { to, outcome };
+        // A 404 that was no failure, a reset, an outrun hedge, one beyond the list, one at the first again.
+        let all = [
+            logged(Entry(0), LAST),
+            logged(Entry(1), RESET),
+            logged(Entry(2), NONE),
+            logged(Other(7), RESET),
+            logged(Stranger, RESET),
+            logged(Entry(0), RESET),
+        ];
+        for (count, answered, expect, asked, others, unknown) in [
+            (0, Entry(0), [LAST, NONE, NONE], [true, false, false], vec![], 0),
+            (1, Entry(1), [LAST, LAST, NONE], [true, true, false], vec![], 0),
+            (2, Entry(2), [LAST, RESET, LAST], [true, true, true], vec![], 0),
+            // The first answers after all.
+            (1, Entry(0), [LAST, NONE, NONE], [true, false, false], vec![all[0]], 0),
+            (3, Entry(1), [LAST, LAST, NONE], [true, true, true], vec![all[1]], 0),
+            (6, Nowhere, [LAST, RESET, NONE], [true, true, true], all[3..].to_vec(), 3),
+        ] {
+            let attempts = Attempts {
+                made: count as u32 + 1,
+                listed: 3,
+                answered,
+                logged: &all[..count],
+                retries: Retries::Logged,
+                ..ONE
+            };
+            let found = [0, 1, 2].map(|position| attempts.entry(position));
+            assert_eq!(found, expect, "{count}");
+            assert_eq!([0, 1, 2].map(|position| attempts.was_asked(position)), asked, "{count}");
+            assert_eq!(attempts.others().copied().collect::<Vec<_>>(), others, "{count}");
+            assert_eq!(attempts.unknown(), unknown, "{count}");
+        }
+        // What the log has not told is unknown.
+        let attempts = Attempts { made: 3, answered: Entry(2), logged: &all[..1], ..ONE };
+        assert_eq!(Attempts { retries: Retries::Logged, ..attempts }.unknown(), 1);
+        // By another policy nobody listens to it.
+        let attempts = Attempts { made: 2, answered: Entry(1), logged: &all[..1], ..ONE };
+        assert_eq!(attempts.entry(0), TRIED);
+        assert_eq!(attempts.others().count(), 0);
     }
 
     proptest::proptest! {
@@ -197,7 +294,7 @@ mod tests {
                 false => Answered::Other(7),
             };
             let retries = if any { Retries::Any } else { Retries::Failures };
-            let attempts = Attempts { made, listed, answered, last: LAST, retries };
+            let attempts = Attempts { made, listed, answered, retries, ..ONE };
             let charged = (0..listed).filter(|p| attempts.entry(*p) != NONE).count() as u32;
             let elsewhere = u32::from(attempts.other() != NONE);
             let skipped = matches!(answered, Answered::Entry(at) if made as usize <= at);

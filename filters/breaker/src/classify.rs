@@ -87,18 +87,8 @@ pub enum FailureKind {
     Attempt,
 }
 
-/// Which part of a request a [`Report`] is of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    /// The request as the client saw it end.
-    #[default]
-    Request,
-    /// One attempt, as the router's upstream log or an upstream filter sees it: an attempt that ends
-    /// without a code, and not by the client's doing, has failed, though no flag says so.
-    Attempt,
-}
-
-/// What Envoy says of a request that ended. Values that were not needed stay at their default.
+/// What Envoy says of a request that ended, or of one of its attempts. Values that were not needed stay
+/// at their default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report<'a> {
     /// `response.code`; `None` when there was no response.
@@ -115,16 +105,12 @@ pub struct Report<'a> {
     pub details: &'a [u8],
     /// Whether there is an `upstream.address`.
     pub upstream: bool,
-    /// `upstream.transport_failure_reason` is there and not empty.
-    pub transport_failure: bool,
     /// `response.grpc_status`, only when the request was gRPC.
     pub grpc: Option<u32>,
     /// How long the answer's head took, when the policy asks for it.
     pub took: Option<Duration>,
     /// From the response, see [`parse_retry_after`].
     pub retry_after: Option<Duration>,
-    /// Of what.
-    pub scope: Scope,
 }
 
 impl Report<'_> {
@@ -198,12 +184,7 @@ fn interrupted(report: &Report<'_>) -> Option<Outcome> {
 
 /// What the code and the gRPC status say.
 fn answered(report: &Report<'_>, policy: &Policy) -> Outcome {
-    let Some(code) = report.code else {
-        return match report.scope {
-            Scope::Request => Outcome::Ignored,
-            Scope::Attempt => Outcome::Failure(FailureKind::Reset),
-        };
-    };
+    let Some(code) = report.code else { return Outcome::Ignored };
     // A good answer is taken for the endpoint's without asking, which would cost every request.
     let good = code < 400 && matches!(report.grpc, None | Some(0));
     if !good && !report.head && !report.upstream {
@@ -245,8 +226,6 @@ fn transport(report: &Report<'_>) -> Option<FailureKind> {
         || report.details.starts_with(b"upstream_reset_")
     {
         Some(FailureKind::Reset)
-    } else if report.code.is_none() && report.transport_failure {
-        Some(FailureKind::Connect)
     } else {
         None
     }

@@ -46,7 +46,7 @@ mod window;
 mod words;
 
 pub use cap::{Severity, allowed, honour, retry_after};
-pub use charge::{Answered, Attempts, Retries};
+pub use charge::{Answered, Attempts, Logged, Retries};
 pub use classify::{FailureKind, Outcome, Report, classify};
 pub use codec::{DecodeError, RECORD_BYTES};
 pub use machine::{Context, Input, Reason, Transition, WATCH_BEFORE_RATE};

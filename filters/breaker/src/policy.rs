@@ -215,7 +215,8 @@ impl Settings for Policy {
     }
 }
 
-const RETRIES: [(&str, Retries); 2] = [("failures", Retries::Failures), ("any", Retries::Any)];
+const RETRIES: [(&str, Retries); 3] =
+    [("failures", Retries::Failures), ("any", Retries::Any), ("logged", Retries::Logged)];
 const FLEET: [(&str, Fleet); 3] =
     [("off", Fleet::Off), ("advise", Fleet::Advise), ("enforce", Fleet::Enforce)];
 

@@ -11,7 +11,8 @@
 //! `head`, its trailers in `trailers`; the properties of the stream (code, flags, attempts, the
 //! upstream's address) everywhere, but `response.grpc_status` at the end knows no trailers.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 
 /// What to do with the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +34,16 @@ pub struct Streams {
     pub trailers: fn(stream: u32),
     /// The stream is over. It may be one that never had headers.
     pub end: fn(stream: u32),
+    /// An access logger of this module has a line to write, of an attempt if it is the router's.
+    pub attempt: fn(),
 }
 
 thread_local! {
     static STREAMS: Cell<Option<Streams>> = const { Cell::new(None) };
     /// The stream that was created last, and its root: Envoy goes on with its headers at once.
     static NEWEST: Cell<(u32, u32)> = const { Cell::new((0, 0)) };
+    /// Root contexts.
+    static ROOTS: RefCell<BTreeSet<u32>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 /// Sets what is called; once, in the module's `main`.
@@ -54,6 +59,7 @@ unsafe extern "C" {
 #[unsafe(no_mangle)]
 extern "C" fn pintle_on_context_create(context: u32, root: u32) {
     if root == 0 {
+        with_roots(|roots| roots.insert(context));
         // SAFETY: numbers only; the SDK's function takes them as they are.
         unsafe { proxy_on_context_create(context, root) }
     } else {
@@ -87,10 +93,25 @@ extern "C" fn pintle_on_response_trailers(stream: u32, _trailers: u32) -> u32 {
     Action::Continue as u32
 }
 
+/// Comes for streams, whose end `end` is, and on a root context for the lines of an access logger.
+#[unsafe(no_mangle)]
+extern "C" fn pintle_on_log(context: u32) {
+    let root = with_roots(|roots| roots.contains(&context));
+    if let Some(streams) = STREAMS.get().filter(|_| root) {
+        (streams.attempt)();
+    }
+}
+
 /// Comes for root contexts, too, of which `end` knows nothing.
 #[unsafe(no_mangle)]
 extern "C" fn pintle_on_delete(stream: u32) {
+    with_roots(|roots| roots.remove(&stream));
     if let Some(streams) = STREAMS.get() {
         (streams.end)(stream);
     }
+}
+
+/// Asks or changes the root contexts; false where they are in use, which they never are.
+fn with_roots(act: impl FnOnce(&mut BTreeSet<u32>) -> bool) -> bool {
+    ROOTS.with(|roots| roots.try_borrow_mut().is_ok_and(|mut roots| act(&mut roots)))
 }

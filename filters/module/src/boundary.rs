@@ -37,15 +37,17 @@ pub(crate) trait Proxy {
 
     /// All request headers; while the request's headers pass.
     fn request_headers(&self) -> Option<Self::Headers>;
+    /// The first value of a request header; while the request's headers pass, or an attempt is logged.
+    fn request_header(&self, name: &str) -> Option<Vec<u8>>;
     /// Whether the request has no such header; cheaper than reading one that is there.
     fn lacks_request_header(&self, name: &str) -> bool;
     /// Makes `value` the only value of a request header.
     fn set_request_header(&self, name: &str, value: &[u8]) -> Result<(), Refused>;
     /// Removes every value of a request header.
     fn remove_request_header(&self, name: &str) -> Result<(), Refused>;
-    /// The first value of a response header; while the response's headers pass.
+    /// The first value of a response header; while the response's headers pass, or an attempt is logged.
     fn response_header(&self, name: &str) -> Option<Vec<u8>>;
-    /// The first value of a response trailer; while the response's trailers pass.
+    /// The first value of a response trailer; while the response's trailers pass, or an attempt is logged.
     fn response_trailer(&self, name: &str) -> Option<Vec<u8>>;
 
     /// Leaves a value for the route's `response_headers_to_add`.
@@ -68,7 +70,7 @@ pub(crate) trait Proxy {
     /// The client's address and port.
     fn source_address(&self) -> Option<Vec<u8>>;
 
-    /// The response's status; `None` when there was none.
+    /// The status of the response, or of the attempt that is logged; `None` when there was none.
     fn response_code(&self) -> Option<u16>;
     /// Envoy's response flags, zero for none (`pintle_breaker::classify::flag`).
     fn response_flags(&self) -> u64;

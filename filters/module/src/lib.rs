@@ -11,7 +11,8 @@
 //!   streams   which root serves a request, and which of them are under way
 //!   request   read, decide, apply over a boundary                 (headers)
 //!     ├ question, choice   whose request it is, and which endpoints may serve it
-//!     └ end, span          how it ended, who is charged, what its span says   (log)
+//!     ├ attempt            what the router's log says of an attempt      (log)
+//!     └ end, span          how it ended, who is charged, what its span says   (delete)
 //!   boundary  what a request needs of the proxy; `wasm`: by host calls
 //! ```
 //! Whatever has a branch worth testing is decided in `balance`, `breaker`, `trace`, `policy` and

@@ -24,13 +24,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pintle_balance::Ticket;
-use pintle_breaker::Outcome;
 use pintle_breaker::classify::{parse_grpc_timeout, parse_timeout_ms};
+use pintle_breaker::{Logged, Outcome, Retries};
 use pintle_contract::{METHODS, Now};
 use pintle_hostcalls::streams::Action;
 use pintle_policy::{Config, Select, Unknown, Via};
 use pintle_trace::{Edit, Kept, Ratio};
 
+mod attempt;
 mod charge;
 mod choice;
 mod end;
@@ -39,6 +40,7 @@ mod question;
 mod shadow;
 mod span;
 
+pub(crate) use attempt::RequestId;
 use head::Head;
 use question::{Named, named};
 use shadow::Shadow;
@@ -57,6 +59,7 @@ pub(crate) struct Exchange<P: Proxy> {
     grpc: bool,
     /// The client's own.
     deadline: Option<Duration>,
+    id: Option<RequestId>,
     sent: Option<Sent>,
     /// Where the choice is only compared with Envoy's.
     shadow: Option<Shadow>,
@@ -82,6 +85,8 @@ struct Sent {
     list: Vec<Entry>,
     /// The head of an endpoint's response, once it has passed.
     head: Option<Head>,
+    /// The attempts that the router has logged, until they are charged.
+    logged: Vec<Logged>,
 }
 
 /// One entry of the list.
@@ -157,6 +162,7 @@ impl<P: Proxy> Exchange<P> {
             method: 0,
             grpc: false,
             deadline: None,
+            id: None,
             sent: None,
             shadow: None,
             trace: None,
@@ -380,6 +386,10 @@ impl<P: Proxy> Exchange<P> {
             return Routing::Unlisted;
         }
         self.read(headers);
+        let retries = local.services.at(known.at).map(|service| service.policy.breaker.retries);
+        if retries == Some(Retries::Logged) {
+            self.id = headers.get(b"x-request-id").map(RequestId::of);
+        }
         self.choose(local, known, select, headers)
     }
 

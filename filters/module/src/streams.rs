@@ -4,12 +4,15 @@
 //! that has stopped ticking while a newer one goes on, so every root ticks, be it once in [`IDLE`].
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use pintle_hostcalls::streams::{Action, Streams};
 
-use crate::request::Exchange;
+use crate::boundary::Proxy as _;
+use crate::request::{Exchange, RequestId};
 use crate::wasm::Wasm;
 use crate::worker::Shared;
 
@@ -23,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
 /// For [`pintle_hostcalls::streams::serve`].
-pub(crate) const STREAMS: Streams = Streams { headers, head, trailers, end };
+pub(crate) const STREAMS: Streams = Streams { headers, head, trailers, end, attempt };
 
 struct Root {
     id: u32,
@@ -47,10 +50,13 @@ type Bucket = Vec<(u32, Box<Exchange<Wasm>>)>;
 struct Open {
     buckets: [Bucket; BUCKETS],
     count: usize,
+    /// Those whose attempts are logged.
+    ids: BTreeSet<(RequestId, u32)>,
 }
 
 impl Open {
-    const EMPTY: Self = Self { buckets: [const { Vec::new() }; BUCKETS], count: 0 };
+    const EMPTY: Self =
+        Self { buckets: [const { Vec::new() }; BUCKETS], count: 0, ids: BTreeSet::new() };
 
     fn bucket(&mut self, stream: u32) -> Option<&mut Bucket> {
         self.buckets.get_mut(usize::try_from(stream).ok()? % BUCKETS)
@@ -58,6 +64,7 @@ impl Open {
 
     /// Keeps `exchange`. Of too many the oldest in its bucket gives way, as if its client had left.
     fn insert(&mut self, stream: u32, exchange: Exchange<Wasm>) -> Option<Box<Exchange<Wasm>>> {
+        self.ids.extend(exchange.id().map(|id| (id, stream)));
         self.bucket(stream)?.push((stream, Box::new(exchange)));
         self.count = self.count.saturating_add(1);
         if self.count <= MAX_OPEN {
@@ -78,7 +85,22 @@ impl Open {
         let at = bucket.iter().position(|(other, _)| *other == stream)?;
         let (_, exchange) = bucket.swap_remove(at);
         self.count = self.count.saturating_sub(1);
+        if let Some(id) = exchange.id() {
+            self.ids.remove(&(id, stream));
+        }
         Some(exchange)
+    }
+
+    /// The one request of this id that may have gone to `address`; `None` where there are several.
+    fn find(&mut self, id: RequestId, address: SocketAddr) -> Option<&mut Exchange<Wasm>> {
+        let streams: Vec<u32> =
+            self.ids.range((id, 0)..=(id, u32::MAX)).map(|(_, stream)| *stream).collect();
+        let mut fit = streams.into_iter().filter(|stream| {
+            self.get_mut(*stream).is_some_and(|exchange| exchange.may_go_to(address))
+        });
+        let (one, another) = (fit.next()?, fit.next());
+        drop(fit);
+        if another.is_some() { None } else { self.get_mut(one) }
     }
 }
 
@@ -174,6 +196,26 @@ fn end(stream: u32) {
     if let Some(mut exchange) = ended
         && exchange.on_end().is_none()
     {
+        drop_callback();
+    }
+}
+
+/// The router has logged an attempt of some request. Without a request that waits for it, which is the
+/// rule where no policy asks for the log, that costs no host call.
+fn attempt() {
+    if OPEN.with(|open| open.try_borrow().is_ok_and(|open| open.ids.is_empty())) {
+        return;
+    }
+    let Some(id) = Wasm.request_header("x-request-id") else { return };
+    let Some(address) = Wasm.upstream_address() else { return };
+    let parsed = std::str::from_utf8(&address).ok().and_then(|text| text.parse().ok());
+    let Some(parsed) = parsed else { return };
+    let done = OPEN.with(|open| {
+        let mut open = open.try_borrow_mut().ok()?;
+        let found = open.find(RequestId::of(&id), parsed);
+        found.map_or(Some(()), |exchange| exchange.attempted(&address))
+    });
+    if done.is_none() {
         drop_callback();
     }
 }

@@ -47,6 +47,10 @@ impl Proxy for Wasm {
         host::request_headers().ok()
     }
 
+    fn request_header(&self, name: &str) -> Option<Vec<u8>> {
+        host::request_header(name.as_bytes()).ok()
+    }
+
     fn lacks_request_header(&self, name: &str) -> bool {
         host::lacks_request_header(name.as_bytes())
     }

@@ -12,6 +12,7 @@ mod config;
 mod switches;
 
 pub use pintle_balance as select;
+pub use pintle_breaker as breaker;
 
 pub use config::{Config, Pattern, Select, Source, Unknown, Via};
 use pintle_settings::{Invalid, MAX_DEPTH, Section, Settings};

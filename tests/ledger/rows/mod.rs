@@ -5,6 +5,7 @@ mod elsewhere;
 mod ends;
 mod grpc;
 mod http3;
+mod logged;
 mod plain;
 mod streams;
 
@@ -18,6 +19,7 @@ pub fn all() -> Vec<Row> {
         streams::rows(),
         grpc::rows(),
         attempts::rows(),
+        logged::rows(),
         elsewhere::rows(),
         ends::rows(),
     ]
@@ -26,7 +28,7 @@ pub fn all() -> Vec<Row> {
     .collect()
 }
 
-/// Those whose protocols Envoy has changed most between its versions.
+/// Those whose protocols Envoy has changed most between its versions, and those that rest on what it logs.
 pub fn protocols() -> Vec<Row> {
-    [http3::rows(), streams::rows(), grpc::rows()].into_iter().flatten().collect()
+    [http3::rows(), streams::rows(), grpc::rows(), logged::rows()].into_iter().flatten().collect()
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
+use pintle_tests::Patience;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -10,6 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::config::host;
 use crate::row::{Row, Site};
+use crate::upstream::Upstream;
 
 /// How long a stream lives.
 const LIFE: Duration = Duration::from_secs(2);
@@ -19,10 +21,9 @@ pub fn rows() -> Vec<Row> {
         Row::new("sse-whole", 2, |site| async move { site.gets(1, "sse/2000", 200).await }),
         Row::new("sse-left", 2, |site| async move {
             leave(&site, "sse/8000", LIFE).await;
-            site.gets(90, "ok", 200).await;
+            share(&site).await;
         })
-        .endpoints(3)
-        .also(shared),
+        .endpoints(3),
         Row::new("sse-again", 5, |site| async move {
             // A subscriber that always comes back, and others beside it.
             let subscriber = async {
@@ -30,23 +31,16 @@ pub fn rows() -> Vec<Row> {
                     leave(&site, "sse/8000", LIFE / 2).await;
                 }
             };
-            let others = async {
-                for _ in 0..90 {
-                    site.gets(1, "ok", 200).await;
-                    tokio::time::sleep(Duration::from_millis(15)).await;
-                }
-            };
-            tokio::join!(subscriber, others);
+            tokio::join!(subscriber, share(&site));
+            share(&site).await;
         })
-        .endpoints(3)
-        .also(shared),
+        .endpoints(3),
         Row::new("ws-client-closes", 3, |site| async move {
             websocket(&site, "ws/client", LIFE).await;
-            site.gets(90, "ok", 200).await;
+            share(&site).await;
         })
         .endpoints(3)
-        .configured(|config| upgrades(config, "ws-client-closes"))
-        .also(shared),
+        .configured(|config| upgrades(config, "ws-client-closes")),
         Row::new("ws-server-closes", 4, |site| async move {
             for _ in 0..8 {
                 websocket(&site, "ws/server", Duration::ZERO).await;
@@ -85,14 +79,25 @@ fn upgrades(mut config: pintle_tests::EnvoyConfig, name: &str) -> pintle_tests::
     config
 }
 
-/// Whether each endpoint has at least half of its share of the plain requests.
-fn shared(site: &Site) -> Result<(), String> {
-    let plain = |log: Vec<crate::upstream::Entry>| log.iter().filter(|e| e.act == "ok").count();
-    let counts: Vec<usize> = site.upstreams.iter().map(|one| plain(one.log())).collect();
-    let fair = counts.iter().sum::<usize>() / counts.len();
-    match counts.iter().all(|count| *count * 2 >= fair) {
-        true => Ok(()),
-        false => Err(format!("shares {counts:?}")),
+/// Plain requests, until each endpoint has had half of its share of the last ones at least. An answer that
+/// was slow because so many rows begin at once keeps an endpoint out for a second or two.
+async fn share(site: &Site) {
+    const WINDOW: usize = 60;
+    const WITHIN: Duration = Duration::from_secs(5);
+    let counts = || -> Vec<usize> {
+        let plain = |one: &Upstream| one.log().iter().filter(|entry| entry.act == "ok").count();
+        site.upstreams.iter().map(plain).collect()
+    };
+    let mut patience = Patience::new(WITHIN);
+    loop {
+        let before = counts();
+        site.gets(WINDOW, "ok", 200).await;
+        let shares: Vec<usize> =
+            counts().iter().zip(&before).map(|(now, then)| now - then).collect();
+        if shares.iter().all(|share| share * shares.len() * 2 >= WINDOW) {
+            return;
+        }
+        assert!(patience.lasts().await, "{}: shares {shares:?}", site.name);
     }
 }
 

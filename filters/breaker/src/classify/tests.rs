@@ -27,11 +27,9 @@ const fn said(code: u16, flags: u64, details: &'static str, upstream: bool) -> R
         overdue: false,
         details: details.as_bytes(),
         upstream,
-        transport_failure: false,
         grpc: None,
         took: None,
         retry_after: None,
-        scope: Scope::Request,
     }
 }
 
@@ -46,10 +44,6 @@ const fn head(code: u16, flags: u64, details: &'static str) -> Report<'static> {
 
 const fn overdue(report: Report<'static>) -> Report<'static> {
     Report { overdue: true, ..report }
-}
-
-const fn attempt(report: Report<'static>) -> Report<'static> {
-    Report { scope: Scope::Attempt, ..report }
 }
 
 const CLIENT: &str = "downstream_remote_disconnect";
@@ -67,9 +61,9 @@ const ROWS: &[Row] = &[
     // The table of what a real Envoy reported, in its order.
     Row { name: "200", report: said(200, 0, "via_upstream", true), expect: SUCCESS },
     Row { name: "500", report: said(500, 0, "via_upstream", true), expect: failed(FailureKind::Status(500)) },
-    Row { name: "refused", report: Report { transport_failure: true, ..said(503, 32, REFUSED, true) }, expect: failed(FailureKind::Connect) },
+    Row { name: "refused", report: said(503, 32, REFUSED, true), expect: failed(FailureKind::Connect) },
     Row { name: "connect timeout", report: said(503, 32, CONNECT_TIMEOUT, true), expect: failed(FailureKind::Timeout) },
-    Row { name: "TLS failure", report: Report { transport_failure: true, ..said(503, 32, TLS, true) }, expect: failed(FailureKind::Connect) },
+    Row { name: "TLS failure", report: said(503, 32, TLS, true), expect: failed(FailureKind::Connect) },
     Row { name: "route timeout", report: said(504, 4, "response_timeout", true), expect: failed(FailureKind::Timeout) },
     Row { name: "per-try timeout", report: said(504, 4, "upstream_per_try_timeout", true), expect: failed(FailureKind::Timeout) },
     Row { name: "per-try timeout then ok", report: said(200, 0, "via_upstream", true), expect: SUCCESS },
@@ -110,15 +104,14 @@ const ROWS: &[Row] = &[
     Row { name: "time-out that the client asked for", report: overdue(said(504, 4, "response_timeout", true)), expect: Outcome::Ignored },
     Row { name: "refused after the client's deadline", report: overdue(said(503, 32, REFUSED, true)), expect: failed(FailureKind::Connect) },
     Row { name: "from a cache", report: head(500, 1 << 20, ""), expect: Outcome::Ignored },
-    // The same seen per attempt, by the router's upstream log or an upstream filter.
-    Row { name: "attempt: 200", report: attempt(said(200, 0, "", true)), expect: SUCCESS },
-    Row { name: "attempt: 503", report: attempt(said(503, 0, "", true)), expect: failed(FailureKind::Status(503)) },
-    Row { name: "attempt: refused, upstream log", report: attempt(said(0, 32, "", true)), expect: failed(FailureKind::Connect) },
-    Row { name: "attempt: refused, filter", report: attempt(Report { transport_failure: true, ..said(0, 0, "", true) }), expect: failed(FailureKind::Connect) },
-    Row { name: "attempt: timed out", report: attempt(said(0, 0, "", true)), expect: failed(FailureKind::Reset) },
-    Row { name: "attempt: client gone", report: attempt(said(0, 16_384, "", true)), expect: Outcome::Ignored },
-    Row { name: "attempt: client gone, by details", report: attempt(said(0, 0, CLIENT, true)), expect: Outcome::Ignored },
-    Row { name: "attempt: h2 client reset", report: attempt(said(0, 0, "http2.remote_reset", true)), expect: Outcome::Ignored },
+    // Attempts as the router's upstream log has them: without details, with flags of their own.
+    Row { name: "attempt: 200", report: head(200, 0, ""), expect: SUCCESS },
+    Row { name: "attempt: 503", report: head(503, 0, ""), expect: failed(FailureKind::Status(503)) },
+    Row { name: "attempt: answered after its time", report: head(200, 4, ""), expect: SUCCESS },
+    Row { name: "attempt: refused", report: said(0, 32, "", true), expect: failed(FailureKind::Connect) },
+    Row { name: "attempt: closed", report: said(0, 64, "", true), expect: failed(FailureKind::Reset) },
+    Row { name: "attempt: timed out", report: said(0, 4, "", true), expect: failed(FailureKind::Timeout) },
+    Row { name: "attempt: outrun by another, or the client left", report: said(0, 0, "", true), expect: Outcome::Ignored },
     // Status codes.
     Row { name: "302", report: said(302, 0, "via_upstream", true), expect: SUCCESS },
     Row { name: "404", report: said(404, 0, "via_upstream", true), expect: SUCCESS },
@@ -360,15 +353,14 @@ fn a_deadline_counts_as_passed_from_nine_tenths_on() {
 proptest::proptest! {
     #[test]
     fn nothing_that_is_reported_traps(
-        code: Option<u16>, flags: u64, details: Vec<u8>, upstream: bool, transport_failure: bool,
-        grpc: Option<u32>, header: Vec<u8>, now: u64, attempt: bool, head: bool, connect: bool,
+        code: Option<u16>, flags: u64, details: Vec<u8>, upstream: bool,
+        grpc: Option<u32>, header: Vec<u8>, now: u64, head: bool, connect: bool,
         overdue: bool,
     ) {
         let retry_after = parse_retry_after(&header, Now(now));
-        let scope = if attempt { Scope::Attempt } else { Scope::Request };
         let report = Report {
-            code, flags, head, connect, overdue, details: &details, upstream, transport_failure,
-            grpc, took: None, retry_after, scope,
+            code, flags, head, connect, overdue, details: &details, upstream,
+            grpc, took: None, retry_after,
         };
         let outcome = classify(&report, &Policy::unconfigured());
         // Whatever else is reported, a client that left before the head charges nobody.
@@ -377,8 +369,8 @@ proptest::proptest! {
         proptest::prop_assert_eq!(left, Outcome::Ignored);
         proptest::prop_assert!(outcome == Outcome::Ignored || upstream
             || report.flags & (flag::TRANSPORT | flag::UPSTREAM_TIMEOUT) != 0
-            || code.is_some_and(|code| code < 400) || attempt || details.starts_with(b"upstream_reset_")
-            || transport_failure || head);
+            || code.is_some_and(|code| code < 400) || details.starts_with(b"upstream_reset_")
+            || head);
     }
 
     #[test]

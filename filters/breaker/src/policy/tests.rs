@@ -114,7 +114,7 @@ fn what_is_refused_names_the_key_and_the_range() {
             r#"{"failure_codes": [500,500,500,500,500,500,500,500,500,500,500,500,500,500,500,500,500]}"#,
             "failure_codes must be a list of 0 to 16, found 17",
         ),
-        (r#"{"retries": "some"}"#, "retries must be failures or any, found \"some\""),
+        (r#"{"retries": "some"}"#, "retries must be failures, any or logged, found \"some\""),
         (r#"{"fleet": "obey"}"#, "fleet must be off, advise or enforce, found \"obey\""),
         (r#"{"fleet_ttl": "2h"}"#, "fleet_ttl must be a duration from 1s to 1h"),
         (r#"{"retry_after": "0s"}"#, "retry_after must be a duration from 1s to 1h"),

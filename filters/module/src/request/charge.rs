@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pintle_balance::Sample;
-use pintle_breaker::{Answered, Attempts, Need, Outcome};
+use pintle_breaker::{Answered, Attempts, Logged, Need, Outcome};
 use pintle_contract::Now;
 
 use super::{Entry, Exchange, Sent};
@@ -33,6 +33,7 @@ impl<P: Proxy> Exchange<P> {
         let breaking = local.config.breaker;
         let Some(service) = local.services.at_mut(at) else { return };
         let Some(sent) = &mut self.sent else { return };
+        let logged = earlier(std::mem::take(&mut sent.logged), charge);
         // Of a shadow's list there is nothing but the one that answered.
         let shadow = self.shadow.is_some();
         let attempts = Attempts {
@@ -41,6 +42,7 @@ impl<P: Proxy> Exchange<P> {
             answered: charge.answered,
             last: charge.outcome,
             retries: service.policy.breaker.retries,
+            logged: &logged,
         };
         let told = sent.head.is_some_and(|head| !head.booked && sent.is_answered());
         let mut due = Vec::new();
@@ -70,24 +72,27 @@ impl<P: Proxy> Exchange<P> {
                 }
             }
             let Some(index) = index else { continue };
-            // It was asked, and nobody waited for what it would have said.
-            if outcome != Outcome::Ignored || last {
+            // Also where nobody waited for what it would have said.
+            if attempts.was_asked(position) {
                 service.count_attempt(index, sample.failed);
             }
             if breaking && observe(service, index, entry.breaker, outcome, now) == Need::Sync {
                 due.push(index);
             }
         }
-        if let Answered::Other(key) = charge.answered
-            && let Some(index) = service.balancer.by_key(key)
+        let other = Logged { to: charge.answered, outcome: attempts.other() };
+        let other = matches!(other.to, Answered::Other(_)).then_some((&other, charge.latency));
+        for (Logged { to, outcome }, latency) in
+            other.into_iter().chain(attempts.others().map(|logged| (logged, None)))
         {
-            let outcome = attempts.other();
-            let sample = sample(outcome, charge.latency);
+            let index = key(sent, *to).and_then(|key| service.balancer.by_key(key));
+            let Some(index) = index else { continue };
+            let sample = sample(*outcome, latency);
             service.count_attempt(index, sample.failed);
-            if outcome != Outcome::Ignored {
+            if *outcome != Outcome::Ignored {
                 service.balancer.observed(index, now, sample);
             }
-            if breaking && observe_late(service, index, outcome, now) == Need::Sync {
+            if breaking && observe_late(service, index, *outcome, now) == Need::Sync {
                 due.push(index);
             }
         }
@@ -105,12 +110,8 @@ impl<P: Proxy> Exchange<P> {
     pub(super) fn charge_late(&self, local: &mut Local, at: usize, charge: &Charge, now: Now) {
         let breaking = local.config.breaker;
         let (Some(service), Some(sent)) = (local.services.at_mut(at), &self.sent) else { return };
-        let key = match charge.answered {
-            Answered::Entry(position) => sent.list.get(position).map(|entry| entry.key),
-            Answered::Other(key) => Some(key),
-            Answered::Stranger | Answered::Nowhere => None,
-        };
-        let Some(index) = key.and_then(|key| service.balancer.by_key(key)) else { return };
+        let index = key(sent, charge.answered).and_then(|key| service.balancer.by_key(key));
+        let Some(index) = index else { return };
         service.count_failure(index);
         service.balancer.observed(index, now, sample(charge.outcome, None));
         if breaking
@@ -119,6 +120,26 @@ impl<P: Proxy> Exchange<P> {
         {
             local.sync_breaker(name, index, now);
         }
+    }
+}
+
+/// Of the attempts that the router has logged, those before the last. Where no head came, the last is
+/// among them, unless it was a client or a time-out of the whole stream that ended it.
+fn earlier(mut logged: Vec<Logged>, charge: &Charge) -> Vec<Logged> {
+    let all = usize::try_from(charge.attempts).is_ok_and(|made| logged.len() >= made);
+    let last = logged.iter().rposition(|it| it.to == charge.answered);
+    if let Some(last) = last.or(logged.len().checked_sub(1)).filter(|_| all) {
+        logged.remove(last);
+    }
+    logged
+}
+
+/// Names the endpoint that an attempt went to.
+fn key(sent: &Sent, to: Answered) -> Option<u64> {
+    match to {
+        Answered::Entry(position) => sent.list.get(position).map(|entry| entry.key),
+        Answered::Other(key) => Some(key),
+        Answered::Stranger | Answered::Nowhere => None,
     }
 }
 

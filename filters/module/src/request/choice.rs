@@ -152,7 +152,12 @@ impl<P: Proxy> Exchange<P> {
             Some(Entry { key, breaker })
         });
         let list: Vec<Entry> = entries.collect();
-        self.sent = (!list.is_empty()).then_some(Sent { ticket: None, list, head: None });
+        self.sent = (!list.is_empty()).then_some(Sent {
+            ticket: None,
+            list,
+            head: None,
+            logged: Vec::new(),
+        });
     }
 
     /// Counts the request as in flight at the first of the list, and writes the list in Envoy's form.

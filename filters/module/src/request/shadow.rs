@@ -34,7 +34,7 @@ impl<P: Proxy> Exchange<P> {
         service.counts.start();
         let first = picks.first().and_then(|index| service.balancer.key_of(index));
         self.shadow = Some(Shadow { first });
-        self.sent = Some(Sent { ticket: None, list: Vec::new(), head: None });
+        self.sent = Some(Sent { ticket: None, list: Vec::new(), head: None, logged: Vec::new() });
         let (candidates, reason, count) = match choice {
             Choice::Eligible { candidates } => (candidates, "it would have been chosen", None),
             Choice::Panic { candidates } => {
