@@ -26,7 +26,8 @@ async fn found(args: &[&str]) -> (BTreeSet<String>, bool) {
 }
 
 /// The exit code is 0 for what works all the same.
-const WARNINGS: [&str; 6] = [
+const WARNINGS: [&str; 7] = [
+    "hosts-by-name",
     "wasm-failure-open",
     "wasm-backoff",
     "wasm-vm-id",
@@ -58,7 +59,27 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
         let clusters = config.at("/static_resources/clusters").as_array_mut().expect("clusters");
         clusters.push(other);
     }
-    let mistakes: [Mistake; 21] = [
+    fn hosts(config: &mut EnvoyConfig, kind: &str, address: Value) {
+        let cluster = config.cluster("orders");
+        remove(cluster, "eds_cluster_config");
+        cluster["type"] = kind.into();
+        cluster["load_assignment"] = json!({"cluster_name": "orders",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]});
+    }
+    fn aggregate(config: &mut EnvoyConfig, of: &[&str]) {
+        let typed = json!({"clusters": of});
+        let kind = json!({"name": "envoy.clusters.aggregate", "typed_config": typed});
+        members(config, "both", json!({"cluster_type": kind}));
+        remove(config.cluster("both"), "type");
+    }
+    fn route(config: &mut EnvoyConfig) -> &mut Value {
+        let manager = config.http_connection_manager();
+        &mut manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
+    }
+    fn host(config: &mut EnvoyConfig) -> &mut Value {
+        &mut config.http_connection_manager()["route_config"]["virtual_hosts"][0]
+    }
+    let mistakes: [Mistake; 31] = [
         ("node-unnamed", |it| it.root()["node"]["cluster"] = "".into()),
         ("wasm-failure-closed", |it| plugin(it)["failure_policy"] = "FAIL_CLOSED".into()),
         ("wasm-failure-open", |it| plugin(it)["failure_policy"] = "FAIL_OPEN".into()),
@@ -88,10 +109,42 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
         }),
         ("header-on-the-wire", |it| {
             members(it, "member", json!({"type": "STATIC"}));
-            let typed = json!({"clusters": ["orders", "member"]});
-            let kind = json!({"name": "envoy.clusters.aggregate", "typed_config": typed});
-            members(it, "both", json!({"cluster_type": kind}));
-            remove(it.cluster("both"), "type");
+            aggregate(it, &["member"]);
+        }),
+        ("choice-in-aggregate", |it| aggregate(it, &["orders"])),
+        ("hosts-unnamed", |it| hosts(it, "STATIC", json!({"pipe": {"path": "/tmp/orders"}}))),
+        ("hosts-unnamed", |it| {
+            let inner = json!({"server_listener_name": "connect_originate", "endpoint_id": "a"});
+            hosts(it, "STATIC", json!({"envoy_internal_address": inner}));
+        }),
+        ("hosts-by-name", |it| {
+            let address = json!({"address": "orders.local", "port_value": 80});
+            hosts(it, "STRICT_DNS", json!({"socket_address": address}));
+        }),
+        ("retries-unfit", |it| {
+            host(it)["retry_policy"]["retry_on"] = "connect-failure,retriable-4xx".into();
+        }),
+        ("retries-unfit", |it| {
+            route(it)["retry_policy"] = json!({"retry_on": "retriable-status-codes",
+                "retriable_status_codes": [503, 404]});
+        }),
+        ("retries-unfit", |it| {
+            route(it)["retry_policy"] = json!({"retry_on": "5xx", "per_try_timeout": "0.1s"});
+            host(it)["hedge_policy"] = json!({"hedge_on_per_try_timeout": true});
+        }),
+        ("retries-unfit", |it| {
+            settings(it, |all| all["breaker"]["failure_codes"] = json!(["503"]));
+            host(it)["retry_policy"]["retry_on"] = "gateway-error".into();
+        }),
+        ("retries-unfit", |it| {
+            remove(host(it), "retry_policy");
+            let options = "/typed_extension_protocol_options/\
+                envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+            let options = it.cluster("orders").pointer_mut(options).expect("options");
+            options["retry_policy"] = json!({"retry_on": "retriable-headers"});
+        }),
+        ("upstream-log-absent", |it| {
+            settings(it, |all| all["breaker"]["retries"] = "logged".into());
         }),
         ("original-dst-header", |it| {
             members(it, "any", json!({"original_dst_lb_config": {"use_http_header": true}}));
@@ -125,6 +178,13 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
     let right =
         EnvoyConfig::shipped().expect("the shipped one").agent_socket("/tmp/mine/agent.sock");
     assert_eq!(check(&right).await, (BTreeSet::new(), false));
+    // What a service's policy allows for is no mistake.
+    let mut any = right.clone();
+    host(&mut any)["retry_policy"]["retry_on"] = "retriable-4xx".into();
+    settings(&mut any, |all| all["services"]["orders"]["breaker"]["retries"] = "any".into());
+    assert_eq!(check(&any).await, (BTreeSet::new(), false));
+    settings(&mut any, |all| all["services"]["orders"]["breaker"]["retries"] = "logged".into());
+    assert_eq!(check(&any.upstream_log()).await, (BTreeSet::new(), false));
     for (number, (code, mistake)) in mistakes.into_iter().enumerate() {
         let mut wrong = right.clone();
         mistake(&mut wrong);
@@ -144,7 +204,7 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn mistakes_in_what_runs_are_found_on_other_ports_than_the_defaults() {
     let mut world = World::start().await;
-    let _all = world.orders(2).await;
+    let all = world.orders(2).await;
     let (admin, envoy) = (world.agent.admin().to_string(), world.envoy.admin().to_string());
     let check = async || found(&["--admin", &admin, "--envoy", &envoy]).await;
     let one = |code: &str| (BTreeSet::from([code.to_owned()]), true);
@@ -186,7 +246,10 @@ async fn mistakes_in_what_runs_are_found_on_other_ports_than_the_defaults() {
     let mut stranger = shipped();
     stranger.cluster("orders")["metadata"]["filter_metadata"]["pintle"]["service"] =
         "ordres".into();
-    for (code, config) in [("hosts-foreign", foreign), ("service-unknown", stranger)] {
+    let lacking = shipped().static_hosts("orders", &[all[0].addr()]);
+    for (code, config) in
+        [("hosts-foreign", foreign), ("hosts-missing", lacking), ("service-unknown", stranger)]
+    {
         let other = Envoy::start(config).await.expect("Envoy");
         let envoy = other.admin().to_string();
         let found = async || found(&["--admin", &admin, "--envoy", &envoy]).await;

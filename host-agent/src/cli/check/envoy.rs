@@ -6,7 +6,9 @@
 mod clusters;
 mod dump;
 mod headers;
+mod hosts;
 mod plugins;
+mod routes;
 mod running;
 
 use std::path::Path;
@@ -38,7 +40,7 @@ pub(super) async fn check(
             )];
         }
     };
-    let mut findings = judge(&dump, socket);
+    let mut findings = all(&dump, socket, services.unwrap_or_default());
     findings.push(match envoy.ask(Method::GET, "/ready").await {
         Ok((status, _)) if status.is_success() => Finding::good("envoy", "ready"),
         Ok((status, _)) => Finding::bad(
@@ -60,7 +62,7 @@ pub(super) async fn check(
     if let Ok(statuses) = envoy.get::<Value>("/clusters?format=json").await {
         findings.extend(running::agent_cluster(&statuses, socket));
         if let Some(services) = services {
-            findings.extend(clusters::hosts(&known, &statuses, services));
+            findings.extend(hosts::running(&known, &statuses, services));
         }
     }
     if let Ok(listeners) = envoy.get::<Value>("/listeners?format=json").await {
@@ -100,6 +102,11 @@ pub(super) fn file(path: &Path, socket: &str) -> Vec<Finding> {
 /// What is to be said of a `/config_dump` whose Envoy should reach the agent at `socket`.
 #[must_use]
 pub fn judge(value: &Value, socket: &str) -> Vec<Finding> {
+    all(value, socket, &[])
+}
+
+/// The same with what the agent knows of `services`.
+fn all(value: &Value, socket: &str, services: &[ServiceJson]) -> Vec<Finding> {
     let dump = Dump::of(value);
     let mut findings = Vec::new();
     findings.extend(plugins::node(&dump));
@@ -109,6 +116,8 @@ pub fn judge(value: &Value, socket: &str) -> Vec<Finding> {
     findings.extend(headers::on_the_wire(&dump));
     findings.extend(headers::original_dst(&dump));
     findings.extend(clusters::shape(&dump));
+    findings.extend(hosts::configured(&dump));
+    findings.extend(routes::retries(&dump, services));
     if !dump.all.iter().any(|object| text(object, "path") == Some(socket)) {
         findings.push(Finding::bad(
             Code::AgentClusterAbsent,

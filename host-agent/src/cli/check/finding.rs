@@ -93,7 +93,13 @@ codes! {
     EdsWaits = "eds-waits",
     ServiceUnknown = "service-unknown",
     OverrideHostAbsent = "override-host-absent",
+    ChoiceInAggregate = "choice-in-aggregate",
     HostsForeign = "hosts-foreign",
+    HostsMissing = "hosts-missing",
+    HostsUnnamed = "hosts-unnamed",
+    HostsByName = "hosts-by-name",
+    RetriesUnfit = "retries-unfit",
+    UpstreamLogAbsent = "upstream-log-absent",
     HealthBeside = "health-beside",
 }
 

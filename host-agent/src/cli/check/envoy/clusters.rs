@@ -1,18 +1,18 @@
-//! Our clusters: whether their hosts are the agent's and their choice is ours.
+//! Our clusters: whether their choice is ours, and how Envoy's own health stands to it.
 //!
 //! A cluster is ours when its metadata names a service (`filter_metadata.pintle.service`), or when its
 //! hosts come by EDS from somewhere and its policy is `override_host`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::dump::{Dump, Object, at, overridden, seconds, text};
+use super::dump::{Dump, Object, at, members, overridden, seconds, text};
 use crate::cli::check::finding::{Code, Finding, some};
 use crate::serve::admin::view::ServiceJson;
 
 /// What a cluster calls its service: by metadata, else by EDS.
-fn service<'a>(name: &'a str, cluster: &'a Object) -> Option<&'a str> {
+pub(super) fn service<'a>(name: &'a str, cluster: &'a Object) -> Option<&'a str> {
     let metadata = at(cluster, &["metadata", "filter_metadata", "pintle", "service"]);
     metadata.and_then(Value::as_str).or_else(|| {
         let eds = text(cluster, "type") == Some("EDS");
@@ -27,7 +27,7 @@ fn service<'a>(name: &'a str, cluster: &'a Object) -> Option<&'a str> {
 
 /// What can be said without the agent.
 pub(super) fn shape(dump: &Dump<'_>) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut findings = aggregates(dump);
     let any_header = !dump.override_headers().is_empty();
     for (name, cluster) in dump.clusters() {
         let Some(service) = service(name, cluster) else { continue };
@@ -55,7 +55,7 @@ pub(super) fn shape(dump: &Dump<'_>) -> Vec<Finding> {
                     Code::HealthBeside,
                     &what,
                     format!(
-                        "{which} beside the module's: a host that it takes out is skipped unseen"
+                        "{which} beside the module's: the list leads to hosts that it takes out"
                     ),
                     format!("remove {key}: the registry's health and the breakers decide"),
                 ));
@@ -64,6 +64,30 @@ pub(super) fn shape(dump: &Dump<'_>) -> Vec<Finding> {
         findings.extend(eds(&what, cluster));
     }
     findings
+}
+
+/// Aggregates of clusters that would follow the choice: inside of one the list is not read (seen on
+/// 1.40.0, `tests/ledger`).
+fn aggregates(dump: &Dump<'_>) -> Vec<Finding> {
+    let clusters = dump.clusters();
+    let follows = |name: &&str| clusters.get(name).is_some_and(|it| overridden(it));
+    let findings = clusters.iter().filter_map(|(name, cluster)| {
+        let members: Vec<&str> = members(cluster).filter(follows).collect();
+        let (first, what) = (members.first()?, format!("cluster {name}"));
+        Some(Finding::bad(
+            Code::ChoiceInAggregate,
+            &what,
+            format!(
+                "it is an aggregate, in which its members ({}) don't follow the choice",
+                some(&members, 3)
+            ),
+            format!(
+                "route to {first} itself; what the other members are there for, the tiers of a \
+                 registry and select.failover do"
+            ),
+        ))
+    });
+    findings.collect()
 }
 
 /// Hosts that a discovery service of their own brings, as the agent does.
@@ -138,49 +162,4 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row.last().copied().unwrap_or_default()
-}
-
-/// Clusters that have hosts, none of which the agent knows: what the module lists is skipped.
-pub(super) fn hosts(dump: &Dump<'_>, statuses: &Value, services: &[ServiceJson]) -> Vec<Finding> {
-    let known: BTreeMap<&str, &ServiceJson> =
-        services.iter().map(|it| (it.service.as_str(), it)).collect();
-    let clusters = dump.clusters();
-    let mut findings = Vec::new();
-    let all = statuses.get("cluster_statuses").and_then(Value::as_array);
-    for status in all.into_iter().flatten().filter_map(Value::as_object) {
-        let Some(name) = text(status, "name") else { continue };
-        let Some(cluster) = clusters.get(name).filter(|it| overridden(it)) else {
-            continue;
-        };
-        let Some(service) = service(name, cluster).and_then(|it| known.get(it)) else { continue };
-        let hosts = addresses(status);
-        let endpoints: BTreeSet<&str> =
-            service.endpoints.iter().map(|it| it.address.as_str()).collect();
-        let foreign = hosts.iter().all(|host| !endpoints.contains(host.as_str()));
-        if !hosts.is_empty() && !endpoints.is_empty() && foreign {
-            findings.push(Finding::bad(
-                Code::HostsForeign,
-                &format!("cluster {name}"),
-                format!(
-                    "its hosts ({}) are none of {}'s endpoints ({}): the choice is never followed",
-                    some(hosts, 3),
-                    service.service,
-                    some(endpoints, 3)
-                ),
-                "let its hosts come from the agent by EDS, as in envoy/envoy.yaml",
-            ));
-        }
-    }
-    findings
-}
-
-fn addresses(status: &Object) -> Vec<String> {
-    let hosts = status.get("host_statuses").and_then(Value::as_array);
-    let address = |host: &Value| {
-        let socket = host.get("address")?.get("socket_address")?;
-        let ip: std::net::IpAddr = socket.get("address")?.as_str()?.parse().ok()?;
-        let port = u16::try_from(socket.get("port_value")?.as_u64()?).ok()?;
-        Some(std::net::SocketAddr::from((ip, port)).to_string())
-    };
-    hosts.into_iter().flatten().filter_map(address).collect()
 }

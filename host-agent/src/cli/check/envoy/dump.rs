@@ -92,6 +92,12 @@ pub(super) fn overridden(cluster: &Object) -> bool {
     found
 }
 
+/// The clusters that `cluster` is an aggregate of; none where it is no aggregate.
+pub(super) fn members(cluster: &Object) -> impl Iterator<Item = &str> {
+    let members = at(cluster, &["cluster_type", "typed_config", "clusters"]);
+    members.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
 pub(super) fn visit<'a>(value: &'a Value, found: &mut impl FnMut(&'a Object)) {
     // A dump is nested as deep as serde_json reads, which is 128.
     match value {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::dump::{Dump, Object, at, override_headers, text, visit};
+use super::dump::{Dump, Object, members, override_headers, text, visit};
 use crate::cli::check::finding::{Code, Finding};
 
 /// The headers that choose a host must be the module's: stripped from the client's request first, and
@@ -100,10 +100,7 @@ pub(super) fn on_the_wire(dump: &Dump<'_>) -> Vec<Finding> {
         if !override_headers(cluster).is_empty() {
             reached.insert(name);
         }
-        let members = at(cluster, &["cluster_type", "typed_config", "clusters"]);
-        reached.extend(
-            members.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str),
-        );
+        reached.extend(members(cluster));
     }
     for object in &dump.all {
         let mirrors = object.get("request_mirror_policies").and_then(Value::as_array);
