@@ -110,7 +110,7 @@ enum Command {
         A flag wins over the environment, the environment over the file. SIGTERM ends in order, \
         SIGHUP reads configuration and certificates again.")]
     Run(Box<RunArgs>),
-    /// Writes the files of a first installation: Envoy's, the agent's and its unit.
+    /// Writes the files of a first installation: Envoy's, the agent's, its unit and a compose file.
     #[command(after_help = "Examples:\n  \
         pintle init --service web,static=127.0.0.1:8001,static=127.0.0.1:8002\n  \
         pintle init /etc/pintle --service orders --service ledger,grpc \\\n    \
@@ -303,19 +303,10 @@ struct HowArgs {
     force: bool,
 }
 
-/// Why a wait is none.
-#[derive(Debug, thiserror::Error)]
-enum WaitError {
-    #[error(transparent)]
-    Duration(#[from] humantime::DurationError),
-    #[error("100ms to 60s")]
-    Range,
-}
-
-fn waiting(text: &str) -> Result<Duration, WaitError> {
-    let wait = humantime::parse_duration(text)?;
+fn waiting(text: &str) -> Result<Duration, String> {
+    let wait = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let good = (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&wait);
-    good.then_some(wait).ok_or(WaitError::Range)
+    good.then_some(wait).ok_or_else(|| "100ms to 60s".to_owned())
 }
 
 #[derive(Debug, Args)]

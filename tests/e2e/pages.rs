@@ -6,7 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use pintle_artifact::PINTLE_PATH;
-use pintle_tests::tools;
+use pintle_tests::{Agent, tools};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -66,9 +67,45 @@ async fn typed(script: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_page_by_hand_says_works_as_it_stands() {
     let page = std::fs::read_to_string(tools::root().join("docs/by-hand.md")).expect("the page");
-    let first = typed(&blocks(&page, "The first request")).await;
+    let first = blocks(&page, "The first request");
+    let until = first.split("curl ").next().expect("a request").replace("\\\n", " ");
+    let commands = until.lines().flat_map(|line| line.split(';')).count();
+    assert!(commands < 10, "{commands} commands to the first request");
+    let first = typed(&first).await;
     assert!(first.contains("# Envoy with Pintle") && first.contains("web"), "{first}");
     let registry = typed(&blocks(&page, "With a registry")).await;
     let answers = registry.split_once("OK\n").expect("etcdctl's answer").1;
     assert_eq!(answers, "orders-1\norders-2\n", "{registry}");
+}
+
+/// The commands of the compose file that `pintle init` writes, as an engine runs them, but for the
+/// images and the mounts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_compose_file_runs_answers() {
+    let place = TempDir::with_prefix("pintle-compose-").expect("a directory");
+    let dir = place.path().display().to_string();
+    let socket = format!("{dir}/run/agent.sock");
+    let args = ["init", &dir, "--service", "orders", "--allow", "127.0.0.0/8"];
+    let rest = ["--socket", &socket, "--module", PINTLE_PATH];
+    let done = Agent::command(&[&args[..], &rest].concat()).await.expect("pintle");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let file = std::fs::read_to_string(place.path().join("compose.yaml")).expect("the file");
+    let compose: Value = serde_yaml_ng::from_str(&file).expect("YAML");
+    let mut script = format!("PATH=$PWD/target/dist:{}:$PATH\n", "$PWD/target/tools/envoy/1.40.0");
+    for (name, program) in [("etcd", ""), ("agent", "pintle"), ("envoy", "")] {
+        let command = compose["services"][name]["command"].as_array().expect("a list");
+        let words = command.iter().map(|word| format!("'{}'", word.as_str().expect("a word")));
+        let words = words.collect::<Vec<_>>().join(" ").replace("'/etcd'", &format!("{dir}/etcd"));
+        script += &format!("{program} {words} > {dir}/{name}.log 2>&1 &\n");
+    }
+    script += &format!(
+        "mkdir {dir}/web; echo hello > {dir}/web/index.html\n\
+         python3 -m http.server 8001 --bind 127.0.0.1 --directory {dir}/web > {dir}/web.log 2>&1 &\n\
+         pintle register --service orders --id orders-1 --address 127.0.0.1 --port 8001 \
+         > {dir}/register.log 2>&1 &\n\
+         curl -sf --retry 30 --retry-delay 1 --retry-all-errors http://127.0.0.1:10000/\n\
+         kill $(jobs -p); wait\n"
+    );
+    let said = typed(&script).await;
+    assert_eq!(said, "hello\n");
 }

@@ -5,6 +5,7 @@
 //! agent's own configuration, Envoy's as YAML.
 
 mod agent;
+mod compose;
 mod envoy;
 mod service;
 
@@ -83,6 +84,7 @@ pub(super) fn init(args: &InitArgs) -> Result<(), CliError> {
     writeln!(out, "\npintle check --config {dir}/agent.yaml --envoy-config {dir}/envoy.yaml")?;
     writeln!(out, "pintle run --config {dir}/agent.yaml")?;
     writeln!(out, "envoy -c {dir}/envoy.yaml")?;
+    writeln!(out, "or, in containers: docker compose -f {dir}/compose.yaml up")?;
     Ok(())
 }
 
@@ -108,6 +110,8 @@ fn files(args: &InitArgs, dir: &Path) -> Result<BTreeMap<&'static str, String>, 
         bootstrap.ok_or_else(|| CliError::No("no envoy.yaml can be made".to_owned()))?;
     let mut files = agent::files(args, dir)?;
     files.insert("envoy.yaml", bootstrap);
+    let compose = compose::file(args, dir);
+    files.insert("compose.yaml", agent::yaml("docs/by-hand.md says how", &compose)?);
     Ok(files)
 }
 

@@ -48,7 +48,6 @@ codes! {
     NatsDenied = "nats-denied",
     NatsNoJetStream = "nats-no-jetstream",
     FileAway = "file-away",
-    KubernetesAway = "kubernetes-away",
     SourcesNone = "sources-none",
     SocketAbsent = "socket-absent",
     SocketClosed = "socket-closed",

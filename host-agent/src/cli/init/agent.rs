@@ -11,7 +11,8 @@ use super::InitArgs;
 use crate::config::{Config, Flags};
 
 const UNIT: &str = include_str!("../../../../envoy/systemd/pintle.service");
-const ETCD: &str = "http://127.0.0.1:2379";
+/// Where etcd is unless said otherwise.
+pub(super) const ETCD: &str = "http://127.0.0.1:2379";
 
 /// The files by name; `dir` is where they will be.
 ///
@@ -34,7 +35,7 @@ pub(super) fn files(
     Ok(files)
 }
 
-fn yaml(head: &str, value: &Value) -> Result<String, CliError> {
+pub(super) fn yaml(head: &str, value: &Value) -> Result<String, CliError> {
     let text = serde_yaml_ng::to_string(value).map_err(|error| CliError::No(error.to_string()))?;
     Ok(format!("# Written by `pintle init`; {head}.\n{text}"))
 }

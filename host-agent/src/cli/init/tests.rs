@@ -64,6 +64,47 @@ fn each_service_has_a_route_and_a_cluster_of_its_kind() {
     assert_eq!(agent["state"]["allow"][0], "127.0.0.0/8");
 }
 
+/// By the compose specification: images, commands as lists, volumes that are declared or absolute.
+#[test]
+fn the_compose_file_runs_the_same_files() {
+    let with_registry = written(&["--service", "orders", "--state-dir", "/var/lib/pintle"]);
+    let compose = tree(&with_registry["compose.yaml"]);
+    let services = compose["services"].as_object().unwrap();
+    assert_eq!(services.keys().collect::<Vec<_>>(), ["agent", "envoy", "etcd"]);
+    let known = [
+        "image",
+        "command",
+        "network_mode",
+        "user",
+        "read_only",
+        "cap_drop",
+        "volumes",
+        "restart",
+        "depends_on",
+        "working_dir",
+    ];
+    for (name, service) in services {
+        let unknown =
+            service.as_object().unwrap().keys().find(|key| !known.contains(&key.as_str()));
+        assert_eq!(unknown, None, "{name}");
+        assert!(service["image"].as_str().unwrap().contains(':'), "{name}");
+        for volume in service["volumes"].as_array().unwrap() {
+            let from = volume.as_str().unwrap().split(':').next().unwrap();
+            let there = from.starts_with('/') || compose["volumes"].get(from).is_some();
+            assert!(there, "{name}: {volume}");
+        }
+        for other in service["depends_on"].as_array().into_iter().flatten() {
+            assert!(services.contains_key(other.as_str().unwrap()), "{name}");
+        }
+    }
+    assert_eq!(services["agent"]["command"][2], "/etc/pintle/agent.yaml");
+    assert_eq!(services["envoy"]["working_dir"], "/etc/pintle");
+    let without = written(&["--service", "cache,static=127.0.0.1:8001", "--module", "/opt/p.wasm"]);
+    let compose = tree(&without["compose.yaml"]);
+    assert!(compose["services"].get("etcd").is_none());
+    assert_eq!(compose["services"]["envoy"]["volumes"][2], "/opt/p.wasm:/opt/p.wasm:ro");
+}
+
 #[test]
 fn what_cannot_be_is_refused_by_name() {
     let table: [(&[&str], &str); 6] = [
