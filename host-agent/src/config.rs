@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 
 use crate::registration::RegisterConfig;
 use crate::serve::admin::AdminOptions;
+use crate::serve::clusters::Template;
 use crate::serve::socket::{SocketOptions, group_id};
 use crate::serve::transport::TlsFiles;
 use crate::source::SourcesConfig;
@@ -49,6 +50,8 @@ pub struct Config {
     pub log: LogConfig,
     /// How long a shutdown may take.
     pub deadline: Duration,
+    /// What clusters are made of, where the agent serves them.
+    pub clusters: Option<Template>,
     /// Instances that this agent keeps registered.
     pub register: Option<RegisterConfig>,
 }
@@ -228,10 +231,10 @@ impl Settings for Config {
         let sources = SourcesConfig::read(keys);
         let agent = sources.agent.clone();
         keys.ensure(
-            sources.etcd.is_some() || sources.file.is_some() || sources.kubernetes.is_some(),
+            sources.etcd.is_some() || sources.file.is_some(),
             "etcd",
-            "there, or file, or kubernetes: a source of services \
-             (--etcd http://127.0.0.1:2379 or --file services.yaml)",
+            "there, or file: a source of services (--etcd http://127.0.0.1:2379 or \
+             --file services.yaml)",
         );
         let registers = keys.has("register");
         keys.ensure(!registers || sources.etcd.is_some(), "register", "beside an etcd section");
@@ -254,7 +257,9 @@ impl Settings for Config {
                 (most, keys.text("fleet", 0..=100, String::new()))
             })
             .unwrap_or_else(|| (10_000, String::new()));
+        let clusters = keys.section_with("serve", clusters).flatten();
         Self {
+            clusters,
             admin: keys.section_or_default("admin", |keys| admin(keys, agent, &socket.path)),
             socket,
             tcp: keys.section_with("tcp", tcp),
@@ -320,6 +325,11 @@ fn tcp(keys: &mut Section) -> (SocketAddr, TlsFiles) {
     let files = TlsFiles { cert: file("cert"), key: file("key"), client_ca: file("client_ca") };
     let listen = keys.required("listen", ADDRESS, address);
     (listen.unwrap_or(DEFAULT_ADMIN), files)
+}
+
+fn clusters(keys: &mut Section) -> Option<Template> {
+    let patch = keys.take("clusters")?;
+    keys.accept(Template::read("serve.clusters", &patch))
 }
 
 fn admin(keys: &mut Section, agent: String, proxies: &Path) -> AdminOptions {

@@ -19,8 +19,6 @@
 mod breaker;
 mod ledger;
 mod minute;
-mod proxy;
-mod sums;
 mod views;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -59,7 +59,7 @@ pub(crate) enum RunError {
     Config(#[from] ConfigError),
     /// Logging could not begin.
     #[error("log: {0}")]
-    Logs(#[from] logs::LogError),
+    Logs(String),
     /// The socket could not be made.
     #[error("socket: {0}")]
     Socket(#[from] crate::serve::socket::BindError),
@@ -111,7 +111,9 @@ impl Release for Updates {
         let updates = self.clone();
         Box::pin(async move {
             let released = Self::release(&updates, &service).await;
-            released.map(|count| u64::try_from(count).unwrap_or(u64::MAX))
+            released
+                .map(|count| u64::try_from(count).unwrap_or(u64::MAX))
+                .map_err(|error| error.to_string())
         })
     }
 }
@@ -122,7 +124,7 @@ impl Release for Updates {
 /// [`RunError`].
 pub(crate) async fn run(origin: Origin) -> Result<(), RunError> {
     let config = origin.load()?;
-    let logs = logs::start(&config.log)?;
+    let logs = logs::start(&config.log).map_err(RunError::Logs)?;
     // Before anything answers: until it is heard, a SIGHUP would end the process.
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let stop = CancellationToken::new();
@@ -299,7 +301,8 @@ async fn proxies(
             running.updates.clone(),
             stop.clone(),
         ),
-        eds: Eds::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone()),
+        eds: Eds::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone())
+            .with_clusters(config.clusters.clone()),
         fleet: Arc::clone(fleet),
         quotas: served.quotas.clone(),
     };
@@ -337,7 +340,7 @@ fn reload(
     certificates: &Certificates,
 ) {
     if let Err(error) = logs.reload(&fresh.log) {
-        tracing::error!(%error, "the log level stays");
+        tracing::error!(error, "the log level stays");
     }
     if let Some((files, tx)) = certificates {
         match files.load() {
@@ -356,6 +359,7 @@ fn reload(
         ("tcp", old.tcp != fresh.tcp),
         ("admin", old.admin != fresh.admin),
         ("register", old.register != fresh.register),
+        ("serve.clusters", old.clusters != fresh.clusters),
         ("log.format", old.log.format != fresh.log.format),
         (
             "metrics",
@@ -425,6 +429,6 @@ impl Follow {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<(), pintle_state::BadPolicy> {
-    Ok(pintle_policy::Policy::check(policy)?)
+pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<(), String> {
+    pintle_policy::Policy::check(policy).map_err(|error| error.to_string())
 }

@@ -1,14 +1,15 @@
 //! The servers: what proxies and people connect to.
 //!
 //! Proxies come over the unix socket ([`socket`]), or over TCP with mutual TLS where an operator
-//! asked for it, and speak gRPC: the Watch stream ([`sync`]) and Envoy's endpoint discovery
-//! ([`eds`]). People and Prometheus come to the admin address ([`admin`]), read-only but for one
+//! asked for it, and speak gRPC: the Watch stream ([`sync`]) and Envoy's discovery of endpoints
+//! ([`eds`]) and clusters ([`clusters`]). People and Prometheus come to the admin address ([`admin`]), read-only but for one
 //! confirmation.
 //!
 //! All of them read the same snapshots and the same [`crate::fleet::Fleet`]; none of them decides
 //! anything about endpoints.
 
 pub(crate) mod admin;
+pub(crate) mod clusters;
 pub(crate) mod descriptors;
 pub(crate) mod eds;
 pub(crate) mod gate;

@@ -10,6 +10,7 @@
 //! | `limit` | `max_requests`: full endpoints are passed over, and all full is said |
 //! | `tiers` | spill as by Envoy's own priorities; the failover of a service |
 //! | `attempts` | retries walk the list; nothing of it reaches the wire |
+//! | `clusters` | clusters that the agent serves: services come and go, Envoy's files stay |
 //! | `protocols` | HTTP/1.1, gRPC, TLS, and `ORIGINAL_DST` |
 //! | `fallback` | without the module, without tables, after a trap |
 //! | `scale` | a thousand services; what one worker learns, all know; failures attract nobody |
@@ -17,6 +18,7 @@
 //! Two workers everywhere: what is shared between workers is what most often breaks.
 
 mod attempts;
+mod clusters;
 mod configuration;
 mod eligible;
 mod fallback;

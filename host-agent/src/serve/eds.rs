@@ -1,10 +1,11 @@
 //! Endpoint discovery for Envoy itself: the hosts of its clusters, by the name of the service.
 //!
 //! The cluster's EDS resource name is the service's name. `StreamEndpoints`, `DeltaEndpoints` and
-//! both streams of the aggregated service are answered, for endpoints alone; a request for another
-//! type over ADS stays without an answer, and Envoy goes on after its `initial_fetch_timeout`.
+//! both streams of the aggregated service are answered, for endpoints, and by delta for the clusters
+//! of [`super::clusters`]; a request for another type over ADS stays without an answer, and Envoy goes
+//! on after its `initial_fetch_timeout`.
 //!
-//! `session` knows what is owed; here is the loop around it. Before the first snapshot nothing is
+//! `session` knows what is owed of hosts; here is the loop around it. Before the first snapshot nothing is
 //! sent: an empty assignment would be obeyed at once and empty the cluster.
 
 mod assignment;
@@ -22,8 +23,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) use session::{Answer, Session};
+pub(crate) use session::{Answer, MAX_SUBSCRIBED, RESPONSE, Session};
 
+use super::clusters::{self, Template};
 use crate::fleet::Fleet;
 use crate::link::Snapshots;
 use crate::serve::gate::{Caller, Peer};
@@ -47,15 +49,42 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(crate) struct Eds {
     snapshots: Snapshots,
     fleet: Arc<Fleet>,
+    clusters: Option<Arc<Template>>,
     stop: CancellationToken,
+}
+
+/// What one stream is owed: of hosts, and of clusters.
+#[derive(Debug)]
+struct Owed {
+    hosts: Session,
+    clusters: clusters::Session,
+}
+
+impl Owed {
+    const fn has_asked(&self) -> bool {
+        self.hosts.has_asked() || self.clusters.has_asked()
+    }
+
+    fn subscribed(&self) -> usize {
+        self.hosts.subscribed() + self.clusters.subscribed()
+    }
+
+    const fn is_waiting(&self) -> bool {
+        self.hosts.is_waiting() || self.clusters.is_waiting()
+    }
+
+    const fn stop_waiting(&mut self) {
+        self.hosts.stop_waiting();
+        self.clusters.stop_waiting();
+    }
 }
 
 /// The two protocols differ in their messages and in nothing else.
 trait Protocol: Send + 'static {
     type Request: Send + 'static;
     type Response: Send + 'static;
-    fn take(session: &mut Session, request: Self::Request) -> Answer;
-    fn respond(session: &mut Session, snapshot: &pintle_state::Snapshot) -> Option<Self::Response>;
+    fn take(owed: &mut Owed, request: Self::Request) -> Answer;
+    fn respond(owed: &mut Owed, snapshot: &pintle_state::Snapshot) -> Option<Self::Response>;
 }
 
 struct StateOfTheWorld;
@@ -64,12 +93,15 @@ impl Protocol for StateOfTheWorld {
     type Request = DiscoveryRequest;
     type Response = DiscoveryResponse;
 
-    fn take(session: &mut Session, request: DiscoveryRequest) -> Answer {
-        session.request(request)
+    fn take(owed: &mut Owed, request: DiscoveryRequest) -> Answer {
+        match request.type_url == clusters::TYPE_URL {
+            true => Answer::Unserved("they are served with api_type: DELTA_GRPC alone"),
+            false => owed.hosts.request(request),
+        }
     }
 
-    fn respond(session: &mut Session, now: &pintle_state::Snapshot) -> Option<DiscoveryResponse> {
-        session.respond(now)
+    fn respond(owed: &mut Owed, now: &pintle_state::Snapshot) -> Option<DiscoveryResponse> {
+        owed.hosts.respond(now)
     }
 }
 
@@ -79,15 +111,16 @@ impl Protocol for Delta {
     type Request = DeltaDiscoveryRequest;
     type Response = DeltaDiscoveryResponse;
 
-    fn take(session: &mut Session, request: DeltaDiscoveryRequest) -> Answer {
-        session.delta_request(request)
+    fn take(owed: &mut Owed, request: DeltaDiscoveryRequest) -> Answer {
+        match request.type_url == clusters::TYPE_URL {
+            true => owed.clusters.request(request),
+            false => owed.hosts.delta_request(request),
+        }
     }
 
-    fn respond(
-        session: &mut Session,
-        now: &pintle_state::Snapshot,
-    ) -> Option<DeltaDiscoveryResponse> {
-        session.respond_delta(now)
+    /// Clusters before their hosts, as Envoy can use them.
+    fn respond(owed: &mut Owed, now: &pintle_state::Snapshot) -> Option<DeltaDiscoveryResponse> {
+        owed.clusters.respond(now).or_else(|| owed.hosts.respond_delta(now))
     }
 }
 
@@ -97,7 +130,13 @@ impl Eds {
     /// Serves `snapshots`; `stop` ends all streams.
     #[must_use]
     pub(crate) fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self { snapshots, fleet, stop }
+        Self { snapshots, fleet, clusters: None, stop }
+    }
+
+    /// Serves clusters as well, where there is a template of them.
+    #[must_use]
+    pub(crate) fn with_clusters(self, template: Option<Template>) -> Self {
+        Self { clusters: template.map(Arc::new), ..self }
     }
 
     fn serve<P: Protocol>(
@@ -124,17 +163,18 @@ impl Eds {
         tx: &mpsc::Sender<Result<P::Response, Status>>,
     ) -> Result<(), Status> {
         let mut snapshots = self.snapshots.clone();
-        let mut session = Session::default();
+        let clusters = clusters::Session::new(self.clusters.clone());
+        let mut session = Owed { hosts: Session::default(), clusters };
         let mut names = caller.take(Kind::Names, 0)?;
         let mut unanswered: Option<Place> = None;
         let mut deadline = Instant::now() + REQUEST_WITHIN;
         loop {
             let now = Arc::clone(&snapshots.borrow_and_update());
             if !session.is_waiting() {
-                unanswered = caller.take(Kind::Unanswered, session::RESPONSE).ok();
+                unanswered = caller.take(Kind::Unanswered, RESPONSE).ok();
             }
             let full = unanswered.is_none();
-            if !full && let Some(response) = P::respond(&mut session, &now) {
+            while !full && let Some(response) = P::respond(&mut session, &now) {
                 deadline = Instant::now() + ANSWER_WITHIN;
                 tokio::select! {
                     sent = tx.send(Ok(response)) => {
@@ -166,12 +206,16 @@ impl Eds {
         }
     }
 
-    fn take<P: Protocol>(&self, peer: &Peer, session: &mut Session, request: P::Request) {
-        match P::take(session, request) {
+    fn take<P: Protocol>(&self, peer: &Peer, owed: &mut Owed, request: P::Request) {
+        match P::take(owed, request) {
             Answer::None | Answer::Ack => {}
             Answer::Nack(error) => {
                 self.fleet.refused("eds_nack");
-                tracing::warn!(%peer, error, "Envoy refused endpoints");
+                tracing::warn!(%peer, error, "Envoy refused what it was sent");
+            }
+            Answer::Unserved(why) => {
+                self.fleet.refused("eds_type");
+                tracing::warn!(%peer, why, "Envoy asks for clusters in vain");
             }
             Answer::Foreign => self.fleet.refused("eds_type"),
         }

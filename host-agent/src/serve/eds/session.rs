@@ -32,7 +32,7 @@ use super::proto::envoy::service::discovery::v3::{
 pub(crate) const MAX_SUBSCRIBED: usize = 10_000;
 /// Bytes of assignments in one response, unless one alone is larger. The rest follows when Envoy has
 /// answered, so that a reader who does not read is owed this much and no more.
-pub(super) const RESPONSE: usize = 128 << 10;
+pub(crate) const RESPONSE: usize = 128 << 10;
 
 /// What Envoy said of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub(crate) enum Answer {
     Nack(String),
     /// The request is for another type.
     Foreign,
+    /// The request is for clusters, and why it goes without an answer.
+    Unserved(&'static str),
 }
 
 /// One stream of either kind.

@@ -399,7 +399,7 @@ fn a_large_state_comes_in_parts_as_it_is_answered() {
     let mut parts = 0;
     while let Some(part) = session.respond(&now) {
         let bytes: usize = part.resources.iter().map(|resource| resource.value.len()).sum();
-        assert!(bytes <= session::RESPONSE + 1_000, "{bytes}");
+        assert!(bytes <= RESPONSE + 1_000, "{bytes}");
         assert!(session.is_waiting() && session.respond(&now).is_none(), "it is not answered");
         seen += part.resources.len();
         parts += 1;
