@@ -16,7 +16,7 @@ const TAR: &str =
 
 /// Builds and collects everything into `target/dist`.
 pub fn run_dist() -> Result<()> {
-    crate::setup::bring()?;
+    crate::setup::bring(crate::setup::BUILD)?;
     let dist = tools::target_dir().join("dist");
     if dist.exists() {
         std::fs::remove_dir_all(&dist)?;

@@ -7,9 +7,13 @@
 
 mod counts;
 mod demo;
+#[cfg(test)]
+mod dependencies;
 mod dist;
 mod fuzz;
 mod matrix;
+mod pictures;
+mod release;
 mod sbom;
 mod setup;
 mod shell;
@@ -22,8 +26,10 @@ use std::process::ExitCode;
 const HELP: &str = "\
 usage: cargo xtask <command>
 
-  setup            install what is missing: wasm32-wasip1, protoc, etcd, nats-server, prometheus, Envoy
-  test             setup, then every check there is; the last line counts the tests
+  setup            install what is missing of all that is used here; each command below installs
+                   what it uses itself
+  test [--quick]   every check there is, about 40 minutes; the last line counts the tests
+                   --quick: format, the pure crates and the harness, without any server
   demo [--check]   a story on real etcd, NATS, Envoy and agent; stays up until Ctrl-C
                    --check: ends by itself, exits 1 when a figure is out of bounds, last line JSON
   bench [NAME] [ARGS]  one bench (or all) of benches/, release build
@@ -33,20 +39,27 @@ usage: cargo xtask <command>
   dist             target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
                    docs/, envoy/, SHA256SUMS; target/packages: a tarball, a Debian package, the
                    images of agent and module as OCI layouts
+  pictures         docs/pictures: the status page in four states, light and dark
+  release [--dry-run]  says what stands in the way of this version, builds it by dist, makes its
+                   tag (not with --dry-run); pushes nothing
 ";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
-        ["setup"] => setup::bring(),
+        ["setup"] => setup::bring(setup::ALL),
         ["test"] => test::run_all(),
+        ["test", "--quick"] => test::run_quick(),
         ["demo"] => demo::run(false),
         ["demo", "--check"] => demo::run(true),
         ["bench", rest @ ..] => test::bench(rest),
         ["fuzz", rest @ ..] => fuzz::run_fuzz(rest),
         ["matrix", versions @ ..] => matrix::run(versions),
         ["dist"] => dist::run_dist(),
+        ["pictures"] => pictures::take(),
+        ["release"] => release::release(false),
+        ["release", "--dry-run"] => release::release(true),
         ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())

@@ -43,7 +43,7 @@ const ROWS: [Row; 8] = [
 
 /// Every row on each of these versions, or on all; prints the table.
 pub fn run(versions: &[&str]) -> Result<()> {
-    crate::setup::bring()?;
+    crate::setup::bring(crate::setup::SERVERS)?;
     let versions = if versions.is_empty() { &VERSIONS[..] } else { versions };
     let mut table = vec![Vec::new(); ROWS.len()];
     let mut clean = true;

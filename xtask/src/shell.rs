@@ -3,7 +3,9 @@
 //! Children share our process group, so that a Ctrl-C reaches cargo and everything below it directly.
 
 use std::io::{BufRead as _, BufReader, Read};
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use pintle_tests::{Error, Result, tools};
 
@@ -16,11 +18,52 @@ pub fn run(line: &str, envs: &[(&str, &str)]) -> Result<()> {
     }
 }
 
+/// As [`run`], with all that it says appended to a file; an error has the last lines of it.
+pub fn run_logged(line: &str, envs: &[(&str, &str)], log: &Path) -> Result<()> {
+    std::fs::create_dir_all(log.parent().unwrap_or(log))?;
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+    let (out, err) = (Stdio::from(file.try_clone()?), Stdio::from(file));
+    let status = command(line, envs).stdin(Stdio::null()).stdout(out).stderr(err).status();
+    let status = status.map_err(|e| Error::from(e).during(line))?;
+    if status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
+    let last: Vec<&str> = said.lines().rev().take(20).collect();
+    let last: Vec<&str> = last.into_iter().rev().collect();
+    Err(Error::new(format!("`{line}` ended with {status}:\n{}", last.join("\n"))))
+}
+
+/// How often a build says how far it is.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Runs a cargo build whose own lines would be hundreds, and says how many of about `total` crates it
+/// has, every few seconds.
+pub fn build(line: &str, total: usize) -> Result<()> {
+    let line = format!("{line} --quiet --message-format json-render-diagnostics");
+    let child = command(&line, &[]).stdout(Stdio::piped()).spawn();
+    let mut child = child.map_err(|e| Error::from(e).during(&line))?;
+    let (began, mut said, mut done) = (Instant::now(), Instant::now(), 0);
+    read_each(child.stdout.take(), |message| {
+        let message: serde_json::Value = serde_json::from_str(message).unwrap_or_default();
+        let kind = &message["target"]["kind"][0];
+        done += usize::from(message["reason"] == "compiler-artifact" && kind != "custom-build");
+        if said.elapsed() >= EVERY {
+            said = Instant::now();
+            println!("  {done} of about {total} crates, {:.0} s", began.elapsed().as_secs_f64());
+        }
+    })?;
+    match child.wait()?.success() {
+        true => Ok(()),
+        false => Err(Error::new(format!("`{line}` did not succeed"))),
+    }
+}
+
 /// As [`run`], and hands every line of standard output to `each` after printing it.
 pub fn run_reading(line: &str, envs: &[(&str, &str)], each: impl FnMut(&str)) -> Result<bool> {
     let child = command(line, envs).stdout(Stdio::piped()).spawn();
     let mut child = child.map_err(|e| Error::from(e).during(line))?;
-    read_each(child.stdout.take(), each)?;
+    read_each(child.stdout.take(), printing(each))?;
     Ok(child.wait()?.success())
 }
 
@@ -32,15 +75,21 @@ pub fn run_reading_errors(
 ) -> Result<bool> {
     let child = command(line, envs).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|e| Error::from(e).during(line))?;
-    read_each(child.stderr.take(), each)?;
+    read_each(child.stderr.take(), printing(each))?;
     Ok(child.wait()?.success())
+}
+
+fn printing(mut each: impl FnMut(&str)) -> impl FnMut(&str) {
+    move |line| {
+        println!("{line}");
+        each(line);
+    }
 }
 
 fn read_each(from: Option<impl Read>, mut each: impl FnMut(&str)) -> Result<()> {
     if let Some(from) = from {
         for line in BufReader::new(from).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
-            println!("{line}");
             each(&line);
         }
     }

@@ -95,7 +95,8 @@ impl Figures {
 }
 
 impl World {
-    pub async fn start() -> Result<Self> {
+    /// A breaker stays `open` so long.
+    pub async fn start(open: &str) -> Result<Self> {
         println!("starting etcd, nats-server, the agent and Envoy (two workers)");
         let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start())?;
         let agent = Agent::with(&etcd, &nats).start().await?;
@@ -103,9 +104,8 @@ impl World {
             .service(SECOND)
             .agent_socket(agent.socket())
             .wasm(tools::module()?)
-            // Nobody watches a demo for the 30 s that the default stays open.
             .plugin(|plugin| {
-                plugin["breaker"] = json!({"open": "2s", "jitter_percent": 0});
+                plugin["breaker"] = json!({"open": open, "jitter_percent": 0});
             });
         let envoy = Envoy::start(config).await?;
         Ok(Self { etcd, nats, agent, envoy })

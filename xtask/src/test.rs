@@ -8,6 +8,7 @@ use pintle_tests::tools::NATIVE;
 use pintle_tests::{Error, Result};
 
 use crate::counts::counts;
+use crate::setup;
 use crate::shell::{run, run_reading};
 
 /// What runs inside Envoy, and so must be clean for its target. `pintle-artifact` compiles the module
@@ -16,13 +17,18 @@ const IN_PROXY: &str = "-p pintle-contract -p pintle-settings -p pintle-balance 
                         -p pintle-trace -p pintle-policy -p pintle-sync -p pintle-hostcalls \
                         -p pintle-module -p pintle-picks-guest";
 
+/// What decides and calls nobody, and the host that the module is tried in: no server, no Envoy.
+const PURE: &str = "-p pintle-contract -p pintle-settings -p pintle-balance -p pintle-breaker \
+                    -p pintle-trace -p pintle-policy -p pintle-sync -p pintle-state \
+                    -p pintle-harness";
+
 /// What it is called, the command, and variables for it.
 type Step<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
 
-/// Runs every step; the error of the first that fails.
-fn run_steps(steps: &[Step<'_>]) -> Result<()> {
-    for (what, line, envs) in steps {
-        println!("\n== {what}: {line}");
+/// Runs every step, of `all` that there are; the error of the first that fails.
+fn run_steps(steps: &[Step<'_>], all: usize) -> Result<()> {
+    for (number, (what, line, envs)) in steps.iter().enumerate() {
+        println!("\n== {} of {all}, {what}: {line}", number + 2);
         let began = Instant::now();
         run(line, envs)?;
         println!("== {what}: {:.1} s", began.elapsed().as_secs_f64());
@@ -33,33 +39,28 @@ fn run_steps(steps: &[Step<'_>]) -> Result<()> {
 /// The `test` command.
 pub fn run_all() -> Result<()> {
     let all = Instant::now();
-    println!("== setup");
-    crate::setup::bring()?;
+    println!("== 1 of 8, setup; all eight take about 40 minutes on two cores");
+    setup::bring(setup::ALL)?;
     let wasm = format!("cargo clippy {IN_PROXY} --target wasm32-wasip1 -- -D warnings");
     let agent = format!("cargo build {NATIVE} --bin pintle");
-    run_steps(&[
+    let steps: [Step<'_>; 5] = [
         ("format", "cargo fmt --all -- --check", &[]),
         ("clippy", "cargo clippy --workspace --all-targets -- -D warnings", &[]),
         ("clippy, wasm", &wasm, &[]),
         ("docs", "cargo doc --workspace --no-deps", &[("RUSTDOCFLAGS", "-D warnings")]),
         ("agent", &agent, &[]),
-    ])?;
+    ];
+    run_steps(&steps, 8)?;
 
     // The cdylib has no native test binary: the host's calls are not there to link.
     let line = format!("cargo test {NATIVE} --no-fail-fast");
-    println!("\n== tests: {line}");
+    println!("\n== 7 of 8, tests: {line}");
     let began = Instant::now();
-    let (mut passed, mut failed) = (0, 0);
     // One at a time: most of them run an Envoy, an agent and a load beside each other and hold them to
     // milliseconds, and two such on two cores would measure each other.
-    let alone = [("RUST_TEST_THREADS", "1")];
-    let clean = run_reading(&line, &alone, |line| {
-        if let Some(counts) = counts(line) {
-            passed += counts.0;
-            failed += counts.1;
-        }
-    })?;
+    let (clean, (mut passed, mut failed)) = counted(&line, &[("RUST_TEST_THREADS", "1")])?;
     println!("== tests: {:.1} s", began.elapsed().as_secs_f64());
+    println!("\n== 8 of 8, oldest Envoy");
     let began = Instant::now();
     let oldest = crate::matrix::run_oldest()?;
     println!("== oldest Envoy: {:.1} s", began.elapsed().as_secs_f64());
@@ -67,6 +68,36 @@ pub fn run_all() -> Result<()> {
     let clean = clean && oldest.1 == 0;
 
     println!("\n== all: {:.1} s", all.elapsed().as_secs_f64());
+    verdict(clean, passed, failed)
+}
+
+/// The `test --quick` command: what needs no server, for the minutes between two edits.
+pub fn run_quick() -> Result<()> {
+    let all = Instant::now();
+    println!("== 1 of 3, setup");
+    setup::bring(&[setup::Tool::Wasm])?;
+    run_steps(&[("format", "cargo fmt --all -- --check", &[])], 3)?;
+    let line = format!("cargo test --quiet --no-fail-fast {PURE}");
+    println!("\n== 3 of 3, tests: {line}");
+    let (clean, (passed, failed)) = counted(&line, &[])?;
+    println!("\n== all: {:.1} s", all.elapsed().as_secs_f64());
+    verdict(clean, passed, failed)
+}
+
+/// Runs tests: whether all is well, and how many passed and failed.
+fn counted(line: &str, envs: &[(&str, &str)]) -> Result<(bool, (u64, u64))> {
+    let (mut passed, mut failed) = (0, 0);
+    let clean = run_reading(line, envs, |line| {
+        if let Some(counts) = counts(line) {
+            passed += counts.0;
+            failed += counts.1;
+        }
+    })?;
+    Ok((clean, (passed, failed)))
+}
+
+/// The last line.
+fn verdict(clean: bool, passed: u64, failed: u64) -> Result<()> {
     println!("{passed} passed, {failed} failed");
     match clean {
         true => Ok(()),
@@ -77,7 +108,7 @@ pub fn run_all() -> Result<()> {
 
 /// The `bench` command.
 pub fn bench(args: &[&str]) -> Result<()> {
-    crate::setup::bring()?;
+    setup::bring(setup::SERVERS)?;
     let line = match args {
         [] => "cargo bench -p pintle-benches".to_string(),
         [name, rest @ ..] => {

@@ -15,6 +15,29 @@
 //!   pick(Request, now, rng) ─▶ Picks: best first, then where a retry may go
 //! ```
 //!
+//! ```
+//! use std::time::Duration;
+//! use pintle_balance::{Balancer, Dice, Picks, Policy, Request, Sample};
+//! use pintle_contract::{Endpoint, Now};
+//! use rand::SeedableRng;
+//!
+//! let (now, mut dice) = (Now::from_millis(1_700_000_000_000), Dice::seed_from_u64(1));
+//! let endpoints = [
+//!     Endpoint::new("orders-1", "10.0.7.4:8001".parse()?),
+//!     Endpoint::new("orders-2", "10.0.7.5:8001".parse()?),
+//! ];
+//! let mut orders = Balancer::new("orders", &Policy::default(), &endpoints, "eu-1a", 7, now);
+//! let mut picks = Picks::new();
+//! orders.pick(&Request::default(), now, &mut dice, &mut picks);
+//! assert_eq!(picks.as_slice().len(), 3);                  // one per attempt, best first
+//!
+//! let best = picks.first().ok_or("nobody")?;
+//! let ticket = orders.started(best, now).ok_or("gone")?;  // kept with the request
+//! let answer = Sample { latency: Some(Duration::from_millis(3)), ..Sample::default() };
+//! orders.finished(ticket, now.after(Duration::from_millis(3)), answer);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! One file per strategy, one per concern: [`Policy`] is what was asked for, `load.rs` what is known,
 //! `eligible.rs` who may be chosen, `zone.rs`, `subset.rs`, `slow_start.rs` and `sticky.rs` what narrows
 //! it, `hash.rs` what a request hashes to.

@@ -13,6 +13,22 @@
 //!   frame ─▶ inbox  ─▶ store the table, wake the workers | refuse, by reason
 //! ```
 //!
+//! ```
+//! use pintle_contract::Now;
+//! use pintle_sync::{Election, LEASE, Step};
+//!
+//! let now = Now::from_millis(1_700_000_000_000);
+//! let (mut first, mut second) = (Election::new(1), Election::new(2));
+//! let Step::Write(lease) = first.decide(None, 0, now) else { unreachable!() };
+//! first.written(lease, true);                             // by compare-and-swap
+//! assert_eq!(first.leads(now), Some(lease.fence));
+//! assert_eq!(second.decide(Some(&lease), 1, now), Step::Follow);
+//!
+//! let later = now.after(LEASE);                           // the first has not renewed it
+//! let Step::Write(taken) = second.decide(Some(&lease), 1, later) else { unreachable!() };
+//! assert!(taken.fence > lease.fence && first.leads(later).is_none());
+//! ```
+//!
 //! Time and randomness are arguments, and a clock that steps is survived: whatever lies further in
 //! the future than it could have been put there counts as past.
 

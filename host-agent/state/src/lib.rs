@@ -5,6 +5,32 @@
 //! argument, so that every rule about time (removals held, overlays ended) is tested by saying what
 //! time it is. Input is bounded and never trusted ([`entry`], [`event`], [`json`]): what is wrong is
 //! refused with a reason, and everything beside it is kept.
+//!
+//! ```
+//! use std::time::{Duration, SystemTime};
+//! use pintle_state::{Change, Moment, Protection, Settings, State, Update};
+//!
+//! let now = Moment { wall: SystemTime::UNIX_EPOCH, mono: Duration::ZERO };
+//! let mut state = State::new(Settings {
+//!     agent: "edge-1".into(),
+//!     epoch: 1_700_000_000_000,
+//!     services: "/services/".into(),
+//!     policies: "/pintle/policies/".into(),
+//!     addresses: pintle_contract::AddressPolicy::default(),
+//!     protection: Protection::default(),
+//!     registry: true,
+//!     check_policy: |_| Ok(()),
+//! });
+//! let value = r#"{"name": "orders", "id": "orders-1", "address": "10.0.7.4", "port": 8001}"#;
+//! let key = b"/services/orders/orders-1".to_vec();
+//! let put = Change { key, value: Some(value.into()), revision: 7, created: 7, lease: 1 };
+//! let changes = state.apply(Update::Changes(vec![put]), now);
+//! assert_eq!(changes.services, ["orders"]);               // whose tables have to be made anew
+//!
+//! state.publish(changes.services.iter().map(String::as_str), true, now);
+//! let orders = &state.snapshot().services["orders"];      // what proxies and people are told
+//! assert_eq!(orders.table.endpoints.len(), 1);
+//! ```
 
 mod agenda;
 pub mod entry;
@@ -25,6 +51,6 @@ pub use saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedS
 pub use snapshot::{Held, Overlay, PolicyLayer, Rejected, Service, Snapshot};
 pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{
-    BadPolicy, Change, Changes, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,
-    Settings, Source, Told, Trial, Tried, Unread, UnreadKey, Update, now_of,
+    Change, Changes, FileService, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,
+    Settings, Trial, Tried, Unread, UnreadKey, Update, now_of,
 };
