@@ -21,7 +21,8 @@
 //!     registry: true,
 //!     check_policy: |_| Ok(()),
 //! });
-//! let value = r#"{"name": "orders", "id": "orders-1", "address": "10.0.7.4", "port": 8001}"#;
+//! let value = r#"{"name": "orders", "id": "orders-1", "address": "10.0.7.4", "port": 8001,
+//!     "health": "healthy"}"#;
 //! let key = b"/services/orders/orders-1".to_vec();
 //! let put = Change { key, value: Some(value.into()), revision: 7, created: 7, lease: 1 };
 //! let changes = state.apply(Update::Changes(vec![put]), now);
