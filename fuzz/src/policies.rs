@@ -111,9 +111,8 @@ fn check_patch(patch: &Value) {
         Err(error) => assert!(good.is_err() && !error.to_string().is_empty()),
     }
     // The agent has the same schema, and bounds of its own.
-    let read = entry::parse_policy(patch.to_string().as_bytes(), |policy| {
-        Policy::check(policy).map_err(|error| error.to_string())
-    });
+    let read =
+        entry::parse_policy(patch.to_string().as_bytes(), |policy| Ok(Policy::check(policy)?));
     assert!(read.is_err() || good.is_ok());
 }
 

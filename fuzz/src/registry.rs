@@ -11,7 +11,7 @@ use pintle_policy::Policy;
 use pintle_state::entry::{self, MAX_KEY};
 use pintle_state::event::{self, Action, Draft, Event, MAX_TTL, MIN_TTL, Origin, Target};
 use pintle_state::json::{self as strict, JsonError};
-use pintle_state::show;
+use pintle_state::{BadPolicy, show};
 use serde_json::{Value, json};
 
 use crate::document::{other, vary};
@@ -55,8 +55,8 @@ static EVENTS: LazyLock<Vec<Value>> = LazyLock::new(|| {
     ]
 });
 
-pub(crate) fn check_policy(policy: &Value) -> std::result::Result<(), String> {
-    Policy::check(policy).map_err(|error| error.to_string())
+pub(crate) fn check_policy(policy: &Value) -> std::result::Result<(), BadPolicy> {
+    Ok(Policy::check(policy)?)
 }
 
 pub(crate) fn registry(data: &[u8]) {

@@ -9,8 +9,8 @@ use pintle_contract::{
 };
 use pintle_state::event::{Action, Event, Origin, Target};
 use pintle_state::{
-    Change, Changes, FileService, Item, Listing, Moment, Outcome, Protection, Settings, Snapshot,
-    State, Tried, Update, entry,
+    Change, Changes, Item, Listing, Moment, Outcome, Protection, Settings, Snapshot, Source, State,
+    Told, Tried, Update, entry,
 };
 use serde_json::json;
 
@@ -153,7 +153,7 @@ fn settings(epoch: u64, protection: Protection) -> Settings {
         policies: "/pintle/policies/".into(),
         addresses: AddressPolicy::default(),
         protection,
-        registry: true,
+        decides: Source::Registry,
         check_policy,
     }
 }
@@ -365,7 +365,7 @@ impl World {
     }
 
     fn read_file(&mut self, items: &[(u8, Value)], policies: &[(u8, u8)]) {
-        let mut services: BTreeMap<&str, FileService> = BTreeMap::new();
+        let mut services: BTreeMap<&str, Told> = BTreeMap::new();
         let mut named = BTreeSet::new();
         for (key, value) in items.iter().take(20) {
             let (service, id) = key_of(*key);
@@ -395,9 +395,9 @@ impl World {
         self.file_policies.retain(|service, _| said.contains(service));
         let services = services
             .into_iter()
-            .map(|(name, service)| FileService { name: name.into(), ..service })
+            .map(|(name, service)| Told { name: name.into(), ..service })
             .collect();
-        self.tell(Update::File(services));
+        self.tell(Update::file(services));
     }
 
     /// From what is on disk, as the next start reads it.
@@ -531,7 +531,7 @@ fn check_snapshot(before: &Snapshot, after: &Snapshot) {
         assert_eq!(read, Down::Table(table.clone()));
         if !table.policy.is_empty() {
             let policy = serde_json::from_str(&table.policy).expect("JSON");
-            assert_eq!(check_policy(&policy), Ok(()), "{}", table.policy);
+            assert!(check_policy(&policy).is_ok(), "{}", table.policy);
         }
         assert!(table.version <= after.version && versions.insert(table.version));
         assert!(!after.gone.contains_key(name));

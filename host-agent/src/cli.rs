@@ -303,10 +303,19 @@ struct HowArgs {
     force: bool,
 }
 
-fn waiting(text: &str) -> Result<Duration, String> {
-    let wait = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+/// Why a wait is none.
+#[derive(Debug, thiserror::Error)]
+enum WaitError {
+    #[error(transparent)]
+    Duration(#[from] humantime::DurationError),
+    #[error("100ms to 60s")]
+    Range,
+}
+
+fn waiting(text: &str) -> Result<Duration, WaitError> {
+    let wait = humantime::parse_duration(text)?;
     let good = (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&wait);
-    good.then_some(wait).ok_or_else(|| "100ms to 60s".to_owned())
+    good.then_some(wait).ok_or(WaitError::Range)
 }
 
 #[derive(Debug, Args)]

@@ -112,8 +112,8 @@ impl Condition {
         } else if snapshot.stale {
             troubles.push(Trouble::Unconfirmed);
         }
-        let all = [("etcd", &sources.etcd), ("nats", &sources.nats), ("file", &sources.file)];
-        troubles.extend(all.iter().filter_map(|(name, status)| silent(name, status, now)));
+        troubles
+            .extend(sources.all().iter().filter_map(|(name, status)| silent(name, status, now)));
         if let Some(listed) = sources.etcd.listed
             && let since = now.saturating_duration_since(listed)
             && since > sources.etcd.patience.saturating_mul(2)
@@ -203,7 +203,9 @@ mod tests {
         let version = Version { epoch: 1, sequence: 1 };
         let snapshot = Snapshot { version, ..Snapshot::default() };
         let mut sources = Sources::default();
-        for status in [&mut sources.etcd, &mut sources.nats, &mut sources.file] {
+        for status in
+            [&mut sources.etcd, &mut sources.kubernetes, &mut sources.nats, &mut sources.file]
+        {
             status.enabled = true;
             status.connected = true;
             status.patience = MINUTE;
@@ -228,6 +230,12 @@ mod tests {
                 true,
             ),
             ("file has given nothing", |_, it, _, at| it.file.heard = Some(at), false, true),
+            (
+                "kubernetes has given nothing",
+                |_, it, _, at| it.kubernetes.heard = Some(at),
+                false,
+                true,
+            ),
             ("", |_, it, _, at| it.nats.heard = Some(at), true, false),
             (
                 "nats has given nothing",

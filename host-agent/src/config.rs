@@ -231,10 +231,10 @@ impl Settings for Config {
         let sources = SourcesConfig::read(keys);
         let agent = sources.agent.clone();
         keys.ensure(
-            sources.etcd.is_some() || sources.file.is_some(),
+            sources.etcd.is_some() || sources.file.is_some() || sources.kubernetes.is_some(),
             "etcd",
-            "there, or file: a source of services (--etcd http://127.0.0.1:2379 or \
-             --file services.yaml)",
+            "there, or file, or kubernetes: a source of services \
+             (--etcd http://127.0.0.1:2379 or --file services.yaml)",
         );
         let registers = keys.has("register");
         keys.ensure(!registers || sources.etcd.is_some(), "register", "beside an etcd section");

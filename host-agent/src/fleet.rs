@@ -19,6 +19,8 @@
 mod breaker;
 mod ledger;
 mod minute;
+mod proxy;
+mod sums;
 mod views;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -96,6 +96,8 @@ impl SourceStatus {
 pub struct Sources {
     /// The registry.
     pub etcd: SourceStatus,
+    /// The EndpointSlices.
+    pub kubernetes: SourceStatus,
     /// The events.
     pub nats: SourceStatus,
     /// The file.
@@ -112,10 +114,24 @@ pub struct Sources {
     pub removals_held: u64,
     /// Transitions that could not be published and were dropped, since the start.
     pub outgoing_dropped: u64,
-    /// What was refused, since the start: by source (`registry`, `policy`, `event`, `file`) and reason.
+    /// What was refused, since the start: by source (`registry`, `policy`, `event`, `file`,
+    /// `kubernetes`) and reason.
     pub refused: BTreeMap<(&'static str, &'static str), u64>,
     /// Why the last good state cannot be written to disk, while it cannot.
     pub disk_error: Option<String>,
+}
+
+impl Sources {
+    /// Each by its name.
+    #[must_use]
+    pub const fn all(&self) -> [(&'static str, &SourceStatus); 4] {
+        [
+            ("etcd", &self.etcd),
+            ("kubernetes", &self.kubernetes),
+            ("nats", &self.nats),
+            ("file", &self.file),
+        ]
+    }
 }
 
 /// The sources' states as they change.

@@ -1,20 +1,31 @@
 //! Which lines the agent logs.
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
+
+/// Why a text is no level.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LevelError {
+    /// A lone word that names no level.
+    #[error("{LEVELS}: {0:?} is no level")]
+    Word(String),
+    /// The directives do not parse.
+    #[error("{LEVELS}: {0}")]
+    Directives(#[from] ParseError),
+}
 
 /// A level or directives as a filter.
 ///
 /// # Errors
-/// [`LEVELS`], and what is wrong.
-pub(crate) fn directives(level: &str) -> Result<EnvFilter, String> {
+/// [`LevelError`]: a word that is no level, or directives that do not parse.
+pub(crate) fn directives(level: &str) -> Result<EnvFilter, LevelError> {
     // The parser takes a lone word that is no level for the name of a target.
     let lone = level.split(',').map(str::trim).find(|part| {
         !part.contains(['=', '[']) && !part.is_empty() && part.parse::<LevelFilter>().is_err()
     });
     match lone {
-        Some(lone) => Err(format!("{LEVELS}: {lone:?} is no level")),
-        None => EnvFilter::builder().parse(level).map_err(|error| format!("{LEVELS}: {error}")),
+        Some(lone) => Err(LevelError::Word(lone.to_owned())),
+        None => Ok(EnvFilter::builder().parse(level)?),
     }
 }
 

@@ -23,7 +23,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{LogConfig, LogFormat};
-use crate::log_level::directives;
+use crate::log_level::{LevelError, directives};
 
 /// How often what was left out is said.
 pub(crate) const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -38,6 +38,20 @@ const CUT: &str = "... (cut)";
 /// A service of 1,000 endpoints may trip at once.
 const TRANSITION_BURST: f64 = 2_000.0;
 const TRANSITIONS_EVERY_SECOND: f64 = 200.0;
+
+/// Why the agent does not log as it is told to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LogError {
+    /// The level is not one.
+    #[error(transparent)]
+    Level(#[from] LevelError),
+    /// Logging has begun already.
+    #[error(transparent)]
+    Begun(#[from] tracing_subscriber::util::TryInitError),
+    /// The lines' filter is gone.
+    #[error(transparent)]
+    Gone(#[from] reload::Error),
+}
 
 /// What can be changed while the agent runs.
 #[derive(Clone)]
@@ -56,7 +70,7 @@ impl std::fmt::Debug for Logs {
 ///
 /// # Errors
 /// The level is not one, or logging has begun already.
-pub(crate) fn start(config: &LogConfig) -> Result<Logs, String> {
+pub(crate) fn start(config: &LogConfig) -> Result<Logs, LogError> {
     let (filter, level) = reload::Layer::new(directives(&config.level)?);
     let limit = Limit::default();
     let lines = tracing_subscriber::fmt::layer().with_writer(Escaped(io::stderr));
@@ -67,8 +81,7 @@ pub(crate) fn start(config: &LogConfig) -> Result<Logs, String> {
     tracing_subscriber::registry()
         .with(filter)
         .with(lines.with_filter(limit.clone()))
-        .try_init()
-        .map_err(|error| error.to_string())?;
+        .try_init()?;
     std::panic::set_hook(Box::new(panicked));
     Ok(Logs { level, limit })
 }
@@ -88,9 +101,9 @@ impl Logs {
     ///
     /// # Errors
     /// The level is not one.
-    pub(crate) fn reload(&self, config: &LogConfig) -> Result<(), String> {
+    pub(crate) fn reload(&self, config: &LogConfig) -> Result<(), LogError> {
         let filter = directives(&config.level)?;
-        self.level.reload(filter).map_err(|error| error.to_string())
+        Ok(self.level.reload(filter)?)
     }
 
     /// Says what was left out since the last time.

@@ -4,7 +4,7 @@ use tokio::sync::broadcast;
 
 use super::*;
 
-fn any(_: &serde_json::Value) -> Result<(), String> {
+fn any(_: &serde_json::Value) -> Result<(), pintle_state::BadPolicy> {
     Ok(())
 }
 
@@ -16,7 +16,7 @@ fn state() -> State {
         policies: "/pintle/policies/".into(),
         addresses: AddressPolicy::default(),
         protection: Protection::default(),
-        registry: true,
+        decides: pintle_state::Source::Registry,
         check_policy: any,
     })
 }

@@ -59,7 +59,7 @@ pub(crate) enum RunError {
     Config(#[from] ConfigError),
     /// Logging could not begin.
     #[error("log: {0}")]
-    Logs(String),
+    Logs(#[from] logs::LogError),
     /// The socket could not be made.
     #[error("socket: {0}")]
     Socket(#[from] crate::serve::socket::BindError),
@@ -111,9 +111,7 @@ impl Release for Updates {
         let updates = self.clone();
         Box::pin(async move {
             let released = Self::release(&updates, &service).await;
-            released
-                .map(|count| u64::try_from(count).unwrap_or(u64::MAX))
-                .map_err(|error| error.to_string())
+            released.map(|count| u64::try_from(count).unwrap_or(u64::MAX))
         })
     }
 }
@@ -124,7 +122,7 @@ impl Release for Updates {
 /// [`RunError`].
 pub(crate) async fn run(origin: Origin) -> Result<(), RunError> {
     let config = origin.load()?;
-    let logs = logs::start(&config.log).map_err(RunError::Logs)?;
+    let logs = logs::start(&config.log)?;
     // Before anything answers: until it is heard, a SIGHUP would end the process.
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let stop = CancellationToken::new();
@@ -340,7 +338,7 @@ fn reload(
     certificates: &Certificates,
 ) {
     if let Err(error) = logs.reload(&fresh.log) {
-        tracing::error!(error, "the log level stays");
+        tracing::error!(%error, "the log level stays");
     }
     if let Some((files, tx)) = certificates {
         match files.load() {
@@ -429,6 +427,6 @@ impl Follow {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<(), String> {
-    pintle_policy::Policy::check(policy).map_err(|error| error.to_string())
+pub(crate) fn check_policy(policy: &serde_json::Value) -> Result<(), pintle_state::BadPolicy> {
+    Ok(pintle_policy::Policy::check(policy)?)
 }

@@ -25,7 +25,9 @@ use crate::source::{EtcdConfig, NatsConfig};
 impl From<NatsError> for CliError {
     fn from(error: NatsError) -> Self {
         match error {
-            NatsError::Config(_) | NatsError::Absent(_) => Self::Usage(error.to_string()),
+            NatsError::Config(_) | NatsError::Credentials { .. } | NatsError::Absent(_) => {
+                Self::Usage(error.to_string())
+            }
             NatsError::Replay(_) => Self::No(error.to_string()),
             NatsError::Connect { .. }
             | NatsError::Denied { .. }
@@ -349,7 +351,7 @@ fn instance(service: &str, args: &RegisterArgs) -> Result<Value, CliError> {
 
 pub(super) async fn register(args: RegisterArgs) -> Result<(), CliError> {
     let config = registration(&args)?;
-    logs::start(&LogConfig::default()).map_err(CliError::Usage)?;
+    logs::start(&LogConfig::default()).map_err(|error| CliError::Usage(error.to_string()))?;
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -87,7 +87,7 @@ fn validate(file: &Path, json: bool) -> Result<(), CliError> {
         Ok(()) => Ok(writeln!(stdout(), "{name} is a policy that would be taken")?),
         Err(error) => {
             if json {
-                print_json(&json!({ "good": false, "error": error }))?;
+                print_json(&json!({ "good": false, "error": error.to_string() }))?;
             }
             Err(CliError::No(format!("{name}: {error}")))
         }

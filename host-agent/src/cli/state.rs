@@ -50,12 +50,11 @@ pub(super) async fn sources(args: &WatchArgs, json: bool) -> Result<(), CliError
 
 fn sources_text(sources: &SourcesJson) -> String {
     let mut table = Table::new(&["source", "state", "at", "position", "heard", "connections"]);
-    let all = [("etcd", &sources.etcd), ("nats", &sources.nats), ("file", &sources.file)];
-    let enabled = || all.iter().filter(|(_, source)| source.enabled);
+    let enabled = || sources.all().into_iter().filter(|(_, source)| source.enabled);
     for (name, source) in enabled() {
         let heard = source.last_seen.as_deref().map(|at| format!("{} ago", ago(at)));
         table.row([
-            (*name).to_owned(),
+            name.to_owned(),
             if source.connected { "connected" } else { "away" }.to_owned(),
             source.endpoint.clone(),
             source.position.to_string(),
@@ -63,7 +62,9 @@ fn sources_text(sources: &SourcesJson) -> String {
             source.connects.to_string(),
         ]);
     }
-    let mut text = table.render("The agent has no source: give it --etcd URL or --file PATH.");
+    let mut text = table.render(
+        "The agent has no source: give it --etcd URL, --file PATH or a kubernetes section.",
+    );
     for (name, source) in enabled() {
         for line in notes(source) {
             text.push_str(&format!("{name}: {line}\n"));

@@ -5,17 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pintle_contract::{
-    Applied, BreakerState, EndpointReport, ForceAction, Hello, LATENCY_BUCKETS_MS, METHODS, Now,
-    Report, ServiceReport, Transition, Version,
+    Applied, BreakerState, ForceAction, Hello, Now, Report, ServiceReport, Transition, Version,
 };
 use pintle_state::Snapshot;
 
+use super::When;
 use super::breaker::Breaker;
-use super::minute::Minute;
-use super::views::{
-    BreakerView, EndpointView, MinuteView, ProxyView, ServiceView, View, WorkerView,
-};
-use super::{When, wall};
+use super::proxy::{Proxy, Worker, count};
+use super::sums::Service;
+use super::views::{ProxyView, ServiceView, View};
 
 /// Envoys on one agent; a machine runs a handful, and each costs a few kilobytes a service.
 pub(crate) const MAX_PROXIES: usize = 256;
@@ -35,14 +33,8 @@ const AWAY: Duration = Duration::from_secs(30);
 const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// How long the sums of an endpoint outlive it, so that a flapping one does not start over.
 const ABSENT: Duration = Duration::from_secs(300);
-/// A report may be older than a transition that overtook it; after this long it is not.
-const SETTLED: Duration = Duration::from_secs(2);
 /// Versions on their way that are timed at once.
 const IN_TRANSIT: usize = 4096;
-/// Pairs of method and status that one service counts apart. What comes beyond them is counted by the
-/// class of its status (`500` for 5xx), so that a proxy that makes them up adds no series for ever.
-const MAX_PAIRS: usize = 128;
-const BUCKETS: usize = LATENCY_BUCKETS_MS.len() + 1;
 
 /// The sums, and per worker what has been counted into them.
 #[derive(Debug, Default)]
@@ -56,85 +48,6 @@ pub(crate) struct Ledger {
     propagation: [u64; PROPAGATION_BUCKETS.len() + 1],
     propagation_sum: f64,
 }
-
-#[derive(Debug, Default)]
-struct Service {
-    requests: BTreeMap<(u8, u16), u64>,
-    latency: [u64; BUCKETS],
-    latency_sum_us: u64,
-    panics: u64,
-    no_endpoint: u64,
-    not_followed: u64,
-    minute: Minute<7>,
-    endpoints: HashMap<String, Endpoint>,
-    absent: Option<Instant>,
-}
-
-#[derive(Debug, Default)]
-struct Endpoint {
-    requests: u64,
-    failures: u64,
-    trips: u64,
-    counted: u64,
-    rate: f64,
-    minute: Minute<2>,
-    breakers: BTreeMap<String, Breaker>,
-    absent: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Proxy {
-    streams: u32,
-    since: SystemTime,
-    changed: Instant,
-    peer: String,
-    leader: u64,
-    fence: u64,
-    expected: u32,
-    propagated: Version,
-    /// When its workers last held the newest tables, or newer ones than before.
-    moved: Instant,
-    workers: HashMap<u64, Worker>,
-}
-
-/// What one worker has said last; the sums hold exactly this much of it.
-#[derive(Debug)]
-struct Worker {
-    spoke: Instant,
-    version: Version,
-    services: HashMap<String, Said>,
-    counters: BTreeMap<String, u64>,
-}
-
-#[derive(Debug, Default)]
-struct Said {
-    requests: BTreeMap<(u8, u16), u64>,
-    latency: [u64; BUCKETS],
-    latency_sum_us: u64,
-    panics: u64,
-    no_endpoint: u64,
-    not_followed: u64,
-    in_flight: u32,
-    endpoints: HashMap<String, SaidEndpoint>,
-}
-
-#[derive(Debug, Default)]
-struct SaidEndpoint {
-    requests: u64,
-    failures: u64,
-    in_flight: u32,
-    latency_us: u64,
-}
-
-/// Adds what `new` says beyond `said`. A lower number is an older report and says nothing.
-fn count(total: &mut u64, said: &mut u64, new: u64) {
-    if let Some(more) = new.checked_sub(*said) {
-        *total = total.saturating_add(more);
-        *said = new;
-    }
-}
-
-// === impl Ledger ===
 
 impl Ledger {
     /// A newer snapshot is out.
@@ -524,25 +437,7 @@ impl Ledger {
         let endpoints = known.table.endpoints.iter();
         endpoints.filter_map(|endpoint| Some((endpoint.id.as_str(), until(endpoint)?))).collect()
     }
-
-    /// The breakers that are not closed.
-    #[cfg(test)]
-    pub(crate) fn breakers(&self, when: When) -> BTreeMap<(String, String), Vec<BreakerView>> {
-        let mut all = BTreeMap::new();
-        for (name, service) in &self.services {
-            let words = self.words(name);
-            for (id, endpoint) in &service.endpoints {
-                let views = endpoint.breaker_views(words.get(id.as_str()).copied(), when);
-                if endpoint.absent.is_none() && !views.is_empty() {
-                    all.insert((name.clone(), id.clone()), views);
-                }
-            }
-        }
-        all
-    }
 }
-
-const LAST_METHOD: u8 = METHODS.len() as u8 - 1;
 
 fn has(endpoints: &[pintle_contract::Endpoint], id: &str) -> bool {
     endpoints.binary_search_by(|endpoint| endpoint.id.as_str().cmp(id)).is_ok()
@@ -559,217 +454,4 @@ fn note(absent: &mut Option<Instant>, there: bool, now: Instant) {
 fn is_counter(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-}
-
-// === impl Service, Endpoint ===
-
-impl Service {
-    /// Under what a method and a status are counted; a pair that is new takes its entry at once.
-    fn pair(&mut self, method: u8, code: u16) -> (u8, u16) {
-        let method = method.min(LAST_METHOD);
-        let code = if (100..1000).contains(&code) { code } else { 0 };
-        if !self.requests.contains_key(&(method, code)) && self.requests.len() >= MAX_PAIRS {
-            return (method, code / 100 * 100);
-        }
-        self.requests.entry((method, code)).or_default();
-        (method, code)
-    }
-
-    /// Requests, errors, timed ones, their microseconds, panics, local answers, and attempts that
-    /// went elsewhere.
-    fn totals(&self) -> [u64; 7] {
-        let failed = |code: u16| code == 0 || (500..600).contains(&code);
-        let errors = self.requests.iter().filter(|((_, code), _)| failed(*code));
-        [
-            self.requests.values().sum(),
-            errors.map(|(_, count)| count).sum(),
-            self.latency.iter().sum(),
-            self.latency_sum_us,
-            self.panics,
-            self.no_endpoint,
-            self.not_followed,
-        ]
-    }
-
-    fn last_minute(&self) -> MinuteView {
-        let [requests, errors, timed, latency_sum_us, panics, no_endpoint, not_followed] =
-            self.minute.since(self.totals());
-        MinuteView { requests, errors, timed, latency_sum_us, panics, no_endpoint, not_followed }
-    }
-
-    fn view(&self, words: &HashMap<&str, Now>, when: When) -> ServiceView {
-        let endpoints: BTreeMap<String, EndpointView> = self
-            .endpoints
-            .iter()
-            .filter(|(_, endpoint)| endpoint.absent.is_none())
-            .map(|(id, endpoint)| {
-                (id.clone(), endpoint.view(words.get(id.as_str()).copied(), when))
-            })
-            .collect();
-        ServiceView {
-            requests: self.requests.clone(),
-            latency: self.latency.to_vec(),
-            latency_sum_us: self.latency_sum_us,
-            in_flight: 0,
-            panics: self.panics,
-            no_endpoint: self.no_endpoint,
-            not_followed: self.not_followed,
-            minute: self.last_minute(),
-            rate: endpoints.values().map(|endpoint| endpoint.rate).sum(),
-            endpoints,
-        }
-    }
-}
-
-impl Endpoint {
-    /// A worker names the state; it stands where no transition said otherwise just now.
-    fn reported(&mut self, proxy: &str, state: BreakerState, when: When) {
-        match self.breakers.get_mut(proxy) {
-            Some(breaker)
-                if breaker.state != state
-                    && when.mono.saturating_duration_since(breaker.changed) > SETTLED =>
-            {
-                breaker.state = state;
-                breaker.since = when.wall;
-                breaker.changed = when.mono;
-                breaker.until = Now(0);
-                "as reported".clone_into(&mut breaker.reason);
-            }
-            None if state != BreakerState::Closed => {
-                let mut breaker = Breaker::closed(when);
-                breaker.state = state;
-                "as reported".clone_into(&mut breaker.reason);
-                self.breakers.insert(proxy.to_owned(), breaker);
-            }
-            _ => {}
-        }
-    }
-
-    fn breaker_views(&self, until: Option<Now>, when: When) -> Vec<BreakerView> {
-        self.breakers
-            .iter()
-            .filter(|(_, breaker)| breaker.state != BreakerState::Closed)
-            .filter(|(_, breaker)| !breaker.is_over(until, when))
-            .map(|(proxy, breaker)| BreakerView {
-                proxy: proxy.clone(),
-                state: breaker.state,
-                since: breaker.since,
-                until: (breaker.until.0 > 0).then(|| wall(breaker.until)),
-                reason: breaker.reason.clone(),
-                observed: breaker.observed,
-                trips: breaker.trips,
-            })
-            .collect()
-    }
-
-    fn view(&self, until: Option<Now>, when: When) -> EndpointView {
-        let breakers = self.breaker_views(until, when);
-        let any = |state| breakers.iter().any(|breaker| breaker.state == state);
-        EndpointView {
-            requests: self.requests,
-            failures: self.failures,
-            minute: {
-                let [requests, failures] = self.minute.since([self.requests, self.failures]);
-                (requests, failures)
-            },
-            trips: self.trips,
-            in_flight: 0,
-            latency_us: 0,
-            rate: self.rate,
-            state: if any(BreakerState::Open) {
-                BreakerState::Open
-            } else if any(BreakerState::HalfOpen) {
-                BreakerState::HalfOpen
-            } else {
-                BreakerState::Closed
-            },
-            breakers,
-        }
-    }
-}
-
-// === impl Proxy ===
-
-impl Proxy {
-    /// The workers that count: those that spoke last, as many as the Envoy says it has.
-    fn live(&self) -> Vec<(u64, &Worker)> {
-        let mut workers: Vec<_> = self.workers.iter().map(|(id, w)| (*id, w)).collect();
-        workers.sort_by_key(|(id, worker)| (std::cmp::Reverse(worker.spoke), *id));
-        if self.expected > 0 {
-            workers.truncate(self.expected as usize);
-        }
-        workers
-    }
-
-    /// The version that all workers hold, once as many have spoken as there are.
-    fn held(&self) -> Option<Version> {
-        let live = self.live();
-        if self.expected == 0 || live.len() < self.expected as usize {
-            return None;
-        }
-        live.iter().map(|(_, worker)| worker.version).min()
-    }
-
-    fn is_current(&self, newest: Version) -> bool {
-        self.held().is_some_and(|held| held >= newest)
-    }
-
-    fn view(&self, name: &str, newest: Version, when: When) -> ProxyView {
-        let mut workers: Vec<WorkerView> = self
-            .live()
-            .into_iter()
-            .map(|(id, worker)| WorkerView {
-                worker: id,
-                version: worker.version,
-                silent: when.mono.saturating_duration_since(worker.spoke).as_secs_f64(),
-            })
-            .collect();
-        workers.sort_by_key(|worker| worker.worker);
-        let version = workers.iter().map(|worker| worker.version).min();
-        let current = self.is_current(newest);
-        ProxyView {
-            proxy: name.to_owned(),
-            connected: self.streams > 0,
-            since: self.since,
-            peer: self.peer.clone(),
-            leader: self.leader,
-            fence: self.fence,
-            expected: self.expected,
-            version: version.unwrap_or_default(),
-            current,
-            behind: (self.streams > 0 && !current)
-                .then(|| when.mono.saturating_duration_since(self.moved)),
-            workers,
-        }
-    }
-}
-
-// === impl Said ===
-
-impl Said {
-    /// Whether any count of `report` is lower than what was said before.
-    fn is_newer_than(&self, report: &ServiceReport) -> bool {
-        let lower = |said: &u64, new: &u64| new < said;
-        let requests = report.requests.iter().any(|new| {
-            let key = (new.method.min(LAST_METHOD), new.code);
-            self.requests.get(&key).is_some_and(|said| lower(said, &new.count))
-        });
-        requests
-            || self.latency.iter().zip(&report.latency).any(|(said, new)| lower(said, new))
-            || lower(&self.latency_sum_us, &report.latency_sum_us)
-            || lower(&self.panics, &report.panics)
-            || lower(&self.no_endpoint, &report.no_endpoint)
-            || lower(&self.not_followed, &report.not_followed)
-    }
-}
-
-impl SaidEndpoint {
-    fn take(&mut self, total: &mut Endpoint, report: &EndpointReport) {
-        if report.requests >= self.requests && report.failures >= self.failures {
-            self.in_flight = report.in_flight;
-            self.latency_us = report.latency_us;
-        }
-        count(&mut total.requests, &mut self.requests, report.requests);
-        count(&mut total.failures, &mut self.failures, report.failures);
-    }
 }

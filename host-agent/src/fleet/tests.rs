@@ -256,7 +256,6 @@ fn a_transition_counts_once_whatever_the_order_and_the_newest_is_the_state() {
     let endpoint = ledger.view(time.at(0.0)).services["a"].endpoints["1"].clone();
     assert_eq!((endpoint.state, endpoint.trips), (Open, 2), "the most severe");
     assert_eq!(endpoint.breakers.len(), 2);
-    assert_eq!(ledger.breakers(time.at(0.0)).len(), 1);
 }
 
 #[test]
@@ -276,7 +275,6 @@ fn what_another_word_opened_is_over_when_the_word_is_though_no_traffic_tells() {
         |ledger: &Ledger, seconds| ledger.view(time.at(seconds)).services["a"].endpoints["1"].state;
     assert_eq!(state(&ledger, 9.0), Open);
     assert_eq!(state(&ledger, 10.0), Closed);
-    assert!(ledger.breakers(time.at(10.0)).is_empty());
     let observed = Transition { observed: true, ..forced };
     assert!(ledger.transition("q", &observed, time.at(0.0)));
     assert_eq!(state(&ledger, 60.0), Open, "a probe is owed");

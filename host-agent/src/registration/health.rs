@@ -68,14 +68,43 @@ pub(crate) async fn watch_over(instance: Instance, health: watch::Sender<Option<
         });
         if changed {
             let (name, id) = (&instance.name, &instance.id);
-            let why = result.err().unwrap_or_default();
+            let why = result.err().map(|why| why.to_string()).unwrap_or_default();
             tracing::info!(service = %name, instance = %id, healthy, %why, "health changed");
         }
     }
 }
 
+/// Why an instance is not healthy.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unhealthy {
+    /// Nobody takes the connection.
+    #[error("{0}")]
+    Connect(#[from] std::io::Error),
+    /// What answers does not speak HTTP/1.1.
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    /// The path can't be asked for.
+    #[error("{0}")]
+    Request(#[from] http::Error),
+    /// The answer's status is not 2xx.
+    #[error("status {0}")]
+    Status(http::StatusCode),
+    /// What answers does not speak HTTP/2.
+    #[error("{0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The call of `grpc.health.v1.Health/Check` failed.
+    #[error("{0}")]
+    Call(#[from] Box<tonic::Status>),
+    /// A serving status other than `SERVING`.
+    #[error("serving status {0}")]
+    NotServing(i32),
+    /// No answer within the check's timeout.
+    #[error("no answer in time")]
+    Late,
+}
+
 /// Asks once.
-pub(crate) async fn probe(instance: &Instance, check: &Check) -> Result<(), String> {
+pub(crate) async fn probe(instance: &Instance, check: &Check) -> Result<(), Unhealthy> {
     let asked = async {
         if let Some(path) = &check.http {
             http(instance, path).await
@@ -87,29 +116,27 @@ pub(crate) async fn probe(instance: &Instance, check: &Check) -> Result<(), Stri
     };
     match timeout(check.timeout, asked).await {
         Ok(answer) => answer,
-        Err(_) => Err("no answer in time".into()),
+        Err(_) => Err(Unhealthy::Late),
     }
 }
 
-async fn tcp(instance: &Instance) -> Result<TcpStream, String> {
-    TcpStream::connect((instance.address, instance.port)).await.map_err(|e| e.to_string())
+async fn tcp(instance: &Instance) -> Result<TcpStream, Unhealthy> {
+    Ok(TcpStream::connect((instance.address, instance.port)).await?)
 }
 
-async fn http(instance: &Instance, path: &str) -> Result<(), String> {
+async fn http(instance: &Instance, path: &str) -> Result<(), Unhealthy> {
     let stream = TokioIo::new(tcp(instance).await?);
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(stream).await.map_err(|e| e.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
     let connection = tokio::spawn(connection);
     let at = std::net::SocketAddr::from((instance.address, instance.port));
     let request = http::Request::get(path)
         .header(http::header::HOST, at.to_string())
         .header(http::header::USER_AGENT, "pintle-health")
-        .body(Empty::<bytes::Bytes>::new())
-        .map_err(|e| e.to_string())?;
-    let answer = sender.send_request(request).await.map_err(|e| e.to_string());
+        .body(Empty::<bytes::Bytes>::new())?;
+    let answer = sender.send_request(request).await;
     connection.abort();
     let status = answer?.status();
-    if status.is_success() { Ok(()) } else { Err(format!("status {status}")) }
+    if status.is_success() { Ok(()) } else { Err(Unhealthy::Status(status)) }
 }
 
 /// `grpc.health.v1.HealthCheckRequest`.
@@ -129,26 +156,19 @@ struct HealthCheckResponse {
 /// `SERVING` in `grpc.health.v1.HealthCheckResponse.ServingStatus`.
 const SERVING: i32 = 1;
 
-async fn grpc(instance: &Instance, service: &str, wait: Duration) -> Result<(), String> {
+async fn grpc(instance: &Instance, service: &str, wait: Duration) -> Result<(), Unhealthy> {
     let at = std::net::SocketAddr::from((instance.address, instance.port));
-    let channel = Endpoint::from_shared(format!("http://{at}"))
-        .map_err(|e| e.to_string())?
-        .connect_timeout(wait)
-        .connect()
-        .await
-        .map_err(|e| e.to_string())?;
-    let mut client = tonic::client::Grpc::new(channel);
-    client.ready().await.map_err(|e| e.to_string())?;
+    let endpoint = Endpoint::from_shared(format!("http://{at}"))?.connect_timeout(wait);
+    let mut client = tonic::client::Grpc::new(endpoint.connect().await?);
+    client.ready().await?;
     let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
     let request = HealthCheckRequest { service: service.to_owned() };
     let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    let answer = client
-        .unary(tonic::Request::new(request), path, codec)
-        .await
-        .map_err(|status| status.to_string())?;
+    let asked = client.unary(tonic::Request::new(request), path, codec).await;
+    let answer = asked.map_err(Box::new)?;
     match answer.into_inner().status {
         SERVING => Ok(()),
-        other => Err(format!("serving status {other}")),
+        other => Err(Unhealthy::NotServing(other)),
     }
 }
 
@@ -196,7 +216,8 @@ mod tests {
             )
             .unwrap();
             let check = instance.check.clone().unwrap();
-            assert_eq!(probe(&instance, &check).await, expect.map_err(str::to_owned), "{at}");
+            let found = probe(&instance, &check).await.map_err(|why| why.to_string());
+            assert_eq!(found, expect.map_err(str::to_owned), "{at}");
         }
     }
 

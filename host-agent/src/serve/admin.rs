@@ -65,6 +65,7 @@ use super::socket::{BindError, Credentials, Socket, SocketOptions};
 use crate::condition::Condition;
 use crate::fleet::{Fleet, ProxyView, When};
 use crate::link::{Snapshots, SourcesWatch};
+use crate::updates::Gone;
 
 /// The header that a request to change anything must carry, with any value.
 pub(crate) const REQUEST_HEADER: &str = "x-pintle-request";
@@ -85,8 +86,8 @@ pub(crate) trait Release: Send + Sync {
     fn release(&self, service: String) -> Releasing;
 }
 
-/// The answer to [`Release::release`]; an error is in words.
-pub(crate) type Releasing = Pin<Box<dyn Future<Output = Result<u64, String>> + Send>>;
+/// The answer to [`Release::release`].
+pub(crate) type Releasing = Pin<Box<dyn Future<Output = Result<u64, Gone>> + Send>>;
 
 /// Where the admin address listens and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -449,7 +450,7 @@ async fn release(
     tracing::info!(service, uid = peer.uid, "held removals are released by request");
     match admin.inner.release.release(service.clone()).await {
         Ok(released) => Json(ReleasedJson { service, released }).into_response(),
-        Err(error) => fail(StatusCode::SERVICE_UNAVAILABLE, &error),
+        Err(error) => fail(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }
 }
 

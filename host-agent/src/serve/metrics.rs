@@ -527,11 +527,7 @@ fn events(out: &mut Out<'_>, sources: &Sources, now: SystemTime) -> fmt::Result 
         "1 while the last good state cannot be written to disk.",
         f64::from(u8::from(sources.disk_error.is_some())),
     )?;
-    let enabled = || {
-        [("etcd", &sources.etcd), ("nats", &sources.nats), ("file", &sources.file)]
-            .into_iter()
-            .filter(|(_, status)| status.enabled)
-    };
+    let enabled = || sources.all().into_iter().filter(|(_, status)| status.enabled);
     let gauge = |value: fn(&SourceStatus) -> f64| {
         enabled().map(move |(name, status)| (vec![("source", name)], value(status)))
     };

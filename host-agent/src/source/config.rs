@@ -1,4 +1,4 @@
-//! The sources' sections of the configuration: `etcd`, `nats`, `file`, `state`.
+//! The sources' sections of the configuration: `etcd`, `nats`, `file`, `state`. `kubernetes` has its own.
 //!
 //! Plain text leaves this machine only where `plaintext: true` says so by name.
 
@@ -10,10 +10,11 @@ use pintle_settings::{
     DAY, HOUR, Invalid, MILLISECOND, MINUTE, SECOND, Section, Settings, duration_range,
     parse_duration,
 };
-use pintle_state::Protection;
+use pintle_state::{Protection, Source};
 use serde_json::Value;
 
 use super::formats::{SourceConfig, sources_apart};
+use super::kubernetes::KubernetesConfig;
 use super::settings::{SecretRef, Tls, is_loopback, path, text};
 
 /// Everything that [`super::start`] needs to know.
@@ -25,6 +26,8 @@ pub struct SourcesConfig {
     pub state: StateConfig,
     /// The registry.
     pub etcd: Option<EtcdConfig>,
+    /// The EndpointSlices of a cluster.
+    pub kubernetes: Option<KubernetesConfig>,
     /// The events.
     pub nats: Option<NatsConfig>,
     /// The file of services.
@@ -42,6 +45,7 @@ impl Settings for SourcesConfig {
             agent: agent.unwrap_or_default(),
             state: keys.section("state").unwrap_or_default(),
             etcd: keys.section("etcd"),
+            kubernetes: keys.section("kubernetes"),
             nats: keys.section("nats"),
             file: keys.section("file"),
         }
@@ -49,6 +53,15 @@ impl Settings for SourcesConfig {
 }
 
 impl SourcesConfig {
+    /// Whose whole content says that what is served is right: the greatest source that is there.
+    pub(super) const fn decides(&self) -> Source {
+        match (&self.etcd, &self.kubernetes) {
+            (Some(_), _) => Source::Registry,
+            (None, Some(_)) => Source::Kubernetes,
+            (None, None) => Source::File,
+        }
+    }
+
     /// `fresh`, but for what the state and the sources were built with, and the names of what would have
     /// been another.
     ///
@@ -72,6 +85,9 @@ impl SourcesConfig {
         }
         if self.file.is_none() || fresh.file.is_none() {
             keep("file", &self.file, &mut fresh.file, &mut kept);
+        }
+        if self.kubernetes.is_none() || fresh.kubernetes.is_none() {
+            keep("kubernetes", &self.kubernetes, &mut fresh.kubernetes, &mut kept);
         }
         if let Some(nats) = &fresh.nats
             && !nats.subjects_are_apart()
@@ -175,6 +191,14 @@ pub struct EtcdConfig {
     pub silence: Duration,
     /// Keys of one page of a listing, 1 to 10,000; pages over 4 MiB are asked for again in halves.
     pub page: u32,
+}
+
+impl EtcdConfig {
+    /// The endpoint of the attempt `attempt`; the members take turns. Empty where none is configured.
+    pub(crate) fn member(&self, attempt: usize) -> &str {
+        let at = attempt % self.endpoints.len().max(1);
+        self.endpoints.get(at).map_or("", String::as_str)
+    }
 }
 
 impl Default for EtcdConfig {

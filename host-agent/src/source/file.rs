@@ -17,7 +17,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use pintle_state::{FileService, Update, show};
+use pintle_state::{Told, Update, show};
 use serde_json::{Map, Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -28,21 +28,65 @@ const MAX_FILE: u64 = 64 << 20;
 
 const READ_WITHIN: Duration = Duration::from_secs(20);
 
+/// Why a file gives no services.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FileError {
+    /// The file can't be read.
+    #[error("{0}")]
+    Read(String),
+    /// Reading it took longer than 20 s.
+    #[error("reading it takes too long")]
+    Late,
+    /// The file is longer than 64 MiB.
+    #[error("larger than {MAX_FILE} bytes")]
+    TooLarge,
+    /// The text is neither YAML nor JSON.
+    #[error("{0}")]
+    Yaml(String),
+    /// What must be a map is something else.
+    #[error("{0} is not a map")]
+    NotAMap(String),
+    /// A service's endpoints are no list.
+    #[error("{0}: endpoints is not a list")]
+    NotAList(String),
+    /// An endpoint of this service has no id.
+    #[error("{0}: an endpoint without an id")]
+    NoId(String),
+    /// Two endpoints of a service have one id.
+    #[error("{service}: two endpoints with the id {id}")]
+    Twice {
+        /// The service.
+        service: String,
+        /// The id.
+        id: String,
+    },
+    /// A key that means nothing here.
+    #[error("{place}: {key} is not known; accepted: {accepted}")]
+    UnknownKey {
+        /// Where it stands.
+        place: String,
+        /// The key.
+        key: String,
+        /// The keys that mean something.
+        accepted: String,
+    },
+}
+
 /// Reads the file for ever.
 pub(crate) async fn run(context: Context) {
     let work = async {
-        let mut last: Option<Result<String, String>> = None;
+        let mut last: Option<Result<String, FileError>> = None;
         loop {
             let config = context.config.borrow().file.clone().unwrap_or_default();
             // A file system that hangs is no reason to say nothing.
             let text = timeout(READ_WITHIN, read(&config.path)).await;
-            let text = text.unwrap_or_else(|_| Err("reading it takes too long".to_owned()));
+            let text = text.unwrap_or(Err(FileError::Late));
             if text.is_ok() {
                 context.board.change(|sources| sources.file.hear());
             }
             if last.as_ref() != Some(&text) {
                 let parsed = text.clone().and_then(|text| parse(&text));
-                let error = parsed.as_ref().err().cloned();
+                let error = parsed.as_ref().err().map(ToString::to_string);
                 context.board.change(|sources| {
                     let file = &mut sources.file;
                     file.endpoint = config.path.display().to_string();
@@ -54,14 +98,14 @@ pub(crate) async fn run(context: Context) {
                     }
                 });
                 let update = match parsed {
-                    Ok(services) => Update::File(services),
-                    Err(detail) => {
-                        tracing::warn!(path = %config.path.display(), error = %detail, "file not usable");
+                    Ok(services) => Update::file(services),
+                    Err(error) => {
+                        tracing::warn!(path = %config.path.display(), %error, "file not usable");
                         Update::Refused {
                             source: "file",
                             key: config.path.display().to_string(),
                             reason: "file",
-                            detail,
+                            detail: error.to_string(),
                         }
                     }
                 };
@@ -79,20 +123,22 @@ pub(crate) async fn run(context: Context) {
     }
 }
 
-async fn read(path: &Path) -> Result<String, String> {
-    let size = tokio::fs::metadata(path).await.map_err(|e| e.to_string())?.len();
+async fn read(path: &Path) -> Result<String, FileError> {
+    let unreadable = |error: std::io::Error| FileError::Read(error.to_string());
+    let size = tokio::fs::metadata(path).await.map_err(unreadable)?.len();
     if size > MAX_FILE {
-        return Err(format!("larger than {MAX_FILE} bytes"));
+        return Err(FileError::TooLarge);
     }
-    tokio::fs::read_to_string(path).await.map_err(|e| e.to_string())
+    tokio::fs::read_to_string(path).await.map_err(unreadable)
 }
 
 /// Reads the text of a file of services.
 ///
 /// # Errors
-/// What is wrong with the whole; a single bad endpoint is not an error here.
-pub fn parse(text: &str) -> Result<Vec<FileService>, String> {
-    let whole: Value = serde_yaml_ng::from_str(text).map_err(|e| show(e.to_string().as_bytes()))?;
+/// [`FileError`]: what is wrong with the whole; a single bad endpoint is not an error here.
+pub fn parse(text: &str) -> Result<Vec<Told>, FileError> {
+    let whole: Value = serde_yaml_ng::from_str(text)
+        .map_err(|error| FileError::Yaml(show(error.to_string().as_bytes())))?;
     let top = object(&whole, "the file")?;
     only(top, "the file", &["services"])?;
     let services = match top.get("services") {
@@ -102,7 +148,8 @@ pub fn parse(text: &str) -> Result<Vec<FileService>, String> {
     services.iter().map(|(name, service)| read_service(name, service)).collect()
 }
 
-fn read_service(name: &str, service: &Value) -> Result<FileService, String> {
+fn read_service(name: &str, service: &Value) -> Result<Told, FileError> {
+    let shown = || show(name.as_bytes());
     let fields = object(service, name)?;
     only(fields, name, &["policy", "endpoints"])?;
     let policy = match fields.get("policy") {
@@ -112,7 +159,7 @@ fn read_service(name: &str, service: &Value) -> Result<FileService, String> {
     let list = match fields.get("endpoints") {
         None | Some(Value::Null) => &Vec::new(),
         Some(Value::Array(list)) => list,
-        Some(_) => return Err(format!("{name}: endpoints is not a list")),
+        Some(_) => return Err(FileError::NotAList(shown())),
     };
     let mut endpoints = Vec::with_capacity(list.len());
     for endpoint in list {
@@ -120,31 +167,30 @@ fn read_service(name: &str, service: &Value) -> Result<FileService, String> {
         let id = value
             .get("id")
             .and_then(Value::as_str)
-            .ok_or_else(|| format!("{name}: an endpoint without an id"))?
+            .ok_or_else(|| FileError::NoId(shown()))?
             .to_owned();
         if endpoints.iter().any(|(other, _)| *other == id) {
-            return Err(format!("{name}: two endpoints with the id {}", show(id.as_bytes())));
+            return Err(FileError::Twice { service: shown(), id: show(id.as_bytes()) });
         }
         value.insert("name".into(), name.into());
         value.entry("health").or_insert_with(|| json!("healthy"));
         endpoints.push((id, Value::Object(value).to_string().into_bytes()));
     }
-    Ok(FileService { name: name.to_owned(), policy, endpoints })
+    Ok(Told { name: name.to_owned(), policy, endpoints })
 }
 
-fn object<'a>(value: &'a Value, what: &str) -> Result<&'a Map<String, Value>, String> {
-    value.as_object().ok_or_else(|| format!("{} is not a map", show(what.as_bytes())))
+fn object<'a>(value: &'a Value, what: &str) -> Result<&'a Map<String, Value>, FileError> {
+    value.as_object().ok_or_else(|| FileError::NotAMap(show(what.as_bytes())))
 }
 
-fn only(fields: &Map<String, Value>, what: &str, known: &[&str]) -> Result<(), String> {
+fn only(fields: &Map<String, Value>, what: &str, known: &[&str]) -> Result<(), FileError> {
     match fields.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(()),
-        Some(key) => Err(format!(
-            "{}: {} is not known; accepted: {}",
-            show(what.as_bytes()),
-            show(key.as_bytes()),
-            known.join(", ")
-        )),
+        Some(key) => Err(FileError::UnknownKey {
+            place: show(what.as_bytes()),
+            key: show(key.as_bytes()),
+            accepted: known.join(", "),
+        }),
     }
 }
 

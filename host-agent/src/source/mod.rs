@@ -1,9 +1,9 @@
 //! The sources, and the wiring of everything between them and the servers.
 //!
 //! ```text
-//!   etcd ──┐
-//!   file ──┼─▶ Updates ─▶ publish (owns State) ─▶ Snapshots ─▶ whoever serves
-//!   nats ──┘◀─ Outgoing ◀── whoever serves
+//!   etcd, kubernetes ──┐
+//!   file ──────────────┼─▶ Updates ─▶ publish (owns State) ─▶ Snapshots ─▶ whoever serves
+//!   nats ──────────────┘◀─ Outgoing ◀── whoever serves
 //! ```
 //! [`start`] is what `main` calls, once, within a tokio runtime:
 //!
@@ -39,14 +39,16 @@ pub mod etcd;
 pub mod file;
 pub mod formats;
 pub mod jetstream;
+pub mod kubernetes;
 mod leases;
 mod relay;
 mod settings;
 
 pub use config::{EtcdConfig, FileConfig, NatsConfig, SourcesConfig, StateConfig};
 pub use formats::{FormatName, SourceConfig};
+pub use kubernetes::KubernetesConfig;
 pub(crate) use settings::text;
-pub use settings::{Secret, SecretRef, Tls};
+pub use settings::{Secret, SecretRef, Tls, Unreadable};
 
 /// For how long a source may give nothing where it has no time to reconcile of its own.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -122,7 +124,7 @@ pub fn start(
         policies: etcd.policies,
         addresses: config.state.addresses(),
         protection: config.state.protection(),
-        registry: config.etcd.is_some(),
+        decides: config.decides(),
         check_policy,
     });
     if let Some(saved) = saved {
@@ -135,7 +137,10 @@ pub fn start(
         sources.etcd.enabled = config.etcd.is_some();
         sources.nats.enabled = config.nats.is_some();
         sources.file.enabled = config.file.is_some();
-        for status in [&mut sources.etcd, &mut sources.nats, &mut sources.file] {
+        sources.kubernetes.enabled = config.kubernetes.is_some();
+        for status in
+            [&mut sources.etcd, &mut sources.kubernetes, &mut sources.nats, &mut sources.file]
+        {
             status.heard = Some(std::time::Instant::now());
             status.patience = PATIENCE;
         }
@@ -152,7 +157,8 @@ pub fn start(
     );
     let buffer = config.nats.as_ref().map_or(1, |nats| nats.buffer);
     let (outgoing, reported) = mpsc::channel(usize::try_from(buffer).unwrap_or(1).max(1));
-    let has = (config.etcd.is_some(), config.nats.is_some(), config.file.is_some());
+    let (etcd, nats) = (config.etcd.is_some(), config.nats.is_some());
+    let (file, kubernetes) = (config.file.is_some(), config.kubernetes.is_some());
     let agent = config.agent.clone();
     let (config, reader) = watch::channel(Arc::new(config));
     let (standing, standing_reader) = watch::channel(Standing::default());
@@ -165,18 +171,25 @@ pub fn start(
         activities: activities.clone(),
         shutdown,
     };
-    if has.0 {
+    if etcd {
         let context = source.clone();
         tasks.spawn("keeper of etcd", context.restarting("etcd", |all| &mut all.etcd, etcd::run));
     }
-    if has.2 {
+    if file {
         let context = source.clone();
         tasks.spawn(
             "keeper of the file",
             context.restarting("file", |all| &mut all.file, file::run),
         );
     }
-    let to_fleet = has.1.then(|| {
+    if kubernetes {
+        let context = source.clone();
+        tasks.spawn(
+            "keeper of kubernetes",
+            context.restarting("kubernetes", |all| &mut all.kubernetes, kubernetes::run),
+        );
+    }
+    let to_fleet = nats.then(|| {
         let (to_fleet, of_fleet) = mpsc::channel(1);
         let events = jetstream::run(source.clone(), resume, check_policy, of_fleet);
         tasks.spawn("nats", events);

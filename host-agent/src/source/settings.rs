@@ -67,22 +67,39 @@ impl SecretRef {
     ///
     /// # Errors
     /// It cannot be read; the text names the place and not the secret.
-    pub fn read(&self) -> Result<Secret, String> {
+    pub fn read(&self) -> Result<Secret, Unreadable> {
         match self {
             Self::File(path) => read_text(path).map(|text| {
                 let text = text.strip_suffix('\n').unwrap_or(&text);
                 Secret(text.strip_suffix('\r').unwrap_or(text).to_owned())
             }),
-            Self::Env(name) => std::env::var(name)
-                .map(Secret)
-                .map_err(|_| format!("environment variable {name} is not set")),
+            Self::Env(name) => {
+                std::env::var(name).map(Secret).map_err(|_| Unreadable::Variable(name.clone()))
+            }
         }
     }
 }
 
+/// Why a file or variable that the configuration names gives no text.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// The file can't be read.
+    #[error("{}: {why}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        why: std::io::Error,
+    },
+    /// The environment has no such variable.
+    #[error("environment variable {0} is not set")]
+    Variable(String),
+}
+
 /// Reads a small text file.
-pub(crate) fn read_text(path: &Path) -> Result<String, String> {
-    std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+pub(crate) fn read_text(path: &Path) -> Result<String, Unreadable> {
+    std::fs::read_to_string(path).map_err(|why| Unreadable::File { path: path.to_owned(), why })
 }
 
 /// TLS. Servers are always verified; without `ca`, against the system's roots.

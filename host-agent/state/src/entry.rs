@@ -264,7 +264,7 @@ pub fn parse_policy(value: &[u8], check: crate::PolicyCheck) -> Result<Value, Re
     if !policy.is_object() {
         return Err(Reject::NotAnObject);
     }
-    check(&policy).map_err(Reject::Policy)?;
+    check(&policy).map_err(|error| Reject::Policy(error.to_string()))?;
     Ok(policy)
 }
 

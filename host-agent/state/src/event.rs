@@ -417,7 +417,7 @@ fn of_service(data: &Map<String, Value>, check: crate::PolicyCheck) -> Result<Ac
     }
     match (kind, value) {
         ("policy", policy) if policy.is_object() => {
-            check(policy).map_err(Reject::Policy)?;
+            check(policy).map_err(|error| Reject::Policy(error.to_string()))?;
             Ok(Action::Policy(policy.clone()))
         }
         ("bypass", Value::Bool(on)) => Ok(Action::Bypass(*on)),
@@ -425,7 +425,7 @@ fn of_service(data: &Map<String, Value>, check: crate::PolicyCheck) -> Result<Ac
         ("mode", Value::String(mode)) if mode == "active" => Ok(Action::Shadow(false)),
         ("failover", Value::Null) => Ok(Action::Failover(None)),
         ("failover", to) if to.is_object() => {
-            check(&failover(to)).map_err(Reject::Policy)?;
+            check(&failover(to)).map_err(|error| Reject::Policy(error.to_string()))?;
             Ok(Action::Failover(Some(to.clone())))
         }
         _ => Err(Reject::Type(kind)),

@@ -52,6 +52,6 @@ pub use saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedS
 pub use snapshot::{Held, Overlay, PolicyLayer, Rejected, Service, Snapshot};
 pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{
-    Change, Changes, FileService, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,
-    Settings, Trial, Tried, Unread, UnreadKey, Update, now_of,
+    BadPolicy, Change, Changes, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,
+    Settings, Source, Told, Trial, Tried, Unread, UnreadKey, Update, now_of,
 };

@@ -8,9 +8,9 @@ use pintle_contract::ForceAction;
 use crate::event::MAX_TTL;
 use crate::overlay::{Effect, Key, Slot};
 use crate::saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService};
-use crate::service::{Origin, Registration, Service};
+use crate::service::{Registration, Service};
 use crate::state::State;
-use crate::update::{Moment, now_of};
+use crate::update::{Moment, Source, now_of};
 
 /// The form that is written and read here.
 const FORM: u32 = 1;
@@ -28,8 +28,9 @@ impl State {
         };
         let services = services.iter().map(|(name, model)| SavedService {
             name: name.clone(),
-            registry: keys(model, Origin::Registry),
-            file: keys(model, Origin::File),
+            registry: keys(model, Source::Registry),
+            kubernetes: keys(model, Source::Kubernetes),
+            file: keys(model, Source::File),
             departing: model.departures().map(|departure| told(&departure.registration)).collect(),
             created: created(model),
             untested_ms: model.untested().map(at_ms),
@@ -63,16 +64,17 @@ impl State {
         }
         for service in saved.services {
             let name = service.name;
-            for (origin, list, policy) in [
-                (Origin::Registry, service.registry, service.registry_policy),
-                (Origin::File, service.file, service.file_policy),
+            for (source, list, policy) in [
+                (Source::Registry, service.registry, service.registry_policy),
+                (Source::Kubernetes, service.kubernetes, None),
+                (Source::File, service.file, service.file_policy),
             ] {
                 for (id, value) in list {
                     let created = service.created.get(&id).copied().unwrap_or_default();
-                    self.restore_endpoint(origin, (&name, &id), &value, created, now);
+                    self.restore_endpoint(source, (&name, &id), &value, created, now);
                 }
                 if let Some(policy) = policy {
-                    self.restore_policy(origin, &name, &policy);
+                    self.restore_policy(source, &name, &policy);
                 }
             }
             for (id, value) in service.departing {
@@ -112,8 +114,8 @@ impl State {
 }
 
 /// The keys of one source.
-fn keys(model: &Service, origin: Origin) -> Vec<(String, String)> {
-    model.registrations.of(origin).values().map(told).collect()
+fn keys(model: &Service, source: Source) -> Vec<(String, String)> {
+    model.registrations.of(source).values().map(told).collect()
 }
 
 fn told(registration: &Registration) -> (String, String) {
@@ -125,7 +127,7 @@ fn told(registration: &Registration) -> (String, String) {
 fn created(model: &Service) -> BTreeMap<String, u64> {
     let registrations = &model.registrations;
     let shares = |at| registrations.ids(at).nth(1).is_some();
-    let registry = registrations.of(Origin::Registry).iter();
+    let registry = registrations.of(Source::Registry).iter();
     let shared = registry.filter(|(_, it)| it.created > 0 && shares(it.endpoint.socket_addr()));
     shared.map(|(id, it)| (id.clone(), it.created)).collect()
 }

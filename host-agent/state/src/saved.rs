@@ -46,6 +46,9 @@ pub struct SavedService {
     pub name: String,
     /// The registry's values by id.
     pub registry: Vec<(String, String)>,
+    /// Kubernetes' values by id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kubernetes: Vec<(String, String)>,
     /// The file's values by id.
     pub file: Vec<(String, String)>,
     /// The registry's policy.

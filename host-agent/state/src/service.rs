@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use pintle_contract::{Endpoint, Health};
 use serde_json::Value;
 
-use crate::update::{Moment, Protection, Tried};
+use crate::update::{Moment, Protection, Source, Tried};
 
 mod departures;
 mod illness;
@@ -25,7 +25,7 @@ pub(crate) use departures::{Cause, Departure};
 use departures::{Circumstances, Departures};
 use illness::Illnesses;
 use registrations::Replaced;
-pub(crate) use registrations::{Origin, Registration, Registrations};
+pub(crate) use registrations::{Registration, Registrations};
 use trials::Trials;
 
 #[derive(Debug, Default)]
@@ -111,7 +111,7 @@ impl Service {
     /// Puts a key in; whether anything but its revision or bytes changed.
     pub(crate) fn put(
         &mut self,
-        origin: Origin,
+        source: Source,
         registration: Registration,
         about: Context<'_>,
     ) -> bool {
@@ -119,7 +119,7 @@ impl Service {
         let endpoint = registration.endpoint.clone();
         let known = self.registrations.has(address);
         let was_healthy = self.is_healthy(address);
-        let Replaced { old, nameless } = self.registrations.put(origin, registration);
+        let Replaced { old, nameless } = self.registrations.put(source, registration);
         if !known && self.registrations.has(address) {
             if about.live {
                 self.departures.arrive(address, about.now);
@@ -141,8 +141,8 @@ impl Service {
 
     /// Takes a key out. `None` where there was none, else the lease that may say why it went; zero where
     /// there is none, or nothing to ask.
-    pub(crate) fn remove(&mut self, origin: Origin, id: &str, about: Context<'_>) -> Option<u64> {
-        let Replaced { old, nameless } = self.registrations.remove(origin, id);
+    pub(crate) fn remove(&mut self, source: Source, id: &str, about: Context<'_>) -> Option<u64> {
+        let Replaced { old, nameless } = self.registrations.remove(source, id);
         // Where the other source knows the id, its address counts from now on.
         if let Some(address) = self.registrations.address_of(id) {
             self.departures.back(address);

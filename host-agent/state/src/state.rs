@@ -22,14 +22,14 @@ use crate::entry::Reject;
 use crate::event::Event;
 use crate::overlay::{Overlays, Place};
 use crate::saved::SavedStream;
-use crate::service::{Context, Origin, Service as Model};
+use crate::service::{Context, Service as Model};
 use crate::snapshot::{PolicyLayer, Rejected, Service, Snapshot};
-use crate::update::{Changes, Moment, Notice, Outcome, Settings, Trial, Tried, Update};
+use crate::update::{Changes, Moment, Notice, Outcome, Settings, Source, Trial, Tried, Update};
 
 mod lists;
 mod sources;
 
-use sources::Told;
+use sources::KeyValue;
 
 pub use lists::show;
 
@@ -120,7 +120,9 @@ impl State {
             Update::Changes(changes) => self.take_changes(changes, now, &mut work),
             Update::Progress { .. } => self.confirmed_at = Some(now.wall),
             Update::Unread(unread) => self.take_unread(unread, now, &mut work),
-            Update::File(services) => self.take_file(services, now, &mut work),
+            Update::Services { source, whole, services } => {
+                self.take_services(source, whole, services, now, &mut work);
+            }
             Update::Events(events) => {
                 for event in events {
                     let outcome = self.take_event(event, now, &mut work);
@@ -500,16 +502,16 @@ impl State {
     /// One value from disk, as if its source had just said it.
     pub(crate) fn restore_endpoint(
         &mut self,
-        origin: Origin,
+        source: Source,
         (name, id): (&str, &str),
         value: &str,
         created: u64,
         now: Moment,
     ) {
         let mut work = Work::default();
-        let told = Told { value: value.as_bytes(), created, ..Told::default() };
+        let held = KeyValue { bytes: value.as_bytes(), created, ..KeyValue::default() };
         // What is not good under today's configuration is not served from yesterday's disk.
-        let _ = self.put_endpoint(origin, (name, id), told, now, &mut work);
+        let _ = self.put_endpoint(source, (name, id), held, now, &mut work);
     }
 
     /// An endpoint that was held before a restart is held again.
@@ -536,9 +538,9 @@ impl State {
         self.settle(now, &mut work);
     }
 
-    pub(crate) fn restore_policy(&mut self, origin: Origin, name: &str, value: &str) {
+    pub(crate) fn restore_policy(&mut self, source: Source, name: &str, value: &str) {
         let mut work = Work::default();
-        let _ = self.put_policy(origin, name, value.as_bytes(), &mut work);
+        let _ = self.put_policy(source, name, value.as_bytes(), &mut work);
     }
 
     pub(crate) fn names(&self) -> Vec<String> {

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::*;
 
-fn any(_: &Value) -> Result<(), String> {
+fn any(_: &Value) -> Result<(), BadPolicy> {
     Ok(())
 }
 
@@ -24,7 +24,7 @@ fn settings() -> Settings {
         policies: "/pintle/policies/".into(),
         addresses: AddressPolicy::default(),
         protection: Protection::default(),
-        registry: true,
+        decides: Source::Registry,
         check_policy: any,
     }
 }
@@ -166,7 +166,7 @@ fn what_is_refused_again_for_the_same_reason_is_old_news_until_it_was_good_or_go
         Update::Listing(Listing { revision, items: vec![bad, policy] })
     };
     let file = |value: &str| {
-        Update::File(vec![FileService {
+        Update::file(vec![Told {
             name: "orders".into(),
             policy: Some(b"{".to_vec()),
             endpoints: vec![("f".into(), value.into())],
@@ -184,7 +184,7 @@ fn what_is_refused_again_for_the_same_reason_is_old_news_until_it_was_good_or_go
     assert_eq!(state.snapshot().rejected.len(), 4);
     // Another reason is news, and so is the same one after the value was good or gone.
     assert_eq!(tell(&mut state, file("[]"), at(130)).refused.len(), 1);
-    assert!(tell(&mut state, Update::File(Vec::new()), at(131)).meta);
+    assert!(tell(&mut state, Update::file(Vec::new()), at(131)).meta);
     assert_eq!(state.snapshot().rejected.len(), 2);
     assert_eq!(tell(&mut state, file("{"), at(132)).refused.len(), 2);
     tell(&mut state, listing("orders", 1, 8), at(133));
@@ -210,12 +210,8 @@ fn a_service_of_nothing_but_a_policy_is_forgotten_with_it() {
     gone(listing(1, vec![policy()]), listing(2, Vec::new()));
     let delete = Change { key: policy().key, revision: 4, ..Change::default() };
     gone(listing(3, vec![policy()]), Update::Changes(vec![delete]));
-    let file = FileService {
-        name: "orders".into(),
-        policy: Some(b"{}".to_vec()),
-        ..FileService::default()
-    };
-    gone(Update::File(vec![file]), Update::File(Vec::new()));
+    let file = Told { name: "orders".into(), policy: Some(b"{}".to_vec()), ..Told::default() };
+    gone(Update::file(vec![file]), Update::file(Vec::new()));
 }
 
 /// One key may then be read as either: a policy, or an endpoint of a service called as the prefix is.
@@ -311,7 +307,7 @@ fn who_registers_anew_after_a_restore_is_taken_at_whatever_revision() {
 #[test]
 fn the_registry_outranks_the_file_and_events_outrank_both_until_they_end() {
     let mut state = State::new(settings());
-    let file = vec![FileService {
+    let file = vec![Told {
         name: "orders".into(),
         policy: Some(br#"{"a":1,"b":1,"c":1}"#.to_vec()),
         endpoints: vec![
@@ -319,7 +315,7 @@ fn the_registry_outranks_the_file_and_events_outrank_both_until_they_end() {
             ("y".into(), value("orders", "y", 1, "")),
         ],
     }];
-    tell(&mut state, Update::File(file), at(0));
+    tell(&mut state, Update::file(file), at(0));
     assert!(state.snapshot().stale, "the registry has not spoken yet");
     let items = vec![
         Item {
@@ -352,17 +348,17 @@ fn the_registry_outranks_the_file_and_events_outrank_both_until_they_end() {
 
 #[test]
 fn of_two_policies_that_do_not_go_together_the_registrys_stands_alone() {
-    fn not_both(policy: &Value) -> Result<(), String> {
+    fn not_both(policy: &Value) -> Result<(), BadPolicy> {
         let both = policy.get("a").is_some() && policy.get("b").is_some();
         if both { Err("one or the other".into()) } else { Ok(()) }
     }
     let mut state = State::new(Settings { check_policy: not_both, ..settings() });
-    let file = FileService {
+    let file = Told {
         name: "orders".into(),
         policy: Some(br#"{"a":1}"#.to_vec()),
         endpoints: vec![("x".into(), value("orders", "x", 1, ""))],
     };
-    tell(&mut state, Update::File(vec![file]), at(0));
+    tell(&mut state, Update::file(vec![file]), at(0));
     let policy = |state: &State| state.snapshot().services["orders"].table.policy.clone();
     assert_eq!(policy(&state), r#"{"a":1}"#);
     let change = Change {

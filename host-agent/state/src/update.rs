@@ -9,7 +9,10 @@ use serde_json::Value;
 use crate::event::Event;
 
 /// Checks a policy (a merge patch) against its schema; the error says what is wrong, in words.
-pub type PolicyCheck = fn(&Value) -> Result<(), String>;
+pub type PolicyCheck = fn(&Value) -> Result<(), BadPolicy>;
+
+/// What is wrong with a policy, from whoever knows policies.
+pub type BadPolicy = Box<dyn std::error::Error + Send + Sync>;
 
 /// Now, twice: a clock that may step, for what is shown and sent; and one that only runs, for
 /// everything that is waited for.
@@ -52,6 +55,32 @@ impl Default for Protection {
     }
 }
 
+/// Who tells of endpoints; the greater one's word counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The file of services.
+    File,
+    /// The EndpointSlices of a Kubernetes cluster.
+    Kubernetes,
+    /// etcd.
+    Registry,
+}
+
+impl Source {
+    /// All, the least first.
+    pub const ALL: [Self; 3] = [Self::File, Self::Kubernetes, Self::Registry];
+
+    /// As it is called where refusals are listed.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Kubernetes => "kubernetes",
+            Self::Registry => "registry",
+        }
+    }
+}
+
 /// What the state needs to know from the start.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -67,8 +96,8 @@ pub struct Settings {
     pub addresses: AddressPolicy,
     /// How removals are held back.
     pub protection: Protection,
-    /// Whether a registry's listing is what ends staleness (else the file's is).
-    pub registry: bool,
+    /// Whose whole content ends staleness: the greatest source that is configured.
+    pub decides: Source,
     /// The schema of policies.
     pub check_policy: PolicyCheck,
 }
@@ -142,9 +171,9 @@ impl Unread {
     }
 }
 
-/// One service of the file.
+/// All that a source other than the registry tells of one service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FileService {
+pub struct Told {
     /// Its name.
     pub name: String,
     /// Its policy's JSON, if it has one.
@@ -167,8 +196,15 @@ pub enum Update {
     },
     /// What the registry's source could not read.
     Unread(Unread),
-    /// The file's whole content.
-    File(Vec<FileService>),
+    /// Services of a source that tells each as a whole.
+    Services {
+        /// Which source.
+        source: Source,
+        /// Whether these are all of its services; those that are not among them are gone then.
+        whole: bool,
+        /// The services.
+        services: Vec<Told>,
+    },
     /// Events, in any order.
     Events(Vec<Event>),
     /// A transition that a proxy of this agent observed: an opinion for the others, whatever the stream.
@@ -181,7 +217,7 @@ pub enum Update {
     },
     /// A source refused something; kept for the list.
     Refused {
-        /// `event` or `file`.
+        /// `event`, `file` or `kubernetes`.
         source: &'static str,
         /// The subject or path.
         key: String,
@@ -206,6 +242,14 @@ pub enum Update {
     },
     /// Time has passed.
     Tick,
+}
+
+impl Update {
+    /// The whole content of the file.
+    #[must_use]
+    pub const fn file(services: Vec<Told>) -> Self {
+        Self::Services { source: Source::File, whole: true, services }
+    }
 }
 
 /// An endpoint to connect to, and to let go of at once: is anybody there?

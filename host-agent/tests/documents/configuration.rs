@@ -85,6 +85,7 @@ fn sections() -> BTreeMap<&'static str, Value> {
         ("etcd.tls", json!({"etcd": {"endpoints": secure, "tls": tls}})),
         ("nats.tls", json!({"etcd": {}, "nats": {"servers": ["tls://10.0.0.1:4222"], "tls": tls}})),
         ("file", json!({"file": {"path": "services.yaml"}})),
+        ("kubernetes", json!({"kubernetes": {"kubeconfig": "config"}})),
         ("tcp", json!({"etcd": {}, "tcp": files})),
         ("register", json!({"etcd": {}, "register": {"instances": [instance]}})),
         ("register.instances[].check", json!({"etcd": {}, "register": {"instances": [checked]}})),

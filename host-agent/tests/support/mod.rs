@@ -11,7 +11,7 @@ use pintle_tests::Patience;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) fn any(_: &Value) -> Result<(), String> {
+pub(crate) fn any(_: &Value) -> Result<(), pintle_state::BadPolicy> {
     Ok(())
 }
 

@@ -124,6 +124,7 @@ pub(super) fn sources(agent: &Agent, ill: &[Code]) -> Vec<Finding> {
     let all = [
         ("etcd", &sources.etcd, Code::EtcdAway),
         ("nats", &sources.nats, Code::NatsAway),
+        ("kubernetes", &sources.kubernetes, Code::KubernetesAway),
         ("file", &sources.file, Code::FileAway),
     ];
     if all.iter().all(|(_, source, _)| !source.enabled) {
@@ -131,7 +132,7 @@ pub(super) fn sources(agent: &Agent, ill: &[Code]) -> Vec<Finding> {
             Code::SourcesNone,
             "sources",
             "the agent has no source of services",
-            "start it with --etcd URL or --file PATH",
+            "start it with --etcd URL or --file PATH, or give it a kubernetes section",
         )];
     }
     let away = all
@@ -148,6 +149,10 @@ pub(super) fn sources(agent: &Agent, ill: &[Code]) -> Vec<Finding> {
                     "start etcd, or mend the way there; nothing new is learnt until then"
                 }
                 Code::NatsAway => "start NATS, or mend the way there; no order arrives until then",
+                Code::KubernetesAway => {
+                    "give the agent's service account get, list and watch of endpointslices in \
+                     discovery.k8s.io, or mend the way to the API server"
+                }
                 _ => "bring the file back, or correct file.path",
             },
         )

@@ -48,6 +48,7 @@ codes! {
     NatsDenied = "nats-denied",
     NatsNoJetStream = "nats-no-jetstream",
     FileAway = "file-away",
+    KubernetesAway = "kubernetes-away",
     SourcesNone = "sources-none",
     SocketAbsent = "socket-absent",
     SocketClosed = "socket-closed",

@@ -25,7 +25,7 @@ struct Releases;
 impl Release for Releases {
     fn release(&self, service: String) -> Releasing {
         let known = service == "orders";
-        let answer = if known { Ok(2) } else { Err("the agent is shutting down".to_owned()) };
+        let answer = if known { Ok(2) } else { Err(Gone) };
         Box::pin(std::future::ready(answer))
     }
 }

@@ -125,11 +125,11 @@ pub(super) async fn open(
 ) -> Result<Link, EtcdError> {
     // Several crates bring rustls; whoever is first names the provider for all.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let url = config
-        .endpoints
-        .get(member % config.endpoints.len().max(1))
-        .ok_or_else(|| EtcdError::Config("no endpoints".into()))?;
-    let mut endpoint = Endpoint::from_shared(url.clone())
+    let url = config.member(member);
+    if url.is_empty() {
+        return Err(EtcdError::NoEndpoint);
+    }
+    let mut endpoint = Endpoint::from_shared(url.to_owned())
         .map_err(etcd_client::Error::from)?
         .connect_timeout(patience)
         .http2_keep_alive_interval(PING)
@@ -143,7 +143,7 @@ pub(super) async fn open(
     let plain = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
     let mut options = plain.clone();
     if let (Some(user), Some(password)) = (&config.user, &config.password) {
-        let password = password.read().map_err(EtcdError::Config)?;
+        let password = password.read()?;
         options = options.with_user(user, password.expose());
     }
     let from = |options| Client::from_channel(Channel::Tonic(channel.clone()), Some(options));
@@ -172,13 +172,12 @@ fn is_auth_off(error: &etcd_client::Error) -> bool {
 }
 
 fn tls(config: &EtcdConfig) -> Result<TlsOptions, EtcdError> {
-    let read = |path| read_text(path).map_err(EtcdError::Config);
     let mut tls = match &config.tls.ca {
-        Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(read(ca)?)),
+        Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(read_text(ca)?)),
         None => TlsOptions::new().with_native_roots(),
     };
     if let (Some(cert), Some(key)) = (&config.tls.cert, &config.tls.key) {
-        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        tls = tls.identity(Identity::from_pem(read_text(cert)?, read_text(key)?));
     }
     if let Some(name) = &config.tls.server_name {
         tls = tls.domain_name(name);

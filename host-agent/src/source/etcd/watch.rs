@@ -19,7 +19,7 @@ const MESSAGE: usize = 32 << 20;
 
 /// How far what was received reaches, so that a new session can go on from there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Seat {
+pub(super) struct Position {
     pub(super) cluster: u64,
     /// Per prefix: everything up to this revision is in the state.
     pub(super) reached: Vec<u64>,
@@ -27,7 +27,7 @@ pub(super) struct Seat {
     pub(super) denied: BTreeSet<usize>,
 }
 
-impl Seat {
+impl Position {
     pub(super) fn after(listed: &Listed, prefixes: usize) -> Self {
         Self {
             cluster: listed.cluster,
@@ -75,7 +75,7 @@ impl Watches {
     pub(super) async fn open(
         link: &Link,
         prefixes: &[Vec<u8>],
-        here: &Seat,
+        here: &Position,
     ) -> Result<Self, EtcdError> {
         let places = prefixes.iter().zip(&here.reached).enumerate();
         let mut stream: Option<WatchStream> = None;
@@ -137,7 +137,7 @@ impl Watches {
     pub(super) fn receive(
         &mut self,
         message: WatchResponse,
-        here: &mut Seat,
+        here: &mut Position,
         sound: bool,
     ) -> Result<Heard, EtcdError> {
         if message.compact_revision() > 0 {
@@ -163,7 +163,7 @@ impl Watches {
 fn receive(
     message: WatchResponse,
     prefix: Option<usize>,
-    here: &mut Seat,
+    here: &mut Position,
     opened: u64,
     sound: bool,
     keep: usize,
@@ -234,7 +234,7 @@ mod tests {
             })
         };
         // Opened at 10; the other watch has told of 15 before the second one's creation was answered.
-        let mut here = Seat { cluster: 1, reached: vec![15, 10], denied: BTreeSet::new() };
+        let mut here = Position { cluster: 1, reached: vec![15, 10], denied: BTreeSet::new() };
         assert!(
             receive(created(12), Some(1), &mut here, 10, false, 9)
                 .is_ok_and(|changes| changes.is_empty())

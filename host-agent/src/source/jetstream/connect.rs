@@ -33,7 +33,16 @@ const PING: Duration = Duration::from_secs(2);
 pub enum NatsError {
     /// A file or variable that the configuration names.
     #[error("{0}")]
-    Config(String),
+    Config(#[from] crate::source::Unreadable),
+    /// The file of credentials holds none.
+    #[error("{}: {why}", .path.display())]
+    Credentials {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        #[source]
+        why: std::io::Error,
+    },
     /// No connection.
     #[error("connecting to {servers}: {why}")]
     Connect {
@@ -229,21 +238,19 @@ fn options(config: &NatsConfig) -> Result<ConnectOptions, NatsError> {
         .connection_timeout(CONNECT)
         .request_timeout(Some(REQUEST))
         .ping_interval(PING);
-    let read = |secret: &crate::source::SecretRef| secret.read().map_err(NatsError::Config);
     if let (Some(user), Some(password)) = (&config.user, &config.password) {
-        options = options.user_and_password(user.clone(), read(password)?.expose().to_owned());
+        options = options.user_and_password(user.clone(), password.read()?.expose().to_owned());
     }
     if let Some(token) = &config.token {
-        options = options.token(read(token)?.expose().to_owned());
+        options = options.token(token.read()?.expose().to_owned());
     }
     if let Some(seed) = &config.nkey {
-        options = options.nkey(read(seed)?.expose().trim().to_owned());
+        options = options.nkey(seed.read()?.expose().trim().to_owned());
     }
     if let Some(path) = &config.credentials {
-        let text = read_text(path).map_err(NatsError::Config)?;
         options = options
-            .credentials(&text)
-            .map_err(|e| NatsError::Config(format!("{}: {e}", path.display())))?;
+            .credentials(&read_text(path)?)
+            .map_err(|why| NatsError::Credentials { path: path.clone(), why })?;
     }
     if config.servers.iter().any(|server| server.starts_with("tls://")) {
         options = options.require_tls(true);

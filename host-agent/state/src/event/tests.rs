@@ -1,6 +1,7 @@
 use super::*;
+use crate::BadPolicy;
 
-fn any(_: &Value) -> Result<(), String> {
+fn any(_: &Value) -> Result<(), BadPolicy> {
     Ok(())
 }
 
@@ -120,7 +121,7 @@ fn a_ratio_that_json_cannot_say_is_refused_before_it_is_published() {
 
 #[test]
 fn a_policy_must_follow_its_schema() {
-    fn never(_: &Value) -> Result<(), String> {
+    fn never(_: &Value) -> Result<(), BadPolicy> {
         Err("no".into())
     }
     let draft = draft(Action::Policy(json!({"a": 1})), Some(60));

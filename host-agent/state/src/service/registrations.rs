@@ -1,20 +1,15 @@
 //! The keys of a service, and which of them name the same endpoint.
 //!
 //! An endpoint is an address; the id of a key is a name for it. Where several name one address, the
-//! newest says what the endpoint is: the registry's before the file's, then the key that was created
-//! last. An id that both sources know is the registry's alone.
+//! newest says what the endpoint is: that of the greater [`Source`], then the key that was created last.
+//! An id that several sources know is the greatest one's alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use pintle_contract::Endpoint;
 
-/// Who tells of an endpoint; the greater one's word counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Origin {
-    File,
-    Registry,
-}
+use crate::update::Source;
 
 /// One key, read.
 #[derive(Clone, Debug)]
@@ -42,11 +37,12 @@ pub(crate) struct Replaced {
 }
 
 /// Which source, when the key was created, and the id.
-type Name = (Origin, u64, String);
+type Name = (Source, u64, String);
 
 #[derive(Debug, Default)]
 pub(crate) struct Registrations {
     registry: BTreeMap<String, Registration>,
+    kubernetes: BTreeMap<String, Registration>,
     file: BTreeMap<String, Registration>,
     /// The keys in force by address, the newest last; none of the sets is empty.
     names: BTreeMap<SocketAddr, BTreeSet<Name>>,
@@ -54,23 +50,25 @@ pub(crate) struct Registrations {
 }
 
 impl Registrations {
-    pub(crate) fn of(&self, origin: Origin) -> &BTreeMap<String, Registration> {
-        match origin {
-            Origin::Registry => &self.registry,
-            Origin::File => &self.file,
+    pub(crate) fn of(&self, source: Source) -> &BTreeMap<String, Registration> {
+        match source {
+            Source::Registry => &self.registry,
+            Source::Kubernetes => &self.kubernetes,
+            Source::File => &self.file,
         }
     }
 
-    pub(crate) fn of_mut(&mut self, origin: Origin) -> &mut BTreeMap<String, Registration> {
-        match origin {
-            Origin::Registry => &mut self.registry,
-            Origin::File => &mut self.file,
+    pub(crate) fn of_mut(&mut self, source: Source) -> &mut BTreeMap<String, Registration> {
+        match source {
+            Source::Registry => &mut self.registry,
+            Source::Kubernetes => &mut self.kubernetes,
+            Source::File => &mut self.file,
         }
     }
 
-    /// Keys of both sources.
+    /// Keys of all sources.
     pub(crate) fn len(&self) -> usize {
-        self.registry.len().saturating_add(self.file.len())
+        Source::ALL.iter().map(|source| self.of(*source).len()).fold(0, usize::saturating_add)
     }
 
     /// Bytes that they take in a frame, at most.
@@ -93,14 +91,13 @@ impl Registrations {
 
     /// The address that an id names.
     pub(crate) fn address_of(&self, id: &str) -> Option<SocketAddr> {
-        let registration = self.registry.get(id).or_else(|| self.file.get(id))?;
-        Some(registration.endpoint.socket_addr())
+        self.in_force(id).map(|(address, _)| address)
     }
 
     /// What the newest of an address's names says of it.
     pub(crate) fn newest(&self, address: SocketAddr) -> Option<&Registration> {
-        let (origin, _, id) = self.names.get(&address)?.last()?;
-        self.of(*origin).get(id)
+        let (source, _, id) = self.names.get(&address)?.last()?;
+        self.of(*source).get(id)
     }
 
     /// The ids of an address.
@@ -109,17 +106,17 @@ impl Registrations {
     }
 
     /// Puts a key in.
-    pub(crate) fn put(&mut self, origin: Origin, registration: Registration) -> Replaced {
+    pub(crate) fn put(&mut self, source: Source, registration: Registration) -> Replaced {
         let id = registration.endpoint.id.clone();
         let address = registration.endpoint.socket_addr();
-        let covered = origin == Origin::File && self.registry.contains_key(&id);
-        let name = (origin, registration.created, id.clone());
+        let covered = self.is_covered(source, &id);
+        let name = (source, registration.created, id.clone());
         let before = if covered { None } else { self.in_force(&id) };
         if let Some((at, name)) = &before {
             self.forget_name(*at, name);
         }
         self.size = self.size.saturating_add(registration.size);
-        let old = self.of_mut(origin).insert(id.clone(), registration);
+        let old = self.of_mut(source).insert(id.clone(), registration);
         self.size = self.size.saturating_sub(old.as_ref().map_or(0, |old| old.size));
         if covered {
             return Replaced { old, nameless: None };
@@ -127,15 +124,15 @@ impl Registrations {
         self.names.entry(address).or_default().insert(name);
         let nameless = before.filter(|(at, _)| !self.has(*at)).and_then(|(_, (before, ..))| {
             let covered = || self.of(before).get(&id).cloned();
-            if before == origin { old.clone() } else { covered() }
+            if before == source { old.clone() } else { covered() }
         });
         Replaced { old, nameless }
     }
 
     /// Takes a key out.
-    pub(crate) fn remove(&mut self, origin: Origin, id: &str) -> Replaced {
-        let covered = origin == Origin::File && self.registry.contains_key(id);
-        let Some(old) = self.of_mut(origin).remove(id) else {
+    pub(crate) fn remove(&mut self, source: Source, id: &str) -> Replaced {
+        let covered = self.is_covered(source, id);
+        let Some(old) = self.of_mut(source).remove(id) else {
             return Replaced::default();
         };
         self.size = self.size.saturating_sub(old.size);
@@ -143,7 +140,7 @@ impl Registrations {
             return Replaced { old: Some(old), nameless: None };
         }
         let address = old.endpoint.socket_addr();
-        self.forget_name(address, &(origin, old.created, id.to_owned()));
+        self.forget_name(address, &(source, old.created, id.to_owned()));
         if let Some((at, name)) = self.in_force(id) {
             self.names.entry(at).or_default().insert(name);
         }
@@ -152,12 +149,18 @@ impl Registrations {
     }
 
     fn in_force(&self, id: &str) -> Option<(SocketAddr, Name)> {
-        let of = |origin| {
-            let registration = self.of(origin).get(id)?;
-            let name = (origin, registration.created, id.to_owned());
+        let of = |source| {
+            let registration = self.of(source).get(id)?;
+            let name = (source, registration.created, id.to_owned());
             Some((registration.endpoint.socket_addr(), name))
         };
-        of(Origin::Registry).or_else(|| of(Origin::File))
+        Source::ALL.into_iter().rev().find_map(of)
+    }
+
+    /// Whether a greater source knows the id.
+    fn is_covered(&self, source: Source, id: &str) -> bool {
+        let greater = Source::ALL.iter().filter(|greater| **greater > source);
+        greater.into_iter().any(|greater| self.of(*greater).contains_key(id))
     }
 
     fn forget_name(&mut self, address: SocketAddr, name: &Name) {

@@ -6,13 +6,13 @@ use pintle_contract::MAX_ENDPOINTS;
 
 use super::{FRAME_ROOM, MAX_TOTAL, Model, State, Work, show};
 use crate::entry::{self, Reject};
-use crate::service::{Context, Origin, Policy, Registration};
-use crate::update::{Change, FileService, Item, Listing, Moment, Settings};
+use crate::service::{Context, Policy, Registration};
+use crate::update::{Change, Item, Listing, Moment, Settings, Source, Told};
 
-/// What a source tells of one endpoint.
+/// What a source holds of one endpoint.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Told<'a> {
-    pub(super) value: &'a [u8],
+pub(super) struct KeyValue<'a> {
+    pub(super) bytes: &'a [u8],
     pub(super) revision: u64,
     pub(super) created: u64,
     pub(super) lease: u64,
@@ -73,7 +73,7 @@ impl State {
         let mut missing = Vec::new();
         for (name, model) in &mut self.services {
             let there = named.get(name);
-            for (id, entry) in model.registrations.of_mut(Origin::Registry) {
+            for (id, entry) in model.registrations.of_mut(Source::Registry) {
                 // After a restore, what is kept from before it must not outrank what comes next.
                 entry.revision = entry.revision.min(self.listed);
                 if !there.is_some_and(|ids| ids.contains(id)) {
@@ -100,7 +100,7 @@ impl State {
             }
         }
         for (name, id) in missing {
-            self.remove_endpoint(Origin::Registry, &name, &id, now, work);
+            self.remove_endpoint(Source::Registry, &name, &id, now, work);
         }
         for place in refused_before {
             if matches!(place.0, "registry" | "policy") && !keys.contains(&place.1) {
@@ -108,7 +108,7 @@ impl State {
                 work.changes.meta = true;
             }
         }
-        self.confirm_source(self.settings.registry, now, work);
+        self.confirm_source(self.settings.decides == Source::Registry, now, work);
     }
 
     /// Whether the registry has come back without what it had: nobody deletes policies by that.
@@ -120,7 +120,7 @@ impl State {
             listing.items.iter().map(|item| (item.key.as_slice(), item.revision)).collect();
         let (mut known, mut still) = (0usize, 0usize);
         for (name, model) in &self.services {
-            for (id, entry) in model.registrations.of(Origin::Registry) {
+            for (id, entry) in model.registrations.of(Source::Registry) {
                 let key = format!("{}{name}/{id}", self.settings.services);
                 known = known.saturating_add(1);
                 match there.get(key.as_bytes()) {
@@ -167,12 +167,12 @@ impl State {
                 let newer = self
                     .services
                     .get(&name)
-                    .and_then(|model| model.registrations.of(Origin::Registry).get(&id))
+                    .and_then(|model| model.registrations.of(Source::Registry).get(&id))
                     .is_some_and(|entry| entry.revision > revision);
                 if newer {
                     return;
                 }
-                self.remove_endpoint(Origin::Registry, &name, &id, now, work);
+                self.remove_endpoint(Source::Registry, &name, &id, now, work);
             }
             Some(Named::Policy(Ok(name))) => {
                 let model = self.services.get_mut(&name);
@@ -192,13 +192,18 @@ impl State {
         let Item { key, value, revision, created, lease } = &item;
         let (source, put) = match Named::by(&self.settings, key) {
             Some(Named::Policy(name)) => {
-                let put = |name: String| self.put_policy(Origin::Registry, &name, value, work);
+                let put = |name: String| self.put_policy(Source::Registry, &name, value, work);
                 ("policy", name.and_then(put))
             }
             Some(Named::Endpoint(names)) => {
-                let told = Told { value, revision: *revision, created: *created, lease: *lease };
+                let held = KeyValue {
+                    bytes: value,
+                    revision: *revision,
+                    created: *created,
+                    lease: *lease,
+                };
                 let put = |(name, id): (String, String)| {
-                    self.put_endpoint(Origin::Registry, (&name, &id), told, now, work)
+                    self.put_endpoint(Source::Registry, (&name, &id), held, now, work)
                 };
                 ("registry", names.and_then(put))
             }
@@ -210,7 +215,14 @@ impl State {
         }
     }
 
-    pub(super) fn take_file(&mut self, services: Vec<FileService>, now: Moment, work: &mut Work) {
+    pub(super) fn take_services(
+        &mut self,
+        source: Source,
+        whole: bool,
+        services: Vec<Told>,
+        now: Moment,
+        work: &mut Work,
+    ) {
         let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let mut policies = BTreeSet::new();
         let mut refused = BTreeSet::new();
@@ -219,42 +231,49 @@ impl State {
             ids.extend(service.endpoints.iter().map(|(id, _)| id.clone()));
             if let Some(policy) = &service.policy {
                 policies.insert(service.name.clone());
-                if let Err(reject) = self.put_policy(Origin::File, &service.name, policy, work) {
+                if let Err(reject) = self.put_policy(source, &service.name, policy, work) {
                     refused.insert(show(service.name.as_bytes()));
-                    self.reject("file", service.name.as_bytes(), &reject, now, work);
+                    self.reject(source.label(), service.name.as_bytes(), &reject, now, work);
                 }
             }
             for (id, value) in &service.endpoints {
-                let told = Told { value, ..Told::default() };
+                let held = KeyValue { bytes: value, ..KeyValue::default() };
                 let names = (service.name.as_str(), id.as_str());
-                if let Err(reject) = self.put_endpoint(Origin::File, names, told, now, work) {
+                if let Err(reject) = self.put_endpoint(source, names, held, now, work) {
                     let key = format!("{}/{id}", service.name);
                     refused.insert(show(key.as_bytes()));
-                    self.reject("file", key.as_bytes(), &reject, now, work);
+                    self.reject(source.label(), key.as_bytes(), &reject, now, work);
                 }
             }
         }
+        let is_told = |name: &str| whole || named.contains_key(name);
         let mut missing = Vec::new();
         for (name, model) in &mut self.services {
+            if !is_told(name) {
+                continue;
+            }
             let there = named.get(name);
-            for id in model.registrations.of(Origin::File).keys() {
+            for id in model.registrations.of(source).keys() {
                 if !there.is_some_and(|ids| ids.contains(id)) {
                     missing.push((name.clone(), id.clone()));
                 }
             }
-            if model.file_policy.is_some() && !policies.contains(name) {
+            if source == Source::File && model.file_policy.is_some() && !policies.contains(name) {
                 model.file_policy = None;
                 work.dirty.insert(name.clone());
             }
         }
         for (name, id) in missing {
-            self.remove_endpoint(Origin::File, &name, &id, now, work);
+            self.remove_endpoint(source, &name, &id, now, work);
         }
         // What was refused before and is not refused any more is forgotten.
         let before = self.rejected.len();
-        self.rejected.retain(|(source, key), _| *source != "file" || refused.contains(key));
+        self.rejected.retain(|(of, key), _| {
+            let service = key.split('/').next().unwrap_or_default();
+            *of != source.label() || refused.contains(key) || !is_told(service)
+        });
         work.changes.meta |= self.rejected.len() < before;
-        self.confirm_source(!self.settings.registry, now, work);
+        self.confirm_source(whole && source == self.settings.decides, now, work);
     }
 
     pub(super) fn confirm_source(&mut self, decides: bool, now: Moment, work: &mut Work) {
@@ -267,18 +286,18 @@ impl State {
 
     pub(super) fn put_endpoint(
         &mut self,
-        origin: Origin,
+        source: Source,
         (name, id): (&str, &str),
-        told: Told<'_>,
+        held: KeyValue<'_>,
         now: Moment,
         work: &mut Work,
     ) -> Result<(), Reject> {
         if !pintle_contract::is_name(name) || !pintle_contract::is_name(id) {
             return Err(Reject::Key);
         }
-        let Told { value, revision, created, lease } = told;
+        let KeyValue { bytes: value, revision, created, lease } = held;
         let model = self.services.get(name);
-        let old = model.and_then(|model| model.registrations.of(origin).get(id));
+        let old = model.and_then(|model| model.registrations.of(source).get(id));
         if let Some(old) = old {
             if old.revision > revision && revision > self.listed {
                 return Ok(());
@@ -309,7 +328,7 @@ impl State {
             answered: self.answered,
         };
         let model = self.services.entry(name.to_owned()).or_default();
-        if model.put(origin, registration, about) {
+        if model.put(source, registration, about) {
             work.dirty.insert(name.to_owned());
             if replaces.is_none() && !self.stale {
                 work.notice("registry", name, Some(id), "registered".into(), false);
@@ -324,7 +343,7 @@ impl State {
 
     pub(super) fn put_policy(
         &mut self,
-        origin: Origin,
+        source: Source,
         name: &str,
         value: &[u8],
         work: &mut Work,
@@ -344,9 +363,10 @@ impl State {
             work.touched.insert(name.to_owned());
         }
         let model = self.services.entry(name.to_owned()).or_default();
-        let place = match origin {
-            Origin::Registry => &mut model.registry_policy,
-            Origin::File => &mut model.file_policy,
+        let place = match source {
+            Source::Registry => &mut model.registry_policy,
+            // EndpointSlices have none; the file's place is theirs.
+            Source::File | Source::Kubernetes => &mut model.file_policy,
         };
         if place.as_ref().is_none_or(|old| old.value != policy.value) {
             work.dirty.insert(name.to_owned());
@@ -357,7 +377,7 @@ impl State {
 
     fn remove_endpoint(
         &mut self,
-        origin: Origin,
+        source: Source,
         name: &str,
         id: &str,
         now: Moment,
@@ -369,7 +389,7 @@ impl State {
         let before = model.count();
         let about =
             Context { now, rules: &self.settings.protection, live: true, answered: self.answered };
-        if let Some(lease) = model.remove(origin, id, about) {
+        if let Some(lease) = model.remove(source, id, about) {
             work.dirty.insert(name.to_owned());
             work.touched.insert(name.to_owned());
             if lease > 0 && work.changes.leases.last() != Some(&lease) {

@@ -80,14 +80,14 @@ fn an_order_by_any_id_is_an_order_for_the_endpoint_and_the_last_one_counts() {
 #[test]
 fn the_registrys_id_comes_before_the_files_and_the_order_outlives_a_restart() {
     let mut state = State::new(settings());
-    let file = FileService {
+    let file = Told {
         name: "orders".into(),
         policy: None,
         endpoints: vec![("z".into(), value("orders", "z", 80, ""))],
     };
     let puts = [named("b", 9, ""), named("c", 5, "")];
     tell(&mut state, Update::Changes(puts.to_vec()), at(0));
-    tell(&mut state, Update::File(vec![file]), at(0));
+    tell(&mut state, Update::file(vec![file]), at(0));
     assert_eq!(one(&state).id, "b");
     let mut again = State::new(Settings { epoch: 101, ..settings() });
     again.restore(state.save(at(1)), at(1));

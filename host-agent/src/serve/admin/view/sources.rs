@@ -10,6 +10,9 @@ use crate::link::{SourceStatus, Sources};
 pub(crate) struct SourcesJson {
     /// The registry.
     pub etcd: SourceJson,
+    /// The EndpointSlices; an agent of before has none.
+    #[serde(default)]
+    pub kubernetes: SourceJson,
     /// The events.
     pub nats: SourceJson,
     /// The file.
@@ -33,6 +36,16 @@ pub(crate) struct SourcesJson {
 }
 
 impl SourcesJson {
+    /// Each by its name.
+    pub(crate) const fn all(&self) -> [(&'static str, &SourceJson); 4] {
+        [
+            ("etcd", &self.etcd),
+            ("kubernetes", &self.kubernetes),
+            ("nats", &self.nats),
+            ("file", &self.file),
+        ]
+    }
+
     /// Of the sources.
     #[must_use]
     pub(crate) fn of(sources: &Sources) -> Self {
@@ -48,6 +61,7 @@ impl SourcesJson {
         };
         Self {
             etcd: source(&sources.etcd),
+            kubernetes: source(&sources.kubernetes),
             nats: source(&sources.nats),
             file: source(&sources.file),
             events_applied: sources.events_applied,
@@ -62,7 +76,7 @@ impl SourcesJson {
 }
 
 /// How a source does.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct SourceJson {
     /// Whether it is configured.
     pub enabled: bool,
