@@ -247,3 +247,18 @@ fn each_key_is_as_the_page_says() {
     check_whole(&of_agent, agent, &json!({"etcd": {}}));
     assert!(wrong.is_empty(), "the code says\n{}", wrong.join("\n"));
 }
+
+/// The ConfigMaps of `envoy/kubernetes` hold files that the agent takes.
+#[test]
+fn the_manifests_configurations_are_good() {
+    for name in ["agent.yaml", "endpointslices.yaml"] {
+        let path = tools::root().join("envoy/kubernetes").join(name);
+        let text = fs::read_to_string(path).unwrap();
+        let mut objects =
+            text.split("\n---\n").map(|it| serde_yaml_ng::from_str::<Value>(it).unwrap());
+        let map = objects.find(|object| object["kind"] == "ConfigMap").unwrap();
+        let config = map["data"]["agent.yaml"].as_str().unwrap();
+        let tree: Value = serde_yaml_ng::from_str(config).unwrap();
+        Config::merge(tree, [], &Flags::new()).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
