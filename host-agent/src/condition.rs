@@ -271,6 +271,7 @@ mod tests {
             connected: true,
             since: std::time::SystemTime::UNIX_EPOCH,
             peer: String::new(),
+            schema: Default::default(),
             leader: 0,
             fence: 0,
             expected: 1,

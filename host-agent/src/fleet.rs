@@ -26,7 +26,7 @@ mod views;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use pintle_contract::{Hello, Now, Transition, Up};
+use pintle_contract::{Hello, Now, Schema, Transition, Up};
 use pintle_state::Snapshot;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -87,8 +87,8 @@ impl Fleet {
     }
 
     /// A stream has opened. False when there are [`MAX_PROXIES`] already, all of them connected.
-    pub(crate) fn connected(&self, hello: &Hello, peer: &str, when: When) -> bool {
-        let fresh = self.ledger().connected(hello, peer, when);
+    pub(crate) fn connected(&self, hello: &Hello, schema: Schema, peer: &str, when: When) -> bool {
+        let fresh = self.ledger().connected(hello, schema, peer, when);
         if fresh {
             self.tell("proxy", None, None, format!("{} connected", hello.proxy));
         }

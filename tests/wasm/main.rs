@@ -5,6 +5,7 @@
 //! | `abi` | what the module imports and exports; every status of every host call |
 //! | `sync` | leadership, the stream, tables in every worker, reload |
 //! | `select` | the list, the service's name, local answers, spoofed headers |
+//! | `budget` | bytes and time that policies, weights and subsets may cost a VM |
 //! | `breaker` | one state for all workers, probes, leaks |
 //! | `heads` | the head of a response is the answer |
 //! | `trace` | headers out, spans to a collector, hostile headers |
@@ -13,6 +14,7 @@
 
 mod abi;
 mod breaker;
+mod budget;
 mod cost;
 mod heads;
 mod select;

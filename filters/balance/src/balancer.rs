@@ -12,24 +12,28 @@ use std::net::SocketAddr;
 use pintle_contract::{Endpoint, Health, MAX_ENDPOINTS, Now};
 use xxhash_rust::xxh64::xxh64;
 
+use crate::bounded::Shape;
 use crate::eligible::Field;
 use crate::load::{Clock, Load, State};
+use crate::memory::{Memory, OverBudget};
 use crate::policy::Policy;
-use crate::pool::Pool;
+use crate::pool::{Pool, Stands};
 use crate::site::Site;
 use crate::slow_start::{self, STEP};
+use crate::stand::Credit;
 use crate::sticky::Pin;
-use crate::subset::{Index, Key};
+use crate::subset::{Index, Key, Words};
 use crate::tier::tier_of;
 use crate::verdict::Verdict;
 use crate::workers::Workers;
 
 mod limit;
 mod pick;
+mod tables;
 mod traffic;
 
 /// The endpoints of one service, as one worker sees them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Balancer {
     service: String,
     seed: u64,
@@ -48,6 +52,16 @@ pub struct Balancer {
     pool_of: BTreeMap<Key, usize>,
     /// Which pool gives way next.
     evict: usize,
+    /// Of the subsets before the last update, until they are asked for again.
+    retired: BTreeMap<Words, Stands>,
+    memory: Memory,
+    /// Of the subsets.
+    credit: Credit,
+    /// Some ring or table is on its way.
+    building: bool,
+    refused: Option<OverBudget>,
+    /// How often the weights were counted anew.
+    weighed: u64,
     /// Endpoints that are owed a probe.
     probes: Vec<u32>,
     workers: Workers,
@@ -113,6 +127,12 @@ impl Balancer {
             pools: Vec::new(),
             pool_of: BTreeMap::new(),
             evict: 1,
+            retired: BTreeMap::new(),
+            memory: Memory::default(),
+            credit: Credit::default(),
+            building: false,
+            refused: None,
+            weighed: 0,
             probes: Vec::new(),
             workers: Workers::default(),
             growing: false,
@@ -133,11 +153,6 @@ impl Balancer {
         self.settled = false;
         self.field.set_panic(false);
         self.generation = self.generation.wrapping_add(1);
-        let same_tables = (self.field.policy.strategy, self.field.policy.hash_function)
-            == (policy.strategy, policy.hash_function)
-            && self.field.policy.minimum_ring_size == policy.minimum_ring_size
-            && self.field.policy.maximum_ring_size == policy.maximum_ring_size
-            && self.field.policy.table_size == policy.table_size;
         self.field.policy = policy.clone();
         self.field.tick(now);
         self.field.clock = Clock::new(policy.ewma_decay, policy.failure_penalty, now);
@@ -172,7 +187,7 @@ impl Balancer {
         self.field.loads = loads;
         self.field.histories = histories;
         self.sort();
-        self.index = Index::build(policy, endpoints);
+        let index = Index::build(policy, endpoints);
         self.probes.clear();
         self.field.states = self.sites.iter().map(Site::state).collect();
         let owed = self.field.states.iter().zip(0..).filter(|(s, _)| **s == State::Probe);
@@ -180,21 +195,16 @@ impl Balancer {
         self.spread_remote();
         self.weigh(now);
 
-        let tables = if same_tables && !self.pools.is_empty() {
-            Some(self.pools.swap_remove(0).into_tables())
-        } else {
-            None
-        };
-        self.pools.clear();
-        self.pool_of.clear();
-        self.evict = 1;
         let everyone = (0..self.sites.len() as u32).collect();
         let mut whole = Pool::build(Key::default(), everyone, &self.sites);
-        if let Some(tables) = tables {
-            whole.keep_tables(tables);
+        if let Some(stands) = self.retire() {
+            whole.keep_stands(stands, Shape::of(policy));
         }
+        self.index = index;
         self.pools.push(whole);
-        self.refresh_pools(now, true);
+        self.refresh_pool(0, now);
+        self.refreshed = now;
+        self.stale = false;
     }
 
     fn sort(&mut self) {
@@ -327,6 +337,7 @@ impl Balancer {
 
     /// Effective weights at `now`.
     fn weigh(&mut self, now: Now) {
+        self.weighed = self.weighed.wrapping_add(1);
         let policy = self.field.policy.slow_start;
         self.growing = false;
         self.field.grains.clear();
@@ -347,25 +358,25 @@ impl Balancer {
 
     fn refresh(&mut self, now: Now) {
         if now < self.refreshed || now.since(self.refreshed) >= STEP {
-            let grew = self.growing;
-            if grew {
+            if self.growing {
                 self.weigh(now);
             }
-            self.refresh_pools(now, grew);
+            self.refreshed = now;
+            self.stale = false;
+            self.refresh_pool(0, now);
         }
     }
 
-    fn refresh_pools(&mut self, now: Now, all: bool) {
+    /// Builds a pool's draws anew where they are not of the present weights, or one of few is eligible.
+    fn refresh_pool(&mut self, at: usize, now: Now) {
         let turns = self.turns();
-        let mut pools = std::mem::take(&mut self.pools);
-        for pool in &mut pools {
-            if all || pool.is_stale() {
-                pool.refresh(&self.field, turns, &self.sites);
-            }
+        let Some(pool) = self.pools.get_mut(at) else { return };
+        let (then, weighed) = pool.refreshed;
+        let may = now < then || now.since(then) >= STEP;
+        if weighed != self.weighed || (pool.is_stale() && may) {
+            pool.refresh(&self.field, turns, &self.sites);
+            pool.refreshed = (now, self.weighed);
         }
-        self.pools = pools;
-        self.stale = false;
-        self.refreshed = now;
     }
 }
 

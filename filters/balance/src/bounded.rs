@@ -13,16 +13,17 @@ use std::net::SocketAddr;
 
 use crate::eligible::Field;
 use crate::load::State;
-use crate::maglev::Maglev;
-use crate::policy::{Policy, Strategy};
-use crate::ring_hash::Ring;
+use crate::maglev::{Maglev, MaglevBuild};
+use crate::pace::Pace;
+use crate::policy::{HashFunction, Policy, Strategy};
+use crate::ring_hash::{Ring, RingBuild};
 use crate::types::Picks;
 
 /// Entries to walk before every endpoint is asked in turn. With a quarter eligible, the chance to get that
 /// far without a list of 16 is nil.
 const WALK: usize = 1024;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Table {
     Ring(Ring),
     Maglev(Maglev),
@@ -37,13 +38,26 @@ pub(crate) struct Placement {
     pub(crate) may_probe: bool,
 }
 
+/// What of a policy a ring or table depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    strategy: Strategy,
+    function: HashFunction,
+    ring: (u64, u64),
+    table: u64,
+}
+
+/// Address and weight of who stands in a ring or table.
+pub(crate) type Sites = Vec<(SocketAddr, u32)>;
+
 /// A ring or a table, and who stands in it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Hashing {
     table: Table,
-    /// Address and weight of those in the table: as long as these are the same, so is the table.
-    sites: Vec<(SocketAddr, u32)>,
-    /// Their indices.
+    shape: Shape,
+    /// As long as these are the same, so is the table.
+    sites: Sites,
+    /// Their indices; of one that is gone none.
     hosts: Vec<u32>,
     /// Their shares of 1.
     shares: Vec<f64>,
@@ -53,38 +67,100 @@ pub(crate) struct Hashing {
     shuffles: u32,
 }
 
-impl Hashing {
-    pub(crate) fn build(
-        policy: &Policy,
-        hosts: Vec<u32>,
-        sites: Vec<(SocketAddr, u32)>,
-        old: Option<Self>,
-    ) -> Self {
-        if let Some(old) = old
-            && old.sites == sites
-        {
-            return Self { hosts, balance: policy.hash_balance_factor, ..old };
+/// A ring or table on its way.
+#[derive(Debug)]
+pub(crate) struct Build {
+    shape: Shape,
+    sites: Sites,
+    shares: Vec<f64>,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Ring(Box<RingBuild>),
+    Maglev(Box<MaglevBuild>),
+}
+
+// === impl Shape ===
+
+impl Shape {
+    pub(crate) const fn of(policy: &Policy) -> Self {
+        Self {
+            strategy: policy.strategy,
+            function: policy.hash_function,
+            ring: (policy.minimum_ring_size, policy.maximum_ring_size),
+            table: policy.table_size,
         }
+    }
+}
+
+// === impl Build ===
+
+impl Build {
+    pub(crate) fn new(policy: &Policy, sites: Sites) -> Self {
         let sum: u64 = sites.iter().map(|&(_, w)| u64::from(w)).sum();
         // In Envoy's order of operations: the product first, then the quotient.
         let shares: Vec<f64> =
             sites.iter().map(|&(_, w)| f64::from(w) * 1.0 / sum.max(1) as f64).collect();
         let keys: Vec<String> = sites.iter().map(|(at, _)| at.to_string()).collect();
-        let table = if policy.strategy == Strategy::Maglev {
-            Table::Maglev(Maglev::build(policy.table_size, &keys, &shares))
+        let work = if policy.strategy == Strategy::Maglev {
+            Work::Maglev(Box::new(MaglevBuild::new(policy.table_size, &keys, &shares)))
         } else {
-            Table::Ring(Ring::build(policy, &keys, &shares))
+            Work::Ring(Box::new(RingBuild::new(policy, keys, &shares)))
         };
-        let shuffle = vec![(0, 0); hosts.len()];
-        Self {
+        Self { shape: Shape::of(policy), sites, shares, work }
+    }
+
+    pub(crate) fn has(&self, shape: Shape) -> bool {
+        self.shape == shape
+    }
+
+    /// Goes on; the ring or table once it is done, in which nobody is found before [`Hashing::seat`].
+    pub(crate) fn advance(&mut self, pace: &mut Pace<'_>) -> Option<Hashing> {
+        let table = match &mut self.work {
+            Work::Ring(build) => Table::Ring(build.advance(pace)?),
+            Work::Maglev(build) => Table::Maglev(build.advance(pace)?),
+        };
+        let sites = std::mem::take(&mut self.sites);
+        Some(Hashing {
             table,
+            shape: self.shape,
+            hosts: vec![GONE; sites.len()],
+            shuffle: vec![(0, 0); sites.len()],
             sites,
-            hosts,
-            shares,
-            balance: policy.hash_balance_factor,
-            shuffle,
+            shares: std::mem::take(&mut self.shares),
+            balance: 0,
             shuffles: 0,
+        })
+    }
+}
+
+/// The index of nobody.
+const GONE: u32 = u32::MAX;
+
+impl Hashing {
+    /// Whether it is what would be built now.
+    pub(crate) fn is(&self, shape: Shape, sites: &[(SocketAddr, u32)]) -> bool {
+        self.shape == shape && self.sites == sites
+    }
+
+    /// Finds everybody in it again among `sites`, whose indices are `hosts`; who is not there is gone.
+    pub(crate) fn seat(&mut self, sites: &[(SocketAddr, u32)], hosts: &[u32], balance: u32) {
+        self.balance = balance;
+        if self.sites == sites {
+            self.hosts = hosts.to_vec();
+            return;
         }
+        let mut now: Vec<(SocketAddr, u32)> =
+            sites.iter().zip(hosts).map(|(&(at, _), &host)| (at, host)).collect();
+        now.sort_unstable();
+        self.hosts.clear();
+        let find = |&(at, _): &(SocketAddr, u32)| {
+            let first = now.partition_point(|&(other, _)| other < at);
+            now.get(first).filter(|&&(other, _)| other == at).map_or(GONE, |&(_, host)| host)
+        };
+        self.hosts.extend(self.sites.iter().map(find));
     }
 
     /// Fills `picks` up to `want`: the key's owner, then where the walk leads. `open`: how many are
@@ -162,6 +238,7 @@ impl Hashing {
             if picks.len() >= reach {
                 return;
             }
+            // Nobody's state is that of who is gone.
             if field.open(i) && !picks.contains(i) {
                 picks.push(i);
             }
@@ -170,7 +247,7 @@ impl Hashing {
 
     #[inline]
     fn host(&self, place: u32) -> Option<u32> {
-        self.hosts.get(place as usize).copied()
+        self.hosts.get(place as usize).copied().filter(|&index| index != GONE)
     }
 
     fn len(&self) -> usize {

@@ -46,14 +46,18 @@ mod alias;
 mod balancer;
 mod baseline;
 mod bounded;
+mod chunks;
+mod cost;
 mod eligible;
 mod hash;
 mod least_request;
 mod load;
 mod looks;
 mod maglev;
+mod memory;
 mod middle;
 mod p2c;
+mod pace;
 mod policy;
 mod pool;
 mod random;
@@ -61,6 +65,7 @@ mod ring_hash;
 mod round_robin;
 mod site;
 mod slow_start;
+mod stand;
 mod sticky;
 mod subset;
 mod tier;
@@ -72,8 +77,10 @@ mod workers;
 mod zone;
 
 pub use balancer::Balancer;
+pub use cost::Cost;
 pub use hash::{HashKey, RequestView, hash_key};
 pub use load::LoadEntry;
+pub use memory::{DEFAULT_BUDGET, Hold, Memory, OverBudget};
 pub use policy::{
     Cookie, Failover, HashFunction, HashKeyPart, HashSource, MAX_ATTEMPTS, MAX_HASH_KEYS,
     MAX_RING_SIZE, MAX_SELECTORS, MAX_TABLE_SIZE, Policy, Selector, SelectorTarget, SlowStart,

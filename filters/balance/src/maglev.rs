@@ -8,18 +8,39 @@
 //! Envoy asks every endpoint in every turn whether it is due, which takes a second when one of
 //! 10,000 weighs as much as the rest together. Here a heap knows who is due next; the answers are the same,
 //! because the turn is found by the same comparison in floating point.
+//!
+//! A table of millions takes a fifth of a second, so it is built in slices.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use xxhash_rust::xxh64::xxh64;
 
+use crate::chunks::Chunks;
+use crate::pace::Pace;
+
 /// For each place, which endpoint of the list. 16 bits hold [`pintle_contract::MAX_ENDPOINTS`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Maglev {
-    places: Vec<u16>,
+    places: Chunks<u16>,
 }
 
+const FREE: u16 = u16::MAX;
+
+/// A table on its way.
+#[derive(Debug)]
+pub(crate) struct MaglevBuild {
+    size: u64,
+    most: f64,
+    walkers: Vec<Walker>,
+    due: BinaryHeap<Reverse<(u64, usize)>>,
+    /// Who looks for a free place, and in which turn.
+    looking: Option<(u64, usize)>,
+    free: u64,
+    places: Chunks<u16>,
+}
+
+#[derive(Debug)]
 struct Walker {
     place: u16,
     share: f64,
@@ -29,9 +50,9 @@ struct Walker {
     target: f64,
 }
 
-impl Maglev {
+impl MaglevBuild {
     /// `keys` and their `shares` of 1; `size` is a prime.
-    pub(crate) fn build(size: u64, keys: &[String], shares: &[f64]) -> Self {
+    pub(crate) fn new(size: u64, keys: &[String], shares: &[f64]) -> Self {
         let most = shares.iter().copied().fold(0.0, f64::max);
         let mut order: Vec<(&str, u16, f64)> = keys
             .iter()
@@ -40,50 +61,63 @@ impl Maglev {
             .filter_map(|(i, (key, &share))| Some((key.as_str(), u16::try_from(i).ok()?, share)))
             .collect();
         order.sort_by(|a, b| a.0.cmp(b.0).then(a.1.cmp(&b.1)));
-        let mut walkers: Vec<Walker> = order
-            .into_iter()
-            .map(|(key, place, share)| Walker {
-                place,
-                share,
-                offset: xxh64(key.as_bytes(), 0) % size,
-                skip: xxh64(key.as_bytes(), 1) % (size - 1).max(1) + 1,
-                next: 0,
-                target: 0.0,
-            })
-            .collect();
-        if walkers.is_empty() || most <= 0.0 {
-            return Self { places: Vec::new() };
+        let walker = |(key, place, share): (&str, u16, f64)| Walker {
+            place,
+            share,
+            offset: xxh64(key.as_bytes(), 0) % size,
+            skip: xxh64(key.as_bytes(), 1) % (size - 1).max(1) + 1,
+            next: 0,
+            target: 0.0,
+        };
+        let walkers: Vec<Walker> = order.into_iter().map(walker).collect();
+        let size = if most > 0.0 { size } else { 0 };
+        Self {
+            size,
+            most,
+            due: (0..walkers.len()).map(|i| Reverse((1, i))).collect(),
+            looking: None,
+            free: size,
+            places: Chunks::default(),
+            walkers,
         }
-        const FREE: u16 = u16::MAX;
-        let mut places = vec![FREE; size as usize];
-        let mut due: BinaryHeap<Reverse<(u64, usize)>> =
-            (0..walkers.len()).map(|i| Reverse((1, i))).collect();
-        let mut free = places.len();
-        while free > 0 {
-            let Some(Reverse((turn, i))) = due.pop() else {
-                break;
-            };
-            let Some(walker) = walkers.get_mut(i) else {
-                break;
-            };
-            walker.target += most;
+    }
+
+    /// Goes on; the table once it is done.
+    pub(crate) fn advance(&mut self, pace: &mut Pace<'_>) -> Option<Maglev> {
+        while self.places.len() < self.size as usize {
+            if !pace.allows(1_024) {
+                return None;
+            }
+            self.places.grow(self.size as usize, FREE);
+        }
+        while self.free > 0 {
+            let next = || self.due.pop().map(|Reverse(next)| next);
+            let Some((turn, i)) = self.looking.take().or_else(next) else { break };
+            let Some(walker) = self.walkers.get_mut(i) else { break };
             loop {
-                let at = (walker.offset + walker.skip * walker.next) % size;
+                if !pace.allows(1) {
+                    self.looking = Some((turn, i));
+                    return None;
+                }
+                let at = (walker.offset + walker.skip * walker.next) % self.size;
                 walker.next += 1;
-                if let Some(place) = places.get_mut(at as usize)
+                if let Some(place) = self.places.get_mut(at as usize)
                     && *place == FREE
                 {
                     *place = walker.place;
                     break;
                 }
             }
-            free -= 1;
-            due.push(Reverse((walker.due().max(turn + 1), i)));
+            walker.target += self.most;
+            self.free -= 1;
+            self.due.push(Reverse((walker.due().max(turn + 1), i)));
         }
-        Self { places }
+        Some(Maglev { places: std::mem::take(&mut self.places) })
     }
+}
 
-    pub(crate) fn len(&self) -> usize {
+impl Maglev {
+    pub(crate) const fn len(&self) -> usize {
         self.places.len()
     }
 
@@ -94,7 +128,7 @@ impl Maglev {
 
     #[inline]
     pub(crate) fn at(&self, place: usize) -> Option<u32> {
-        self.places.get(place).map(|&p| u32::from(p))
+        self.places.get(place).map(u32::from)
     }
 }
 

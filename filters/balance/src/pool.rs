@@ -3,19 +3,23 @@
 //! A pool splits into tiers by priority ([`crate::tier`]), and these into the own zone and the rest, each a
 //! [`Deck`]; what only a panic or a hash needs is built when the first request needs it.
 
+use pintle_contract::Now;
 use rand::Rng;
 
-use crate::bounded::{Hashing, Placement};
+use crate::bounded::{Hashing, Placement, Shape, Sites};
 use crate::eligible::{Deck, Field};
 use crate::load::State;
+use crate::memory::Hold;
+use crate::pace::Pace;
 use crate::policy::Strategy;
 use crate::site::Site;
+use crate::stand::{Means, Stand};
 use crate::subset::Key;
 use crate::tier::{Spill, Tier};
 use crate::types::Picks;
 use crate::{least_request, p2c, random, round_robin, weighted_round_robin};
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Pool {
     pub(crate) key: Key,
     /// All, in the table's order.
@@ -30,13 +34,19 @@ pub(crate) struct Pool {
     /// All but the draining ones, for a panic; these too, where there is nobody else.
     panic: Option<Deck>,
     only_draining: bool,
-    panic_hashing: Option<Hashing>,
-    /// From before the last update, of the first tier and a panic; taken over when they still fit.
-    old_tables: Tables,
+    panic_stand: Stand,
+    /// When its draws were built last, and of which weights.
+    pub(crate) refreshed: (Now, u64),
+    /// What it holds, apart from rings and tables.
+    pub(crate) hold: Option<Hold>,
 }
 
-/// What is expensive to build and may outlive an update.
-pub(crate) type Tables = (Option<Hashing>, Option<Hashing>);
+/// What is expensive to build and outlives an update: of each tier by its priority, and of a panic.
+pub(crate) type Stands = (Vec<(u8, Stand)>, Stand);
+
+/// Bytes of a pool, and of each of its members.
+const POOL: u64 = 1_024;
+const MEMBER: u64 = 48;
 
 impl Pool {
     /// Without its draws; [`Self::refresh`] builds them.
@@ -50,20 +60,49 @@ impl Pool {
             eligible: 0,
             panic: None,
             only_draining: !listed.iter().filter_map(of).any(Site::is_awake),
-            panic_hashing: None,
-            old_tables: (None, None),
+            panic_stand: Stand::default(),
+            refreshed: (Now(0), 0),
+            hold: None,
             listed,
         }
     }
 
-    /// Takes what a pool before an update had built.
-    pub(crate) fn keep_tables(&mut self, tables: Tables) {
-        self.old_tables = tables;
+    /// Bytes of a pool with so many members.
+    pub(crate) const fn bytes(members: usize) -> u64 {
+        POOL.saturating_add(MEMBER.saturating_mul(members as u64))
     }
 
-    pub(crate) fn into_tables(self) -> Tables {
-        let first = self.tiers.into_iter().next().and_then(|tier| tier.hashing);
-        (first.or(self.old_tables.0), self.panic_hashing.or(self.old_tables.1))
+    /// Takes what the pool before an update had built.
+    pub(crate) fn keep_stands(&mut self, (tiers, panic): Stands, shape: Shape) {
+        self.panic_stand = panic;
+        self.panic_stand.outdate(shape);
+        for (priority, mut stand) in tiers {
+            if let Some(tier) = self.tiers.iter_mut().find(|tier| tier.priority == priority) {
+                stand.outdate(shape);
+                tier.stand = stand;
+            }
+        }
+    }
+
+    /// What is built or being built; `None` where that is nothing.
+    pub(crate) fn into_stands(self) -> Option<Stands> {
+        let tiers = self.tiers.into_iter().map(|tier| (tier.priority, tier.stand));
+        let tiers: Vec<_> = tiers.filter(|(_, stand)| !stand.is_empty()).collect();
+        let any = !tiers.is_empty() || !self.panic_stand.is_empty();
+        any.then_some((tiers, self.panic_stand))
+    }
+
+    /// Goes on with the rings and tables on their way; returns whether one still is.
+    pub(crate) fn build_tables(&mut self, pace: &mut Pace<'_>) -> bool {
+        let stands = self.tiers.iter_mut().map(|tier| &mut tier.stand);
+        let mut coming = false;
+        for stand in stands.chain([&mut self.panic_stand]) {
+            if stand.is_coming() {
+                stand.build(pace);
+                coming |= stand.is_coming();
+            }
+        }
+        coming
     }
 
     /// Counts and builds the draws anew.
@@ -153,38 +192,37 @@ impl Pool {
         }
     }
 
-    /// Fills `out` by the request's hash.
+    /// Fills `out` by the request's hash; `false`: there is no table yet, or none at all.
     #[inline(never)]
     pub(crate) fn place(
         &mut self,
         field: &Field,
         sites: &[Site],
+        means: &mut Means<'_>,
         key: Placement,
         out: &mut Picks,
-        want: usize,
-    ) {
+    ) -> bool {
+        let want = field.policy.attempts;
         if field.panics() {
             let open = self.panic_deck(field, sites).open;
-            if self.panic_hashing.is_none() {
-                let fits = |s: &Site| s.is_awake() || self.only_draining;
-                let old = self.old_tables.1.take();
-                self.panic_hashing = Some(hashing(&self.listed, field, sites, old, fits));
-            }
-            if let Some(hashing) = &mut self.panic_hashing {
-                hashing.fill(field, key, open, out, want);
-            }
-            return;
+            let (listed, all) = (&self.listed, self.only_draining);
+            let hosts = || stand_in(listed, sites, |s| s.is_awake() || all);
+            let table = self.panic_stand.ask(means, hosts);
+            return fill(table, field, key, open, out, want);
         }
         let at = if self.spill.is_none() { 0 } else { self.spill.tier(key.hash) };
-        self.place_in(at, field, sites, key, out, want);
+        if !self.place_in(at, field, sites, means, key, out) {
+            return false;
+        }
         let mut others = 0..self.tiers.len();
         while out.len() == 0
             && let Some(other) = others.next()
         {
-            if other != at {
-                self.place_in(other, field, sites, key, out, want);
+            if other != at && !self.place_in(other, field, sites, means, key, out) {
+                return false;
             }
         }
+        true
     }
 
     fn place_in(
@@ -192,18 +230,16 @@ impl Pool {
         at: usize,
         field: &Field,
         sites: &[Site],
+        means: &mut Means<'_>,
         key: Placement,
         out: &mut Picks,
-        want: usize,
-    ) {
-        let Some(tier) = self.tiers.get_mut(at) else { return };
+    ) -> bool {
+        let Some(tier) = self.tiers.get_mut(at) else { return true };
         let (open, priority) = (tier.open(), tier.priority);
-        let built = tier.hashing.get_or_insert_with(|| {
-            let fits = |s: &Site| s.could_be_eligible() && s.priority == priority;
-            let old = if at == 0 { self.old_tables.0.take() } else { None };
-            hashing(&self.listed, field, sites, old, fits)
-        });
-        built.fill(field, key, open, out, want);
+        let listed = &self.listed;
+        let hosts = || stand_in(listed, sites, |s| s.could_be_eligible() && s.priority == priority);
+        let table = tier.stand.ask(means, hosts);
+        fill(table, field, key, open, out, field.policy.attempts)
     }
 
     fn panic_deck(&mut self, field: &Field, sites: &[Site]) -> &mut Deck {
@@ -227,22 +263,29 @@ fn choose_in(tier: &mut Tier, field: &mut Field, rng: &mut impl Rng, out: &mut P
     }
 }
 
+#[inline]
+fn fill(
+    table: Option<&mut Hashing>,
+    field: &Field,
+    key: Placement,
+    open: u32,
+    out: &mut Picks,
+    want: usize,
+) -> bool {
+    let standing = table.is_some();
+    if let Some(table) = table {
+        table.fill(field, key, open, out, want);
+    }
+    standing
+}
+
+/// Who stands in a ring or table, as indices and as it knows them.
 #[cold]
 #[inline(never)]
-fn hashing(
-    listed: &[u32],
-    field: &Field,
-    sites: &[Site],
-    old: Option<Hashing>,
-    fits: impl Fn(&Site) -> bool,
-) -> Hashing {
-    let (hosts, at) = listed
-        .iter()
-        .filter_map(|&i| sites.get(i as usize).map(|s| (i, s)))
-        .filter(|(_, s)| fits(s))
-        .map(|(i, s)| (i, (s.address, s.weight.max(1))))
-        .unzip();
-    Hashing::build(&field.policy, hosts, at, old)
+fn stand_in(listed: &[u32], sites: &[Site], fits: impl Fn(&Site) -> bool) -> (Vec<u32>, Sites) {
+    let of = |&i: &u32| sites.get(i as usize).map(|site| (i, site));
+    let those = listed.iter().filter_map(of).filter(|(_, site)| fits(site));
+    those.map(|(i, site)| (i, (site.address, site.weight.max(1)))).unzip()
 }
 
 #[inline]

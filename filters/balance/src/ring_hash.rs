@@ -9,66 +9,246 @@
 //! The ring stands over the endpoints that the registry holds healthy and of a weight above zero, as Envoy's
 //! does. An open breaker does not change it: the walk goes on to the next entry of somebody else.
 //!
-//! A light endpoint makes a large ring: weights 1 and 1000 among 10,000 endpoints ask for millions
-//! of entries at 16 bytes. `maximum_ring_size` bounds it.
+//! A light endpoint makes a large ring: `maximum_ring_size` bounds it, and [`crate::Cost`] knows it.
+//!
+//! A ring of millions of entries takes most of a second, so it is built in slices, and not by sorting:
+//! hashes are spread evenly, so entries are counted by what their hash begins with, laid out in that
+//! order, and sorted by the handful. The counts stay as an index for the search.
 
 use xxhash_rust::xxh64::xxh64;
 
+use crate::chunks::Chunks;
 use crate::hash::murmur2;
+use crate::pace::Pace;
 use crate::policy::{HashFunction, Policy};
 
-/// (hash, place in the list of endpoints), sorted by hash.
-#[derive(Clone, Debug)]
+/// Entries that share the beginning of their hash, on average.
+const HANDFUL: usize = 8;
+
+/// Hashes in order, and for each the place of its endpoint in the list.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ring {
-    entries: Vec<(u64, u32)>,
+    hashes: Chunks<u64>,
+    places: Chunks<u16>,
+    /// Where the entries of each handful begin; and last where they end.
+    starts: Vec<u32>,
 }
 
-impl Ring {
-    /// `keys` and their `shares` of 1, in the table's order.
-    pub(crate) fn build(policy: &Policy, keys: &[String], shares: &[f64]) -> Self {
-        let least = shares.iter().copied().fold(1.0, f64::min);
-        let (low, high) = (policy.minimum_ring_size as f64, policy.maximum_ring_size as f64);
-        let scale = ((least * low).ceil() / least).min(high);
-        if keys.is_empty() || !scale.is_finite() {
-            return Self { entries: Vec::new() };
-        }
-        let mut entries = Vec::with_capacity(scale.ceil() as usize);
-        let (mut current, mut target) = (0.0, 0.0);
-        let mut text = Vec::with_capacity(64);
-        for ((place, key), share) in (0_u32..).zip(keys).zip(shares) {
-            target += scale * share;
-            let mut i = 0_u64;
-            while current < target {
-                text.clear();
-                text.extend_from_slice(key.as_bytes());
-                text.push(b'_');
-                text.extend_from_slice(decimal(i, &mut [0; 20]));
-                let hash = match policy.hash_function {
-                    HashFunction::Xxhash64 => xxh64(&text, 0),
-                    HashFunction::Murmur2 => murmur2(&text),
-                };
-                entries.push((hash, place));
-                i += 1;
-                current += 1.0;
+/// A ring on its way.
+#[derive(Debug)]
+pub(crate) struct RingBuild {
+    entries: Entries,
+    again: Entries,
+    phase: Phase,
+    ring: Ring,
+    handful: Vec<(u64, u16)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Count,
+    Lay,
+    Place,
+    /// From this handful on.
+    Sort(usize),
+    Done,
+}
+
+/// The entries of a ring, endpoint by endpoint.
+#[derive(Clone, Debug)]
+struct Entries {
+    function: HashFunction,
+    keys: std::rc::Rc<[String]>,
+    shares: std::rc::Rc<[f64]>,
+    scale: f64,
+    place: usize,
+    /// Of this endpoint's entries; `None` before its first.
+    i: Option<u64>,
+    current: f64,
+    target: f64,
+    text: Vec<u8>,
+}
+
+/// Entries of a whole ring in which the lightest endpoint has `least` of 1.
+pub(crate) fn scale(policy: &Policy, least: f64) -> f64 {
+    let (low, high) = (policy.minimum_ring_size as f64, policy.maximum_ring_size as f64);
+    ((least * low).ceil() / least).min(high)
+}
+
+// === impl Entries ===
+
+impl Entries {
+    fn next(&mut self) -> Option<(u64, u16)> {
+        loop {
+            let (key, share) = (self.keys.get(self.place)?, self.shares.get(self.place)?);
+            let i = self.i.unwrap_or_else(|| {
+                self.target += self.scale * share;
+                0
+            });
+            if self.current >= self.target {
+                self.place += 1;
+                self.i = None;
+                continue;
             }
+            self.i = Some(i + 1);
+            self.current += 1.0;
+            if i == 0 {
+                self.text.clear();
+                self.text.extend_from_slice(key.as_bytes());
+                self.text.push(b'_');
+            }
+            self.text.truncate(key.len() + 1);
+            self.text.extend_from_slice(decimal(i, &mut [0; 20]));
+            let hash = match self.function {
+                HashFunction::Xxhash64 => xxh64(&self.text, 0),
+                HashFunction::Murmur2 => murmur2(&self.text),
+            };
+            return Some((hash, self.place as u16));
         }
-        entries.sort_unstable_by_key(|&(hash, _)| hash);
-        Self { entries }
+    }
+}
+
+// === impl RingBuild ===
+
+impl RingBuild {
+    /// `keys` and their `shares` of 1, in the table's order.
+    pub(crate) fn new(policy: &Policy, keys: Vec<String>, shares: &[f64]) -> Self {
+        let least = shares.iter().copied().fold(1.0, f64::min);
+        let scale = scale(policy, least);
+        let none = keys.is_empty() || !scale.is_finite();
+        let entries = Entries {
+            function: policy.hash_function,
+            keys: keys.into(),
+            shares: shares.into(),
+            scale,
+            place: 0,
+            i: None,
+            current: 0.0,
+            target: 0.0,
+            text: Vec::with_capacity(64),
+        };
+        let handfuls = if none { 0 } else { (scale.ceil() as usize / HANDFUL).max(1) };
+        Self {
+            again: entries.clone(),
+            entries,
+            phase: if none { Phase::Done } else { Phase::Count },
+            ring: Ring { starts: vec![0; handfuls + 1], ..Ring::default() },
+            handful: Vec::new(),
+        }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+    /// Goes on; the ring once it is done.
+    pub(crate) fn advance(&mut self, pace: &mut Pace<'_>) -> Option<Ring> {
+        loop {
+            let next = match self.phase {
+                Phase::Count => self.count(pace),
+                Phase::Lay => self.lay(pace),
+                Phase::Place => self.place(pace),
+                Phase::Sort(from) => self.sort(from, pace),
+                Phase::Done => return Some(std::mem::take(&mut self.ring)),
+            };
+            self.phase = next?;
+        }
+    }
+
+    fn count(&mut self, pace: &mut Pace<'_>) -> Option<Phase> {
+        while pace.allows(2) {
+            let Some((hash, _)) = self.entries.next() else {
+                let mut sum = 0;
+                for start in &mut self.ring.starts {
+                    sum += std::mem::replace(start, sum);
+                }
+                return Some(Phase::Lay);
+            };
+            let handful = self.ring.handful(hash);
+            self.ring.starts.get_mut(handful).into_iter().for_each(|count| *count += 1);
+        }
+        None
+    }
+
+    fn lay(&mut self, pace: &mut Pace<'_>) -> Option<Phase> {
+        let len = self.ring.starts.last().map_or(0, |&len| len as usize);
+        while pace.allows(2_048) {
+            let left = self.ring.hashes.grow(len, 0) + self.ring.places.grow(len, 0);
+            if left == 0 {
+                return Some(Phase::Place);
+            }
+        }
+        None
+    }
+
+    fn place(&mut self, pace: &mut Pace<'_>) -> Option<Phase> {
+        while pace.allows(4) {
+            let Some((hash, place)) = self.again.next() else {
+                // Each start has become the end of its handful, and so the start of the next.
+                self.ring.starts.pop();
+                self.ring.starts.insert(0, 0);
+                return Some(Phase::Sort(0));
+            };
+            let handful = self.ring.handful(hash);
+            if let Some(start) = self.ring.starts.get_mut(handful) {
+                let at = *start as usize;
+                *start += 1;
+                self.ring.hashes.get_mut(at).into_iter().for_each(|at| *at = hash);
+                self.ring.places.get_mut(at).into_iter().for_each(|at| *at = place);
+            }
+        }
+        None
+    }
+
+    fn sort(&mut self, from: usize, pace: &mut Pace<'_>) -> Option<Phase> {
+        let mut from = from;
+        while pace.allows(16) {
+            let Some(range) = self.ring.range(from) else { return Some(Phase::Done) };
+            let Ring { hashes, places, .. } = &mut self.ring;
+            self.handful.clear();
+            let entry = |at| Some((hashes.get(at)?, places.get(at)?));
+            self.handful.extend(range.clone().filter_map(entry));
+            self.handful.sort_unstable_by_key(|&(hash, _)| hash);
+            for (at, &(hash, place)) in range.zip(&self.handful) {
+                hashes.get_mut(at).into_iter().for_each(|at| *at = hash);
+                places.get_mut(at).into_iter().for_each(|at| *at = place);
+            }
+            from += 1;
+        }
+        self.phase = Phase::Sort(from);
+        None
+    }
+}
+
+// === impl Ring ===
+
+impl Ring {
+    pub(crate) const fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// Which handful a hash is in; they are in the order of their hashes.
+    #[inline]
+    fn handful(&self, hash: u64) -> usize {
+        let handfuls = self.starts.len().saturating_sub(1) as u64;
+        ((hash >> 32).wrapping_mul(handfuls) >> 32) as usize
+    }
+
+    #[inline]
+    fn range(&self, handful: usize) -> Option<std::ops::Range<usize>> {
+        let (from, to) = (self.starts.get(handful)?, self.starts.get(handful + 1)?);
+        Some(*from as usize..*to as usize)
     }
 
     /// The entry that owns `hash`: the first at or after it, around the end.
+    #[inline]
     pub(crate) fn locate(&self, hash: u64) -> usize {
-        let at = self.entries.partition_point(|&(h, _)| h < hash);
-        if at == self.entries.len() { 0 } else { at }
+        let mut range = self.range(self.handful(hash)).unwrap_or_default();
+        let end = range.end;
+        let at = range.find(|&at| self.hashes.get(at).is_none_or(|h| h >= hash)).unwrap_or(end);
+        if at >= self.len() { 0 } else { at }
     }
 
     /// Whose entry it is.
+    #[inline]
     pub(crate) fn at(&self, entry: usize) -> Option<u32> {
-        self.entries.get(entry).map(|&(_, place)| place)
+        self.places.get(entry).map(u32::from)
     }
 }
 

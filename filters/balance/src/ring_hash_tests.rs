@@ -8,7 +8,26 @@ fn ring(policy: &Policy, keys: &[&str], weights: &[u32]) -> Ring {
     let keys: Vec<String> = keys.iter().map(|k| (*k).to_owned()).collect();
     let sum: u32 = weights.iter().sum();
     let shares: Vec<f64> = weights.iter().map(|&w| f64::from(w) / f64::from(sum)).collect();
-    Ring::build(policy, &keys, &shares)
+    build(policy, keys, &shares, usize::MAX)
+}
+
+/// In slices of so many looks at the clock.
+fn build(policy: &Policy, keys: Vec<String>, shares: &[f64], slice: usize) -> Ring {
+    let mut build = RingBuild::new(policy, keys, shares);
+    loop {
+        let mut looks = 0;
+        let mut more = || {
+            looks += 1;
+            looks <= slice
+        };
+        if let Some(ring) = build.advance(&mut Pace::new(&mut more)) {
+            return ring;
+        }
+    }
+}
+
+fn entries(ring: &Ring) -> Vec<(u64, u32)> {
+    (0..ring.len()).map(|at| (ring.hashes.get(at).unwrap(), ring.at(at).unwrap())).collect()
 }
 
 fn ports(from: u16, n: u16) -> Vec<String> {
@@ -25,7 +44,7 @@ fn six_endpoints_by_xxhash() {
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let ring = ring(&of_size(12), &keys, &[1; 6]);
     assert_eq!(
-        ring.entries,
+        entries(&ring),
         [
             (833_437_586_790_550_860, 4),
             (928_266_305_478_181_108, 2),
@@ -58,7 +77,7 @@ fn six_endpoints_by_murmur() {
     let keys = ports(80, 6);
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     assert_eq!(
-        ring(&policy, &keys, &[1; 6]).entries,
+        entries(&ring(&policy, &keys, &[1; 6])),
         [
             (1_358_027_074_129_602_068, 5),
             (4_361_834_613_929_391_114, 3),
@@ -80,7 +99,7 @@ fn six_endpoints_by_murmur() {
 fn a_size_that_does_not_divide_is_rounded_up() {
     let ring = ring(&of_size(3), &["127.0.0.1:80", "127.0.0.1:81"], &[1, 1]);
     assert_eq!(
-        ring.entries,
+        entries(&ring),
         [
             (5_454_692_015_285_649_509, 0),
             (7_859_399_908_942_313_493, 1),
@@ -112,7 +131,7 @@ fn fractions_are_carried_to_the_next() {
     // Envoy's comment works this out: four endpoints on six entries get 2, 1, 2, 1.
     let policy = Policy { maximum_ring_size: 6, ..of_size(6) };
     let ring = ring(&policy, &["a:1", "b:1", "c:1", "d:1"], &[1; 4]);
-    let count = |p| ring.entries.iter().filter(|&&(_, place)| place == p).count();
+    let count = |p| entries(&ring).iter().filter(|&&(_, place)| place == p).count();
     assert_eq!([count(0), count(1), count(2), count(3)], [2, 1, 2, 1]);
 }
 
@@ -122,13 +141,58 @@ fn no_endpoint_no_ring() {
     assert_eq!((ring.len(), ring.at(ring.locate(7))), (0, None));
 }
 
+/// Envoy's ring written out: hash all, sort all.
+#[test]
+fn slices_and_handfuls_give_the_sorted_ring() {
+    for (minimum, weights) in
+        [(1024, vec![1; 3]), (1024, vec![1, 1_000]), (40_000, (1..60).collect()), (1, vec![1])]
+    {
+        let sum: u32 = weights.iter().sum();
+        let shares: Vec<f64> = weights.iter().map(|&w| f64::from(w) / f64::from(sum)).collect();
+        let keys = ports(1000, weights.len() as u16);
+        let policy = of_size(minimum);
+        let least = shares.iter().copied().fold(1.0, f64::min);
+        let scale = (least * minimum as f64).ceil() / least;
+        let (mut current, mut target, mut expect) = (0.0, 0.0, Vec::new());
+        for ((place, key), share) in (0..).zip(&keys).zip(&shares) {
+            target += scale * share;
+            for i in 0.. {
+                if current >= target {
+                    break;
+                }
+                expect.push((xxh64(format!("{key}_{i}").as_bytes(), 0), place));
+                current += 1.0;
+            }
+        }
+        expect.sort_unstable();
+        let cost = crate::Cost::of(
+            &Policy { strategy: crate::policy::Strategy::RingHash, ..policy.clone() },
+            weights.iter().copied(),
+        );
+        for slice in [1, usize::MAX] {
+            let ring = build(&policy, keys.clone(), &shares, slice);
+            assert_eq!(entries(&ring), expect, "{minimum} {weights:?}");
+            assert!(ring.len() as u64 * 10 < cost.bytes, "{cost:?}");
+            for hash in [0, 1, u64::MAX, expect[0].0, expect[expect.len() / 2].0 + 1] {
+                let at = expect.partition_point(|&(h, _)| h < hash) % expect.len();
+                assert_eq!(ring.locate(hash), at, "{hash}");
+            }
+        }
+    }
+}
+
 proptest! {
     /// Envoy's search is ketama's, with its own arithmetic on both ends; ours must not differ anywhere.
     #[test]
     fn the_search_is_ketamas(mut hashes in prop::collection::vec(0_u64..40, 1..20), hash in 0_u64..45) {
         hashes.sort_unstable();
         hashes.dedup();
-        let ring = Ring { entries: hashes.iter().copied().zip(0..).collect() };
+        let mut ring = Ring { starts: vec![0, hashes.len() as u32], ..Ring::default() };
+        ring.places.grow(hashes.len(), 0);
+        ring.hashes.grow(hashes.len(), 0);
+        for (at, hash) in hashes.iter().enumerate() {
+            *ring.hashes.get_mut(at).unwrap() = *hash;
+        }
         let (mut low, mut high) = (0_i64, hashes.len() as i64);
         let expect = loop {
             let mid = (low + high) / 2;

@@ -2,9 +2,10 @@
 //!
 //! The policy lists selectors; a request that brings a value for one, by its header or by the rule of
 //! its route or cluster, gets only endpoints that have it, and several asked for must all be there. Values are interned
-//! when the table changes, so a request costs one binary search per selector and can't make
-//! anything grow: a value that no endpoint has leads to the fallback without being remembered, and pools
-//! are built only for combinations that some endpoint has, at most [`MAX_POOLS`] at a time.
+//! when the table changes, so a request costs one binary search per selector: a value that no endpoint has
+//! leads to the fallback without being remembered, and pools are built only for combinations that some
+//! endpoint has, at most [`MAX_POOLS`] at a time and as far as [`crate::Memory`] holds them. Their rings
+//! and tables are paid for by requests ([`crate::stand`]).
 
 use pintle_contract::Endpoint;
 
@@ -12,7 +13,7 @@ use crate::hash::RequestView;
 use crate::policy::{Failover, MAX_SELECTORS, Policy, Selector, SelectorTarget};
 
 /// Pools kept, the whole service's among them. Past it the oldest gives way.
-pub(crate) const MAX_POOLS: usize = 64;
+pub(crate) const MAX_POOLS: usize = 4_096;
 
 /// A value asked for: which selector of [`Policy::subset`], and what it must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub struct Wants<'a> {
 
 /// Interned values, one per selector, 0 where it is not asked for; and last whether [`Policy::failover`] is.
 pub(crate) type Key = [u32; MAX_SELECTORS + 1];
+
+/// A key's values by selector, whether it is [`DEFAULT`], and whether it is failed over.
+pub(crate) type Words = (Vec<Option<String>>, bool, bool);
 
 /// The pool of the policy's `subset_default`.
 pub(crate) const DEFAULT: Key = {
@@ -155,6 +159,17 @@ impl Index {
             *place = interned;
         }
         Some(key)
+    }
+
+    /// The key in words, which outlive the index.
+    pub(crate) fn words(&self, key: &Key) -> Words {
+        let selectors = self.selectors.iter().zip(key);
+        let word = |(values, &v): (&Vec<(String, Vec<u32>)>, &u32)| {
+            let at = (v as usize).checked_sub(1)?;
+            values.get(at).map(|(value, _)| value.clone())
+        };
+        let failover = key.last() == Some(&1);
+        (selectors.map(word).collect(), key.first() == DEFAULT.first(), failover)
     }
 
     /// Who matches, in order.

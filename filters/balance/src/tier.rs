@@ -10,10 +10,10 @@
 
 use rand::Rng;
 
-use crate::bounded::Hashing;
 use crate::eligible::{Deck, Field};
 use crate::load::State;
 use crate::site::Site;
+use crate::stand::Stand;
 use crate::zone;
 
 /// The highest `priority`: Envoy's bound.
@@ -21,7 +21,7 @@ const MAX_PRIORITY: u8 = 128;
 /// Envoy's `overprovisioning_factor`, in percent.
 const OVERPROVISIONED: u32 = 140;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Tier {
     pub(crate) priority: u8,
     pub(crate) local: Deck,
@@ -30,7 +30,8 @@ pub(crate) struct Tier {
     pub(crate) counted: u32,
     /// See [`zone::stay`].
     stay: Option<u32>,
-    pub(crate) hashing: Option<Hashing>,
+    /// Of the hashing strategies.
+    pub(crate) stand: Stand,
 }
 
 /// What goes to which tier.
@@ -69,7 +70,7 @@ impl Tier {
                 rest: deck(false),
                 counted: here.count() as u32,
                 stay: None,
-                hashing: None,
+                stand: Stand::default(),
             }
         };
         priorities.into_iter().map(tier).collect()

@@ -65,6 +65,7 @@ pub struct Picks {
     pinned: bool,
     strays: bool,
     failover_missed: bool,
+    table_missed: bool,
 }
 
 impl Default for Picks {
@@ -76,6 +77,7 @@ impl Default for Picks {
             pinned: false,
             strays: false,
             failover_missed: false,
+            table_missed: false,
         }
     }
 }
@@ -124,6 +126,13 @@ impl Picks {
         self.failover_missed
     }
 
+    /// Whether the request has a hash, and the ring or table that would place it is not there: the choice
+    /// was made as by `p2c`.
+    #[must_use]
+    pub const fn table_missed(&self) -> bool {
+        self.table_missed
+    }
+
     /// Takes the probe off the list after another worker claimed it. `false`: nothing is left, pick
     /// again with [`Request::may_probe`] off.
     pub fn lose_probe(&mut self) -> bool {
@@ -151,6 +160,11 @@ impl Picks {
         self.pinned = false;
         self.strays = false;
         self.failover_missed = false;
+        self.table_missed = false;
+    }
+
+    pub(crate) const fn miss_table(&mut self) {
+        self.table_missed = true;
     }
 
     pub(crate) const fn miss_failover(&mut self) {

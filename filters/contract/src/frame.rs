@@ -4,7 +4,9 @@
 //!  0    4        5      6       10            10+n        18+n
 //!  "PNTL" schema kind   length  payload       xxHash64 of all before
 //! ```
-//! Length and checksum are little-endian. The checksum finds accidents and torn writes, not
+//! Schema 1 is that of 0.1. Of schema 2 are reports in whole, and heartbeats and ends of starts by which an
+//! agent says that it reads them; everything else is of schema 1, so that modules and agents of both can
+//! read it. Length and checksum are little-endian. The checksum finds accidents and torn writes, not
 //! forgeries: authenticity is the socket's (and the vm_id's) to give.
 
 use xxhash_rust::xxh64::xxh64;
@@ -16,9 +18,38 @@ use crate::{
 };
 
 const MAGIC: [u8; 4] = *b"PNTL";
-const SCHEMA: u8 = 1;
+const INITIAL_END: u8 = 3;
+const HEARTBEAT: u8 = 4;
+const WHOLE_REPORT: u8 = 20;
 const HEADER: usize = 10;
 const CHECKSUM: usize = 8;
+
+/// What the peer reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Schema {
+    /// That of 0.1, and of whoever has not said more.
+    #[default]
+    One = 1,
+    /// This build's.
+    Two = 2,
+}
+
+impl Schema {
+    /// The header of a stream in which a module says the newest schema that it reads.
+    pub const HEADER: &'static str = "x-pintle-schema";
+
+    /// The newest schema that this build and a peer which reads `said` have in common.
+    #[must_use]
+    pub const fn in_common(said: u8) -> Self {
+        if said >= Self::Two as u8 { Self::Two } else { Self::One }
+    }
+
+    /// Of a frame that was decoded.
+    #[must_use]
+    pub fn of(frame: &[u8]) -> Self {
+        Self::in_common(frame.get(4).copied().unwrap_or_default())
+    }
+}
 
 /// Agent to filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,10 +123,10 @@ pub trait Message: Sized {
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError>;
 }
 
-fn frame(kind: u8, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+fn frame(schema: Schema, kind: u8, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
     out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&[SCHEMA, kind, 0, 0, 0, 0]);
+    out.extend_from_slice(&[schema as u8, kind, 0, 0, 0, 0]);
     put(&mut out);
     let length = u32::try_from(out.len().saturating_sub(HEADER)).unwrap_or(u32::MAX);
     if let Some(field) = out.get_mut(6..HEADER) {
@@ -116,7 +147,13 @@ fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
     if [m0, m1, m2, m3] != MAGIC {
         return Err(DecodeError::Magic);
     }
-    if schema != SCHEMA {
+    // One message has one encoding, so each kind is of one schema but for the two that say a peer's.
+    let known = match kind {
+        INITIAL_END | HEARTBEAT => schema == Schema::One as u8 || schema == Schema::Two as u8,
+        WHOLE_REPORT => schema == Schema::Two as u8,
+        _ => schema == Schema::One as u8,
+    };
+    if !known {
         return Err(DecodeError::Schema(schema));
     }
     let (payload, checksum) = rest.split_last_chunk::<CHECKSUM>().ok_or(DecodeError::Truncated)?;
@@ -135,7 +172,9 @@ macro_rules! message_enum {
     ($name:ident { $($variant:ident = $kind:literal),* $(,)? }) => {
         impl Message for $name {
             fn encode(&self) -> Vec<u8> {
-                match self { $(Self::$variant(inner) => frame($kind, |out| inner.put(out))),* }
+                match self {
+                    $(Self::$variant(inner) => frame(Schema::One, $kind, |out| inner.put(out))),*
+                }
             }
 
             fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -151,14 +190,62 @@ macro_rules! message_enum {
     };
 }
 message_enum!(Down { Table = 1, Remove = 2, InitialEnd = 3, Heartbeat = 4 });
-message_enum!(Up { Hello = 16, Applied = 17, Transition = 18, Report = 19 });
 message_enum!(Note { Table = 32, Breaker = 33, Forward = 34, Index = 35 });
+
+impl Down {
+    /// The message for a module that reads `schema`. What goes into shared data, where modules of both
+    /// read it, is the same in both.
+    #[must_use]
+    pub fn encode_for(&self, schema: Schema) -> Vec<u8> {
+        match self {
+            Self::InitialEnd(initial) => frame(schema, INITIAL_END, |out| initial.put(out)),
+            Self::Heartbeat(version) => frame(schema, HEARTBEAT, |out| version.put(out)),
+            Self::Table(_) | Self::Remove(_) => self.encode(),
+        }
+    }
+}
+
+impl Up {
+    /// The message for an agent that reads `schema`: of schema 1 a report lacks what 0.1 does not count.
+    #[must_use]
+    pub fn encode_for(&self, schema: Schema) -> Vec<u8> {
+        match self {
+            Self::Hello(hello) => frame(Schema::One, 16, |out| hello.put(out)),
+            Self::Applied(applied) => frame(Schema::One, 17, |out| applied.put(out)),
+            Self::Transition(transition) => frame(Schema::One, 18, |out| transition.put(out)),
+            Self::Report(report) => match schema {
+                Schema::One => frame(schema, 19, |out| report.put(out)),
+                Schema::Two => frame(schema, WHOLE_REPORT, |out| report.put_whole(out)),
+            },
+        }
+    }
+}
+
+impl Message for Up {
+    fn encode(&self) -> Vec<u8> {
+        self.encode_for(Schema::Two)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (kind, mut reader) = unframe(bytes)?;
+        let message = match kind {
+            16 => Self::Hello(Wire::take(&mut reader)?),
+            17 => Self::Applied(Wire::take(&mut reader)?),
+            18 => Self::Transition(Wire::take(&mut reader)?),
+            19 => Self::Report(Wire::take(&mut reader)?),
+            WHOLE_REPORT => Self::Report(Report::take_whole(&mut reader)?),
+            other => return Err(DecodeError::Kind(other)),
+        };
+        reader.finish()?;
+        Ok(message)
+    }
+}
 
 macro_rules! message_struct {
     ($($name:ident = $kind:literal),*) => {$(
         impl Message for $name {
             fn encode(&self) -> Vec<u8> {
-                frame($kind, |out| self.put(out))
+                frame(Schema::One, $kind, |out| self.put(out))
             }
 
             fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {

@@ -6,7 +6,8 @@
 //!
 //! Every message is one frame (see [`Message`]). Decoding is total: any bytes give a message or a
 //! [`DecodeError`], at a cost bounded by their length; equal messages encode to equal bytes. The
-//! schema number changes when a layout does; `tests/golden.rs` holds the bytes of schema 1.
+//! schema number changes when a layout does ([`Schema`]), and agent and module speak the older of two for
+//! one release; `tests/golden.rs` holds the bytes of both.
 //!
 //! Bounds: a frame 8 MiB, a table 10,000 endpoints, a policy 64 KiB, a name 253 of `[A-Za-z0-9._:%-]`,
 //! 64 tags and 64 metadata entries an endpoint, 4 KiB of text each.
@@ -21,7 +22,7 @@ mod types;
 mod wire;
 
 pub use address::{AddressError, AddressPolicy, Cidr, ParseCidrError};
-pub use frame::{Down, Initial, Message, Note, Removed, Up};
+pub use frame::{Down, Initial, Message, Note, Removed, Schema, Up};
 pub use name::{encode_name, is_name};
 pub use report::{
     Applied, BreakerState, EndpointReport, Hello, LATENCY_BUCKETS_MS, METHODS, Report,

@@ -141,6 +141,9 @@ pub struct ServiceReport {
     /// Attempts that nobody is charged with, or another endpoint than the filter's list says. Of good
     /// answers a sample is looked at.
     pub not_followed: u64,
+    /// Requests with a hash that went by p2c, because the memory budget does not hold their ring or table,
+    /// or it is not built yet.
+    pub unplaced: u64,
     /// Those endpoints about which there is something new to say.
     pub endpoints: Vec<EndpointReport>,
 }
@@ -166,8 +169,9 @@ impl Wire for ServiceReport {
             in_flight: Wire::take(reader)?,
             panics: Wire::take(reader)?,
             no_endpoint: Wire::take(reader)?,
-            // Stands behind all services, see below.
+            // Stand behind all services, see below.
             not_followed: 0,
+            unplaced: 0,
             endpoints: Wire::take(reader)?,
         })
     }
@@ -186,42 +190,32 @@ pub struct Report {
     pub counters: Vec<(String, u64)>,
 }
 
-/// Modules and agents of 0.1 know nothing of what was not followed. So it stands at the end, as pairs of a
-/// service's position and its count, and only where there is one: a report without is theirs.
-impl Wire for Report {
-    fn put(&self, out: &mut Vec<u8>) {
-        self.worker.put(out);
-        self.version.put(out);
-        self.services.put(out);
-        self.counters.put(out);
-        let counts = self.services.iter().map(|service| service.not_followed);
-        let counts = (0u64..).zip(counts).filter(|(_, count)| *count > 0);
-        let counts: Vec<(u64, u64)> = counts.collect();
-        if !counts.is_empty() {
-            counts.put(out);
-        }
+/// A service's position, and what schema 1 does not count of it.
+type More = (u64, (u64, u64));
+
+wire_struct!(Report { worker, version, services, counters });
+
+impl Report {
+    /// As schema 2 has it: that of schema 1, and behind it what that one does not count, of the services
+    /// where there is any.
+    pub(crate) fn put_whole(&self, out: &mut Vec<u8>) {
+        self.put(out);
+        let more = |service: &ServiceReport| (service.not_followed, service.unplaced);
+        let more = (0u64..).zip(self.services.iter().map(more));
+        more.filter(|(_, counts)| *counts != (0, 0)).collect::<Vec<More>>().put(out);
     }
 
-    fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let mut report = Self {
-            worker: Wire::take(reader)?,
-            version: Wire::take(reader)?,
-            services: Wire::take(reader)?,
-            counters: Wire::take(reader)?,
-        };
-        if reader.finish().is_ok() {
-            return Ok(report);
+    pub(crate) fn take_whole(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let mut report = Self::take(reader)?;
+        let more = Vec::<More>::take(reader)?;
+        if !more.is_sorted_by(|a, b| a.0 < b.0) {
+            return Err(DecodeError::Invalid("counts"));
         }
-        let counts = Vec::<(u64, u64)>::take(reader)?;
-        if counts.is_empty() || !counts.is_sorted_by(|a, b| a.0 < b.0) {
-            return Err(DecodeError::Invalid("not followed"));
-        }
-        for (position, count) in counts {
+        for (position, counts) in more {
             let service = usize::try_from(position).ok().and_then(|at| report.services.get_mut(at));
-            match service {
-                Some(service) if count > 0 => service.not_followed = count,
-                _ => return Err(DecodeError::Invalid("not followed")),
-            }
+            let service = service.filter(|_| counts != (0, 0));
+            let service = service.ok_or(DecodeError::Invalid("counts"))?;
+            (service.not_followed, service.unplaced) = counts;
         }
         Ok(report)
     }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use pintle_contract::{
     Applied, BreakerState, Down, Endpoint, EndpointReport, Force, ForceAction, Health, Hello,
     Index, Initial, Lease, Load, Loads, Message, Note, Now, Opinion, Removed, Report, RequestCount,
-    ServiceReport, Slot, Table, Transition, Up, Version,
+    Schema, ServiceReport, Slot, Table, Transition, Up, Version,
 };
 
 fn version(sequence: u64) -> Version {
@@ -56,6 +56,7 @@ fn report() -> Report {
             panics: 0,
             no_endpoint: 2,
             not_followed: 0,
+            unplaced: 0,
             endpoints: vec![EndpointReport {
                 id: "orders-1".to_owned(),
                 requests: 1_001,
@@ -114,10 +115,32 @@ fn up_frames_have_their_bytes() {
         trips: 1,
     };
     check("up_transition", &Up::Transition(transition));
-    check("up_report", &Up::Report(report()));
     let mut report = report();
     report.services[0].not_followed = 300;
-    check("up_report_not_followed", &Up::Report(report));
+    report.services[0].unplaced = 7;
+    check("up_report", &Up::Report(report));
+}
+
+/// The bytes of a module of 0.1, and what a newer one tells an agent of 0.1.
+#[test]
+fn a_report_of_schema_1_is_what_0_1_reads_and_writes() {
+    let mut report = report();
+    let bytes = read("up_report_of_0_1");
+    assert_eq!(Up::decode(&bytes), Ok(Up::Report(report.clone())));
+    report.services[0].not_followed = 300;
+    assert_eq!(Up::Report(report).encode_for(Schema::One), bytes);
+}
+
+#[test]
+fn an_agent_says_by_its_heartbeats_what_it_reads() {
+    let [older, newer] =
+        [Schema::One, Schema::Two].map(|schema| Down::Heartbeat(version(8)).encode_for(schema));
+    assert_eq!(older, Down::Heartbeat(version(8)).encode());
+    assert_eq!((Schema::of(&older), Schema::of(&newer)), (Schema::One, Schema::Two));
+    assert_eq!(Down::decode(&newer), Ok(Down::Heartbeat(version(8))));
+    // What modules of 0.1 find in shared data has their schema whoever the agent speaks to.
+    let table = Down::Table(table()).encode_for(Schema::Two);
+    assert_eq!(Schema::of(&table), Schema::One);
 }
 
 #[test]
@@ -147,12 +170,16 @@ fn shared_values_have_their_bytes() {
 /// Workers of both modules share the slots while one is replaced by the other.
 #[test]
 fn a_slot_that_0_1_wrote_is_still_a_slot() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/slot_of_0_1.hex");
-    let text = std::fs::read_to_string(path).expect("the golden file");
-    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
     let expires_at = Now::from_millis(1_700_000_000_500);
     let slot = Slot { worker: 7, at: Now(5), expires_at };
-    assert_eq!(Slot::decode(&bytes.expect("hex digits")), Ok(slot));
+    assert_eq!(Slot::decode(&read("slot_of_0_1")), Ok(slot));
+}
+
+fn read(name: &str) -> Vec<u8> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let text = std::fs::read_to_string(folder.join(format!("{name}.hex")));
+    let digits: Vec<u8> =
+        text.expect("a golden file").bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    digits.chunks(2).map(byte).collect::<Option<_>>().expect("hex digits")
 }

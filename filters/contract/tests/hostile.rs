@@ -63,7 +63,7 @@ proptest! {
     /// Random bytes never get past the checksum, so the payload is made hostile and framed rightly.
     #[test]
     fn any_payload_behind_a_right_frame_decodes_or_is_refused(
-        kind in prop::sample::select(vec![1u8, 2, 3, 4, 16, 17, 18, 19, 32, 33, 34, 48, 49, 50, 99]),
+        kind in prop::sample::select(vec![1u8, 2, 3, 4, 16, 17, 18, 19, 20, 32, 33, 34, 48, 49, 50, 99]),
         payload in prop::collection::vec(any::<u8>(), 0..400),
     ) {
         decode_all(&framed(kind, &payload));
@@ -90,8 +90,8 @@ proptest! {
 }
 
 fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = b"PNTL\x01".to_vec();
-    bytes.push(kind);
+    let mut bytes = b"PNTL".to_vec();
+    bytes.extend_from_slice(&[if kind == 20 { 2 } else { 1 }, kind]);
     bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
     bytes.extend_from_slice(payload);
     let checksum = xxhash_rust::xxh64::xxh64(&bytes, 0);

@@ -38,6 +38,10 @@ pub(crate) enum Count {
     AddressRejected,
     /// Policies that this build cannot read; the one before stays.
     PolicyRejected,
+    /// Rings and tables, and tables of endpoints, that the budget of memory does not hold.
+    OverBudget,
+    /// Requests with a hash that went by p2c, because their ring or table is not built or was refused.
+    Unplaced,
     /// Breakers that opened, as this worker decided.
     BreakerOpened,
     /// Host calls that failed where they should not.
@@ -54,7 +58,7 @@ pub(crate) enum Count {
     LeaderElected,
 }
 
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 24] = [
     "unknown_service",
     "panic",
     "no_endpoint",
@@ -70,6 +74,8 @@ const NAMES: [&str; 22] = [
     "shared_rejected",
     "address_rejected",
     "policy_rejected",
+    "over_budget",
+    "unplaced",
     "breaker_opened",
     "host_error",
     "report_dropped",

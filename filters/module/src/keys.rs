@@ -3,6 +3,9 @@
 
 /// The leader's lease.
 pub(crate) const LEADER: &[u8] = b"pintle/leader";
+/// The leader whose module sends on reports of any schema that the workers write; eight bytes,
+/// little-endian.
+pub(crate) const FITS: &[u8] = b"pintle/fits";
 /// When the agent last spoke to the leader, in nanoseconds, little-endian.
 pub(crate) const CONFIRMED: &[u8] = b"pintle/confirmed";
 /// Which services have a table.

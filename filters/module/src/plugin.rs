@@ -74,8 +74,8 @@ impl Context for Plugin {
         self.with(|worker| worker.on_message(token, size));
     }
 
-    fn on_grpc_stream_close(&mut self, token: u32, _status: u32) {
-        self.with(|worker| worker.on_stream_closed(token));
+    fn on_grpc_stream_close(&mut self, token: u32, status: u32) {
+        self.with(|worker| worker.on_stream_closed(token, status));
     }
 
     fn on_grpc_call_response(&mut self, token: u32, status: u32, size: usize) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use pintle_balance::{Balancer, LoadEntry, Verdict};
+use pintle_balance::{Balancer, Hold, LoadEntry, Verdict};
 use pintle_breaker::{Mirror, Need, State};
 use pintle_contract::{
     BreakerState, Endpoint, EndpointReport, Force, Load, Now, Opinion, ServiceReport, Table,
@@ -22,6 +22,10 @@ const FLEET: u32 = u32::MAX;
 /// The failure score, in thousandths, of an endpoint that the fleet advises against. With the default
 /// penalty it costs six times as much, and so only looks go there; one that fails decides.
 const ADVISED_MILLI: u32 = 100;
+/// Bytes of a service beside its endpoints.
+const SERVICE: u64 = 4_096;
+/// Bytes of an endpoint beside its id: its load and history, its breaker, its places in the indices.
+const ENDPOINT: u64 = 768;
 /// Endpoints whose counts are kept after they have gone, at most; of more, all are forgotten.
 const MAX_REMOVED: usize = 100;
 
@@ -45,6 +49,10 @@ pub(crate) struct Service {
     last_resort: bool,
     /// Whether a failover that was not applied has been told since the table came.
     told_miss: bool,
+    /// Whether a ring or table that was refused has been.
+    told_over: bool,
+    /// What the endpoints hold of the budget.
+    hold: Option<Hold>,
 }
 
 /// An endpoint beside its load, which the balancer keeps.
@@ -77,10 +85,9 @@ impl Member {
 }
 
 impl Service {
-    /// A service whose table has just come.
-    pub(crate) fn new(table: &Table, policy: Policy, zone: &str, seed: u64, now: Now) -> Self {
-        let balancer = Balancer::new(&table.service, &policy.select, &[], zone, seed, now);
-        let mut service = Self {
+    /// A service whose table is about to come.
+    pub(crate) fn new(policy: Policy, balancer: Balancer) -> Self {
+        Self {
             version: Version::default(),
             policy: Rc::new(policy),
             balancer,
@@ -91,9 +98,15 @@ impl Service {
             tripped: BTreeSet::new(),
             last_resort: false,
             told_miss: false,
-        };
-        service.update(table, None, zone, now);
-        service
+            told_over: false,
+            hold: None,
+        }
+    }
+
+    /// Bytes that a table's endpoints come to here, apart from what is built of them.
+    pub(crate) fn bytes(table: &Table) -> u64 {
+        let endpoint = |endpoint: &Endpoint| ENDPOINT.saturating_add(endpoint.id.len() as u64);
+        table.endpoints.iter().map(endpoint).fold(SERVICE, u64::saturating_add)
     }
 
     /// Takes a new table, and a new policy if there is one. What was learned of an endpoint stays with
@@ -102,9 +115,11 @@ impl Service {
         &mut self,
         table: &Table,
         policy: Option<Policy>,
+        hold: Hold,
         zone: &str,
         now: Now,
     ) -> Vec<usize> {
+        self.hold = Some(hold);
         if let Some(policy) = policy {
             self.policy = Rc::new(policy);
         }
@@ -117,6 +132,7 @@ impl Service {
         self.balancer.update(&self.policy.select, &table.endpoints, zone, now);
         self.version = table.version;
         self.told_miss = false;
+        self.told_over = false;
         self.tripped.clear();
         let mut new = Vec::new();
         for (index, endpoint) in table.endpoints.iter().enumerate() {
@@ -149,6 +165,11 @@ impl Service {
     /// Whether the failover was not applied for the first time under this table.
     pub(crate) const fn is_first_miss(&mut self) -> bool {
         !std::mem::replace(&mut self.told_miss, true)
+    }
+
+    /// Whether a ring or table was refused for the first time under this table of endpoints.
+    pub(crate) const fn is_first_refusal(&mut self) -> bool {
+        !std::mem::replace(&mut self.told_over, true)
     }
 
     // === Breakers ===

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use pintle_balance::Dice;
 use pintle_breaker::Ticket;
-use pintle_contract::{Applied, Message, Note, Now, Report, Slot, Up};
+use pintle_contract::{Applied, Note, Now, Report, Schema, Slot, Up};
 use pintle_hostcalls::{self as host, Level};
 use pintle_policy::Config;
 use pintle_sync::Effect;
@@ -70,7 +70,7 @@ pub(crate) struct Local {
 impl Local {
     fn new(config: Rc<Config>) -> Self {
         Self {
-            services: Services::new(),
+            services: Services::new(&config),
             tracer: Tracer::new(&config),
             counters: Counters::default(),
             rng: Dice::seed_from_u64(RandomState::new().hash_one(2u8)),
@@ -156,6 +156,7 @@ impl Worker {
             self.local.services.share_confirmation(leading, now);
         }
         self.run_breakers(now);
+        self.local.services.build_tables();
         if self.ticks.is_multiple_of(SLOW) {
             if !leading {
                 self.load_index(now);
@@ -303,10 +304,14 @@ impl Worker {
         match self.leadership.receive(&frame) {
             Err(refused) => {
                 self.local.counters.add(Count::FrameRejected);
-                let reason = refused.reason();
-                host::log(Level::Warn, &format!("pintle: frame from the agent refused: {reason}"));
+                if let Some(count) = self.uplink.refused() {
+                    let reason = refused.reason();
+                    let text = format!("pintle: frame from the agent refused: {reason} ({count})");
+                    host::log(Level::Warn, &text);
+                }
             }
             Ok(effects) => {
+                self.uplink.learn(&frame);
                 for effect in effects {
                     self.apply(effect, &frame, now);
                 }
@@ -354,8 +359,8 @@ impl Worker {
     }
 
     /// A stream has ended.
-    pub(crate) fn on_stream_closed(&mut self, token: u32) {
-        self.uplink.closed(token, host::now(), self.local.rng.next_u32());
+    pub(crate) fn on_stream_closed(&mut self, token: u32, status: u32) {
+        self.uplink.closed(token, status, host::now(), self.local.rng.next_u32());
     }
 
     /// The collector answered a batch of spans.
@@ -390,7 +395,9 @@ impl Worker {
     /// Sends up the stream if this VM leads, or nobody is known to, else through the leader's queue.
     fn tell_agent(&mut self, message: &Up) {
         let own = self.membership.slot();
-        let bytes = message.encode();
+        // A leader of this schema makes of it what the agent reads; one of 0.1 sends it on as it is.
+        let schema = if self.leadership.fits(own) { Schema::Two } else { Schema::One };
+        let bytes = message.encode_for(schema);
         match self.leadership.other_leader(own).filter(|_| own.is_some()) {
             Some(leader) => {
                 let note = Note::Forward(bytes);

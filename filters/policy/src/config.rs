@@ -7,6 +7,7 @@
 //!   "breaker": {... breaker policy ...},
 //!   "trace":   {... propagation and export ..., "ratio": 1.0},
 //!   "mode":    "active", "bypass": false,
+//!   "memory":  {"budget": "256MiB"},
 //!   "services": {"orders": {"select": {"strategy": "maglev"}}} }
 //! ```
 //! A part that is absent does nothing. Keys of a part that may differ by service are its policy, and
@@ -115,6 +116,8 @@ pub struct Config {
     pub breaker: bool,
     /// Trace propagation, if it is on.
     pub trace: Option<pintle_trace::Config>,
+    /// Bytes that the tables of all services may hold in one VM.
+    pub memory: u64,
     /// The second check of every endpoint's address.
     pub addresses: AddressPolicy,
     /// The lowest layer of every service's policy.
@@ -242,6 +245,7 @@ impl Settings for Config {
             select,
             breaker: breaker.is_some(),
             trace,
+            memory: memory(keys),
             addresses: addresses(keys),
             base,
             services,
@@ -304,6 +308,14 @@ fn source_of(path: &str, value: Value) -> Result<Source, Invalid> {
         _ => None,
     };
     source.ok_or_else(|| Invalid::new(path, ACCEPTS).found(&value))
+}
+
+/// `memory.budget`. Envoy lets a VM have 1 GiB, and a root that is replaced holds its own for a while.
+fn memory(keys: &mut Section) -> u64 {
+    const DEFAULT: u64 = pintle_balance::DEFAULT_BUDGET;
+    let budget =
+        keys.section_with("memory", |keys| keys.size("budget", 1 << 20..=512 << 20, DEFAULT));
+    budget.unwrap_or(DEFAULT)
 }
 
 /// The values of an object of objects.

@@ -35,6 +35,7 @@ mod duration;
 mod invalid;
 mod json;
 mod section;
+mod size;
 
 pub use duration::{
     DAY, DurationError, HOUR, MILLISECOND, MINUTE, SECOND, duration_text, parse_duration,
@@ -42,3 +43,4 @@ pub use duration::{
 pub use invalid::{Found, Invalid};
 pub use json::{JsonError, MAX_DEPTH, parse_json};
 pub use section::{Section, Settings, duration_range, read, read_with, word};
+pub use size::size_text;

@@ -9,6 +9,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::duration::{duration_text, parse_duration};
 use crate::invalid::{Found, Invalid};
+use crate::size::{parse_size, size_text};
 
 /// What can be read from a section.
 pub trait Settings: Sized {
@@ -205,6 +206,20 @@ impl Section {
         let default = default.into();
         let found = self.optional(key, &accepts, default.is_none(), &parse);
         found.or(default).unwrap_or(*range.start())
+    }
+
+    /// A size in bytes within `range`, as text with a unit or as a whole number.
+    pub fn size(&mut self, key: &'static str, range: RangeInclusive<u64>, default: u64) -> u64 {
+        let [low, high] = [*range.start(), *range.end()].map(size_text);
+        let accepts = format!("a size from {low} to {high}");
+        let parse = |value: &Value| {
+            let bytes = match value {
+                Value::String(text) => parse_size(text),
+                value => whole(value.as_number()?),
+            };
+            bytes.filter(|bytes| range.contains(bytes))
+        };
+        self.parse(key, accepts, parse).unwrap_or(default)
     }
 
     /// `true` or `false`.

@@ -35,6 +35,12 @@ impl Election {
         Self { worker, held: None, taken: None }
     }
 
+    /// This VM's random id.
+    #[must_use]
+    pub const fn worker(&self) -> u64 {
+        self.worker
+    }
+
     /// Looks at the lease in shared data; `None` when there is none or it cannot be read.
     pub fn decide(&mut self, current: Option<&Lease>, slot: u32, now: Now) -> Step {
         let fence = match current {

@@ -18,6 +18,8 @@ const WAIT_MIN: Duration = Duration::from_millis(50);
 /// The longest wait. The agent is on this machine and serves this proxy: there is no herd to spread, and
 /// what it learns on its return should be in force within a second of it.
 const WAIT_MAX: Duration = Duration::from_millis(250);
+/// The wait after the agent could not use what it was sent: the same again is no better.
+const WAIT_REFUSED: Duration = Duration::from_secs(5);
 /// The agent sends a heartbeat a second. Five missed ones are a stopped process or a dead socket.
 const SILENCE: Duration = Duration::from_secs(5);
 
@@ -66,7 +68,7 @@ impl Stream {
                 Action::Cancel(token)
             }
             // A due time that a wait could not have set comes from a clock that stepped back.
-            State::Idle { due } if leading && (due <= now || due > now.after(WAIT_MAX)) => {
+            State::Idle { due } if leading && (due <= now || due > now.after(WAIT_REFUSED)) => {
                 Action::Open
             }
             _ => Action::Nothing,
@@ -93,10 +95,13 @@ impl Stream {
         }
     }
 
-    /// The host says that the stream has ended. Whether it was the one that counts.
-    pub fn closed(&mut self, token: u32, now: Now, random: u32) -> bool {
+    /// The host says that the stream has ended; `refused`: for what was sent on it. Whether it was the one
+    /// that counts.
+    pub fn closed(&mut self, token: u32, refused: bool, now: Now, random: u32) -> bool {
         let current = self.token() == Some(token);
-        if current {
+        if current && refused {
+            self.state = State::Idle { due: now.after(WAIT_REFUSED) };
+        } else if current {
             self.wait_for(now, random);
         }
         current
@@ -152,8 +157,17 @@ mod tests {
         }
         stream.opened(Some(1), now, 0);
         assert!(stream.heard(1, now));
-        assert!(stream.closed(1, now, u32::MAX));
+        assert!(stream.closed(1, false, now, u32::MAX));
         assert_eq!(stream.tick(true, now.after(Duration::from_millis(50)), 0), Action::Open);
+    }
+
+    #[test]
+    fn an_agent_that_refuses_is_left_alone_for_five_seconds() {
+        let mut stream = Stream::default();
+        stream.opened(Some(1), at(0), 0);
+        assert!(stream.closed(1, true, at(10), 0));
+        assert_eq!(stream.tick(true, at(5_009), 0), Action::Nothing);
+        assert_eq!(stream.tick(true, at(5_010), 0), Action::Open);
     }
 
     #[test]
@@ -170,7 +184,7 @@ mod tests {
         let mut stream = Stream::default();
         stream.opened(Some(2), at(0), 0);
         assert!(!stream.heard(1, at(1)));
-        assert!(!stream.closed(1, at(1), 0));
+        assert!(!stream.closed(1, false, at(1), 0));
         assert_eq!(stream.token(), Some(2));
     }
 

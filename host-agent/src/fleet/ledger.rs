@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pintle_contract::{
-    Applied, BreakerState, ForceAction, Hello, Now, Report, ServiceReport, Transition, Version,
+    Applied, BreakerState, ForceAction, Hello, Now, Report, Schema, ServiceReport, Transition,
+    Version,
 };
 use pintle_state::Snapshot;
 
@@ -75,7 +76,13 @@ impl Ledger {
     }
 
     /// A stream of `hello.proxy` has opened; false when there is no room for another proxy.
-    pub(crate) fn connected(&mut self, hello: &Hello, peer: &str, when: When) -> bool {
+    pub(crate) fn connected(
+        &mut self,
+        hello: &Hello,
+        schema: Schema,
+        peer: &str,
+        when: When,
+    ) -> bool {
         if !self.proxies.contains_key(&hello.proxy) && self.proxies.len() >= MAX_PROXIES {
             let longest = self
                 .proxies
@@ -95,6 +102,7 @@ impl Ledger {
             since: when.wall,
             changed: when.mono,
             peer: String::new(),
+            schema,
             leader: 0,
             fence: 0,
             expected: 0,
@@ -112,6 +120,7 @@ impl Ledger {
         proxy.streams = proxy.streams.saturating_add(1);
         proxy.leader = hello.worker;
         proxy.fence = hello.fence;
+        proxy.schema = schema;
         peer.clone_into(&mut proxy.peer);
         true
     }
@@ -270,6 +279,7 @@ impl Ledger {
             count(&mut total.panics, &mut said.panics, report.panics);
             count(&mut total.no_endpoint, &mut said.no_endpoint, report.no_endpoint);
             count(&mut total.not_followed, &mut said.not_followed, report.not_followed);
+            count(&mut total.unplaced, &mut said.unplaced, report.unplaced);
             for endpoint in &report.endpoints {
                 if has(&table.endpoints, &endpoint.id) {
                     let total = total.endpoints.entry(endpoint.id.clone()).or_default();

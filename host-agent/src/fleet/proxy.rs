@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Instant, SystemTime};
 
-use pintle_contract::{EndpointReport, ServiceReport, Version};
+use pintle_contract::{EndpointReport, Schema, ServiceReport, Version};
 
 use super::When;
 use super::sums::{BUCKETS, Endpoint, LAST_METHOD};
@@ -15,6 +15,7 @@ pub(super) struct Proxy {
     pub(super) since: SystemTime,
     pub(super) changed: Instant,
     pub(super) peer: String,
+    pub(super) schema: Schema,
     pub(super) leader: u64,
     pub(super) fence: u64,
     pub(super) expected: u32,
@@ -41,6 +42,7 @@ pub(super) struct Said {
     pub(super) panics: u64,
     pub(super) no_endpoint: u64,
     pub(super) not_followed: u64,
+    pub(super) unplaced: u64,
     pub(super) in_flight: u32,
     pub(super) endpoints: HashMap<String, SaidEndpoint>,
 }
@@ -103,6 +105,7 @@ impl Proxy {
             connected: self.streams > 0,
             since: self.since,
             peer: self.peer.clone(),
+            schema: self.schema,
             leader: self.leader,
             fence: self.fence,
             expected: self.expected,
@@ -129,6 +132,7 @@ impl Said {
             || lower(&self.panics, &report.panics)
             || lower(&self.no_endpoint, &report.no_endpoint)
             || lower(&self.not_followed, &report.not_followed)
+            || lower(&self.unplaced, &report.unplaced)
     }
 }
 

@@ -28,7 +28,8 @@ pub(super) struct Service {
     pub(super) panics: u64,
     pub(super) no_endpoint: u64,
     pub(super) not_followed: u64,
-    pub(super) minute: Minute<7>,
+    pub(super) unplaced: u64,
+    pub(super) minute: Minute<8>,
     pub(super) endpoints: HashMap<String, Endpoint>,
     pub(super) absent: Option<Instant>,
 }
@@ -59,7 +60,7 @@ impl Service {
 
     /// Requests, errors, timed ones, their microseconds, panics, local answers, and attempts that
     /// went elsewhere.
-    pub(super) fn totals(&self) -> [u64; 7] {
+    pub(super) fn totals(&self) -> [u64; 8] {
         let failed = |code: u16| code == 0 || (500..600).contains(&code);
         let errors = self.requests.iter().filter(|((_, code), _)| failed(*code));
         [
@@ -70,13 +71,23 @@ impl Service {
             self.panics,
             self.no_endpoint,
             self.not_followed,
+            self.unplaced,
         ]
     }
 
     pub(super) fn last_minute(&self) -> MinuteView {
-        let [requests, errors, timed, latency_sum_us, panics, no_endpoint, not_followed] =
+        let [requests, errors, timed, latency_sum_us, panics, no_endpoint, not_followed, unplaced] =
             self.minute.since(self.totals());
-        MinuteView { requests, errors, timed, latency_sum_us, panics, no_endpoint, not_followed }
+        MinuteView {
+            requests,
+            errors,
+            timed,
+            latency_sum_us,
+            panics,
+            no_endpoint,
+            not_followed,
+            unplaced,
+        }
     }
 
     pub(super) fn view(&self, words: &HashMap<&str, Now>, when: When) -> ServiceView {
@@ -96,6 +107,7 @@ impl Service {
             panics: self.panics,
             no_endpoint: self.no_endpoint,
             not_followed: self.not_followed,
+            unplaced: self.unplaced,
             minute: self.last_minute(),
             rate: endpoints.values().map(|endpoint| endpoint.rate).sum(),
             endpoints,

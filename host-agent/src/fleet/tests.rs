@@ -72,7 +72,7 @@ fn ledger(time: Time) -> Ledger {
     let mut ledger = Ledger::default();
     ledger.published(&snapshot(1, 3), time.at(0.0));
     for proxy in ["p", "q"] {
-        assert!(ledger.connected(&hello(proxy), "uid 0", time.at(0.0)));
+        assert!(ledger.connected(&hello(proxy), Schema::Two, "uid 0", time.at(0.0)));
     }
     ledger
 }
@@ -91,6 +91,7 @@ fn report(worker: u64, n: u64) -> Report {
             panics: n,
             no_endpoint: 2 * n,
             not_followed: 3 * n,
+            unplaced: n,
             endpoints: vec![EndpointReport {
                 id: "1".to_owned(),
                 requests: 4 * n,
@@ -204,11 +205,11 @@ fn proxies_are_bounded_and_the_longest_gone_makes_room() {
     let time = Time::new();
     let mut ledger = Ledger::default();
     for i in 0..MAX_PROXIES {
-        assert!(ledger.connected(&hello(&format!("p{i}")), "", time.at(0.0)));
+        assert!(ledger.connected(&hello(&format!("p{i}")), Schema::Two, "", time.at(0.0)));
     }
-    assert!(!ledger.connected(&hello("late"), "", time.at(1.0)));
+    assert!(!ledger.connected(&hello("late"), Schema::Two, "", time.at(1.0)));
     ledger.disconnected("p7", time.at(2.0));
-    assert!(ledger.connected(&hello("late"), "", time.at(3.0)));
+    assert!(ledger.connected(&hello("late"), Schema::Two, "", time.at(3.0)));
     let names: Vec<_> = ledger.view(time.at(3.0)).proxies;
     assert_eq!(names.len(), MAX_PROXIES);
     assert!(!names.iter().any(|proxy| proxy.proxy == "p7"));
@@ -328,7 +329,7 @@ fn what_was_published_before_a_proxy_came_is_not_timed() {
     let time = Time::new();
     let mut ledger = Ledger::default();
     ledger.published(&snapshot(9, 3), time.at(0.0));
-    ledger.connected(&hello("p"), "", time.at(60.0));
+    ledger.connected(&hello("p"), Schema::Two, "", time.at(60.0));
     ledger.applied("p", applied(1, 1, 9), time.at(60.0));
     assert_eq!(ledger.view(time.at(60.0)).propagation.iter().sum::<u64>(), 0);
 }
@@ -340,7 +341,7 @@ async fn own_observations_go_to_the_fleet_and_orders_do_not() {
     let fleet = Fleet::new(activities, outgoing);
     let now = When::now();
     fleet.published(&snapshot(1, 3), now);
-    fleet.connected(&hello("p"), "", now);
+    fleet.connected(&hello("p"), Schema::Two, "", now);
     let open = |at| transition(at, BreakerState::Closed, BreakerState::Open);
     let ordered = Transition { observed: false, ..open(5) };
     fleet.received("p", Up::Transition(ordered), now);
@@ -406,7 +407,7 @@ fn made_up_statuses_are_counted_by_class_and_add_no_series() {
     let mut ledger = Ledger::default();
     ledger.published(&snapshot(1, 1), time.at(0.0));
     let hello = Hello { proxy: "p".to_owned(), worker: 1, fence: 1, have: Version::default() };
-    ledger.connected(&hello, "", time.at(0.0));
+    ledger.connected(&hello, Schema::Two, "", time.at(0.0));
     let report = |times: u64| Report {
         worker: 1,
         version: version(1),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use pintle_contract::{BreakerState, Version};
+use pintle_contract::{BreakerState, Schema, Version};
 
 /// The sums of one moment.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +39,8 @@ pub(crate) struct ServiceView {
     pub no_endpoint: u64,
     /// Attempts that went elsewhere than the filter's list says, or nobody knows where.
     pub not_followed: u64,
+    /// Requests with a hash that went by p2c for want of their ring or table.
+    pub unplaced: u64,
     /// Attempts a second, lately.
     pub rate: f64,
     /// What was counted within the last minute.
@@ -64,6 +66,8 @@ pub(crate) struct MinuteView {
     pub no_endpoint: u64,
     /// Attempts that went elsewhere than the filter's list says, or nobody knows where.
     pub not_followed: u64,
+    /// Requests with a hash that went by p2c for want of their ring or table.
+    pub unplaced: u64,
 }
 
 impl MinuteView {
@@ -132,6 +136,8 @@ pub(crate) struct ProxyView {
     pub since: SystemTime,
     /// Who it is to the kernel, such as `uid 0, pid 71`.
     pub peer: String,
+    /// What its module reads.
+    pub schema: Schema,
     /// The worker that leads.
     pub leader: u64,
     /// The leader's term.

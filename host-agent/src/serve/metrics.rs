@@ -276,6 +276,12 @@ fn requests(out: &mut Out<'_>, view: &View) -> fmt::Result {
         "Attempts that went elsewhere than the filter's list says, or nobody knows where; of good \
          answers a sample is looked at.",
         each(view, |service| service.not_followed),
+    )?;
+    out.counters(
+        "pintle_unplaced_requests",
+        "Requests with a hash that went by p2c, because the ring or table that would place them is \
+         not built yet or was refused.",
+        each(view, |service| service.unplaced),
     )
 }
 

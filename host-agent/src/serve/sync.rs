@@ -4,6 +4,7 @@
 //!  up:    Hello{proxy, worker, fence, have}   Applied, Transition, Report ...
 //!  down:  Table/Remove* (what changed since `have`, or all)  InitialEnd  then changes; Heartbeat 1/s
 //! ```
+//! A module says with the stream which schema it reads, and is told in heartbeats which one is spoken.
 //! One stream per Envoy, held by its leader ([`Fences`]). Each stream is one task with a writer and a
 //! reader that do not wait for each other. The writer holds a [`Cursor`] and no queue: it takes a
 //! place in the transport first and chooses the frame then, so a slow reader gets the newest
@@ -24,7 +25,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use pintle_contract::{Down, Hello, MAX_FRAME, Message, Up, Version};
+use pintle_contract::{Down, Hello, MAX_FRAME, Message, Schema, Up, Version};
 use pintle_state::{Snapshot, Update};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -89,10 +90,11 @@ impl Sync {
     async fn session(
         self,
         caller: Caller,
+        schema: Schema,
         mut incoming: Streaming<Bytes>,
         tx: mpsc::Sender<Result<Bytes, Status>>,
     ) {
-        if let Err(status) = self.watch(&caller, &mut incoming, &tx).await {
+        if let Err(status) = self.watch(&caller, schema, &mut incoming, &tx).await {
             let peer = &caller.peer;
             tracing::debug!(%peer, code = ?status.code(), message = status.message(), "stream ends");
             // Room for the last word is not worth waiting for when the reader does not read.
@@ -103,6 +105,7 @@ impl Sync {
     async fn watch(
         &self,
         caller: &Caller,
+        schema: Schema,
         incoming: &mut Streaming<Bytes>,
         tx: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Result<(), Status> {
@@ -113,15 +116,15 @@ impl Sync {
             self.fleet.refused("fenced");
             Status::failed_precondition(fenced.to_string())
         })?;
-        if !self.fleet.connected(&hello, &peer.to_string(), When::now()) {
+        if !self.fleet.connected(&hello, schema, &peer.to_string(), When::now()) {
             return Err(Status::resource_exhausted("too many proxies"));
         }
         tracing::info!(
             proxy = hello.proxy, %peer, worker = hello.worker, fence = hello.fence,
-            have = %hello.have, "proxy connected"
+            have = %hello.have, schema = schema as u8, "proxy connected"
         );
         let end = tokio::select! {
-            end = self.write(&hello, tx) => end,
+            end = self.write(&hello, schema, tx) => end,
             end = self.read(caller, &hello.proxy, incoming) => end,
             () = hold.superseded.cancelled() => Err(Status::aborted("a newer leader has come")),
             () = self.stop.cancelled() => Err(Status::unavailable("the agent stops")),
@@ -191,6 +194,7 @@ impl Sync {
     async fn write(
         &self,
         hello: &Hello,
+        schema: Schema,
         tx: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Result<(), Status> {
         let mut snapshots = self.snapshots.clone();
@@ -204,7 +208,7 @@ impl Sync {
             }
             tokio::select! {
                 changed = snapshots.changed() => changed.map_err(|_| gone())?,
-                _ = beat.tick() => heartbeat(tx, Version::default()),
+                _ = beat.tick() => heartbeat(tx, schema, Version::default()),
             }
         };
         let first = match hello.have.epoch > first.version.epoch {
@@ -218,7 +222,7 @@ impl Sync {
                 let room = tokio::select! {
                     room = tx.reserve() => room.map_err(|_| left())?,
                     _ = beat.tick() => {
-                        heartbeat(tx, cursor.reached());
+                        heartbeat(tx, schema, cursor.reached());
                         continue;
                     }
                 };
@@ -232,7 +236,7 @@ impl Sync {
             }
             if !greeted {
                 greeted = true;
-                let end = Down::InitialEnd(cursor.initial()).encode().into();
+                let end = Down::InitialEnd(cursor.initial()).encode_for(schema).into();
                 tx.send(Ok(end)).await.map_err(|_| left())?;
             }
             tokio::select! {
@@ -240,7 +244,7 @@ impl Sync {
                     changed.map_err(|_| gone())?;
                     cursor.advance(Arc::clone(&snapshots.borrow_and_update()));
                 }
-                _ = beat.tick() => heartbeat(tx, cursor.reached()),
+                _ = beat.tick() => heartbeat(tx, schema, cursor.reached()),
                 () = tx.closed() => return Err(left()),
             }
         }
@@ -298,8 +302,8 @@ fn gone() -> Status {
 }
 
 /// Only when there is room: a reader with unread frames knows that the agent lives.
-fn heartbeat(tx: &mpsc::Sender<Result<Bytes, Status>>, version: Version) {
-    let _ = tx.try_send(Ok(Down::Heartbeat(version).encode().into()));
+fn heartbeat(tx: &mpsc::Sender<Result<Bytes, Status>>, schema: Schema, version: Version) {
+    let _ = tx.try_send(Ok(Down::Heartbeat(version).encode_for(schema).into()));
 }
 
 // === the tonic service around it ===
@@ -340,8 +344,11 @@ impl StreamingService<Bytes> for Watch {
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         let caller = request.extensions().get().cloned().unwrap_or_else(Caller::unknown);
+        let said = request.metadata().get(Schema::HEADER).and_then(|said| said.to_str().ok());
+        let said = said.and_then(|said| said.parse().ok()).unwrap_or_default();
+        let schema = Schema::in_common(said);
         let (tx, rx) = mpsc::channel(AHEAD);
-        tokio::spawn(self.0.clone().session(caller, request.into_inner(), tx));
+        tokio::spawn(self.0.clone().session(caller, schema, request.into_inner(), tx));
         Box::pin(std::future::ready(Ok(Response::new(ReceiverStream::new(rx)))))
     }
 }

@@ -14,8 +14,9 @@ use crate::load::State;
 use crate::policy::SubsetFallback;
 use crate::pool::Pool;
 use crate::site::Site;
+use crate::stand::Means;
 use crate::sticky;
-use crate::subset::{self, Key, MAX_POOLS};
+use crate::subset;
 use crate::types::{Choice, Nothing, Picks, Request};
 
 /// What is left for the strategy.
@@ -73,9 +74,13 @@ impl Balancer {
         let at = if request.subset.is_empty() {
             0
         } else {
-            self.pool(request.subset).ok_or(Nothing::Subset)?
+            self.pool(request.subset, now).ok_or(Nothing::Subset)?
         };
-        let at = if self.field.policy.failover.is_none() { at } else { self.fail_over(at, out) };
+        let at =
+            if self.field.policy.failover.is_none() { at } else { self.fail_over(at, now, out) };
+        if at > 0 {
+            self.refresh_pool(at, now);
+        }
         let pool = self.pools.get(at).ok_or(Nothing::Subset)?;
         let panic = pool.panics(self.field.policy.panic_percent, request.may_probe);
         let matches = |i: u32| at == 0 || self.index.matches(&pool.key, i);
@@ -125,7 +130,20 @@ impl Balancer {
         match request.hash.filter(|_| self.field.policy.strategy.is_hashing()) {
             Some(hash) => {
                 let key = Placement { hash, active: self.active, may_probe: request.may_probe };
-                pool.place(&self.field, &self.sites, key, out, want);
+                let mut means = Means {
+                    policy: &self.field.policy,
+                    memory: &self.memory,
+                    credit: (at > 0).then_some(&mut self.credit),
+                    refused: &mut self.refused,
+                    building: &mut self.building,
+                };
+                if let Some(credit) = &mut means.credit {
+                    credit.earn();
+                }
+                if !pool.place(&self.field, &self.sites, &mut means, key, out) {
+                    out.miss_table();
+                    pool.choose(&mut self.field, &self.sites, rng, out, want);
+                }
                 // A probe elsewhere would cost this key its cache; with nobody else it costs nothing.
                 if let Some(probe) = probe.filter(|_| out.len() == 0) {
                     out.push_probe(probe);
@@ -167,14 +185,14 @@ impl Balancer {
     }
 
     /// The pool of a subset; `None` when nobody matches and there is no fallback.
-    fn pool(&mut self, wants: &[subset::Want<'_>]) -> Option<usize> {
+    fn pool(&mut self, wants: &[subset::Want<'_>], now: Now) -> Option<usize> {
         if let Some(key) = self.index.key(wants) {
             if let Some(&at) = self.pool_of.get(&key) {
                 return Some(at);
             }
             let members = self.index.members(&key);
             if !members.is_empty() {
-                return Some(self.add_pool(key, members));
+                return Some(self.add_pool(key, members, now));
             }
         }
         match self.field.policy.subset_fallback {
@@ -185,7 +203,7 @@ impl Balancer {
                     return Some(at);
                 }
                 let members = self.index.members(&subset::DEFAULT);
-                (!members.is_empty()).then(|| self.add_pool(subset::DEFAULT, members))
+                (!members.is_empty()).then(|| self.add_pool(subset::DEFAULT, members, now))
             }
         }
     }
@@ -194,7 +212,7 @@ impl Balancer {
     /// eligible.
     #[cold]
     #[inline(never)]
-    fn fail_over(&mut self, at: usize, out: &mut Picks) -> usize {
+    fn fail_over(&mut self, at: usize, now: Now, out: &mut Picks) -> usize {
         let Some(pool) = self.pools.get(at) else { return at };
         let key = subset::failed_over(pool.key);
         if let Some(&known) = self.pool_of.get(&key) {
@@ -208,28 +226,9 @@ impl Balancer {
         let eligible =
             |i: &u32| self.sites.get(*i as usize).is_some_and(|s| s.state() != State::Shut);
         if members.iter().any(eligible) {
-            return self.add_pool(key, members);
+            return self.add_pool(key, members, now);
         }
         out.miss_failover();
-        at
-    }
-
-    fn add_pool(&mut self, key: Key, members: Vec<u32>) -> usize {
-        let mut pool = Pool::build(key, members, &self.sites);
-        pool.refresh(&self.field, self.turns(), &self.sites);
-        let at = if self.pools.len() < MAX_POOLS {
-            self.pools.push(pool);
-            self.pools.len() - 1
-        } else {
-            let at = self.evict;
-            self.evict = if at + 1 < MAX_POOLS { at + 1 } else { 1 };
-            if let Some(place) = self.pools.get_mut(at) {
-                self.pool_of.remove(&place.key);
-                *place = pool;
-            }
-            at
-        };
-        self.pool_of.insert(key, at);
         at
     }
 }

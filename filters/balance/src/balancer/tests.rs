@@ -67,8 +67,8 @@ proptest! {
             policy.slow_start = Some(SlowStart { window, aggression: 1.0, min_fraction: 0.1 });
         }
         let mut now = Now::from_millis(1_000_000);
-        let mut quick = Balancer::new("s", &policy, &endpoints(&[1, 2, 3]), "here", seed, now);
-        let mut careful = quick.clone();
+        let new = || Balancer::new("s", &policy, &endpoints(&[1, 2, 3]), "here", seed, now);
+        let (mut quick, mut careful) = (new(), new());
         let (mut dice, mut same) = (Dice::seed_from_u64(seed), Dice::seed_from_u64(seed));
         let (mut picks, mut others) = (Picks::new(), Picks::new());
         for step in steps {

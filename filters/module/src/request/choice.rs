@@ -79,6 +79,9 @@ impl<P: Proxy> Exchange<P> {
             if picks.failover_missed() {
                 self.miss_failover(local, known);
             }
+            if request.hash.is_some() {
+                count_tables(local, known, picks);
+            }
             let Some(first) = picks.first().filter(|_| picks.probe()) else { break choice };
             probe = local.claim_probe(&known.name, first, now);
             if probe.is_some() || picks.lose_probe() {
@@ -194,6 +197,21 @@ impl<P: Proxy> Exchange<P> {
             }
         }
         Routing::Listed(text)
+    }
+}
+
+/// Counts a request with a hash that went by p2c, and a ring or table that was refused.
+fn count_tables(local: &mut Local, known: &Known, picks: &Picks) {
+    local.counters.add_many(Count::Unplaced, picks.table_missed().into());
+    let Some(service) = local.services.at_mut(known.at) else { return };
+    if picks.table_missed() {
+        service.counts.misplace();
+    }
+    let Some(over) = service.balancer.take_refused() else { return };
+    local.counters.add(Count::OverBudget);
+    if service.is_first_refusal() {
+        let (name, strategy) = (&known.name, service.policy.select.strategy.name());
+        host::log(Level::Warn, &format!("pintle: {strategy} of {name} refused: {over}"));
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) struct Counts {
     panics: u64,
     no_endpoint: u64,
     not_followed: u64,
+    unplaced: u64,
     /// Whether something changed since the last report.
     changed: bool,
 }
@@ -74,6 +75,11 @@ impl Counts {
         self.changed |= attempts > 0;
     }
 
+    /// A request with a hash went by p2c.
+    pub(crate) const fn misplace(&mut self) {
+        self.unplaced = self.unplaced.saturating_add(1);
+    }
+
     /// The next report must not be left out.
     pub(crate) const fn touch(&mut self) {
         self.changed = true;
@@ -97,6 +103,7 @@ impl Counts {
             panics: self.panics,
             no_endpoint: self.no_endpoint,
             not_followed: self.not_followed,
+            unplaced: self.unplaced,
             endpoints,
         }
     }

@@ -1,6 +1,7 @@
 //! Whether this VM leads the workers of its Envoy, and what the leader keeps of the tables.
 //!
-//! Keys: `pintle/leader`, written with compare-and-swap; `pintle/index`, written by the leader alone.
+//! Keys: `pintle/leader`, written with compare-and-swap; `pintle/index` and `pintle/fits`, written by the
+//! leader alone.
 
 use pintle_contract::{Index, Lease, Message, Now, Slot, Version};
 use pintle_hostcalls as host;
@@ -18,6 +19,8 @@ pub(crate) struct Leadership {
     /// The term that the inbox belongs to.
     fence: Option<u64>,
     index_changed: bool,
+    /// Whether another leader's module knows reports of this one's schema.
+    fits: bool,
 }
 
 /// What this VM is after an election.
@@ -48,6 +51,7 @@ impl Leadership {
             inbox: Inbox::default(),
             fence: None,
             index_changed: false,
+            fits: false,
         }
     }
 
@@ -73,6 +77,7 @@ impl Leadership {
             // Whoever led before is gone, and what is put into its queue with it.
             let current = current.filter(|lease| pintle_sync::in_force(lease, now));
             self.leader = current.map(|lease| lease.slot);
+            self.fits = current.is_some_and(|lease| fits(lease.worker));
             return Role::Follower;
         };
         self.leader = Some(slot);
@@ -81,6 +86,11 @@ impl Leadership {
         let new = self.fence.replace(fence) != Some(fence);
         if new {
             counters.add(Count::LeaderElected);
+            if host::set_shared_data(keys::FITS, &self.election.worker().to_le_bytes(), None)
+                .is_err()
+            {
+                counters.add(Count::HostError);
+            }
             self.inbox = Inbox::resume(read_index(counters).unwrap_or_default());
         }
         Role::Leader { fence, new }
@@ -99,6 +109,11 @@ impl Leadership {
     /// The leader's slot, if another VM than the one in slot `own` leads.
     pub(crate) fn other_leader(&self, own: Option<u32>) -> Option<u32> {
         self.leader.filter(|leader| Some(*leader) != own)
+    }
+
+    /// Whether whoever sends on what this worker in slot `own` tells the agent knows its schema.
+    pub(crate) fn fits(&self, own: Option<u32>) -> bool {
+        self.fits || self.other_leader(own).is_none()
     }
 
     /// A stream begins; the version that it may go on from.
@@ -126,6 +141,12 @@ impl Leadership {
             counters.add(Count::HostError);
         }
     }
+}
+
+/// Whether the leader's module has said that it makes of a report what the agent reads.
+fn fits(leader: u64) -> bool {
+    let said = host::shared_data(keys::FITS).ok().map(|(bytes, _)| bytes);
+    said.is_some_and(|said| said == leader.to_le_bytes())
 }
 
 /// Which services have a table, and up to which version.

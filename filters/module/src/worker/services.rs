@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
+use pintle_balance::{Balancer, Memory};
 use pintle_contract::{Down, Load, Message, Now, Table, Version};
 use pintle_hostcalls::{self as host, Level, Status};
 use pintle_policy::Config;
@@ -22,9 +23,13 @@ use crate::service::Service;
 /// Envoy's property with the zone of this proxy.
 const ZONE: &[u8] = b"xds\0node\0locality\0zone";
 
+/// What of a tick goes into rings and tables that are built outside of requests.
+const SLICE: Duration = Duration::from_millis(2);
+
 /// All services, and how recent they are.
 pub(crate) struct Services {
     by_name: IndexMap<Rc<str>, Service>,
+    memory: Memory,
     /// The newest version among the tables.
     version: Version,
     zone: String,
@@ -44,10 +49,11 @@ pub(crate) struct Replaced {
 }
 
 impl Services {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         let zone = host::property(ZONE).unwrap_or_default();
         Self {
             by_name: IndexMap::new(),
+            memory: Memory::new(config.memory),
             version: Version::default(),
             zone: String::from_utf8_lossy(&zone).into_owned(),
             confirmed_at: Now(0),
@@ -169,6 +175,15 @@ impl Services {
         if held.is_some_and(|held| table.version < held.version) {
             return None;
         }
+        let hold = match self.memory.take(Service::bytes(&table)) {
+            Ok(hold) => hold,
+            Err(over) => {
+                turn.counters.add(Count::OverBudget);
+                let name = &table.service;
+                host::log(Level::Warn, &format!("pintle: table of {name} refused: {over}"));
+                return None;
+            }
+        };
         let before = table.endpoints.len();
         table.endpoints.retain(|endpoint| config.addresses.check(endpoint.address).is_ok());
         let refused = before.saturating_sub(table.endpoints.len());
@@ -188,17 +203,35 @@ impl Services {
         self.version = self.version.max(table.version);
         let name: Rc<str> = table.service.as_str().into();
         let new = match self.by_name.get_mut(&name) {
-            Some(service) => service.update(&table, policy, &self.zone, turn.now),
+            Some(service) => service.update(&table, policy, hold, &self.zone, turn.now),
             None => {
                 let own = || config.policy(&table.service, "").ok();
                 let policy = policy.or_else(own).unwrap_or_else(|| config.default_policy.clone());
                 let seed = turn.rng.next_u64();
-                let service = Service::new(&table, policy, &self.zone, seed, turn.now);
+                let balancer =
+                    Balancer::new(&table.service, &policy.select, &[], &self.zone, seed, turn.now);
+                let mut service = Service::new(policy, balancer.within(&self.memory));
+                service.update(&table, None, hold, &self.zone, turn.now);
                 self.by_name.insert(Rc::clone(&name), service);
                 (0..table.endpoints.len()).collect()
             }
         };
         Some(Replaced { name, new })
+    }
+
+    /// Goes on with rings and tables that are on their way.
+    pub(crate) fn build_tables(&mut self) {
+        if self.memory.building() == 0 {
+            return;
+        }
+        let until = host::now().after(SLICE);
+        let in_time = || host::now() < until;
+        for service in self.by_name.values_mut().filter(|s| s.balancer.is_building()) {
+            service.balancer.build(in_time);
+            if !in_time() {
+                return;
+            }
+        }
     }
 
     // === What workers tell each other ===

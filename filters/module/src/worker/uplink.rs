@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use pintle_contract::{Hello, Message, Now, Up, Version};
+use pintle_contract::{Hello, Message, Now, Schema, Up, Version};
 use pintle_hostcalls as host;
 use pintle_sync::{Action, Stream};
 
@@ -18,14 +18,23 @@ const NODE_ID: &[u8] = b"xds\0node\0id";
 /// `host_env_keys`. Only needed where the agent can't see the process of its peers: in another pid
 /// namespace.
 const TOKEN: &str = "PINTLE_TOKEN";
+/// gRPC's status of a stream whose frames the agent can't use.
+const INVALID_ARGUMENT: u32 = 3;
 /// The metadata in which the token goes.
 const TOKEN_HEADER: &str = "x-pintle-token";
+
+/// The newest schema that this module reads, for the agent.
+const READS: &[u8] = b"2";
 
 /// The stream of one VM, open while it leads.
 pub(crate) struct Uplink {
     proxy: String,
     stream: Stream,
     outbox: VecDeque<Vec<u8>>,
+    /// What the agent has said that it reads, since the stream opened.
+    schema: Schema,
+    /// Frames of the agent's that could not be used.
+    refused: u64,
     /// The version that the agent was last told this worker holds.
     told: Version,
 }
@@ -37,6 +46,8 @@ impl Uplink {
             proxy: String::from_utf8_lossy(&proxy).into_owned(),
             stream: Stream::default(),
             outbox: VecDeque::new(),
+            schema: Schema::One,
+            refused: 0,
             told: Version::default(),
         }
     }
@@ -52,13 +63,14 @@ impl Uplink {
             }
             Action::Open => {
                 let token = std::env::var(TOKEN).unwrap_or_default();
-                let metadata = match token.as_str() {
-                    "" => Vec::new(),
-                    token => vec![(TOKEN_HEADER, token.as_bytes())],
-                };
+                let mut metadata = vec![(Schema::HEADER, READS)];
+                if !token.is_empty() {
+                    metadata.push((TOKEN_HEADER, token.as_bytes()));
+                }
                 let service = "pintle.v1.Sync";
                 let opened = host::open_grpc_stream(cluster, service, "Watch", metadata).ok();
                 self.stream.opened(opened, now, random);
+                self.schema = Schema::One;
                 opened.is_some()
             }
         }
@@ -84,9 +96,21 @@ impl Uplink {
         self.stream.heard(token, now)
     }
 
-    /// Envoy says that a stream has ended.
-    pub(crate) fn closed(&mut self, token: u32, now: Now, random: u32) {
-        self.stream.closed(token, now, random);
+    /// A frame of the agent's was read: it says by it what it reads.
+    pub(crate) fn learn(&mut self, frame: &[u8]) {
+        self.schema = self.schema.max(Schema::of(frame));
+    }
+
+    /// A frame of the agent's was refused; how many of this VM's were, where that is worth a line: a peer
+    /// of another schema sends nothing else.
+    pub(crate) const fn refused(&mut self) -> Option<u64> {
+        self.refused = self.refused.saturating_add(1);
+        if self.refused.is_power_of_two() { Some(self.refused) } else { None }
+    }
+
+    /// Envoy says that a stream has ended, with this gRPC status.
+    pub(crate) fn closed(&mut self, token: u32, status: u32, now: Now, random: u32) {
+        self.stream.closed(token, status == INVALID_ARGUMENT, now, random);
     }
 
     /// Queues a message and sends what can be sent. Of too many the oldest are dropped and counted.
@@ -102,7 +126,13 @@ impl Uplink {
     /// Sends what waits.
     pub(crate) fn flush(&mut self) {
         let Some(token) = self.stream.token() else { return };
-        while let Some(message) = self.outbox.pop_front() {
+        while let Some(mut message) = self.outbox.pop_front() {
+            // Waited for the stream, or came from a worker that doesn't know what the agent reads.
+            if Schema::of(&message) > self.schema
+                && let Ok(up) = Up::decode(&message)
+            {
+                message = up.encode_for(self.schema);
+            }
             if host::send_grpc_message(token, &message).is_err() {
                 self.outbox.push_front(message);
                 return;

@@ -1,5 +1,7 @@
 //! The Envoys of the agent: whether any is there, and whether all their workers have the newest tables.
 
+use pintle_contract::Schema;
+
 use super::agent::Agent;
 use super::finding::{Code, Finding, plural};
 
@@ -30,7 +32,17 @@ pub(super) fn look(agent: &Agent, wanted: bool) -> Vec<Finding> {
                 format!("was connected until {}", proxy.since),
                 "if it was stopped, this is right and soon forgotten; if not, look at its log",
             ));
-        } else if !proxy.current {
+            continue;
+        }
+        if proxy.schema < Schema::Two as u8 {
+            findings.push(Finding::warn(
+                Code::ModuleOlder,
+                &what,
+                format!("its module speaks schema {} of the release before", proxy.schema),
+                "give that Envoy this release's pintle.wasm; the next agent will not speak it any more",
+            ));
+        }
+        if !proxy.current {
             let spoke = proxy.workers.len();
             let expected = proxy.expected as usize;
             let detail = if spoke < expected {

@@ -1,4 +1,5 @@
-//! Services that fail their callers now: all breakers open, panic, nothing eligible.
+//! Services that fail their callers now: all breakers open, panic, nothing eligible; or whose keys do not go
+//! where their hash says.
 
 use super::agent::Agent;
 use super::finding::{Code, Finding, plural, some};
@@ -61,6 +62,20 @@ fn service(service: &ServiceJson) -> Option<Finding> {
                 count
             ),
             format!("pintle services {name} and pintle breakers say which are ill, and why"),
+        ));
+    }
+    if service.minute.unplaced > 0 {
+        return Some(Finding::warn(
+            Code::RingRefused,
+            &what,
+            format!(
+                "{} in the last minute went by p2c and not by their hash",
+                plural(service.minute.unplaced as usize, "request")
+            ),
+            format!(
+                "if it goes on, Envoy's log says \"of {name} refused\" with the sum: make the ring or \
+                 table smaller, the weights more alike, or memory.budget larger"
+            ),
         ));
     }
     None

@@ -181,7 +181,7 @@ impl Made {
             fence: 3,
             have: Version::default(),
         };
-        fleet.connected(&hello, "uid 0, pid 71", When::now());
+        fleet.connected(&hello, pintle_contract::Schema::Two, "uid 0, pid 71", When::now());
         for round in 1..=8 {
             traffic(&fleet, round);
             fleet.tick(When::now());

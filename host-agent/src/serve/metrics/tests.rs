@@ -75,7 +75,7 @@ fn made(max_endpoints: usize) -> Made {
     let (sources, sources_rx) = watch::channel(sources);
     fleet.published(&rx.borrow(), When::now());
     let hello = Hello { proxy: "p".to_owned(), worker: 1, fence: 1, have: Version::default() };
-    fleet.connected(&hello, "", When::now());
+    fleet.connected(&hello, pintle_contract::Schema::Two, "", When::now());
     let report = Report {
         worker: 1,
         version: version(7),
@@ -91,6 +91,7 @@ fn made(max_endpoints: usize) -> Made {
             panics: 1,
             no_endpoint: 2,
             not_followed: 3,
+            unplaced: 0,
             endpoints: vec![EndpointReport {
                 id: "2".to_owned(),
                 requests: 41,

@@ -23,6 +23,8 @@ pub(crate) struct ProxyJson {
     pub since: String,
     /// Who it is to the kernel.
     pub peer: String,
+    /// The schema that is spoken with it: 1 is that of 0.1.
+    pub schema: u8,
     /// The leading worker.
     pub leader: String,
     /// The leader's term.
@@ -46,6 +48,7 @@ impl ProxyJson {
             connected: view.connected,
             since: time(view.since),
             peer: view.peer.clone(),
+            schema: view.schema as u8,
             leader: format!("{:016x}", view.leader),
             fence: view.fence,
             version: view.version.to_string(),

@@ -87,6 +87,9 @@ pub(crate) struct ServiceJson {
     /// Attempts that went elsewhere than the filter's list says, or nobody knows where.
     #[serde(default)]
     pub not_followed: u64,
+    /// Requests with a hash that went by p2c for want of their ring or table.
+    #[serde(default)]
+    pub unplaced: u64,
     /// The last minute of these.
     pub minute: MinuteJson,
     /// By id.
@@ -118,6 +121,7 @@ impl ServiceJson {
             panics: view.panics,
             no_endpoint: view.no_endpoint,
             not_followed: view.not_followed,
+            unplaced: view.unplaced,
             minute: MinuteJson::of(&view.minute),
             endpoints: if endpoints {
                 table
@@ -153,6 +157,9 @@ pub(crate) struct MinuteJson {
     /// Attempts that went elsewhere than the filter's list says, or nobody knows where.
     #[serde(default)]
     pub not_followed: u64,
+    /// Requests with a hash that went by p2c for want of their ring or table.
+    #[serde(default)]
+    pub unplaced: u64,
 }
 
 impl MinuteJson {
@@ -165,6 +172,7 @@ impl MinuteJson {
             panics: view.panics,
             no_endpoint: view.no_endpoint,
             not_followed: view.not_followed,
+            unplaced: view.unplaced,
         }
     }
 }

@@ -1,0 +1,138 @@
+//! What a policy, a weight or a client's choice of a subset may cost a VM: bytes and time are bounded,
+//! whatever they ask for, and nothing traps.
+
+use std::time::Duration;
+
+use pintle_contract::{Endpoint, Up};
+use pintle_harness::{LogLevel, Outcome, Thread};
+
+use crate::support::{ALL, Run, builder, endpoint, endpoints, get, list};
+
+/// `memory.budget` of these tests, an eighth of what it is where nothing is said, in MiB; what is asked for
+/// is an eighth of the largest. `cargo xtask bench hostile` does it at full size.
+const BUDGET: u64 = 32;
+/// Pages of it, and of what the module has beside it.
+const PAGES: u64 = (BUDGET + 16) << 4;
+
+/// Time passes within a callback, so that slices end.
+fn start(budget: u64) -> Run {
+    let memory = format!("\"memory\": {{\"budget\": \"{budget}MiB\"}}");
+    let configuration = ALL.replace("\"trace\": {}", &memory);
+    let builder = builder(&configuration).workers(1).clock_step(Duration::from_micros(2));
+    Run::of(builder.build().expect("the module starts"))
+}
+
+/// Asks so many times, each with another key and value; every request has to have a list.
+fn ask(run: &mut Run, service: &str, requests: u32, values: u32) {
+    for i in 0..requests {
+        let request = get(service)
+            .header("x-user", format!("user-{i}"))
+            .header("x-version", format!("v{}", i % values));
+        let request = run.envoy.worker(0).request(request);
+        assert!(!list(&request).is_empty(), "{service}: {i}");
+        run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+    }
+}
+
+/// Until no ring or table is on its way any more.
+fn build(run: &mut Run) {
+    run.live(Duration::from_secs(20));
+}
+
+#[track_caller]
+fn assert_within_budget(run: &Run) {
+    let (worker, main) = (Thread::Worker(0), Thread::Main);
+    let pages = run.envoy.memory_pages(worker).max(run.envoy.memory_pages(main));
+    println!("{pages} pages of at most {PAGES}");
+    assert!(pages <= PAGES, "{pages} pages");
+    assert!(run.envoy.traps().is_empty(), "{:?}", run.envoy.traps());
+    assert_eq!(run.envoy.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn the_largest_rings_of_twelve_services_fit_or_are_refused() {
+    let mut run = start(BUDGET);
+    let policy = r#"{"select": {"strategy": "ring_hash", "minimum_ring_size": 1048576,
+        "hash_key": [{"header": "x-user"}]}}"#;
+    for service in 0..12 {
+        run.table_with(&format!("s{service}"), endpoints(10), policy);
+    }
+    run.complete();
+    for round in 0..3 {
+        (0..12).for_each(|service| ask(&mut run, &format!("s{service}"), 5, 1));
+        // Two rings, one after the other.
+        if round < 2 {
+            build(&mut run);
+        }
+    }
+    assert_within_budget(&run);
+    // With two rings there is room to build one of them anew, and for no third.
+    assert_eq!(run.envoy.logged(LogLevel::Warn, "pintle: ring_hash of s"), 10);
+    assert_eq!(run.envoy.logged(LogLevel::Warn, "refused: 110"), 10);
+    assert!(run.envoy.metrics().counter("pintle_unplaced_total") >= Some(150));
+    run.live(Duration::from_secs(11));
+    let mut reports = run.received().into_iter().filter_map(|up| match up {
+        Up::Report(report) => report.counters.into_iter().find(|(name, _)| name == "over_budget"),
+        _ => None,
+    });
+    assert!(reports.next_back().is_some_and(|(_, count)| count >= 10));
+}
+
+#[test]
+fn one_light_endpoint_beside_a_heavy_one_costs_what_is_known() {
+    let mut run = start(BUDGET);
+    let light = Endpoint { weight: 1, ..endpoint(0) };
+    let heavy = Endpoint { weight: 250_000, ..endpoint(1) };
+    let policy = r#"{"select": {"strategy": "ring_hash", "hash_key": [{"header": "x-user"}]}}"#;
+    run.table_with("even", endpoints(2), policy);
+    run.table_with("orders", vec![light, heavy], policy);
+    run.complete();
+    // By p2c until the ring is there, and nobody waits for it.
+    ask(&mut run, "orders", 48, 1);
+    ask(&mut run, "even", 48, 1);
+    assert_eq!(run.envoy.metrics().counter("pintle_unplaced_total"), Some(48));
+    build(&mut run);
+    ask(&mut run, "orders", 48, 1);
+    assert_eq!(run.envoy.metrics().counter("pintle_unplaced_total"), Some(48));
+    assert_within_budget(&run);
+}
+
+/// A client chooses the values; 200 are in use, with the largest of Maglev's tables for each.
+#[test]
+fn values_that_clients_choose_are_bounded_by_their_requests_and_by_the_budget() {
+    let mut run = start(BUDGET);
+    let endpoint = |i: u8| {
+        let metadata = vec![("version".to_owned(), format!("v{i}"))];
+        Endpoint { id: format!("a-{i:03}"), metadata, ..endpoint(i) }
+    };
+    let endpoints = (0..200).map(endpoint).collect();
+    let policy = r#"{"select": {"strategy": "maglev", "table_size": 600011,
+        "hash_key": [{"header": "x-user"}],
+        "subset": [{"header": "x-version", "metadata": "version"}]}}"#;
+    run.table_with("orders", endpoints, policy);
+    run.complete();
+    for _ in 0..5 {
+        ask(&mut run, "orders", 1_000, 200);
+        run.live(Duration::from_secs(5));
+    }
+    assert_within_budget(&run);
+}
+
+#[test]
+fn a_budget_of_its_own_is_kept_and_a_table_beyond_it_leaves_the_one_before() {
+    let mut run = start(1);
+    run.table("orders", endpoints(2));
+    let many = |i: u16| {
+        let [high, low] = i.to_be_bytes();
+        let address = std::net::SocketAddr::from(([10, 1, high, low], 80));
+        Endpoint::new(format!("b-{i:05}"), address)
+    };
+    run.table("orders", (0..2_000).map(many).collect());
+    run.complete();
+    let request = run.envoy.worker(0).request(get("orders"));
+    assert!(list(&request).iter().all(|entry| entry.starts_with("10.0.0.")));
+    run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+    assert!(run.envoy.logged(LogLevel::Warn, "pintle: table of orders refused: ") >= 1);
+    assert!(run.envoy.metrics().counter("pintle_over_budget_total") >= Some(1));
+    assert!(run.envoy.traps().is_empty());
+}
