@@ -318,7 +318,10 @@ impl Departures {
     /// Those that were found to stay, from now on: they are held. How many there are.
     pub(crate) fn hold(&mut self, trials: &Trials) -> usize {
         let stay = self.by_address.iter_mut().filter(|(address, departure)| {
-            !departure.held && (trials.accepts(**address) || trials.gives_no_word(**address))
+            // Both ends of a move are tried at once, and the old one may be the first to answer.
+            let undecided = matches!(departure.cause, Cause::Moved(to) if trials.is_open(to));
+            let stays = trials.accepts(**address) || trials.gives_no_word(**address);
+            !departure.held && stays && !undecided
         });
         stay.map(|(_, departure)| departure.held = true).count()
     }

@@ -105,6 +105,13 @@ impl Trials {
         self.is_silent(address) || self.known.get(&address).is_some_and(failed)
     }
 
+    /// Whether it is being tried and has given no word yet.
+    pub(crate) fn is_open(&self, address: SocketAddr) -> bool {
+        let word = |trial: &Trial| !matches!(trial.last, None | Some(Tried::Silent));
+        let known = self.known.get(&address);
+        known.is_some_and(|trial| !word(trial)) && !self.gives_no_word(address)
+    }
+
     /// Whether it was silent as often as it takes to be believed.
     pub(crate) fn is_silent(&self, address: SocketAddr) -> bool {
         self.known.get(&address).is_some_and(|trial| trial.silent >= SILENT)

@@ -235,6 +235,24 @@ fn who_moves_takes_the_old_place_once_the_new_one_accepts_connections() {
     assert!(ports(&state).is_disjoint(&before));
 }
 
+/// The agent tells of each trial when it is done, and the old address may be the quicker one.
+#[test]
+fn who_moves_is_not_held_while_the_new_place_is_tried() {
+    for (there, held_at_last) in [(Tried::Accepted, 0), (Tried::Refused, 1)] {
+        let mut state = leased(10);
+        tell(&mut state, Update::Changes(vec![moved(0, 60_001, 2000)]), at(1));
+        let trials = state.take_trials(at(1), 100);
+        let (new, others): (Vec<_>, Vec<_>) =
+            trials.into_iter().partition(|trial| trial.address.port() == 60_001);
+        let accepted = others.into_iter().map(|trial| (trial, Tried::Accepted)).collect();
+        let first = tell(&mut state, Update::Trials(accepted), at(1));
+        assert_eq!((first.held, held(&state)), (0, 0));
+        let last = new.into_iter().map(|trial| (trial, there)).collect();
+        let second = tell(&mut state, Update::Trials(last), at(1));
+        assert_eq!((second.held, held(&state)), (held_at_last, held_at_last as usize));
+    }
+}
+
 #[test]
 fn a_stateful_instance_that_comes_back_elsewhere_is_there_once_it_accepts_connections() {
     let mut state = leased(3);
