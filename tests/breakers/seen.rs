@@ -118,6 +118,30 @@ async fn a_breaker_shows_in_metrics_logs_and_table_and_obeys_orders() {
     order(&nats, "force-open", &["--ttl", "4s"]).await;
     assert_eventually!(PATIENCE, reached().await == 0);
     assert_eventually!(Duration::from_secs(15), reached().await >= 8, "an order ends");
+
+    order(&nats, "force-open", &["--ttl", "3s"]).await;
+    let shown = async || breakers(&world.agent).await.get("orders/two").cloned();
+    assert_eventually!(PATIENCE, shown().await.is_some_and(|state| state == "open"));
+    let label = ["service=\"orders\"", "endpoint=\"two\""];
+    assert_eventually!(
+        Duration::from_secs(10),
+        {
+            let state = world.agent.metric("circuit_breaker_state", &label).await;
+            state == Some(0.0) && shown().await.is_none_or(|state| state == "closed")
+        },
+        "it ends without a request, too: {:?}",
+        shown().await
+    );
+
+    // When the last endpoints go, every worker says so without waiting for another change.
+    let ids = all.map(|upstream| upstream.name().to_owned());
+    let mut written = None;
+    for id in ids {
+        written = Some(world.etcd.deregister("orders", &id).await.expect("a removal"));
+    }
+    let settled = world.agent.settled(written.expect("three removals"));
+    let settled = tokio::time::timeout(Duration::from_secs(8), settled).await;
+    settled.expect("in time").expect("every worker has the newest table");
     world.no_traps().await;
 }
 

@@ -333,6 +333,8 @@ impl Worker {
             Effect::Remove(name) => {
                 self.store(&name, b"");
                 self.local.services.remove(&name);
+                // No table says so.
+                self.local.services.reach(self.leadership.version());
                 Some(Note::Table(name))
             }
             Effect::Complete(version) => {

@@ -122,6 +122,11 @@ impl Leadership {
         self.inbox.version()
     }
 
+    /// Up to which version everything was received.
+    pub(crate) const fn version(&self) -> Version {
+        self.inbox.version()
+    }
+
     /// What a frame of the agent's changes.
     pub(crate) fn receive(&mut self, frame: &[u8]) -> Result<Vec<Effect>, Refused> {
         self.inbox.frame(frame)
