@@ -25,6 +25,7 @@ pub fn run_dist() -> Result<()> {
     copy(&tools::target_dir().join("release/pintle"), &dist.join("pintle"))?;
     copy(&tools::module()?, &dist.join("pintle.wasm"))?;
     pages(&dist)?;
+    help(&dist)?;
     for (binary, package, target) in
         [("pintle", "pintle-agent", None), ("pintle.wasm", "pintle-module", Some("wasm32-wasip1"))]
     {
@@ -57,6 +58,19 @@ fn pages(dist: &Path) -> Result<()> {
         for file in files_below(&tools::root().join(folder))? {
             copy(&file, &dist.join(file.strip_prefix(tools::root()).unwrap_or(&file)))?;
         }
+    }
+    Ok(())
+}
+
+/// What the agent says of itself: man pages, and completions under the names that shells look for.
+fn help(dist: &Path) -> Result<()> {
+    let agent = dist.join("pintle").display().to_string();
+    run(&format!("{agent} man {}", dist.join("man").display()), &[])?;
+    std::fs::create_dir_all(dist.join("completions"))?;
+    for (shell, file) in [("bash", "pintle"), ("zsh", "_pintle"), ("fish", "pintle.fish")] {
+        let line = format!("{agent} completions {shell}");
+        let said = output(&line).ok_or_else(|| Error::new(format!("`{line}` did not succeed")))?;
+        std::fs::write(dist.join("completions").join(file), said)?;
     }
     Ok(())
 }

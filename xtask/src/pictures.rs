@@ -11,7 +11,7 @@ use pintle_tests::{
 use crate::stage::{World, quick};
 use crate::{setup, shell};
 
-const SIZE: (u32, u32) = (1_000, 760);
+const SIZE: (u32, u32) = (900, 600);
 /// Bytes of one picture, at most: they are part of the repository.
 const MOST: u64 = 100_000;
 /// Bytes of one that shows something.
@@ -72,8 +72,9 @@ async fn states() -> Result<()> {
 async fn opened(world: &World, count: usize) -> Result<()> {
     let began = std::time::Instant::now();
     loop {
-        let reply = http::get(world.agent.admin(), "/v1/breakers").await?.text();
-        if reply.matches("\"open\"").count() == count {
+        let reply = http::get(world.agent.admin(), "/v1/breakers").await?.json()?;
+        let all = reply["breakers"].as_array().into_iter().flatten();
+        if all.filter(|it| it["breaker"]["state"] == "open").count() == count {
             return Ok(());
         }
         if began.elapsed() > PATIENCE {

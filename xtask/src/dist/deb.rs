@@ -1,11 +1,11 @@
-//! A Debian package: the agent and its unit, the module, the configurations, the completions.
+//! A Debian package: the agent and its unit, the module, the configurations, the man pages and completions.
 
 use std::path::Path;
 
 use pintle_tests::{Result, tools};
 
 use super::{copy, files_below};
-use crate::shell::{output, run};
+use crate::shell::run;
 
 /// The user, unless somebody made one.
 const AFTER: &str = "\
@@ -64,14 +64,18 @@ pub fn package(dist: &Path, version: &str, architecture: &str, to: &Path) -> Res
         copy(&dist.join(page), &own("usr/share/doc/pintle").join(page))?;
     }
     write(&own("usr/share/doc/pintle/copyright"), COPYRIGHT)?;
-    let agent = dist.join("pintle").display().to_string();
-    for (shell, place) in [
-        ("bash", "usr/share/bash-completion/completions/pintle"),
-        ("zsh", "usr/share/zsh/vendor-completions/_pintle"),
-        ("fish", "usr/share/fish/vendor_completions.d/pintle.fish"),
+    for (file, place) in [
+        ("pintle", "usr/share/bash-completion/completions/pintle"),
+        ("_pintle", "usr/share/zsh/vendor-completions/_pintle"),
+        ("pintle.fish", "usr/share/fish/vendor_completions.d/pintle.fish"),
     ] {
-        write(&own(place), &output(&format!("{agent} completions {shell}")).unwrap_or_default())?;
+        copy(&dist.join("completions").join(file), &own(place))?;
     }
+    let man = own("usr/share/man/man1");
+    for page in files_below(&dist.join("man"))? {
+        copy(&page, &man.join(page.file_name().unwrap_or_default()))?;
+    }
+    run(&format!("gzip -n -9 -r {}", man.display()), &[])?;
     let files = files_below(&root)?;
     let bytes: u64 = files.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
     let control = format!(

@@ -13,6 +13,7 @@ fn dist(at: &Path) -> Result<()> {
     copy(&tools::agent()?, &at.join("pintle"))?;
     run(&format!("strip {}", at.join("pintle").display()), &[])?;
     copy(&tools::module()?, &at.join("pintle.wasm"))?;
+    help(at)?;
     pages(at)
 }
 
@@ -73,7 +74,11 @@ fn packages_are_what_their_readers_expect() {
     let names = said(&format!("tar -tzf {}", tarball.display()));
     let top = format!("pintle-{version}-linux-{architecture}/");
     assert!(names.lines().all(|name| name.starts_with(&top)), "{names}");
-    assert!(names.contains(&format!("{top}docs/SUMMARY.md")), "{names}");
+    for name in
+        ["docs/SUMMARY.md", "docs/pictures/well-light.png", "man/pintle.1", "completions/_pintle"]
+    {
+        assert!(names.contains(&format!("{top}{name}")), "{names}");
+    }
 
     if deb::possible() {
         let package = to.join(format!("pintle_{version}_{architecture}.deb"));
@@ -88,6 +93,9 @@ fn packages_are_what_their_readers_expect() {
         );
         let agent = root.join("usr/bin/pintle").display().to_string();
         assert!(said(&format!("{agent} --version")).contains(version));
+        let man = root.join("usr/share/man/man1");
+        let page = said(&format!("gzip -dc {}", man.join("pintle-check.1.gz").display()));
+        assert!(page.contains("pintle\\-check"), "{page}");
         let completions = root.join("usr/share/bash-completion/completions/pintle");
         assert!(std::fs::read_to_string(completions).unwrap().contains("_pintle"));
     }
