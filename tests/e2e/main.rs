@@ -13,6 +13,7 @@
 //! | `observe` | the alerts and the dashboard, on a Prometheus |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
 //! | `switches` | a service that is bypassed or in shadow, by a command and back |
+//! | `skew` | modules of the release before, beside this agent and in one Envoy with this module |
 //! | `init` | what `pintle init` writes, booted |
 //! | `istio` | the objects for Istio and Kubernetes, in a sidecar that is a real Envoy |
 
@@ -27,6 +28,7 @@ mod minute;
 mod observe;
 mod page;
 mod pages;
+mod skew;
 mod support;
 mod switches;
 mod way;

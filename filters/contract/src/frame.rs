@@ -153,9 +153,6 @@ fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
         WHOLE_REPORT => schema == Schema::Two as u8,
         _ => schema == Schema::One as u8,
     };
-    if !known {
-        return Err(DecodeError::Schema(schema));
-    }
     let (payload, checksum) = rest.split_last_chunk::<CHECKSUM>().ok_or(DecodeError::Truncated)?;
     if u32::try_from(payload.len()) != Ok(u32::from_le_bytes([l0, l1, l2, l3])) {
         return Err(DecodeError::Length);
@@ -164,6 +161,10 @@ fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
     let covered = bytes.get(..covered).ok_or(DecodeError::Truncated)?;
     if xxh64(covered, 0) != u64::from_le_bytes(*checksum) {
         return Err(DecodeError::Checksum);
+    }
+    // Last, so that it means a frame of another build and not any bytes.
+    if !known {
+        return Err(DecodeError::Schema(schema));
     }
     Ok((kind, Reader::new(payload)))
 }

@@ -106,6 +106,9 @@ fn each_way_to_be_wrong_has_its_name() {
     magic[0] = b'X';
     let mut schema = good.clone();
     schema[4] = 9;
+    let end = schema.len() - 8;
+    let checksum = xxhash_rust::xxh64::xxh64(&schema[..end], 0);
+    schema[end..].copy_from_slice(&checksum.to_le_bytes());
     let mut length = good.clone();
     length[6] = 200;
     let mut long = vec![0; MAX_FRAME + 1];

@@ -291,6 +291,14 @@ pub fn call_foreign_function(name: &str, arguments: &[u8]) -> Result<Vec<u8>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cas(u32);
 
+impl Cas {
+    /// Grows with every write of any value in the process, until it wraps.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// A shared value and its [`Cas`]. An empty value stands for a deleted one.
 ///
 /// # Errors

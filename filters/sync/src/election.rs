@@ -26,19 +26,36 @@ pub struct Election {
     held: Option<Lease>,
     /// The lease that was taken from another VM, and when, until that VM is known to have given up.
     taken: Option<(Lease, Now)>,
+    /// Which write of a lease of a newer schema was read last, and since when.
+    newer: Option<(u32, Now)>,
 }
 
 impl Election {
     /// `worker` is this VM's random id.
     #[must_use]
     pub const fn new(worker: u64) -> Self {
-        Self { worker, held: None, taken: None }
+        Self { worker, held: None, taken: None, newer: None }
     }
 
     /// This VM's random id.
     #[must_use]
     pub const fn worker(&self) -> u64 {
         self.worker
+    }
+
+    /// Whether a module of a newer schema leads, whose lease can't be read: as long as it is written anew,
+    /// which `write`, the number of the write that was read, tells.
+    pub fn leaves_to_newer(&mut self, write: u32, now: Now) -> bool {
+        let since = match self.newer {
+            Some((last, since)) if last == write => since,
+            _ => now,
+        };
+        self.newer = Some((write, since));
+        let waits = since <= now && now < since.after(LEASE).after(HANDOVER);
+        if waits {
+            self.held = None;
+        }
+        waits
     }
 
     /// Looks at the lease in shared data; `None` when there is none or it cannot be read.
@@ -161,6 +178,19 @@ mod tests {
             assert_eq!(b.is_alone(slots.clone(), at(now)), alone, "{name}");
             assert_eq!(b.is_alone(slots, at(now)), alone, "{name}: and stays so");
         }
+    }
+
+    #[test]
+    fn a_newer_module_keeps_its_lease_as_long_as_it_renews_it() {
+        let mut older = Election::new(1);
+        elect(&mut older, None, at(0));
+        for (write, millis) in [(7, 0), (8, 400), (8, 1_099)] {
+            assert!(older.leaves_to_newer(write, at(millis)), "{write} at {millis}");
+            assert_eq!(older.leads(at(millis)), None);
+        }
+        assert!(!older.leaves_to_newer(8, at(1_100)), "it is gone");
+        assert!(older.leaves_to_newer(9, at(1_200)), "or was only slow");
+        assert!(!older.leaves_to_newer(9, at(0)), "the clock stepped back");
     }
 
     #[test]

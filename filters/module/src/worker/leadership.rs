@@ -3,7 +3,7 @@
 //! Keys: `pintle/leader`, written with compare-and-swap; `pintle/index` and `pintle/fits`, written by the
 //! leader alone.
 
-use pintle_contract::{Index, Lease, Message, Now, Slot, Version};
+use pintle_contract::{DecodeError, Index, Lease, Message, Now, Slot, Version};
 use pintle_hostcalls as host;
 use pintle_sync::{Effect, Election, Inbox, Refused, Step};
 
@@ -59,7 +59,19 @@ impl Leadership {
     pub(crate) fn elect(&mut self, slot: Option<u32>, now: Now, counters: &mut Counters) -> Role {
         let Some(slot) = slot else { return Role::Follower };
         let (current, cas) = match host::shared_data(keys::LEADER) {
-            Ok((bytes, cas)) => (Lease::decode(&bytes).ok(), cas),
+            Ok((bytes, cas)) => match Lease::decode(&bytes) {
+                Err(DecodeError::Schema(_)) if self.election.leaves_to_newer(cas.number(), now) => {
+                    self.leader = None;
+                    return Role::Follower;
+                }
+                read => {
+                    // Empty is what the next lines leave; all else is somebody's who shares our vm_id.
+                    if read.is_err() && !bytes.is_empty() {
+                        counters.add(Count::SharedRejected);
+                    }
+                    (read.ok(), cas)
+                }
+            },
             Err(_) => {
                 // Made empty first, so that the next tick can compete for it.
                 let _ = host::set_shared_data(keys::LEADER, b"", None);
