@@ -16,6 +16,7 @@
 //! | `grpc/14`, `grpc/trailers/14` | that status in the headers alone; or after a message, in the trailers |
 //! | `grpc/stream/2000` | one message each 100 ms for 2 s, then status 0 |
 //! | `grpc/echo` | every message back as it comes, then status 0 |
+//! | `raw/garbage`, `raw/hints`, `raw/long-head`, `raw/old`, `raw/early` | bytes that no library of servers sends: see [`RAW`] |
 //! | `grpc/deadline` | works until the request's `grpc-timeout` and says status 4 |
 
 use std::convert::Infallible;
@@ -34,6 +35,7 @@ use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use pintle_tests::Port;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -138,7 +140,59 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
+/// Answers as bytes, by name, and whether each is a good one. All end with the connection.
+const RAW: [(&str, &str, bool); 4] = [
+    ("garbage", "SSH-2.0-OpenSSH_9.2\r\n", false),
+    (
+        "hints",
+        "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n\
+         HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok",
+        true,
+    ),
+    // A body that ends with the connection, as servers of before chunks send it.
+    ("old", "HTTP/1.0 200 OK\r\n\r\nok", true),
+    // Before the request's body has come.
+    (
+        "early",
+        "HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        true,
+    ),
+];
+
+/// The name behind `/raw/` in the head of a request, if that is what comes.
+async fn raw(stream: &TcpStream) -> Option<String> {
+    let mut head = [0; 256];
+    let read = stream.peek(&mut head).await.ok()?;
+    let line = String::from_utf8_lossy(&head[..read]).into_owned();
+    let (_, name) = line.lines().next()?.split_once(" /raw/")?;
+    name.split(' ').next().map(str::to_owned)
+}
+
+async fn answer_raw(name: &str, mut stream: TcpStream, shared: &Shared) {
+    let (answer, well) = match RAW.iter().find(|(it, ..)| *it == name) {
+        Some((_, answer, well)) => ((*answer).to_owned(), *well),
+        // More than the 60 KiB that Envoy takes of a head by default.
+        None => (format!("HTTP/1.1 200 OK\r\nx-long: {}\r\n\r\n", "x".repeat(100_000)), false),
+    };
+    let said = if well { Said::Well } else { Said::Badly };
+    let mut head = Vec::new();
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        if !matches!(stream.read_buf(&mut head).await, Ok(read) if read > 0) {
+            return;
+        }
+    }
+    let headers = HeaderMap::new();
+    lock(&shared.log).push(Entry { act: format!("raw/{name}"), headers, said });
+    let _ = stream.write_all(answer.as_bytes()).await;
+    let _ = stream.shutdown().await;
+    // What is still on its way is read, or the kernel would answer it with a reset.
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+}
+
 async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+    if let Some(name) = raw(&stream).await {
+        return answer_raw(&name, stream, &shared).await;
+    }
     let service = service_fn(move |request| answer(request, shared.clone()));
     let server = auto::Builder::new(TokioExecutor::new());
     let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;

@@ -6,6 +6,7 @@ mod ends;
 mod grpc;
 mod http3;
 mod logged;
+mod odd;
 mod plain;
 mod streams;
 
@@ -22,6 +23,7 @@ pub fn all() -> Vec<Row> {
         logged::rows(),
         elsewhere::rows(),
         ends::rows(),
+        odd::rows(),
     ]
     .into_iter()
     .flatten()

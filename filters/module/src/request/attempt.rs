@@ -12,7 +12,7 @@
 
 use std::hash::{DefaultHasher, Hasher as _};
 
-use pintle_breaker::classify::parse_retry_after;
+use pintle_breaker::classify::{flag, parse_retry_after};
 use pintle_breaker::{Logged, Report};
 
 use super::charge::find;
@@ -64,6 +64,11 @@ impl<P: Proxy> Exchange<P> {
         if proxy.attempts() > 0 {
             return Some(());
         }
+        let flags = proxy.response_flags();
+        // For want of room in the cluster nobody was asked.
+        if flags & flag::OVERFLOW != 0 {
+            return Some(());
+        }
         let code = proxy.response_code();
         let status = || {
             let trailer = grpc_status(proxy.response_trailer("grpc-status"));
@@ -73,7 +78,7 @@ impl<P: Proxy> Exchange<P> {
         let wish = if wishes { proxy.response_header("retry-after") } else { None };
         let report = Report {
             code,
-            flags: proxy.response_flags(),
+            flags,
             head: code.is_some(),
             upstream: true,
             grpc: if grpc && code == Some(200) { status() } else { None },

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pintle_breaker::classify::{flag, overdue};
-use pintle_breaker::{Answered, Outcome, Report};
+use pintle_breaker::{Answered, FailureKind, Outcome, Report, Retries};
 use pintle_contract::{METHODS, Now};
 
 use super::Exchange;
@@ -28,6 +28,22 @@ pub(super) struct Ended {
     pub(super) outcome: Outcome,
     /// Where the last attempt went; a good one is taken for the list's first without asking.
     pub(super) answered: Answered,
+}
+
+impl Ended {
+    /// The same where the cluster's own limits left no room for the last attempt: nobody was asked by it.
+    /// Envoy 1.40 counts it, and names the host that it was meant for. The one before was followed by it.
+    fn without_last(self, retries: Retries) -> Self {
+        let attempts = self.attempts.saturating_sub(1);
+        let Some(before) = attempts.checked_sub(1) else {
+            return Self { attempts, answered: Answered::Nowhere, ..self };
+        };
+        let outcome = match retries {
+            Retries::Failures => Outcome::Failure(FailureKind::Attempt),
+            Retries::Any | Retries::Logged => Outcome::Ignored,
+        };
+        Self { attempts, answered: entry_at(before), outcome, ..self }
+    }
 }
 
 impl<P: Proxy> Exchange<P> {
@@ -95,7 +111,7 @@ impl<P: Proxy> Exchange<P> {
         };
         let answered = known.or_else(looked);
         let answered = answered.unwrap_or_else(|| entry_at(attempts.saturating_sub(1)));
-        Ended {
+        let ended = Ended {
             code,
             grpc_status: report.grpc,
             flags,
@@ -103,7 +119,9 @@ impl<P: Proxy> Exchange<P> {
             overdue: report.overdue,
             outcome,
             answered,
-        }
+        };
+        let overflown = head.is_none() && flags & flag::OVERFLOW != 0;
+        if overflown { ended.without_last(policy.breaker.retries) } else { ended }
     }
 
     /// How long the answer took: to its head, where one came.

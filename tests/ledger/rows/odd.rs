@@ -1,0 +1,146 @@
+//! Answers that no library of servers gives, and answers that other filters and Envoy itself give after
+//! the module has chosen.
+
+use pintle_tests::{EnvoyConfig, assert_eventually, http};
+use serde_json::{Value, json};
+
+use crate::config::{http2, retry, route};
+use crate::row::{Row, Site};
+
+pub fn rows() -> Vec<Row> {
+    vec![
+        Row::new("garbage", 0, |site| async move { site.gets(6, "raw/garbage", 502).await })
+            .configured(|config| unretried(config, "garbage"))
+            .opens(&[0]),
+        Row::new("long-head", 0, |site| async move { site.gets(6, "raw/long-head", 502).await })
+            .configured(|config| unretried(config, "long-head"))
+            .opens(&[0]),
+        Row::new("early-hints", 0, |site| async move { site.gets(6, "raw/hints", 200).await }),
+        Row::new("until-close", 0, |site| async move { site.gets(6, "raw/old", 200).await }),
+        // The answer comes while the client still sends.
+        Row::new("early-answer", 0, |site| async move {
+            for _ in 0..6 {
+                let body = "x".repeat(4 << 20);
+                let request = http::request(site.name, "POST", "/raw/early", &body);
+                assert_eq!(site.send(request.expect("a request")).await.status, 413);
+            }
+        }),
+        Row::new("http10", 0, |site| async move {
+            for _ in 0..4 {
+                said(&site, "GET /ok HTTP/1.0\r\nhost: http10\r\n\r\n", " 200 ").await;
+            }
+        })
+        .configured(|mut config| {
+            config.http_connection_manager()["http_protocol_options"] =
+                json!({"accept_http_10": true});
+            config
+        }),
+        Row::new("pipelined", 0, |site| async move {
+            let one = "GET /ok HTTP/1.1\r\nhost: pipelined\r\n\r\n";
+            let last = "GET /ok HTTP/1.1\r\nhost: pipelined\r\nconnection: close\r\n\r\n";
+            for _ in 0..3 {
+                site.sending();
+            }
+            said(&site, &[one, one, one, last].concat(), " 200 ").await;
+        }),
+        Row::new("upgrade-refused", 0, |site| async move {
+            for _ in 0..4 {
+                let request = "GET /status/403 HTTP/1.1\r\nhost: upgrade-refused\r\n\
+                    connection: upgrade\r\nupgrade: websocket\r\n\
+                    sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+                said(&site, request, " 403 ").await;
+            }
+        })
+        .configured(|mut config| {
+            route(&mut config, "upgrade-refused")["upgrade_configs"] =
+                json!([{"upgrade_type": "websocket"}]);
+            config
+        }),
+        // Envoy's own circuit breakers are full: nobody was asked.
+        Row::new("overflow", 0, |site| async move {
+            let held = tokio::spawn({
+                let site = site.clone();
+                async move { site.gets(1, "held/ok", 200).await }
+            });
+            let arrived = || !site.upstreams[0].log().is_empty();
+            assert_eventually!(crate::PATIENCE, arrived(), "the one that is held");
+            site.gets(6, "ok", 503).await;
+            site.upstreams[0].release();
+            held.await.expect("the one that was held");
+            site.gets(1, "ok", 200).await;
+        })
+        .configured(|mut config| {
+            let thresholds = json!([{"max_requests": 1}]);
+            config.cluster("overflow")["circuit_breakers"] = json!({"thresholds": thresholds});
+            unretried(http2(config, "overflow"), "overflow")
+        }),
+        // A filter between the module and the router answers itself, or waits.
+        Row::new("fault-abort", 0, |site| async move { site.gets(6, "ok", 418).await })
+            .configured(|config| fault(config, "fault-abort", &json!({"abort":
+                {"http_status": 418, "percentage": {"numerator": 100}}}))),
+        Row::new("fault-delay", 0, |site| async move { site.gets(4, "ok", 200).await })
+            .configured(|config| fault(config, "fault-delay", &json!({"delay":
+                {"fixed_delay": "0.2s", "percentage": {"numerator": 100}}}))),
+        Row::new("too-large", 0, |site| async move {
+            for _ in 0..4 {
+                let request = http::request(site.name, "POST", "/ok", &"x".repeat(4096));
+                assert_eq!(site.send(request.expect("a request")).await.status, 413);
+            }
+            site.gets(2, "ok", 200).await;
+        })
+        .configured(|config| {
+            filter(config, "too-large", "buffer", &json!({"max_request_bytes": 1 << 30}),
+                &json!({"buffer": {"max_request_bytes": 1024}}), "BufferPerRoute", "Buffer")
+        }),
+    ]
+}
+
+/// Sends these bytes and reads to the end; so many answers must be in it as were asked for.
+async fn said(site: &Site, request: &str, status: &str) {
+    site.sending();
+    let said = http::raw(site.tcp, request.as_bytes(), std::time::Duration::from_secs(1)).await;
+    let said = String::from_utf8_lossy(&said.expect("an answer")).into_owned();
+    let asked = request.matches("host: ").count();
+    assert_eq!(said.matches(status).count(), asked, "{request}\n{said}");
+}
+
+fn unretried(mut config: EnvoyConfig, name: &str) -> EnvoyConfig {
+    retry(&mut config, name, "", 0, &json!(null));
+    config
+}
+
+fn fault(config: EnvoyConfig, name: &str, of_route: &Value) -> EnvoyConfig {
+    filter(config, name, "fault", &json!({}), of_route, "HTTPFault", "HTTPFault")
+}
+
+/// Puts a filter of Envoy's before the router, which does something on this row's route alone.
+fn filter(
+    mut config: EnvoyConfig,
+    name: &str,
+    filter: &str,
+    everywhere: &Value,
+    of_route: &Value,
+    of_route_type: &str,
+    filter_type: &str,
+) -> EnvoyConfig {
+    let typed = |message: &str, fields: &Value| {
+        let mut typed = fields.clone();
+        let package = format!("envoy.extensions.filters.http.{filter}.v3.{message}");
+        typed["@type"] = json!(format!("type.googleapis.com/{package}"));
+        typed
+    };
+    let full = format!("envoy.filters.http.{filter}");
+    let filters = config.http_connection_manager()["http_filters"].as_array_mut();
+    let filters = filters.expect("filters");
+    if !filters.iter().any(|it| it["name"] == full) {
+        let before_router = filters.len() - 1;
+        filters.insert(
+            before_router,
+            // A route's own configuration enables it there.
+            json!({"name": full, "disabled": true, "typed_config": typed(filter_type, everywhere)}),
+        );
+    }
+    let host = crate::config::host(&mut config, name);
+    host["routes"][0]["typed_per_filter_config"][&full] = typed(of_route_type, of_route);
+    config
+}
