@@ -24,8 +24,10 @@ pub struct Figures {
     pub propagation_ms: Vec<f64>,
     /// Requests that reached the failing endpoint before its breaker opened.
     pub breaker_failures: usize,
-    /// From the endpoint's recovery to its first successful request after a probe.
+    /// From the endpoint's recovery until 20 requests have come to it again, in turns.
     pub breaker_recovery_ms: f64,
+    /// What it then got by latency and load, as a part of the mean.
+    pub recovered_share: f64,
     /// Drain event at the server to last request at the endpoint.
     pub drain_ms: f64,
     /// Requests sent while the agent was gone, and until it had caught up.
@@ -65,6 +67,9 @@ impl Figures {
         let (failures, drain) = (self.breaker_failures, self.drain_ms);
         hold(failures <= 5, format!("{failures} failures before the breaker opened, 5 allowed"));
         hold(drain < 50.0, format!("drain {drain:.1} ms, below 50 wanted"));
+        let share = self.recovered_share;
+        let even = (0.75..=1.25).contains(&share);
+        hold(even, format!("the recovered got {share:.2} of the mean, 0.75 to 1.25 wanted"));
         let (failed, back) = (self.failed_requests, self.catch_up_ms);
         hold(failed == 0, format!("{failed} failed requests without the agent, 0 allowed"));
         hold(self.agent_gone_requests > 0, "no request was sent without the agent".into());
@@ -84,6 +89,7 @@ impl Figures {
             },
             "breaker_failures": self.breaker_failures,
             "breaker_recovery_ms": tenth(self.breaker_recovery_ms),
+            "recovered_share": (self.recovered_share * 100.0).round() / 100.0,
             "drain_ms": tenth(self.drain_ms),
             "agent_gone_requests": self.agent_gone_requests,
             "failed_requests": self.failed_requests,

@@ -16,6 +16,8 @@ const FIRST: &str = "orders";
 const RATE: f64 = 1000.0;
 const ROUNDS: usize = 25;
 const AGENT_GONE: Duration = Duration::from_secs(10);
+/// In so long each of four endpoints gets 100 requests, if it gets its share.
+const SHARES: Duration = Duration::from_secs(2);
 /// How long anything may take before the demo gives up: far above every bound.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -141,11 +143,22 @@ async fn one_fails(world: &World, cast: &Cast, figures: &mut Figures) -> Result<
     let back = async || failing.requests_since(recovered) > 20;
     eventually("the endpoint to be used again", back).await?;
     figures.breaker_recovery_ms = ms(recovered.elapsed());
-    println!("it recovered; probed, closed and in full use after {:.0?}", recovered.elapsed());
-    let after = load.since(recovered);
-    println!("since then: {}", after.summary());
-    load.stop().await;
+    println!("it recovered; probed, closed and back in turns after {:.0?}", recovered.elapsed());
     world.etcd.delete(&policy).await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let by_cost = Instant::now();
+    tokio::time::sleep(SHARES).await;
+    let got = cast.orders.iter().map(|upstream| upstream.requests_since(by_cost));
+    let got: Vec<usize> = got.collect();
+    let mean = got.iter().sum::<usize>() as f64 / got.len().max(1) as f64;
+    figures.recovered_share = got.first().map_or(0.0, |got| *got as f64 / mean);
+    println!(
+        "the policy is gone; of the next {SHARES:.0?} by latency and load it got {:.2} of the mean: {got:?}",
+        figures.recovered_share
+    );
+    let after = load.since(recovered);
+    println!("since it recovered: {}", after.summary());
+    load.stop().await;
     expect_clean(&after)
 }
 

@@ -13,5 +13,6 @@
 
 mod fairness;
 mod figures;
+mod fleet;
 mod tail;
 mod world;
