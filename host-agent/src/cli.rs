@@ -425,6 +425,9 @@ struct ExplainArgs {
     /// A tag that a request asks for; repeatable.
     #[arg(long)]
     tag: Vec<String>,
+    /// A header of the request, `:path` among them: its hash key, subset and pin are looked at; repeatable.
+    #[arg(long, value_name = "NAME=VALUE")]
+    header: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `native` | ring_hash and maglev name what Envoy's own policies name, under load too |
 //! | `strategies` | each strategy by configuration and by etcd, and how it spreads |
+//! | `shares` | equal shares in every window, also after an illness |
 //! | `keys` | what a request is hashed by |
 //! | `eligible` | sticky sessions, subsets, zones, slow start, panic |
 //! | `configuration` | a `Struct` is read; what is refused, and why, is in the log |
+//! | `debug` | who brings the token is told why a request went where it went |
 //! | `limit` | `max_requests`: full endpoints are passed over, and all full is said |
 //! | `tiers` | spill as by Envoy's own priorities; the failover of a service |
 //! | `attempts` | retries walk the list; nothing of it reaches the wire |
@@ -20,6 +22,7 @@
 mod attempts;
 mod clusters;
 mod configuration;
+mod debug;
 mod eligible;
 mod fallback;
 mod keys;
@@ -27,6 +30,7 @@ mod limit;
 mod native;
 mod protocols;
 mod scale;
+mod shares;
 mod strategies;
 mod support;
 mod tiers;

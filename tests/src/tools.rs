@@ -63,6 +63,11 @@ pub fn prometheus() -> Result<PathBuf> {
     find("PROMETHEUS", "prometheus", None, "apt-get install -y prometheus")
 }
 
+/// `$HAPROXY`, or `haproxy` from PATH.
+pub fn haproxy() -> Result<PathBuf> {
+    find("HAPROXY", "haproxy", None, "apt-get install -y haproxy")
+}
+
 /// What `promtool check metrics` has to say of an exposition; nothing is `Ok`.
 pub fn check_metrics(text: &str) -> Result<()> {
     let mut exposition = tempfile::tempfile()?;

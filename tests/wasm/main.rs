@@ -10,12 +10,14 @@
 //! | `heads` | the head of a response is the answer |
 //! | `trace` | headers out, spans to a collector, hostile headers |
 //! | `switches` | what operators turn off: bypass and shadow |
+//! | `debug` | who brings the token is told why a request went where it went |
 //! | `cost` | how many host calls a request makes |
 
 mod abi;
 mod breaker;
 mod budget;
 mod cost;
+mod debug;
 mod heads;
 mod select;
 mod support;

@@ -366,6 +366,36 @@ fn all_full_is_answered_here_and_counted_apart() {
     assert_eq!(fill(&mut run, 1).0.len(), 6, "and that there is room again");
 }
 
+/// One endpoint that serves eight side by side in 8 ms each, in the order in which they come, before as many
+/// requests as it lets in.
+#[test]
+fn an_adaptive_limit_ends_the_queue_at_an_endpoint() {
+    let mut run = run_with(ALL);
+    run.table_with("orders", endpoints(1), r#"{"select": {"max_requests": "adaptive"}}"#);
+    let mut queue = std::collections::VecDeque::new();
+    let mut most = 0;
+    for millisecond in 0..3_000 {
+        // Of all that come in a millisecond no more than 200 are tried.
+        for _ in 0..200 {
+            let request = run.envoy.worker(0).request(get("orders"));
+            if list(&request).is_empty() {
+                break;
+            }
+            queue.push_back(request);
+        }
+        run.envoy.advance(Duration::from_millis(1));
+        if millisecond >= 8 {
+            let served = queue.pop_front().expect("never idle");
+            run.envoy.finish(served, Outcome::ok("10.0.0.1:80"));
+        }
+        if millisecond >= 2_000 {
+            most = most.max(queue.len());
+        }
+    }
+    assert!((8..=20).contains(&most), "{most} in flight at once");
+    assert!(run.envoy.metrics().counter("pintle_full_total").unwrap_or(0) > 1_000);
+}
+
 #[test]
 fn a_session_at_a_full_endpoint_moves_for_that_request_and_keeps_its_pin() {
     let mut run = run_with(ALL);

@@ -31,6 +31,8 @@ pub enum Tool {
     Chromium,
     /// Reads the images back.
     Skopeo,
+    /// Measured beside, by `bench limits` alone.
+    HaProxy,
 }
 
 /// What compiles the agent and the module.
@@ -51,7 +53,7 @@ pub const ALL: &[Tool] = &[
 ];
 
 /// What it is for, a binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(Tool, &str, &str, &str); 8] = [
+const PACKAGES: [(Tool, &str, &str, &str); 9] = [
     (Tool::Protoc, "protoc", "PROTOC", "protobuf-compiler"),
     (Tool::Etcd, "etcd", "ETCD", "etcd-server"),
     (Tool::Etcd, "etcdctl", "ETCDCTL", "etcd-client"),
@@ -60,6 +62,7 @@ const PACKAGES: [(Tool, &str, &str, &str); 8] = [
     (Tool::Prometheus, "promtool", "PROMTOOL", "prometheus"),
     (Tool::Skopeo, "skopeo", "SKOPEO", "skopeo"),
     (Tool::Chromium, "chromium", "CHROMIUM", "chromium"),
+    (Tool::HaProxy, "haproxy", "HAPROXY", "haproxy"),
 ];
 
 /// Google's own definitions, which etcd's import; Debian has them apart from protoc.

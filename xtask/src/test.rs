@@ -109,6 +109,9 @@ fn verdict(clean: bool, passed: u64, failed: u64) -> Result<()> {
 /// The `bench` command.
 pub fn bench(args: &[&str]) -> Result<()> {
     setup::bring(setup::SERVERS)?;
+    if matches!(args, [] | ["limits", ..]) {
+        setup::bring(&[setup::Tool::HaProxy])?;
+    }
     let line = match args {
         [] => "cargo bench -p pintle-benches".to_string(),
         [name, rest @ ..] => {

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use pintle_contract::{Endpoint, Health, MAX_ENDPOINTS, Now};
 use xxhash_rust::xxh64::xxh64;
 
+use crate::adaptive::Adaptive;
 use crate::bounded::Shape;
 use crate::eligible::Field;
 use crate::load::{Clock, Load, State};
@@ -27,6 +28,7 @@ use crate::tier::tier_of;
 use crate::verdict::Verdict;
 use crate::workers::Workers;
 
+mod explain;
 mod limit;
 mod pick;
 mod tables;
@@ -42,6 +44,8 @@ pub struct Balancer {
     field: Field,
     /// All requests in flight, the other workers' among them.
     active: u64,
+    /// Of each endpoint, where the limit adapts; else empty.
+    limits: Vec<Adaptive>,
     by_id: Vec<u32>,
     by_address: Vec<(SocketAddr, u32)>,
     by_key: Vec<(u64, u32)>,
@@ -119,6 +123,7 @@ impl Balancer {
             sites: Vec::new(),
             field: Field::new(policy, now),
             active: 0,
+            limits: Vec::new(),
             by_id: Vec::new(),
             by_address: Vec::new(),
             by_key: Vec::new(),
@@ -162,6 +167,8 @@ impl Balancer {
         let mut sites = Vec::with_capacity(endpoints.len());
         let mut loads = Vec::with_capacity(endpoints.len());
         let mut histories = Vec::with_capacity(endpoints.len());
+        let adapts = policy.max_requests.range().is_some();
+        let mut limits = Vec::new();
         for endpoint in endpoints {
             let old = self.index_of(&endpoint.id);
             let known = old.and_then(|i| Some((self.sites.get(i)?, self.field.loads.get(i)?)));
@@ -182,10 +189,15 @@ impl Balancer {
             loads.push(load.unwrap_or_else(|| Load::new(&self.field.clock)));
             let past = old.and_then(|i| self.field.histories.get_mut(i)).map(std::mem::take);
             histories.push(past.unwrap_or_default());
+            if adapts {
+                let limit = old.and_then(|i| self.limits.get(i)).copied();
+                limits.push(limit.unwrap_or(const { Adaptive::new() }));
+            }
         }
         self.sites = sites;
         self.field.loads = loads;
         self.field.histories = histories;
+        self.limits = limits;
         self.sort();
         let index = Index::build(policy, endpoints);
         self.probes.clear();

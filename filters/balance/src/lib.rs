@@ -42,6 +42,7 @@
 //! `eligible.rs` who may be chosen, `zone.rs`, `subset.rs`, `slow_start.rs` and `sticky.rs` what narrows
 //! it, `hash.rs` what a request hashes to.
 
+mod adaptive;
 mod alias;
 mod balancer;
 mod baseline;
@@ -54,6 +55,7 @@ mod least_request;
 mod load;
 mod looks;
 mod maglev;
+mod max_requests;
 mod memory;
 mod middle;
 mod p2c;
@@ -66,6 +68,7 @@ mod round_robin;
 mod site;
 mod slow_start;
 mod stand;
+mod standing;
 mod sticky;
 mod subset;
 mod tier;
@@ -80,6 +83,7 @@ pub use balancer::Balancer;
 pub use cost::Cost;
 pub use hash::{HashKey, RequestView, hash_key};
 pub use load::LoadEntry;
+pub use max_requests::MaxRequests;
 pub use memory::{DEFAULT_BUDGET, Hold, Memory, OverBudget};
 pub use policy::{
     Cookie, Failover, HashFunction, HashKeyPart, HashSource, MAX_ATTEMPTS, MAX_HASH_KEYS,
@@ -87,6 +91,7 @@ pub use policy::{
     Sticky, Strategy, SubsetDefault, SubsetFallback,
 };
 pub use rand::rngs::Xoshiro256PlusPlus as Dice;
+pub use standing::{Ill, LeftOut, Standing};
 pub use sticky::{Pin, pin};
 pub use subset::{Want, Wants};
 pub use tier::{tier_of, tier_shares};

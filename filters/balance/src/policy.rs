@@ -8,6 +8,8 @@ use std::time::Duration;
 use pintle_contract::{MAX_LABEL, MAX_LABELS};
 use pintle_settings::{DAY, HOUR, MILLISECOND, SECOND, Section, Settings};
 
+use crate::max_requests::MaxRequests;
+
 /// Entries of the ordered list, at most. Envoy takes one per attempt; nobody retries 16 times.
 pub const MAX_ATTEMPTS: usize = 16;
 /// Ring entries, at most: Envoy's own bound.
@@ -212,9 +214,8 @@ pub struct Policy {
     pub subset_default: SubsetDefault,
     /// While somebody eligible matches it, everything goes there. Default off.
     pub failover: Option<Failover>,
-    /// How many requests one endpoint has in flight over all workers of this Envoy, at most; 0 (off) to
-    /// 1,000,000. Default 0.
-    pub max_requests: u32,
+    /// Default any number.
+    pub max_requests: MaxRequests,
     /// Default off.
     pub sticky: Option<Sticky>,
     /// Length of the ordered list, 1 to [`MAX_ATTEMPTS`]. Default 3.
@@ -244,7 +245,7 @@ impl Default for Policy {
             subset_fallback: SubsetFallback::None,
             subset_default: SubsetDefault::default(),
             failover: None,
-            max_requests: 0,
+            max_requests: MaxRequests::Any,
             sticky: None,
             attempts: 3,
             ewma_decay: Duration::from_secs(10),
@@ -305,7 +306,7 @@ impl Settings for Policy {
                     one_of(keys, ways, "either a tag or a region")
                 })
                 .flatten(),
-            max_requests: keys.whole("max_requests", 0..=1_000_000, default.max_requests),
+            max_requests: MaxRequests::read(keys),
             sticky: keys
                 .section_with("sticky", |keys| {
                     let cookie = keys.section("cookie").map(Sticky::Cookie);

@@ -28,7 +28,7 @@ fn everything_can_be_said() {
     )
     .unwrap();
     assert_eq!(policy.strategy, Strategy::Maglev);
-    assert_eq!(policy.max_requests, 100);
+    assert_eq!(policy.max_requests, MaxRequests::Fixed(100));
     assert_eq!(policy.failover, Some(Failover::Tag("dr".into())));
     assert_eq!(policy.hash_key.len(), 5);
     assert_eq!(policy.hash_key[0].source, HashSource::Header("x-user".into()));

@@ -14,6 +14,7 @@ use crate::pace::Pace;
 use crate::policy::Strategy;
 use crate::site::Site;
 use crate::stand::{Means, Stand};
+use crate::standing::LeftOut;
 use crate::subset::Key;
 use crate::tier::{Spill, Tier};
 use crate::types::Picks;
@@ -33,7 +34,7 @@ pub(crate) struct Pool {
     eligible: u32,
     /// All but the draining ones, for a panic; these too, where there is nobody else.
     panic: Option<Deck>,
-    only_draining: bool,
+    pub(crate) only_draining: bool,
     panic_stand: Stand,
     /// When its draws were built last, and of which weights.
     pub(crate) refreshed: (Now, u64),
@@ -164,6 +165,16 @@ impl Pool {
             Some(deck) if panic => deck.open,
             _ => self.eligible,
         }
+    }
+
+    /// Why an endpoint that could take a request gets none of those without a panic.
+    pub(crate) fn passes_over(&self, site: &Site, hashed: bool) -> Option<LeftOut> {
+        let at = self.tiers.iter().position(|tier| tier.priority == site.priority)?;
+        if self.spill.share(at) == 0 {
+            return Some(LeftOut::Tier);
+        }
+        let tier = self.tiers.get(at)?;
+        (!hashed && !site.local && tier.stays()).then_some(LeftOut::Zone)
     }
 
     /// Fills `out` by every strategy that does not hash, or lacks a key.

@@ -116,6 +116,11 @@ impl Tier {
         self.local.open.saturating_add(self.rest.open)
     }
 
+    /// Whether the own zone takes all.
+    pub(crate) const fn stays(&self) -> bool {
+        self.stay.is_none() && self.local.open > 0
+    }
+
     /// The zone that this request draws from first, and the other.
     #[inline]
     pub(crate) fn zones(&mut self, rng: &mut impl Rng) -> (&mut Deck, &mut Deck) {
@@ -153,6 +158,13 @@ impl Spill {
     #[inline]
     pub(crate) const fn is_none(&self) -> bool {
         self.up_to.is_empty()
+    }
+
+    /// Percent that go to the tier.
+    pub(crate) fn share(&self, tier: usize) -> u32 {
+        let up_to = |at: usize| self.up_to.get(at).copied();
+        let before = tier.checked_sub(1).and_then(up_to).unwrap_or(0);
+        up_to(tier).map_or(if tier == 0 { 100 } else { 0 }, |up_to| up_to - before)
     }
 
     /// The tier of a request with these bits, which are random or its hash.

@@ -241,4 +241,6 @@ pub struct Ticket {
     pub(crate) index: u32,
     pub(crate) generation: u32,
     pub(crate) key: u64,
+    /// Requests in flight there when it was sent, itself among them.
+    pub(crate) crowd: u32,
 }

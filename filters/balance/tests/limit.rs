@@ -5,8 +5,8 @@
 use std::net::SocketAddr;
 
 use pintle_balance::{
-    Balancer, Choice, Dice, LoadEntry, Nothing, Picks, Policy, Request, Strategy, Ticket, Verdict,
-    Want,
+    Balancer, Choice, Dice, LoadEntry, MaxRequests, Nothing, Picks, Policy, Request, Strategy,
+    Ticket, Verdict, Want,
 };
 use pintle_contract::{Endpoint, Now};
 use rand::SeedableRng;
@@ -196,7 +196,7 @@ fn the_limit_follows_the_policy() {
     for _ in 0..10 {
         assert!(world.send(&Request::default()).is_ok());
     }
-    let limited = Policy { max_requests: 2, ..Policy::default() };
+    let limited = Policy { max_requests: MaxRequests::Fixed(2), ..Policy::default() };
     world.balancer.update(&limited, &endpoints(2), "a", NOW);
     assert_eq!(world.send(&Request::default()), Err(Nothing::Full));
     world.balancer.update(&Policy::default(), &endpoints(2), "a", NOW);

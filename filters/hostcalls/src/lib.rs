@@ -185,10 +185,38 @@ pub fn response_trailer(name: &[u8]) -> Result<Vec<u8>> {
 /// # Errors
 /// The host's status.
 pub fn set_request_header(name: &[u8], value: &[u8]) -> Result<()> {
+    set_header(REQUEST, name, value)
+}
+
+/// Makes `value` the only value of a response header. While the response's headers pass only.
+///
+/// # Errors
+/// The host's status.
+pub fn set_response_header(name: &[u8], value: &[u8]) -> Result<()> {
+    set_header(RESPONSE, name, value)
+}
+
+/// Removes every value of a request header.
+///
+/// # Errors
+/// The host's status.
+pub fn remove_request_header(name: &[u8]) -> Result<()> {
+    remove_header(REQUEST, name)
+}
+
+/// Removes every value of a response header. While the response's headers pass only.
+///
+/// # Errors
+/// The host's status.
+pub fn remove_response_header(name: &[u8]) -> Result<()> {
+    remove_header(RESPONSE, name)
+}
+
+fn set_header(map: u32, name: &[u8], value: &[u8]) -> Result<()> {
     // SAFETY: pointers and lengths of live slices.
     check(unsafe {
         abi::proxy_replace_header_map_value(
-            REQUEST,
+            map,
             name.as_ptr(),
             name.len(),
             value.as_ptr(),
@@ -197,13 +225,9 @@ pub fn set_request_header(name: &[u8], value: &[u8]) -> Result<()> {
     })
 }
 
-/// Removes every value of a request header.
-///
-/// # Errors
-/// The host's status.
-pub fn remove_request_header(name: &[u8]) -> Result<()> {
+fn remove_header(map: u32, name: &[u8]) -> Result<()> {
     // SAFETY: pointer and length of a live slice.
-    check(unsafe { abi::proxy_remove_header_map_value(REQUEST, name.as_ptr(), name.len()) })
+    check(unsafe { abi::proxy_remove_header_map_value(map, name.as_ptr(), name.len()) })
 }
 
 /// Answers the request here. At most once a request, and the callback must pause afterwards.

@@ -45,6 +45,10 @@ pub(crate) trait Proxy {
     fn set_request_header(&self, name: &str, value: &[u8]) -> Result<(), Refused>;
     /// Removes every value of a request header.
     fn remove_request_header(&self, name: &str) -> Result<(), Refused>;
+    /// Makes `value` the only value of a response header; while the response's headers pass.
+    fn set_response_header(&self, name: &str, value: &[u8]) -> Result<(), Refused>;
+    /// Removes every value of a response header; while the response's headers pass.
+    fn remove_response_header(&self, name: &str) -> Result<(), Refused>;
     /// The first value of a response header; while the response's headers pass, or an attempt is logged.
     fn response_header(&self, name: &str) -> Option<Vec<u8>>;
     /// The first value of a response trailer; while the response's trailers pass, or an attempt is logged.

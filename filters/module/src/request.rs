@@ -34,6 +34,7 @@ use pintle_trace::{Edit, Kept, Ratio};
 mod attempt;
 mod charge;
 mod choice;
+mod debug;
 mod end;
 mod head;
 mod question;
@@ -41,6 +42,8 @@ mod shadow;
 mod span;
 
 pub(crate) use attempt::RequestId;
+use debug::Answer;
+pub(crate) use debug::Token;
 use head::Head;
 use question::{Named, named};
 use shadow::Shadow;
@@ -63,6 +66,8 @@ pub(crate) struct Exchange<P: Proxy> {
     sent: Option<Sent>,
     /// Where the choice is only compared with Envoy's.
     shadow: Option<Shadow>,
+    /// What is told of the choice, where anybody may ask.
+    answer: Option<Box<Answer>>,
     trace: Option<pintle_trace::Context>,
     /// For the span, if there will be one.
     kept: Kept,
@@ -165,6 +170,7 @@ impl<P: Proxy> Exchange<P> {
             id: None,
             sent: None,
             shadow: None,
+            answer: None,
             trace: None,
             kept: Kept::default(),
             decided: Decided::default(),
@@ -183,7 +189,7 @@ impl<P: Proxy> Exchange<P> {
 
     /// Whether there is anything to do when it is over.
     pub(crate) fn has_end(&self) -> bool {
-        self.sent.is_some() || self.is_recorded()
+        self.sent.is_some() || self.answer.is_some() || self.is_recorded()
     }
 
     fn is_recorded(&self) -> bool {
@@ -194,6 +200,9 @@ impl<P: Proxy> Exchange<P> {
     pub(crate) fn on_response_headers(&mut self) -> Option<()> {
         if self.grpc {
             self.grpc_status = grpc_status(self.proxy.response_header("grpc-status"));
+        }
+        if let Some(answer) = &self.answer {
+            answer.write(&self.proxy, &self.decided);
         }
         if self.sent.is_none() {
             return Some(());
@@ -255,6 +264,9 @@ impl<P: Proxy> Exchange<P> {
             local.counters.add(Count::HostError);
             return Action::Continue;
         };
+        if config.debug.is_some() {
+            self.answer = Answer::begin(&config, local, &self.proxy, &headers).map(Box::new);
+        }
         let known = !local.services.is_empty() || config.traces_by_service();
         let named = (known || config.select.is_some())
             .then(|| named(&config.sources, &self.proxy, &headers))
@@ -285,6 +297,7 @@ impl<P: Proxy> Exchange<P> {
             || config.traces_by_service()
             || !local.services.is_empty()
             || local.tracer.continued
+            || config.debug.is_some()
             || probes.is_empty()
             || (policy.ratio == Ratio::ALWAYS && trace.participates(&policy))
             || !probes.iter().all(|name| self.proxy.lacks_request_header(name))
@@ -446,8 +459,10 @@ impl<P: Proxy> Exchange<P> {
 
     fn refuse(&self, local: &mut Local, why: Refusal, wait: u64) -> Action {
         let wait = wait.to_string();
-        let headers: [(&[u8], &[u8]); 2] =
-            [(b"retry-after", wait.as_bytes()), (b"x-pintle-reason", why.reason())];
+        let mut headers: Vec<(&[u8], &[u8])> =
+            vec![(b"retry-after", wait.as_bytes()), (b"x-pintle-reason", why.reason())];
+        let told = self.answer.as_ref().and_then(|answer| answer.text(&self.decided));
+        headers.extend(told.as_ref().map(|(name, text)| (name.as_bytes(), text.as_bytes())));
         let grpc_status = why.grpc_status();
         let response = LocalResponse { status: 503, grpc_status, headers: &headers };
         match self.proxy.respond(&response) {

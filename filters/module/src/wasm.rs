@@ -63,6 +63,14 @@ impl Proxy for Wasm {
         done(host::remove_request_header(name.as_bytes()))
     }
 
+    fn set_response_header(&self, name: &str, value: &[u8]) -> Result<(), Refused> {
+        done(host::set_response_header(name.as_bytes(), value))
+    }
+
+    fn remove_response_header(&self, name: &str) -> Result<(), Refused> {
+        done(host::remove_response_header(name.as_bytes()))
+    }
+
     fn response_header(&self, name: &str) -> Option<Vec<u8>> {
         host::response_header(name.as_bytes()).ok()
     }

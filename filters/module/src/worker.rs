@@ -38,6 +38,7 @@ use turn::Turn;
 use uplink::Uplink;
 
 use crate::counters::{Count, Counters};
+use crate::request::Token;
 use crate::service::Service;
 
 /// Ticks between reports, and between looks at the index in case a note was lost: one second.
@@ -64,6 +65,8 @@ pub(crate) struct Local {
     pub(crate) counters: Counters,
     pub(crate) rng: Dice,
     pub(crate) probes: Probes,
+    /// What who asks for the debug header must bring.
+    pub(crate) token: Option<Token>,
     breakers: Breakers,
 }
 
@@ -76,6 +79,7 @@ impl Local {
             rng: Dice::seed_from_u64(RandomState::new().hash_one(2u8)),
             probes: Probes::default(),
             breakers: Breakers::new(config.breaker),
+            token: config.debug.as_ref().and_then(Token::read),
             config,
         }
     }

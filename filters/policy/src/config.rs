@@ -8,6 +8,7 @@
 //!   "trace":   {... propagation and export ..., "ratio": 1.0},
 //!   "mode":    "active", "bypass": false,
 //!   "memory":  {"budget": "256MiB"},
+//!   "debug":   {"token_env": "PINTLE_DEBUG_TOKEN"},
 //!   "services": {"orders": {"select": {"strategy": "maglev"}}} }
 //! ```
 //! A part that is absent does nothing. Keys of a part that may differ by service are its policy, and
@@ -103,6 +104,15 @@ pub struct Select {
     pub unknown: Unknown,
 }
 
+/// The header by which who brings a token is told why a request goes where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DebugHeader {
+    /// Of the request, with the token, and of the answer; lower-case.
+    pub header: String,
+    /// The environment variable that holds the token.
+    pub token_env: String,
+}
+
 /// The whole configuration, checked.
 #[derive(Debug)]
 pub struct Config {
@@ -118,6 +128,8 @@ pub struct Config {
     pub trace: Option<pintle_trace::Config>,
     /// Bytes that the tables of all services may hold in one VM.
     pub memory: u64,
+    /// Whether requests are explained to who asks for it.
+    pub debug: Option<DebugHeader>,
     /// The second check of every endpoint's address.
     pub addresses: AddressPolicy,
     /// The lowest layer of every service's policy.
@@ -246,6 +258,7 @@ impl Settings for Config {
             breaker: breaker.is_some(),
             trace,
             memory: memory(keys),
+            debug: keys.section("debug"),
             addresses: addresses(keys),
             base,
             services,
@@ -267,6 +280,22 @@ impl Settings for Select {
             via: keys.word("via", &VIAS, Via::default()),
             header: header.unwrap_or_else(|| "x-pintle-endpoints".to_owned()),
             unknown: keys.word("unknown_service", &UNKNOWN, Unknown::default()),
+        }
+    }
+}
+
+impl Settings for DebugHeader {
+    fn read(keys: &mut Section) -> Self {
+        const VARIABLE: &str = "the name of an environment variable, at most 64 characters";
+        let header = keys.parse("header", HEADER_NAME, header_name);
+        let token_env = keys.parse("token_env", VARIABLE, |value| {
+            let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+            let name = value.as_str()?;
+            ((1..=64).contains(&name.len()) && name.bytes().all(word)).then(|| name.to_owned())
+        });
+        Self {
+            header: header.unwrap_or_else(|| "x-pintle-debug".to_owned()),
+            token_env: token_env.unwrap_or_else(|| "PINTLE_DEBUG_TOKEN".to_owned()),
         }
     }
 }

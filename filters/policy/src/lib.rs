@@ -14,7 +14,7 @@ mod switches;
 pub use pintle_balance as select;
 pub use pintle_breaker as breaker;
 
-pub use config::{Config, Pattern, Select, Source, Unknown, Via};
+pub use config::{Config, DebugHeader, Pattern, Select, Source, Unknown, Via};
 use pintle_settings::{Invalid, MAX_DEPTH, Section, Settings};
 use serde_json::{Map, Value};
 pub use switches::Switches;

@@ -42,5 +42,5 @@ pub use duration::{
 };
 pub use invalid::{Found, Invalid};
 pub use json::{JsonError, MAX_DEPTH, parse_json};
-pub use section::{Section, Settings, duration_range, read, read_with, word};
+pub use section::{Section, Settings, duration_range, read, read_with, whole, word};
 pub use size::size_text;

@@ -392,7 +392,8 @@ fn joined(path: &str, key: &str) -> String {
 }
 
 /// A whole number, also where it was written as `3.0`: Envoy's `Struct` has no numbers but doubles.
-fn whole(number: &Number) -> Option<u64> {
+#[must_use]
+pub fn whole(number: &Number) -> Option<u64> {
     /// Beyond it a double does not tell one whole number from the next.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     number.as_u64().or_else(|| {

@@ -3,11 +3,17 @@
 //! This is the agent's view: the registry, what events laid over it, and what the proxies last reported. A
 //! proxy also knows its own zone, what its other layers of policy say, and its breakers a moment earlier.
 
+mod asked;
+mod request;
+
 use std::io::{Write, stdout};
 
 use pintle_policy::Policy;
-use pintle_policy::select::{Failover, tier_of, tier_shares};
+use pintle_policy::select::{Failover, MaxRequests, tier_of, tier_shares};
 use serde::Serialize;
+
+use asked::Asked;
+use request::Headers;
 
 use super::reads::{agent, escaped, print_json};
 use super::table::Table;
@@ -16,7 +22,7 @@ use crate::serve::admin::view::{EndpointJson, ServiceJson};
 
 /// What is asked of a service.
 #[derive(Debug, Serialize)]
-pub(super) struct Explanation {
+struct Explanation {
     service: String,
     version: String,
     strategy: &'static str,
@@ -41,27 +47,6 @@ struct Row {
     share: f64,
     /// Why no request goes there; empty for a candidate.
     left_out: Vec<String>,
-}
-
-/// What a request would ask for: `KEY=VALUE` of metadata, or a tag.
-pub(super) struct Asked<'a> {
-    metadata: Vec<(&'a str, &'a str)>,
-    tags: Vec<&'a str>,
-}
-
-impl Asked<'_> {
-    /// What of it an endpoint lacks.
-    fn lacks(&self, endpoint: &EndpointJson) -> Option<String> {
-        let of = |key: &str| match key {
-            "zone" => Some(endpoint.zone.as_str()),
-            _ => endpoint.metadata.get(key).map(String::as_str),
-        };
-        let metadata = self.metadata.iter().find(|(key, value)| of(key) != Some(*value));
-        let metadata = metadata.map(|(key, value)| format!("{key}={value}"));
-        let tag = self.tags.iter().find(|tag| !endpoint.tags.iter().any(|has| has == *tag));
-        let lacks = metadata.or_else(|| tag.map(|tag| format!("tag {tag}")))?;
-        Some(format!("not of the subset: {lacks}"))
-    }
 }
 
 /// Why an endpoint takes nothing by itself, whatever the others do.
@@ -94,7 +79,7 @@ fn matches(failover: &Failover, endpoint: &EndpointJson) -> bool {
 }
 
 /// Explains a service under its policy.
-pub(super) fn explain(service: &ServiceJson, policy: &Policy, asked: &Asked<'_>) -> Explanation {
+fn explain(service: &ServiceJson, policy: &Policy, asked: &Asked<'_>) -> Explanation {
     let select = &policy.select;
     let mut notes = Vec::new();
     if policy.switches.bypass {
@@ -121,9 +106,14 @@ pub(super) fn explain(service: &ServiceJson, policy: &Policy, asked: &Asked<'_>)
         }
     }
     by_tier(service, asked, &mut left_out, &mut notes);
-    if select.max_requests > 0 {
-        let most = select.max_requests;
-        notes.push(format!("at most {most} requests in flight at an endpoint from one Envoy"));
+    match select.max_requests {
+        MaxRequests::Any => {}
+        MaxRequests::Fixed(most) => {
+            notes.push(format!("at most {most} requests in flight at an endpoint from one Envoy"));
+        }
+        MaxRequests::Adaptive { min, max } => notes.push(format!(
+            "at most {min} to {max} requests in flight at an endpoint from one Envoy, by its latency"
+        )),
     }
     let rows = service.endpoints.iter().zip(left_out);
     Explanation {
@@ -247,15 +237,18 @@ pub(super) async fn run(args: &ExplainArgs, json: bool) -> Result<(), CliError> 
     if let Some(odd) = args.metadata.iter().find(|pair| !pair.contains('=')) {
         return Err(CliError::Usage(format!("--metadata {odd:?} is not KEY=VALUE")));
     }
-    let asked = Asked {
+    let mut asked = Asked {
         metadata: args.metadata.iter().filter_map(|pair| pair.split_once('=')).collect(),
         tags: args.tag.iter().map(String::as_str).collect(),
     };
+    let headers = Headers::read(&args.header)?;
     let service: ServiceJson =
         agent(&args.admin).get(&format!("/v1/services/{}", escaped(name))).await?;
     let policy = Policy::resolve(&service.policy)
         .map_err(|error| CliError::No(format!("the policy of {name}: {error}")))?;
-    let explanation = explain(&service, &policy, &asked);
+    let found = headers.find(&service, &policy, &mut asked);
+    let mut explanation = explain(&service, &policy, &asked);
+    explanation.notes.extend(found);
     if json {
         return print_json(&explanation);
     }

@@ -6,14 +6,33 @@
 //!
 //! Full is not ill: it is no reason for a panic, and no panic sends anybody there. So an endpoint that is
 //! full stays what it is where endpoints are counted, and only those who draw see [`State::Full`].
+//!
+//! Where the limit adapts, each worker finds its own. One that has nothing in flight there may send one
+//! request below the ceiling whatever the others have, or it would learn nothing more.
+
+use std::time::Duration;
 
 use super::Balancer;
 use crate::load::State;
+use crate::max_requests::MaxRequests;
 use crate::site::Site;
+use crate::types::Ticket;
 
 impl Balancer {
-    pub(super) const fn is_limited(&self) -> bool {
-        self.field.policy.max_requests > 0
+    pub(super) fn is_limited(&self) -> bool {
+        self.field.policy.max_requests != MaxRequests::Any
+    }
+
+    /// How many requests an endpoint may have in flight now; `None` for any number.
+    #[must_use]
+    pub fn limit_of(&self, index: usize) -> Option<u32> {
+        match self.field.policy.max_requests {
+            MaxRequests::Any => None,
+            MaxRequests::Fixed(most) => Some(most),
+            MaxRequests::Adaptive { min, max } => {
+                Some(self.limits.get(index).map_or(max, |limit| limit.limit(min, max)))
+            }
+        }
     }
 
     /// Brings what draws see of an endpoint up to date.
@@ -21,10 +40,31 @@ impl Balancer {
         let (Some(site), Some(load)) = (self.sites.get(index), self.field.loads.get(index)) else {
             return;
         };
-        let most = self.field.policy.max_requests;
-        let state = if most > 0 && load.active() >= most { State::Full } else { site.state() };
+        let most = match self.field.policy.max_requests {
+            MaxRequests::Adaptive { max, .. } if load.in_flight == 0 => Some(max),
+            _ => self.limit_of(index),
+        };
+        let full = most.is_some_and(|most| load.active() >= most);
+        let state = if full { State::Full } else { site.state() };
         if let Some(place) = self.field.states.get_mut(index) {
             *place = state;
+        }
+    }
+
+    /// What an answer, or the wait for one, says of the endpoint's own limit.
+    pub(super) fn learn_limit(
+        &mut self,
+        index: usize,
+        ticket: Ticket,
+        latency: Option<Duration>,
+        failed: bool,
+    ) {
+        if let Some(range) = self.field.policy.max_requests.range()
+            && let Some(limit) = self.limits.get_mut(index)
+            && let Some(latency) = latency
+        {
+            let (now, ns) = (self.field.clock.now, latency.as_nanos() as f32);
+            limit.answered(range, now, ns, ticket.crowd, failed);
         }
     }
 

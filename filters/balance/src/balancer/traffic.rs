@@ -14,7 +14,8 @@ impl Balancer {
         let (site, load) = (self.sites.get(index)?, self.field.loads.get_mut(index)?);
         load.started(now);
         self.active = self.active.saturating_add(1);
-        let ticket = Ticket { index: index as u32, generation: self.generation, key: site.key };
+        let (generation, key, crowd) = (self.generation, site.key, load.active());
+        let ticket = Ticket { index: index as u32, generation, key, crowd };
         if self.is_limited() {
             self.mark(index);
         }
@@ -29,6 +30,7 @@ impl Balancer {
         if let Some(index) = self.resolve(ticket) {
             self.field.loads.get_mut(index).into_iter().for_each(|load| load.answered(now));
             self.observed(index, now, sample);
+            self.learn_limit(index, ticket, sample.latency, sample.failed);
         }
     }
 
@@ -65,6 +67,7 @@ impl Balancer {
             if let Some(waited) = waited {
                 load::observe_at_least(load, past, &self.field.clock, &self.field.service, waited);
             }
+            self.learn_limit(index, ticket, waited, true);
         }
         self.ended(ticket);
     }

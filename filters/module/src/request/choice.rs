@@ -71,6 +71,9 @@ impl<P: Proxy> Exchange<P> {
         let choice = loop {
             let service = local.services.at_mut(known.at)?;
             let choice = service.balancer.pick(&request, now, &mut local.rng, picks);
+            if let Some(answer) = &mut self.answer {
+                answer.explain(service, &known.name, &request, choice, picks);
+            }
             if shadow {
                 self.shadow(local, known, choice, picks);
                 return None;
