@@ -6,6 +6,10 @@
 //! - *cold*: from the agent's start without a state on disk until the reader holds everything;
 //! - *churn*: 1,000 registry changes a second for a minute; how often each service's table reaches the
 //!   reader in any one second, and whether the reader ends with exactly what a model of the writes says;
+//! - *formats*: the same number of instances as six frameworks write them; from the agent's start until
+//!   the reader holds them all;
+//! - *deployments*: before a real Envoy under load, a rolling deployment, a scale-down, and nodes that are
+//!   lost; when the last request came after a deletion, and how many failed;
 //! - *events*: a stream that was filled while the agent was away; how fast it is applied, from the first
 //!   that is seen to the last, and whether the reader ends with the last weight of each endpoint.
 //!
@@ -13,9 +17,13 @@
 //! whole; what the agent alone used is its CPU time. Memory is the highest that the kernel counted.
 //!
 //! `--check` exits with 1 where a figure is out of bounds; `--quick` takes ten seconds instead of sixty;
-//! the last line is JSON. That duplicated and reordered events end in the model's state is a test, not a
+//! `--registries` measures formats and deployments alone; the last line is JSON. That duplicated and reordered events end in the model's state is a test, not a
 //! figure: `host-agent/state/src/tests/order.rs`.
 
+#[path = "agent/deployments.rs"]
+mod deployments;
+#[path = "agent/formats.rs"]
+mod formats;
 #[path = "agent/reader.rs"]
 mod reader;
 #[path = "agent/registry.rs"]
@@ -44,6 +52,10 @@ const NAME: &str = "bench";
 #[derive(Clone, Copy)]
 struct Options {
     check: bool,
+    /// Formats and deployments alone.
+    registries: bool,
+    /// Of these one each, only to see that they still run.
+    brief: bool,
     churn: Duration,
     events: usize,
 }
@@ -70,7 +82,7 @@ fn main() -> ExitCode {
     let done = match (runtime, options()) {
         (Ok(runtime), Some(options)) => runtime.block_on(run(options)),
         _ => {
-            eprintln!("usage: agent [--check] [--quick]");
+            eprintln!("usage: agent [--check] [--quick] [--registries]");
             return ExitCode::from(64);
         }
     };
@@ -85,7 +97,8 @@ fn main() -> ExitCode {
 }
 
 fn options() -> Option<Options> {
-    let (mut check, mut quick) = (false, true);
+    let (mut check, mut quick, mut registries) = (false, true, false);
+    let brief = !std::env::args().any(|arg| arg == "--bench");
     let args: Vec<String> = std::env::args().skip(1).collect();
     for word in &args {
         match word.as_str() {
@@ -93,22 +106,28 @@ fn options() -> Option<Options> {
             "--bench" => quick = false,
             "--check" => check = true,
             "--quick" => {}
+            "--registries" => registries = true,
             _ => return None,
         }
     }
     quick |= args.iter().any(|word| word == "--quick");
     let (seconds, events) = if quick { (10, 50_000) } else { (60, 200_000) };
-    Some(Options { check, churn: Duration::from_secs(seconds), events })
+    Some(Options { check, registries, brief, churn: Duration::from_secs(seconds), events })
 }
 
 async fn run(options: Options) -> Result<bool> {
     // Built before anything is timed.
     pintle_tests::tools::agent()?;
+    let mut figures = Figures::new();
+    formats::measure(&mut figures, options.brief).await?;
+    deployments::measure(&mut figures, options.brief).await?;
+    if options.registries {
+        return Ok(report(&figures, options) || !options.check);
+    }
     let (etcd, mut nats) = tokio::try_join!(Etcd::start(), Nats::start())?;
     let client = Client::connect([etcd.url()], None).await.map_err(registry::failed)?;
     let model = registry::fill(&client).await?;
     println!("{} endpoints in {SERVICES} services", model.len());
-    let mut figures = Figures::new();
     let (agent, reader) = cold(&etcd, &model, &mut figures).await?;
     let model = churn(agent, reader, &client, model, options, &mut figures).await?;
     events(&etcd, &mut nats, &model, options, &mut figures).await?;

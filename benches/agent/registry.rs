@@ -26,7 +26,7 @@ const QUIET: usize = 100;
 /// Writers.
 const WRITERS: usize = 32;
 /// Operations of one transaction; etcd takes 128.
-const OPERATIONS: usize = 100;
+pub const OPERATIONS: usize = 100;
 
 /// An endpoint by number.
 pub type Place = (usize, usize);
