@@ -2,6 +2,7 @@
 //!
 //! | act | what it does |
 //! |---|---|
+//! | `moved/ok` | 302 to the act behind it, on the same host |
 //! | `ok`, `status/404` | answers with 200 or that status |
 //! | `slow/150/ok` | waits 150 ms, then acts as the rest says |
 //! | `held/ok` | waits for [`Upstream::release`], then acts as the rest says |
@@ -252,6 +253,14 @@ async fn respond(act: &str, mut request: Request<Incoming>) -> (Response<Body>, 
         ["status", status] => {
             let status = number(status);
             (plain(status, ""), status < 500)
+        }
+        ["moved", ..] => {
+            let host = request.headers().get("host").cloned();
+            let host = host.and_then(|host| host.to_str().map(str::to_owned).ok());
+            let mut response = plain(302, "");
+            let to = format!("http://{}/{}", host.unwrap_or_default(), parts[1..].join("/"));
+            response.headers_mut().extend(to.parse().map(|to| (hyper::header::LOCATION, to)));
+            (response, true)
         }
         ["half"] => {
             let cut = cut(Bytes::from_static(&[b'x'; 512]));

@@ -1,10 +1,23 @@
 //! Answers that no library of servers gives, and answers that other filters and Envoy itself give after
 //! the module has chosen.
 
+use std::net::Shutdown;
+
+use bytes::Bytes;
+use futures::{SinkExt as _, StreamExt as _};
+use http_body_util::Full;
+use hyper::Request;
+use hyper::client::conn::http2;
+use hyper::ext::Protocol;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use pintle_tests::{EnvoyConfig, assert_eventually, http};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
-use crate::config::{http2, retry, route};
+use crate::config::{retry, route};
 use crate::row::{Row, Site};
 
 pub fn rows() -> Vec<Row> {
@@ -56,6 +69,73 @@ pub fn rows() -> Vec<Row> {
                 json!([{"upgrade_type": "websocket"}]);
             config
         }),
+        // Envoy follows a redirect itself: two requests, of which the client sent one.
+        Row::new("redirected", 0, |site| async move {
+            for _ in 0..4 {
+                site.sending();
+                site.gets(1, "moved/ok", 200).await;
+            }
+        })
+        .endpoints(2)
+        .configured(|mut config| {
+            route(&mut config, "redirected")["internal_redirect_policy"] =
+                json!({"max_internal_redirects": 1});
+            config
+        }),
+        // Ten streams end with the connection that they share.
+        Row::new("h2-cut", 0, |site| async move {
+            let stream = TcpStream::connect(site.tcp).await.expect("Envoy accepts");
+            let stream = stream.into_std().expect("a socket");
+            let other = stream.try_clone().expect("the same socket");
+            let io = TokioIo::new(TcpStream::from_std(stream).expect("a socket"));
+            let connected = http2::handshake(TokioExecutor::new(), io).await;
+            let (mut sender, connection) = connected.expect("HTTP/2");
+            tokio::spawn(connection);
+            let answers = (0..10).map(|_| {
+                site.sending();
+                let request = Request::builder().uri(format!("http://{}/hang", site.name));
+                let request = request.body(Full::<Bytes>::default()).expect("a request");
+                sender.send_request(request)
+            });
+            let answers = tokio::spawn(futures::future::join_all(answers));
+            site.arrived().await;
+            other.shutdown(Shutdown::Both).expect("cut");
+            let answers = answers.await.expect("ends");
+            assert!(answers.iter().all(Result::is_err), "nobody had an answer");
+        })
+        .endpoints(2),
+        // As browsers do where the server allows it (RFC 8441); the endpoint speaks HTTP/1.1.
+        Row::new("h2-websocket", 0, |site| async move {
+            let stream = TcpStream::connect(site.tcp).await.expect("Envoy accepts");
+            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .expect("HTTP/2");
+            tokio::spawn(connection);
+            // Envoy says that it allows it with its settings.
+            site.gets(1, "ok", 200).await;
+            site.sending();
+            let request = Request::builder()
+                .method("CONNECT")
+                .uri(format!("http://{}/ws/server", site.name))
+                .extension(Protocol::from_static("websocket"))
+                .header("sec-websocket-version", "13")
+                .body(Full::<Bytes>::default())
+                .expect("a request");
+            let mut response = sender.send_request(request).await.expect("an answer");
+            assert_eq!(response.status(), 200);
+            let io = TokioIo::new(hyper::upgrade::on(&mut response).await.expect("a tunnel"));
+            let mut socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
+            socket.send(Message::text("hello")).await.expect("sent");
+            let answer = socket.next().await.expect("a message").expect("an echo");
+            assert_eq!(answer.into_text().expect("text").as_str(), "hello");
+            while let Some(Ok(_)) = socket.next().await {}
+        })
+        .configured(|mut config| {
+            config.http_connection_manager()["http2_protocol_options"]["allow_connect"] = json!(true);
+            route(&mut config, "h2-websocket")["upgrade_configs"] =
+                json!([{"upgrade_type": "websocket"}]);
+            config
+        }),
         // Envoy's own circuit breakers are full: nobody was asked.
         Row::new("overflow", 0, |site| async move {
             let held = tokio::spawn({
@@ -72,7 +152,7 @@ pub fn rows() -> Vec<Row> {
         .configured(|mut config| {
             let thresholds = json!([{"max_requests": 1}]);
             config.cluster("overflow")["circuit_breakers"] = json!({"thresholds": thresholds});
-            unretried(http2(config, "overflow"), "overflow")
+            unretried(crate::config::http2(config, "overflow"), "overflow")
         }),
         // A filter between the module and the router answers itself, or waits.
         Row::new("fault-abort", 0, |site| async move { site.gets(6, "ok", 418).await })
