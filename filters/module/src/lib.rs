@@ -28,6 +28,7 @@ mod plugin;
 mod request;
 mod service;
 mod streams;
+mod token;
 mod wasm;
 mod worker;
 

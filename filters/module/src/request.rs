@@ -43,7 +43,6 @@ mod span;
 
 pub(crate) use attempt::RequestId;
 use debug::Answer;
-pub(crate) use debug::Token;
 use head::Head;
 use question::{Named, named};
 use shadow::Shadow;

@@ -38,8 +38,8 @@ use turn::Turn;
 use uplink::Uplink;
 
 use crate::counters::{Count, Counters};
-use crate::request::Token;
 use crate::service::Service;
+use crate::token::Token;
 
 /// Ticks between reports, and between looks at the index in case a note was lost: one second.
 const SLOW: u64 = 10;

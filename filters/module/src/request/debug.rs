@@ -6,8 +6,7 @@
 use std::rc::Rc;
 
 use pintle_balance::{Choice, Nothing, Picks, Request, Standing};
-use pintle_hostcalls::{self as host, Level};
-use pintle_policy::{Config, DebugHeader};
+use pintle_policy::Config;
 use serde_json::{Map, Value, json};
 
 use super::Decided;
@@ -16,34 +15,8 @@ use crate::counters::Count;
 use crate::service::Service;
 use crate::worker::Local;
 
-/// A token that is shorter could be guessed.
-const SHORTEST: usize = 16;
 /// Endpoints that one header tells of, at most: about 4 KiB.
 const MOST: usize = 24;
-
-/// What a request must bring.
-pub(crate) struct Token(Vec<u8>);
-
-impl Token {
-    /// From the VM's environment; what is amiss is said once a VM.
-    pub(crate) fn read(debug: &DebugHeader) -> Option<Self> {
-        let name = &debug.token_env;
-        let value = std::env::var(name).unwrap_or_default();
-        if value.len() < SHORTEST {
-            let why = "is not in the VM's host_env_keys, or shorter than 16 bytes";
-            let text = format!("pintle: debug answers nobody: {name} {why}");
-            host::log(Level::Warn, &text);
-            return None;
-        }
-        Some(Self(value.into_bytes()))
-    }
-
-    /// In a time that says nothing of where two differ.
-    fn is(&self, other: &[u8]) -> bool {
-        let differs = self.0.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b));
-        std::hint::black_box(differs) == 0 && self.0.len() == other.len()
-    }
-}
 
 /// What the answer to one request says.
 pub(super) struct Answer {

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use pintle_contract::is_name;
 use pintle_settings::{Section, Settings};
 
-use super::slices::Unserved;
 use crate::source::settings::{path, text};
 
 /// The `kubernetes` section.
@@ -38,6 +37,23 @@ pub enum Family {
 }
 
 const FAMILIES: [(&str, Family); 2] = [("ipv4", Family::V4), ("ipv6", Family::V6)];
+
+/// Why a Service is not served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unserved {
+    /// Several ports, and none is chosen.
+    #[error("{0} ports ({1}): set kubernetes.port, or put {{port}} into kubernetes.name")]
+    Ports(usize, String),
+    /// None of the ports has the name that is asked for.
+    #[error("no TCP port is called {0:?} (there: {1})")]
+    NoPort(String, String),
+    /// No TCP port at all.
+    #[error("no TCP port")]
+    NoTcp,
+    /// Its addresses are host names.
+    #[error("its addresses are host names (addressType FQDN); Envoy's lists need IP addresses")]
+    HostNames,
+}
 
 impl Default for KubernetesConfig {
     fn default() -> Self {

@@ -13,29 +13,12 @@ use pintle_contract::encode_name;
 use pintle_state::Told;
 use serde_json::json;
 
-use super::config::KubernetesConfig;
+use super::config::{KubernetesConfig, Unserved};
 
 /// The label that names a slice's Service.
 const SERVICE: &str = "kubernetes.io/service-name";
 /// Slices that are kept, at most: 100,000 endpoints of ten Services a thousand.
 const MAX_SLICES: usize = 65_536;
-
-/// Why a Service is not served.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unserved {
-    /// Several ports, and none is chosen.
-    #[error("{0} ports ({1}): set kubernetes.port, or put {{port}} into kubernetes.name")]
-    Ports(usize, String),
-    /// None of the ports has the name that is asked for.
-    #[error("no TCP port is called {0:?} (there: {1})")]
-    NoPort(String, String),
-    /// No TCP port at all.
-    #[error("no TCP port")]
-    NoTcp,
-    /// Its addresses are host names.
-    #[error("its addresses are host names (addressType FQDN); Envoy's lists need IP addresses")]
-    HostNames,
-}
 
 /// A slice by its namespace and name.
 type Key = (String, String);
