@@ -53,7 +53,9 @@ pub(super) async fn nats(config: &NatsConfig) -> Finding {
                 }
                 _ => (Code::NatsAway, todo),
             };
-            Finding::bad(code, "nats", format!("{at}: {error}"), todo)
+            let text = error.to_string();
+            let detail = if text.contains(&at) { text } else { format!("{at}: {text}") };
+            Finding::bad(code, "nats", detail, todo)
         }
         Err(_) => Finding::bad(Code::NatsAway, "nats", format!("{at}: no answer within 5 s"), todo),
     }

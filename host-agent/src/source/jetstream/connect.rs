@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, Context as JetStream};
-use async_nats::{Client, ConnectOptions, Event, ServerError};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
 use pintle_state::show;
 use tokio::sync::{Notify, watch};
 
@@ -150,8 +150,12 @@ impl Connection {
         let servers = config.servers.join(", ");
         let refused = |why: String| NatsError::Connect { servers, why };
         let connecting = options.connect(config.servers.clone());
+        let silent = format!("no answer within {} s", CONNECT.as_secs());
         let client = match tokio::time::timeout(CONNECT, connecting).await {
             Ok(Ok(client)) => client,
+            Ok(Err(error)) if error.kind() == ConnectErrorKind::TimedOut => {
+                return Err(refused(silent));
+            }
             Ok(Err(error)) => {
                 // The kind alone says "io error"; what is below it says which.
                 let source = std::error::Error::source(&error).map(|e| format!(": {e}"));
@@ -162,7 +166,7 @@ impl Connection {
                 }
                 return Err(refused(text));
             }
-            Err(_) => return Err(refused("no answer in time".into())),
+            Err(_) => return Err(refused(silent)),
         };
         let info = client.server_info();
         let server = format!("{}:{}", info.host, info.port);
