@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{ALL, Run, builder, endpoint, endpoints, get};
 
 const TOKEN: &str = "0123456789abcdef-0123456789";
-const HEADER: &str = "x-pintle-debug";
+const HEADER: &str = "pintle-debug";
 
 fn run_with(token: &str) -> Run {
     let configuration = ALL.replace("\"trace\": {}", "\"trace\": {}, \"debug\": {}");

@@ -294,7 +294,7 @@ impl Settings for DebugHeader {
             ((1..=64).contains(&name.len()) && name.bytes().all(word)).then(|| name.to_owned())
         });
         Self {
-            header: header.unwrap_or_else(|| "x-pintle-debug".to_owned()),
+            header: header.unwrap_or_else(|| "pintle-debug".to_owned()),
             token_env: token_env.unwrap_or_else(|| "PINTLE_DEBUG_TOKEN".to_owned()),
         }
     }
