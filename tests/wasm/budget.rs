@@ -57,7 +57,17 @@ fn the_largest_rings_of_twelve_services_fit_or_are_refused() {
     for service in 0..12 {
         run.table_with(&format!("s{service}"), endpoints(10), policy);
     }
+    let small = policy.replace("1048576", "16384");
+    run.table_with("small", endpoints(10), &small);
     run.complete();
+    // A small one does not wait for the large ones.
+    for service in ["s0", "small"] {
+        ask(&mut run, service, 5, 1);
+    }
+    run.live(Duration::from_secs(1));
+    let unplaced = run.envoy.metrics().counter("pintle_unplaced_total");
+    ask(&mut run, "small", 5, 1);
+    assert_eq!(run.envoy.metrics().counter("pintle_unplaced_total"), unplaced);
     for round in 0..3 {
         (0..12).for_each(|service| ask(&mut run, &format!("s{service}"), 5, 1));
         // Two rings, one after the other.

@@ -123,6 +123,12 @@ impl Memory {
     }
 }
 
+impl Hold {
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         let Account { held, returns, tables, .. } = &*self.memory.0;

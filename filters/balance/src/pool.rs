@@ -93,6 +93,12 @@ impl Pool {
         any.then_some((tiers, self.panic_stand))
     }
 
+    /// Bytes of the smallest ring or table on its way.
+    pub(crate) fn coming_bytes(&self) -> Option<u64> {
+        let stands = self.tiers.iter().map(|tier| &tier.stand);
+        stands.chain([&self.panic_stand]).filter_map(Stand::coming_bytes).min()
+    }
+
     /// Goes on with the rings and tables on their way; returns whether one still is.
     pub(crate) fn build_tables(&mut self, pace: &mut Pace<'_>) -> bool {
         let stands = self.tiers.iter_mut().map(|tier| &mut tier.stand);

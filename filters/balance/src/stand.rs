@@ -100,6 +100,11 @@ impl Stand {
         self.coming.is_some()
     }
 
+    /// Bytes of what is coming.
+    pub(crate) fn coming_bytes(&self) -> Option<u64> {
+        self.coming.as_ref().map(|(_, hold, _)| hold.bytes())
+    }
+
     /// What stands there for a request; `hosts` are who should stand in it, with their indices.
     #[inline]
     pub(crate) fn ask(

@@ -24,6 +24,12 @@ impl Balancer {
         self.building
     }
 
+    /// Bytes of the smallest ring or table on its way: the larger ones can wait for it.
+    #[must_use]
+    pub fn building_bytes(&self) -> Option<u64> {
+        self.pools.iter().filter_map(Pool::coming_bytes).min()
+    }
+
     /// Goes on with the rings and tables on their way for as long as `more`, which is asked every fraction of
     /// a millisecond. Those before serve meanwhile; without one requests are spread as by `p2c`.
     pub fn build(&mut self, mut more: impl FnMut() -> bool) {

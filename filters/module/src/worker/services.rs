@@ -226,7 +226,11 @@ impl Services {
         }
         let until = host::now().after(SLICE);
         let in_time = || host::now() < until;
-        for service in self.by_name.values_mut().filter(|s| s.balancer.is_building()) {
+        let building = self.by_name.values_mut().filter(|s| s.balancer.is_building());
+        let mut building: Vec<&mut Service> = building.collect();
+        // A small one must not wait for a large one, which takes minutes.
+        building.sort_by_key(|service| service.balancer.building_bytes());
+        for service in building {
             service.balancer.build(in_time);
             if !in_time() {
                 return;
