@@ -88,6 +88,9 @@ async fn a_service_of_the_mesh_is_chosen_by_the_registry_and_spoken_to_by_mutual
         assert!(seen.headers.contains_key("traceparent"));
     }
 
+    // With the one that is no host of the mesh's cluster it would say so.
+    let gone = etcd.deregister("orders", stray.name()).await.expect("gone");
+    agent.settled(gone).await.expect("every worker knows");
     let socket = agent.socket().display().to_string();
     let (admin, of_envoy) = (agent.admin().to_string(), envoy.admin().to_string());
     let check = ["check", "--socket", &socket, "--admin", &admin, "--envoy", &of_envoy];

@@ -16,8 +16,9 @@ use crate::cli::check::finding::{Code, Finding, some};
 use crate::serve::admin::view::ServiceJson;
 
 /// Words of `retry_on` that are a failure by any policy: no head came, or one with the gRPC status of
-/// a server's mistake.
-const FAILURES: [&str; 8] = [
+/// a server's mistake. `cancelled` is in the retries that istiod gives every route; a server that ends a
+/// call so has not served it.
+const FAILURES: [&str; 9] = [
     "reset",
     "reset-before-request",
     "connect-failure",
@@ -26,6 +27,7 @@ const FAILURES: [&str; 8] = [
     "deadline-exceeded",
     "internal",
     "unavailable",
+    "cancelled",
 ];
 
 /// What routes are held against.
@@ -38,7 +40,8 @@ struct Known<'a> {
 }
 
 /// Every route to a service of ours whose attempts follow what is no failure, where the service's
-/// policy says that they do, and every service whose attempts are to be logged and are not. What the agent tells of `services` goes over the plugins' configuration.
+/// policy says that they do, and every service whose attempts are to be logged and are not. What the
+/// agent tells of `services` goes over the plugins' configuration.
 pub(super) fn retries(dump: &Dump<'_>, services: &[ServiceJson]) -> Vec<Finding> {
     let plugins = dump.plugins().into_iter().map(|(_, plugin)| plugin);
     let plugins = plugins.filter(|plugin| plugin.breaker).collect();
@@ -194,7 +197,14 @@ mod tests {
             (json!({"retry_on": "gateway-error"}), &default, vec![]),
             (json!({"retry_on": "retriable-4xx", "num_retries": 0}), &default, vec![]),
             (json!({"retry_on": "retriable-4xx"}), &default, vec!["retriable-4xx: 409"]),
-            (json!({"retry_on": "cancelled"}), &default, vec!["cancelled"]),
+            // istiod's default.
+            (
+                json!({"retry_on": "connect-failure,refused-stream,unavailable,cancelled,\
+                    retriable-status-codes", "retriable_status_codes": [503]}),
+                &default,
+                vec![],
+            ),
+            (json!({"retry_on": "resource-exhausted"}), &default, vec!["resource-exhausted"]),
             (
                 json!({"retry_on": "envoy-ratelimited,retriable-headers,5xx"}),
                 &default,
