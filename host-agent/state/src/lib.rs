@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use std::time::{Duration, SystemTime};
-//! use pintle_state::{Change, Moment, Protection, Settings, State, Update};
+//! use pintle_state::{Change, Moment, Protection, Settings, Source, State, Update};
 //!
 //! let now = Moment { wall: SystemTime::UNIX_EPOCH, mono: Duration::ZERO };
 //! let mut state = State::new(Settings {
@@ -18,7 +18,7 @@
 //!     policies: "/pintle/policies/".into(),
 //!     addresses: pintle_contract::AddressPolicy::default(),
 //!     protection: Protection::default(),
-//!     registry: true,
+//!     decides: Source::Registry,
 //!     check_policy: |_| Ok(()),
 //! });
 //! let value = r#"{"name": "orders", "id": "orders-1", "address": "10.0.7.4", "port": 8001,
