@@ -26,6 +26,8 @@ pub struct Figures {
     pub breaker_failures: usize,
     /// From the endpoint's recovery until 20 requests have come to it again, in turns.
     pub breaker_recovery_ms: f64,
+    /// From the end of the policy of turns until five requests come to it within 200 ms.
+    pub trusted_ms: f64,
     /// What it then got by latency and load, as a part of the mean.
     pub recovered_share: f64,
     /// Drain event at the server to last request at the endpoint.
@@ -67,6 +69,8 @@ impl Figures {
         let (failures, drain) = (self.breaker_failures, self.drain_ms);
         hold(failures <= 5, format!("{failures} failures before the breaker opened, 5 allowed"));
         hold(drain < 50.0, format!("drain {drain:.1} ms, below 50 wanted"));
+        let trusted = self.trusted_ms;
+        hold(trusted < 5000.0, format!("trusted after {trusted:.0} ms, below 5000 wanted"));
         let share = self.recovered_share;
         let even = (0.75..=1.25).contains(&share);
         hold(even, format!("the recovered got {share:.2} of the mean, 0.75 to 1.25 wanted"));
@@ -89,6 +93,7 @@ impl Figures {
             },
             "breaker_failures": self.breaker_failures,
             "breaker_recovery_ms": tenth(self.breaker_recovery_ms),
+            "trusted_ms": tenth(self.trusted_ms),
             "recovered_share": (self.recovered_share * 100.0).round() / 100.0,
             "drain_ms": tenth(self.drain_ms),
             "agent_gone_requests": self.agent_gone_requests,

@@ -145,7 +145,13 @@ async fn one_fails(world: &World, cast: &Cast, figures: &mut Figures) -> Result<
     figures.breaker_recovery_ms = ms(recovered.elapsed());
     println!("it recovered; probed, closed and back in turns after {:.0?}", recovered.elapsed());
     world.etcd.delete(&policy).await?;
+    // By latency and failures it is looked at before it gets its share, so that one look that fails costs
+    // one request.
+    let policy_gone = Instant::now();
     tokio::time::sleep(Duration::from_millis(300)).await;
+    let used = async || failing.requests_since(Instant::now() - SHARES / 10) >= 5;
+    eventually("the endpoint to be trusted again", used).await?;
+    figures.trusted_ms = ms(policy_gone.elapsed());
     let by_cost = Instant::now();
     tokio::time::sleep(SHARES).await;
     let got = cast.orders.iter().map(|upstream| upstream.requests_since(by_cost));
@@ -153,7 +159,9 @@ async fn one_fails(world: &World, cast: &Cast, figures: &mut Figures) -> Result<
     let mean = got.iter().sum::<usize>() as f64 / got.len().max(1) as f64;
     figures.recovered_share = got.first().map_or(0.0, |got| *got as f64 / mean);
     println!(
-        "the policy is gone; of the next {SHARES:.0?} by latency and load it got {:.2} of the mean: {got:?}",
+        "the policy is gone; by latency and load it is in full use {:.1} s later, and of the next \
+         {SHARES:.0?} it got {:.2} of the mean: {got:?}",
+        figures.trusted_ms / 1000.0,
         figures.recovered_share
     );
     let after = load.since(recovered);
