@@ -24,6 +24,12 @@ pub fn retry(config: &mut EnvoyConfig, name: &str, on: &str, times: u32, more: &
     host(config, name)["retry_policy"] = policy;
 }
 
+/// No retries of a row.
+pub fn unretried(mut config: EnvoyConfig, name: &str) -> EnvoyConfig {
+    retry(&mut config, name, "", 0, &json!(null));
+    config
+}
+
 /// The policy of a row's service.
 pub fn policy(config: EnvoyConfig, name: &str, policy: Value) -> EnvoyConfig {
     config.plugin(|plugin| plugin["services"][name] = policy)

@@ -349,7 +349,6 @@ impl Context {
         self.board.change(|sources| {
             let status = &mut sources.kubernetes;
             status.listed = Some(Instant::now());
-            status.connects = status.connects.saturating_add(1);
         });
     }
 
@@ -359,6 +358,7 @@ impl Context {
             let status = &mut sources.kubernetes;
             status.hear();
             news = !status.connected;
+            status.connects = status.connects.saturating_add(news.into());
             status.connected = true;
             status.error = None;
             let left_out = slices.left_out();

@@ -4,7 +4,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::config::{retry, route};
+use crate::config::{route, unretried};
 use crate::row::{Row, Site};
 use crate::upstream::Said;
 
@@ -112,11 +112,6 @@ async fn abort(site: &Site, act: &str, leaves: Leaves) {
         let end = async { while stream.read(&mut some).await.is_ok_and(|read| read > 0) {} };
         tokio::time::timeout(crate::PATIENCE, end).await.expect("the end");
     }
-}
-
-fn unretried(mut config: pintle_tests::EnvoyConfig, name: &str) -> pintle_tests::EnvoyConfig {
-    retry(&mut config, name, "", 0, &json!(null));
-    config
 }
 
 fn limited(

@@ -17,7 +17,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use crate::config::{retry, route};
+use crate::config::{route, unretried};
 use crate::row::{Row, Site};
 
 pub fn rows() -> Vec<Row> {
@@ -182,11 +182,6 @@ async fn said(site: &Site, request: &str, status: &str) {
     let said = String::from_utf8_lossy(&said.expect("an answer")).into_owned();
     let asked = request.matches("host: ").count();
     assert_eq!(said.matches(status).count(), asked, "{request}\n{said}");
-}
-
-fn unretried(mut config: EnvoyConfig, name: &str) -> EnvoyConfig {
-    retry(&mut config, name, "", 0, &json!(null));
-    config
 }
 
 fn fault(config: EnvoyConfig, name: &str, of_route: &Value) -> EnvoyConfig {

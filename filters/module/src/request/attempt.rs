@@ -1,5 +1,5 @@
 //! What the router's `upstream_log` says of one attempt, where that log is a Wasm logger of this module
-//! (`envoy/upstream-log.yaml`) and the service's policy has `breaker.retries: logged`.
+//! (a comment of `envoy/envoy.yaml` has it) and the service's policy has `breaker.retries: logged`.
 //!
 //! As seen on 1.36.4 and 1.40.0: the log is a `proxy_on_log` of the logger's root context. In reach are the
 //! request's headers, the attempt's own response headers and trailers, `upstream.address`,
