@@ -127,6 +127,19 @@ fn slices_of_one_service_are_one_and_an_address_in_two_of_them_is_the_ready_one(
     assert_eq!(gone, Changed { services: vec![empty], unserved: Vec::new() });
 }
 
+/// The API server writes an empty list of a slice as null: such as that of a Service scaled to none.
+#[test]
+fn a_slice_without_endpoints_is_a_service_without_any() {
+    let mut slices = Slices::new(config(json!({})));
+    slices.put(slice("a", json!({"endpoints": [pod("orders-1", "10.0.0.1", json!({}))]})));
+    let changed = slices.put(slice("a", json!({"endpoints": null})));
+    let empty = Told { name: "orders.default".into(), ..Told::default() };
+    assert_eq!(changed, Changed { services: vec![empty.clone()], unserved: Vec::new() });
+    // And without ports, as it may be then.
+    let changed = slices.put(slice("a", json!({"endpoints": null, "ports": null})));
+    assert_eq!(changed.services, [empty]);
+}
+
 #[test]
 fn a_service_with_several_ports_needs_a_word_about_them() {
     let two = json!([
