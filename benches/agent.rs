@@ -208,7 +208,7 @@ async fn events(
     let client = async_nats::connect(nats.url()).await.map_err(told)?;
     let js = jetstream::new(client.clone());
     // The agent makes stream and consumer; then it is away.
-    let consumer = format!("pintle-{NAME}");
+    let consumer = format!("pintle-{NAME}:endpoint");
     let began = Instant::now();
     loop {
         if let Ok(stream) = js.get_stream("PINTLE_EVENTS").await
