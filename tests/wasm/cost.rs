@@ -1,8 +1,11 @@
 //! How many host calls a request makes: crossings cost, instructions hardly do.
 
-use pintle_harness::{Calls, HostCall, Outcome};
+use std::time::Duration;
 
-use crate::support::{ALL, Run, endpoints, get, list};
+use pintle_artifact::PINTLE;
+use pintle_harness::{Calls, HostCall, Module, Outcome};
+
+use crate::support::{ALL, Run, builder_of, endpoints, get, list};
 
 fn calls_of(run: &mut Run, traced: bool) -> Calls {
     let before = run.envoy.calls();
@@ -101,4 +104,65 @@ fn memory_does_not_grow_with_requests() {
         calls_of(&mut run, true);
     }
     assert_eq!(run.envoy.memory_pages(pintle_harness::Thread::Worker(0)), pages);
+}
+
+/// What a module's callbacks run, in instructions of Wasm, which a busy machine does not change.
+fn instructions(run: &Run, callbacks: &[&str]) -> u64 {
+    let counted = run.envoy.instructions();
+    counted.iter().filter(|(name, _)| callbacks.contains(*name)).map(|(_, count)| count).sum()
+}
+
+fn counting(bytes: &[u8], configuration: &str) -> Run {
+    let module = Module::with_fuel(bytes).expect("the module loads");
+    let mut run = Run::of(builder_of(&module, configuration).build().expect("it starts"));
+    run.table_with("orders", endpoints(3), "");
+    for _ in 0..200 {
+        calls_of(&mut run, false);
+    }
+    run
+}
+
+/// 0.1.0 ran 13,100 and took the end of a stream for its answer. A crossing is worth some hundred of these.
+#[test]
+fn a_request_that_goes_well_runs_few_instructions() {
+    const ALL_OF_IT: &[&str] = &[
+        "proxy_on_context_create",
+        "proxy_on_request_headers",
+        "proxy_on_response_headers",
+        "proxy_on_log",
+        "proxy_on_delete",
+    ];
+    let mut run = counting(PINTLE, ALL);
+    let before = instructions(&run, ALL_OF_IT);
+    for _ in 0..1_000 {
+        calls_of(&mut run, false);
+    }
+    let each = (instructions(&run, ALL_OF_IT) - before) / 1_000;
+    println!("{each} instructions a request");
+    assert!(each > 0 && each <= 16_500, "{each} instructions");
+}
+
+/// Where streams live for hours, each update of the listener leaves one behind that is still served.
+#[test]
+fn configurations_that_were_replaced_cost_nothing_while_their_streams_go_on() {
+    let mut run = counting(PINTLE, ALL);
+    let ticks = |run: &mut Run| {
+        run.live(Duration::from_secs(2));
+        let before = instructions(run, &["proxy_on_tick"]);
+        run.live(Duration::from_secs(10));
+        instructions(run, &["proxy_on_tick"]) - before
+    };
+    let one = ticks(&mut run);
+    let mut streams = Vec::new();
+    for _ in 0..40 {
+        for worker in 0..2 {
+            streams.push(run.envoy.worker(worker).request(get("orders")));
+        }
+        run.envoy.reconfigure(ALL).expect("the module takes it");
+    }
+    run.reconnect();
+    run.complete();
+    let many = ticks(&mut run);
+    println!("ten seconds of ticks: {one} instructions, {many} with 40 configurations before");
+    assert!(one > 0 && many < 2 * one, "{one} and {many} instructions");
 }

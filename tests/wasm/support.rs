@@ -24,7 +24,12 @@ pub fn module() -> &'static Module {
 }
 
 pub fn builder(configuration: &str) -> Builder {
-    Envoy::builder(module())
+    builder_of(module(), configuration)
+}
+
+/// The same around another module.
+pub fn builder_of(module: &Module, configuration: &str) -> Builder {
+    Envoy::builder(module)
         .workers(2)
         .failure_policy(FailurePolicy::Reload(Duration::from_millis(10)))
         .vm_id("pintle")

@@ -272,6 +272,12 @@ impl Balancer {
         self.by_key.get(at).filter(|&&(k, _)| k == key).map(|&(_, i)| i as usize)
     }
 
+    /// The same where it was at `index` when the key was taken; no search where it still is.
+    #[must_use]
+    pub fn by_key_near(&self, key: u64, index: usize) -> Option<usize> {
+        if self.key_of(index) == Some(key) { Some(index) } else { self.by_key(key) }
+    }
+
     /// The endpoint that a pin names.
     #[must_use]
     pub fn by_pin(&self, pin: Pin) -> Option<usize> {

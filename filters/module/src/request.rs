@@ -75,7 +75,8 @@ pub(crate) struct Exchange<P: Proxy> {
     grpc_status: Option<u32>,
 }
 
-/// A service that has a table: its name, and where it is among all, as long as none of them goes.
+/// A service that has a table: its name, and where it was among all when the request came.
+#[derive(Clone)]
 struct Known {
     name: Rc<str>,
     at: usize,
@@ -98,13 +99,15 @@ struct Sent {
 struct Entry {
     /// Names the endpoint whatever happens to the table.
     key: u64,
+    /// Where it was in the table when it was chosen.
+    at: usize,
     breaker: pintle_breaker::Ticket,
 }
 
 /// What goes onto the span.
 #[derive(Default)]
 struct Decided {
-    service: Option<Rc<str>>,
+    service: Option<Known>,
     candidates: Option<u32>,
     outcome: pintle_trace::Outcome,
     reason: &'static str,
@@ -235,8 +238,8 @@ impl<P: Proxy> Drop for Exchange<P> {
     fn drop(&mut self) {
         if let Some(sent) = self.sent.take()
             && let Ok(mut worker) = self.worker.try_borrow_mut()
-            && let Some(name) = &self.decided.service
-            && let Some(service) = worker.local.services.get_mut(name)
+            && let Some(at) = self.service_at(&worker.local)
+            && let Some(service) = worker.local.services.at_mut(at)
         {
             service.counts.end();
             match sent.ticket {
@@ -390,7 +393,7 @@ impl<P: Proxy> Exchange<P> {
         known: &Known,
         headers: &P::Headers,
     ) -> Routing {
-        self.decided.service = Some(Rc::clone(&known.name));
+        self.decided.service = Some(known.clone());
         if local.services.at(known.at).is_some_and(|service| service.policy.switches.bypass) {
             local.counters.add(Count::Bypassed);
             self.decided.outcome = pintle_trace::Outcome::Fallback;

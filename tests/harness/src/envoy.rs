@@ -6,6 +6,7 @@
 //! is the same every time.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -391,6 +392,12 @@ impl Envoy {
     /// Lets all host calls work again; how many faults had not been used up.
     pub fn clear_faults(&mut self) -> usize {
         std::mem::take(&mut self.world.borrow_mut().faults.pending).len()
+    }
+
+    /// The instructions that the guests have run since the start, by callback, those of callbacks that
+    /// trapped left out; none unless the module counts them ([`Module::with_fuel`](crate::Module::with_fuel)).
+    pub fn instructions(&self) -> BTreeMap<&'static str, u64> {
+        self.world.borrow().instructions.clone()
     }
 
     /// The host calls of all VMs since the start, the canary's included.

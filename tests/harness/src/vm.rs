@@ -346,7 +346,13 @@ impl Vm {
         let guest = self.store.data_mut();
         (guest.current, guest.effective, guest.callback) = (context, 0, name);
         match callback.call(&mut self.store, params) {
-            Ok(value) => Called::Value(value),
+            Ok(value) => {
+                if let (Some(given), Ok(left)) = (self.fuel, self.store.get_fuel()) {
+                    let mut world = self.store.data().world.borrow_mut();
+                    *world.instructions.entry(name).or_default() += given.saturating_sub(left);
+                }
+                Called::Value(value)
+            }
             Err(error) => {
                 self.dead = true;
                 let trap = trap(&self.store, name, &error);

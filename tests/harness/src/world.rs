@@ -6,7 +6,7 @@
 //! Events are data: whatever would reach a VM later in Envoy (a queue's callback, a gRPC message) waits in
 //! one list and is delivered in order when the test lets the event loop turn.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::abi::LogLevel;
 use crate::faults::Faults;
@@ -26,6 +26,8 @@ pub(crate) struct World {
     pub(crate) events: VecDeque<Event>,
     pub(crate) logs: VecDeque<LogLine>,
     pub(crate) traps: Vec<Trap>,
+    /// By callback, where the module counts them.
+    pub(crate) instructions: BTreeMap<&'static str, u64>,
     pub(crate) violations: Vec<String>,
     pub(crate) next_connection_id: u64,
 }
@@ -43,6 +45,7 @@ impl World {
             events: VecDeque::new(),
             logs: VecDeque::new(),
             traps: Vec::new(),
+            instructions: BTreeMap::new(),
             violations: Vec::new(),
             next_connection_id: 1,
         }

@@ -47,10 +47,15 @@ impl<P: Proxy> Exchange<P> {
         let told = sent.head.is_some_and(|head| !head.booked && sent.is_answered());
         let mut due = Vec::new();
         for (position, entry) in sent.list.iter().enumerate() {
+            let asked = attempts.was_asked(position);
+            // Nobody asked it, and it holds no probe's place that would have to be given back.
+            if position > 0 && !asked && !entry.breaker.is_probe() {
+                continue;
+            }
             let outcome = attempts.entry(position);
             let last = charge.answered == Answered::Entry(position) && charge.attempts > 0;
             let sample = sample(outcome, charge.latency.filter(|_| last));
-            let index = service.balancer.by_key(entry.key);
+            let index = service.balancer.by_key_near(entry.key, entry.at);
             match (sent.ticket.filter(|_| position == 0), outcome) {
                 // With its head it had answered.
                 (Some(_), _) if told => {
@@ -73,7 +78,7 @@ impl<P: Proxy> Exchange<P> {
             }
             let Some(index) = index else { continue };
             // Also where nobody waited for what it would have said.
-            if attempts.was_asked(position) {
+            if asked {
                 service.count_attempt(index, sample.failed);
             }
             if breaking && observe(service, index, entry.breaker, outcome, now) == Need::Sync {
@@ -100,9 +105,9 @@ impl<P: Proxy> Exchange<P> {
             service.counts.stray(attempts.unknown());
             service.looks.saw(charge.answered == entry_at(turn));
         }
-        let Some(name) = &self.decided.service else { return };
+        let Some(known) = &self.decided.service else { return };
         for index in due {
-            local.sync_breaker(name, index, now);
+            local.sync_breaker(&known.name, index, now);
         }
     }
 
@@ -116,9 +121,9 @@ impl<P: Proxy> Exchange<P> {
         service.balancer.observed(index, now, sample(charge.outcome, None));
         if breaking
             && observe_late(service, index, charge.outcome, now) == Need::Sync
-            && let Some(name) = &self.decided.service
+            && let Some(known) = &self.decided.service
         {
-            local.sync_breaker(name, index, now);
+            local.sync_breaker(&known.name, index, now);
         }
     }
 }
@@ -153,7 +158,7 @@ pub(super) fn find(
     let Some(address) = address.filter(|address| !address.is_empty() && attempts > 0) else {
         return Answered::Nowhere;
     };
-    let index = |entry: &Entry| service.balancer.by_key(entry.key);
+    let index = |entry: &Entry| service.balancer.by_key_near(entry.key, entry.at);
     let is =
         |entry: &Entry| index(entry).is_some_and(|at| service.address(at).as_bytes() == address);
     // By filter state all entries are the same.

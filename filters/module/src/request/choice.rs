@@ -155,7 +155,7 @@ impl<P: Proxy> Exchange<P> {
             let key = service.balancer.key_of(index)?;
             let ordinary = || service.breaker(index).map(|breaker| breaker.record().ticket());
             let breaker = probe.filter(|_| position == 0).or_else(ordinary)?;
-            Some(Entry { key, breaker })
+            Some(Entry { key, at: index, breaker })
         });
         let list: Vec<Entry> = entries.collect();
         self.sent = (!list.is_empty()).then_some(Sent {

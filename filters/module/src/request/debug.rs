@@ -96,9 +96,10 @@ impl Answer {
         // Names and ids are ASCII, as a header must be.
         let text = match &self.told {
             Some(told) => told.to_string(),
-            None => json!({"service": decided.service.as_deref(), "choice": "Envoy's",
-                "why": decided.reason})
-            .to_string(),
+            None => {
+                let service = decided.service.as_ref().map(|known| &*known.name);
+                json!({"service": service, "choice": "Envoy's", "why": decided.reason}).to_string()
+            }
         };
         Some((&header.header, text))
     }

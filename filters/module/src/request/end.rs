@@ -31,6 +31,19 @@ pub(super) struct Ended {
 }
 
 impl Ended {
+    /// As the head of a response has it.
+    fn of(head: &Head) -> Self {
+        Self {
+            code: Some(head.code),
+            grpc_status: None,
+            flags: 0,
+            attempts: head.attempts,
+            overdue: false,
+            outcome: head.outcome,
+            answered: head.answered.unwrap_or_else(|| entry_at(head.attempts.saturating_sub(1))),
+        }
+    }
+
     /// The same where the cluster's own limits left no room for the last attempt: nobody was asked by it.
     /// Envoy 1.40 counts it, and names the host that it was meant for. The one before was followed by it.
     fn without_last(self, retries: Retries) -> Self {
@@ -63,8 +76,8 @@ impl<P: Proxy> Exchange<P> {
 
     /// Where the request's service is now: it may have got another place since, or be gone.
     pub(super) fn service_at(&self, local: &Local) -> Option<usize> {
-        let name = self.decided.service.as_ref()?;
-        local.services.find(name).map(|(at, _)| at)
+        let known = self.decided.service.as_ref()?;
+        local.services.find_near(&known.name, known.at)
     }
 
     pub(super) fn is_connect(&self) -> bool {
@@ -76,8 +89,11 @@ impl<P: Proxy> Exchange<P> {
     fn ended(&self, service: Option<&Service>, local: &Local, now: Now) -> Ended {
         let proxy = &self.proxy;
         let head = self.sent.as_ref().and_then(|sent| sent.head);
-        let code = head.map_or_else(|| proxy.response_code(), |head| Some(head.code));
         let flags = proxy.response_flags();
+        if let Some(head) = head.filter(|head| flags == 0 && self.is_final(head)) {
+            return Ended::of(&head);
+        }
+        let code = head.map_or_else(|| proxy.response_code(), |head| Some(head.code));
         let attempts = head.map_or_else(|| proxy.attempts(), |head| head.attempts);
         let mut report = Report {
             code,
@@ -124,6 +140,12 @@ impl<P: Proxy> Exchange<P> {
         if overflown { ended.without_last(policy.breaker.retries) } else { ended }
     }
 
+    /// Whether a good head says all there is to say, where Envoy raises no flag at the end.
+    fn is_final(&self, head: &Head) -> bool {
+        let good = matches!(head.outcome, Outcome::Success { .. });
+        good && !self.grpc && self.deadline.is_none()
+    }
+
     /// How long the answer took: to its head, where one came.
     fn took(&self, head: Option<Head>, now: Now) -> Duration {
         head.map_or(now, |head| head.at).since(self.started)
@@ -149,7 +171,8 @@ impl<P: Proxy> Exchange<P> {
         };
         let ticked = head.is_some_and(|head| head.left_to_tick) && {
             let probe = first.zip(self.decided.service.as_ref());
-            let probe = probe.map(|(first, name)| Probe::new(name, first.key, first.breaker));
+            let probe =
+                probe.map(|(first, known)| Probe::new(&known.name, first.key, first.breaker));
             probe.is_some_and(|probe| !local.probes.ended(&probe))
         };
         let booked = head.filter(|head| head.booked || ticked);

@@ -42,8 +42,8 @@ impl<P: Proxy> Exchange<P> {
     pub(super) fn answered(&mut self, local: &mut Local) {
         let now = self.proxy.now();
         self.follow_envoy(local, now);
-        let Some(mut head) = self.read_head(local, now) else { return };
         let Some(at) = self.service_at(local) else { return };
+        let Some(mut head) = self.read_head(local, at, now) else { return };
         let waits = self.grpc && self.grpc_status.is_none();
         let Some(sent) = &mut self.sent else { return };
         let first = sent.list.first().copied();
@@ -61,8 +61,8 @@ impl<P: Proxy> Exchange<P> {
             self.charge(local, at, &charge, now);
         } else if good {
             tell(sent, local, at, latency, now);
-            if let (Some(first), Some(name)) = (probe, &self.decided.service) {
-                let probe = Probe::new(name, first.key, first.breaker);
+            if let (Some(first), Some(known)) = (probe, &self.decided.service) {
+                let probe = Probe::new(&known.name, first.key, first.breaker);
                 head.left_to_tick = local.probes.answered(probe, now);
                 sent.head = Some(head);
             }
@@ -70,7 +70,7 @@ impl<P: Proxy> Exchange<P> {
     }
 
     /// Reads the head; `None` where it is none of an endpoint's.
-    fn read_head(&self, local: &mut Local, now: Now) -> Option<Head> {
+    fn read_head(&self, local: &mut Local, at: usize, now: Now) -> Option<Head> {
         let proxy = &self.proxy;
         let status = proxy.response_header(":status")?;
         let code: u16 = std::str::from_utf8(&status).ok()?.parse().ok()?;
@@ -98,7 +98,7 @@ impl<P: Proxy> Exchange<P> {
             retry_after,
             ..Report::default()
         };
-        let service = self.service_at(local).and_then(|at| local.services.at_mut(at))?;
+        let service = local.services.at_mut(at)?;
         let sent = self.sent.as_ref()?;
         let outcome = pintle_breaker::classify(&report, &service.policy.breaker);
         let probes = sent.list.first().is_some_and(|first| first.breaker.is_probe());

@@ -82,9 +82,11 @@ impl<P: Proxy> Exchange<P> {
         let owed = record.verdict(&service.policy.breaker, now) == Verdict::ProbeOwed;
         let ordinary = record.ticket();
         let probe = match &self.decided.service {
-            Some(name) if owed && local.config.breaker => local.claim_probe(name, index, now),
+            Some(known) if owed && local.config.breaker => {
+                local.claim_probe(&known.name, index, now)
+            }
             _ => None,
         };
-        Some(Entry { key, breaker: probe.unwrap_or(ordinary) })
+        Some(Entry { key, at: index, breaker: probe.unwrap_or(ordinary) })
     }
 }

@@ -49,8 +49,8 @@ impl<P: Proxy> Exchange<P> {
             times: None,
         };
         let mut attempts = Vec::new();
-        if let Some((name, service)) = service {
-            decision.service = name.as_bytes();
+        if let Some((known, service)) = service {
+            decision.service = known.name.as_bytes();
             let strategy = service.policy.select.strategy.name();
             decision.strategy = self.decided.candidates.map_or("", |_| strategy);
             decision.version = Some((service.version.epoch, service.version.sequence));

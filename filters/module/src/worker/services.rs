@@ -73,6 +73,14 @@ impl Services {
         self.by_name.get_full(name).map(|(at, name, _)| (at, name))
     }
 
+    /// Where a service is that was at `at` when the name was taken from here; no hash where it still is.
+    pub(crate) fn find_near(&self, name: &Rc<str>, at: usize) -> Option<usize> {
+        match self.by_name.get_index(at) {
+            Some((here, _)) if Rc::ptr_eq(here, name) => Some(at),
+            _ => self.by_name.get_index_of(&**name),
+        }
+    }
+
     pub(crate) fn at(&self, at: usize) -> Option<&Service> {
         self.by_name.get_index(at).map(|(_, service)| service)
     }
