@@ -10,6 +10,7 @@ mod fleet;
 pub mod link;
 mod log_level;
 mod logs;
+mod nearest;
 mod probe;
 mod publish;
 pub mod registration;

@@ -289,7 +289,13 @@ async fn proxies(
         certificates = Some((files.clone(), tx));
     }
     let socket = Socket::bind(config.socket.clone())?;
-    let served = Served { file: socket.status(), quotas: Quotas::new(descriptors::proxies()) };
+    let eds = Eds::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone())
+        .with_clusters(config.clusters.clone());
+    let served = Served {
+        file: socket.status(),
+        quotas: Quotas::new(descriptors::proxies()),
+        refusals: eds.refusals().clone(),
+    };
     let proxies = Proxies {
         socket,
         tcp,
@@ -299,8 +305,7 @@ async fn proxies(
             running.updates.clone(),
             stop.clone(),
         ),
-        eds: Eds::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone())
-            .with_clusters(config.clusters.clone()),
+        eds,
         fleet: Arc::clone(fleet),
         quotas: served.quotas.clone(),
     };

@@ -112,3 +112,37 @@ async fn services_come_and_go_under_load_and_envoys_files_stay_as_they_are() {
     assert_eq!(envoy.stat("cluster_manager.cds.update_rejected").await, Some(0));
     assert_eq!(unknown().await, before, "each has a table");
 }
+
+/// The agent knows a template's keys, and not the files on an Envoy's machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_envoy_refuses_of_them_is_told_in_its_words_until_it_takes_them() {
+    let etcd = Etcd::start().await.unwrap();
+    let tls = json!({"name": "tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": {"validation_context": {"trusted_ca": {"filename": "/no/such.pem"}}},
+    }});
+    let bad =
+        json!({"serve": {"clusters": {"name": "service/{service}", "transport_socket": tls}}});
+    let agent = Agent::builder().etcd(etcd.url()).config("agent.yaml", &bad.to_string());
+    let agent = agent.start().await.unwrap();
+    let upstream = Upstream::start("u00").await.unwrap();
+    let envoy = Envoy::start(config(&agent)).await.unwrap();
+    let version = etcd.register(&Instance::of(ORDERS, &upstream)).await.unwrap();
+    agent.settled(version).await.unwrap();
+
+    let refusals = async || {
+        let said = http::get(agent.admin(), "/v1/agent").await.unwrap().json().unwrap();
+        said["refusals"].as_array().cloned().unwrap_or_default()
+    };
+    assert_eventually!(SOON, !refusals().await.is_empty(), "nothing was refused");
+    let all = refusals().await;
+    assert_eq!(all[0]["what"], "clusters", "{all:?}");
+    assert!(all[0]["why"].as_str().unwrap().contains("/no/such.pem"), "{all:?}");
+    let admin = agent.admin().to_string();
+    let check = Agent::command(&["check", "--no-envoy", "--admin", &admin]).await.unwrap();
+    let said = String::from_utf8_lossy(&check.stdout);
+    assert!(said.contains("discovery-refused") && said.contains("/no/such.pem"), "{said}");
+
+    drop(envoy);
+    assert_eventually!(SOON, refusals().await.is_empty(), "{:?}", refusals().await);
+}

@@ -86,6 +86,10 @@ async fn send(args: &NatsArgs, how: &HowArgs, draft: Draft, json: bool) -> Resul
     for (agent, why) in &done.refused {
         writeln!(stdout(), "not on {agent}: {why}")?;
     }
+    if matches!(draft.action, Action::Failover(Some(_))) {
+        let service = &draft.target.service;
+        writeln!(stdout(), "pintle explain {service} says whether anybody eligible matches")?;
+    }
     Ok(())
 }
 

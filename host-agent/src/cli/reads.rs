@@ -12,8 +12,8 @@ use super::client::Client;
 use super::table::Table;
 use super::{AdminArgs, BreakersArgs, CliError, EventsArgs, ServicesArgs, SortBy};
 use crate::serve::admin::view::{
-    ActivitiesJson, ActivityJson, BreakerJson, BreakersJson, EndpointJson, HeldJson, RejectedJson,
-    ServiceJson, ServicesJson,
+    ActivitiesJson, ActivityJson, BreakerJson, BreakersJson, EndpointJson, HeldJson, OverlayJson,
+    OverlaysJson, RejectedJson, ServiceJson, ServicesJson,
 };
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -117,7 +117,7 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
             if json {
                 return json_line(&service, args.watch);
             }
-            return Ok(endpoints(&[service]));
+            return Ok(endpoints(&[service]) + &switches(&agent, Some(name)).await?);
         }
         let mut all = all_services(&agent).await?;
         sort(&mut all.services, args.sort);
@@ -126,9 +126,36 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
         }
         let stale =
             if all.stale { "STALE: from disk, not confirmed by the registry\n" } else { "" };
-        Ok(format!("{stale}{}", endpoints(&all.services)))
+        if all.services.is_empty() {
+            return Ok(format!("{stale}{}", nothing(&agent).await?));
+        }
+        let switches = switches(&agent, None).await?;
+        Ok(format!("{stale}{}{switches}", endpoints(&all.services)))
     })
     .await
+}
+
+/// The events in force over whole services, since under a bypass or a failover the table above them says
+/// little of where requests go; of one service, or of all.
+async fn switches(agent: &Client, of: Option<&str>) -> Result<String, CliError> {
+    let all: OverlaysJson = agent.get("/v1/overlays").await?;
+    let over = |it: &&OverlayJson| it.kind == "service" && of.is_none_or(|name| name == it.service);
+    let line = |it: &OverlayJson| {
+        format!("{}: {} until {} (pintle explain {0})\n", it.service, it.action, it.until)
+    };
+    Ok(all.overlays.iter().filter(over).map(line).collect())
+}
+
+/// What is said where no service is served: that none is registered, or that all entries are refused.
+async fn nothing(agent: &Client) -> Result<String, CliError> {
+    let all: RejectedJson = agent.get("/v1/rejected").await?;
+    let refused = all.rejected.iter().filter(|it| it.source != "event").count();
+    let said = match refused {
+        0 => return Ok("No service is registered.\n".to_owned()),
+        1 => "the only entry is".to_owned(),
+        many => format!("{many} entries are"),
+    };
+    Ok(format!("No service is served: {said} refused (--rejected says why).\n"))
 }
 
 /// In the wanted order; by name where they are equal in it.
@@ -175,7 +202,7 @@ fn endpoints(services: &[ServiceJson]) -> String {
         }
     }
     let stray: String = services.iter().filter_map(not_followed).collect();
-    table.render("No service is registered.") + &stray
+    table.render("") + &stray
 }
 
 /// Says that the module's choice is not what a service's requests go by.

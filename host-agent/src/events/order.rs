@@ -72,8 +72,8 @@ pub enum OrderError {
     },
     /// No agent knows the service or the endpoint.
     #[error(
-        "{target} is not registered at any of {agents} agents{}; nothing was ordered (--force \
-         orders for what is not yet there)",
+        "{target} is not registered at {}{}; nothing was ordered (add --force if it is still to come)",
+        asked(*.agents),
         like(.nearest)
     )]
     Unknown {
@@ -94,6 +94,13 @@ pub enum OrderError {
         /// How long it was waited for.
         wait: Duration,
     },
+}
+
+fn asked(agents: usize) -> String {
+    match agents {
+        1 => "the one agent that answered".to_owned(),
+        _ => format!("any of the {agents} agents that answered"),
+    }
 }
 
 fn like(nearest: &[String]) -> String {

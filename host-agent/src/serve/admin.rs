@@ -23,6 +23,7 @@
 //! body, 16 KiB of head, 1,000 services an answer, 64 MiB of answers that wait for their readers, each
 //! for 10 s.
 
+mod absent;
 mod answers;
 mod deadline;
 mod events;
@@ -358,16 +359,17 @@ async fn services(State(admin): State<Admin>, Query(query): Query<ServicesQuery>
 async fn service(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
     let snapshot = admin.snapshot();
     let Some(service) = snapshot.services.get(&name) else {
-        return fail(StatusCode::NOT_FOUND, "no service of this name is registered here");
+        return fail(StatusCode::NOT_FOUND, &absent::absent(&snapshot, &name));
     };
     let view = admin.inner.fleet.view(When::now());
     Json(ServiceJson::of(service, view.services.get(&name), true)).into_response()
 }
 
 async fn policy(State(admin): State<Admin>, Path(name): Path<String>) -> Response {
-    match admin.snapshot().services.get(&name) {
+    let snapshot = admin.snapshot();
+    match snapshot.services.get(&name) {
         Some(service) => Json(PolicyJson::of(service)).into_response(),
-        None => fail(StatusCode::NOT_FOUND, "no service of this name is registered here"),
+        None => fail(StatusCode::NOT_FOUND, &absent::absent(&snapshot, &name)),
     }
 }
 
@@ -379,13 +381,13 @@ struct BreakersQuery {
 
 async fn agent(State(admin): State<Admin>) -> Response {
     let inner = &admin.inner;
-    let (file, usage) = inner.served.as_ref().map_or_else(Default::default, |served| {
-        (served.file.borrow().clone(), served.quotas.usage())
-    });
     let options = &inner.options;
     let at = (options.listen, options.socket.path.as_path());
-    Json(AgentJson::of(&options.agent, inner.started, at, &inner.given, &file, &usage))
-        .into_response()
+    let mut agent = AgentJson::of(&options.agent, inner.started, at, &inner.given);
+    if let Some(served) = &inner.served {
+        agent.serves(&served.file.borrow(), &served.quotas.usage(), &served.refusals.all());
+    }
+    Json(agent).into_response()
 }
 
 async fn breakers(State(admin): State<Admin>, Query(query): Query<BreakersQuery>) -> Response {
@@ -447,9 +449,11 @@ async fn release(
     if !pintle_contract::is_name(&service) {
         return fail(StatusCode::BAD_REQUEST, "not the name of a service");
     }
-    tracing::info!(service, uid = peer.uid, "held removals are released by request");
     match admin.inner.release.release(service.clone()).await {
-        Ok(released) => Json(ReleasedJson { service, released }).into_response(),
+        Ok(released) => {
+            tracing::info!(service, released, uid = peer.uid, "a release of held removals");
+            Json(ReleasedJson { service, released }).into_response()
+        }
         Err(error) => fail(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }
 }

@@ -10,6 +10,7 @@
 
 mod assignment;
 pub mod proto;
+mod refusals;
 mod session;
 
 use std::pin::Pin;
@@ -23,12 +24,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use refusals::OfStream;
+pub(crate) use refusals::{Refusal, Refusals};
 pub(crate) use session::{Answer, MAX_SUBSCRIBED, RESPONSE, Session};
 
 use super::clusters::{self, Template};
 use crate::fleet::Fleet;
 use crate::link::Snapshots;
-use crate::serve::gate::{Caller, Peer};
+use crate::serve::gate::Caller;
 use crate::serve::quota::{Kind, Place};
 use proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use proto::envoy::service::discovery::v3::{
@@ -50,6 +53,7 @@ pub(crate) struct Eds {
     snapshots: Snapshots,
     fleet: Arc<Fleet>,
     clusters: Option<Arc<Template>>,
+    refusals: Refusals,
     stop: CancellationToken,
 }
 
@@ -83,6 +87,8 @@ impl Owed {
 trait Protocol: Send + 'static {
     type Request: Send + 'static;
     type Response: Send + 'static;
+    /// `clusters` or `hosts`.
+    fn what(request: &Self::Request) -> &'static str;
     fn take(owed: &mut Owed, request: Self::Request) -> Answer;
     fn respond(owed: &mut Owed, snapshot: &pintle_state::Snapshot) -> Option<Self::Response>;
 }
@@ -92,6 +98,10 @@ struct StateOfTheWorld;
 impl Protocol for StateOfTheWorld {
     type Request = DiscoveryRequest;
     type Response = DiscoveryResponse;
+
+    fn what(request: &DiscoveryRequest) -> &'static str {
+        what(&request.type_url)
+    }
 
     fn take(owed: &mut Owed, request: DiscoveryRequest) -> Answer {
         match request.type_url == clusters::TYPE_URL {
@@ -111,6 +121,10 @@ impl Protocol for Delta {
     type Request = DeltaDiscoveryRequest;
     type Response = DeltaDiscoveryResponse;
 
+    fn what(request: &DeltaDiscoveryRequest) -> &'static str {
+        what(&request.type_url)
+    }
+
     fn take(owed: &mut Owed, request: DeltaDiscoveryRequest) -> Answer {
         match request.type_url == clusters::TYPE_URL {
             true => owed.clusters.request(request),
@@ -124,13 +138,22 @@ impl Protocol for Delta {
     }
 }
 
+fn what(type_url: &str) -> &'static str {
+    if type_url == clusters::TYPE_URL { "clusters" } else { "hosts" }
+}
+
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Eds {
     /// Serves `snapshots`; `stop` ends all streams.
     #[must_use]
     pub(crate) fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self { snapshots, fleet, clusters: None, stop }
+        Self { snapshots, fleet, clusters: None, refusals: Refusals::default(), stop }
+    }
+
+    /// What Envoys have refused.
+    pub(crate) const fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Serves clusters as well, where there is a template of them.
@@ -165,6 +188,7 @@ impl Eds {
         let mut snapshots = self.snapshots.clone();
         let clusters = clusters::Session::new(self.clusters.clone());
         let mut session = Owed { hosts: Session::default(), clusters };
+        let refusals = self.refusals.of(caller.peer.to_string());
         let mut names = caller.take(Kind::Names, 0)?;
         let mut unanswered: Option<Place> = None;
         let mut deadline = Instant::now() + REQUEST_WITHIN;
@@ -190,7 +214,7 @@ impl Eds {
             tokio::select! {
                 request = incoming.message() => match request? {
                     Some(request) => {
-                        self.take::<P>(&caller.peer, &mut session, request);
+                        self.take::<P>(&refusals, &mut session, request);
                         names.resize(session.subscribed())?;
                     }
                     None => return Ok(()),
@@ -206,16 +230,25 @@ impl Eds {
         }
     }
 
-    fn take<P: Protocol>(&self, peer: &Peer, owed: &mut Owed, request: P::Request) {
+    fn take<P: Protocol>(&self, refusals: &OfStream, owed: &mut Owed, request: P::Request) {
+        let what = P::what(&request);
         match P::take(owed, request) {
-            Answer::None | Answer::Ack => {}
+            Answer::None => {}
+            Answer::Ack => refusals.taken(what),
             Answer::Nack(error) => {
                 self.fleet.refused("eds_nack");
-                tracing::warn!(%peer, error, "Envoy refused what it was sent");
+                tracing::warn!(
+                    peer = refusals.peer(),
+                    what,
+                    error,
+                    "Envoy refused what it was sent"
+                );
+                refusals.refused(what, error);
             }
             Answer::Unserved(why) => {
                 self.fleet.refused("eds_type");
-                tracing::warn!(%peer, why, "Envoy asks for clusters in vain");
+                tracing::warn!(peer = refusals.peer(), why, "Envoy asks for clusters in vain");
+                refusals.refused(what, why.to_owned());
             }
             Answer::Foreign => self.fleet.refused("eds_type"),
         }

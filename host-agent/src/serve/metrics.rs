@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use crate::condition::Condition;
 use crate::fleet::{EndpointView, Fleet, PROPAGATION_BUCKETS, ServiceView, View, When};
 use crate::link::{Snapshots, SourceStatus, Sources, SourcesWatch};
+use crate::serve::eds::Refusals;
 use crate::serve::quota::{Kind, Quotas};
 use crate::serve::socket::SocketStatus;
 
@@ -67,6 +68,8 @@ pub(crate) struct Served {
     pub file: watch::Receiver<SocketStatus>,
     /// What its peers hold.
     pub quotas: Quotas,
+    /// What they refused.
+    pub refusals: Refusals,
 }
 
 impl Metrics {

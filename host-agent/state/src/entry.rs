@@ -163,7 +163,7 @@ impl fmt::Display for Reject {
             Self::Policy(why) => f.write_str(why),
             Self::EventType => f.write_str("type is not endpoint, service, trace or breaker"),
             Self::EventVersion => f.write_str("version is not 1"),
-            Self::Ttl => f.write_str("ttl is not a duration from 1s to 24h"),
+            Self::Ttl => f.write_str("ttl is missing, or no duration from 1s to 24h"),
             Self::Subject => f.write_str("the subject is not that of the event's type and subject"),
             Self::Action => f.write_str("action is not known for this type of event"),
         }

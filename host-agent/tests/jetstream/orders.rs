@@ -38,7 +38,7 @@ async fn an_order_says_what_it_did_until_when_and_where_or_fails() {
         let unknown = pintle(&nats, &["drain", what]).await;
         let words = said(&unknown);
         assert_eq!(unknown.status.code(), Some(1), "{words}");
-        assert!(words.contains("not registered at any of 2 agents"), "{words}");
+        assert!(words.contains("not registered at any of the 2 agents"), "{words}");
         assert!(words.contains(&format!("but {near}")), "{words}");
     }
     let trace = ["publish", "trace", "late", r#"{"ratio": 1, "ttl": "5m"}"#];

@@ -114,6 +114,14 @@ pub(super) fn health(agent: &Agent) -> Vec<Finding> {
             "look for \"quota is used up\" in the agent's log: it names the user and the process",
         ));
     }
+    for refusal in &agent.given.refusals {
+        findings.push(Finding::bad(
+            Code::DiscoveryRefused,
+            "discovery",
+            format!("an Envoy ({}) refuses the agent's {}: {}", refusal.peer, refusal.what, refusal.why),
+            "correct what it names (serve.clusters in agent.yaml for clusters); it keeps what it had",
+        ));
+    }
     findings
 }
 

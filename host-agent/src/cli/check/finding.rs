@@ -54,6 +54,7 @@ codes! {
     SocketClosed = "socket-closed",
     SocketOpen = "socket-open",
     QuotaFull = "quota-full",
+    DiscoveryRefused = "discovery-refused",
     AgentAway = "agent-away",
     AgentNotReady = "agent-not-ready",
     AgentStale = "agent-stale",

@@ -157,10 +157,7 @@ impl Connection {
                 return Err(refused(silent));
             }
             Ok(Err(error)) => {
-                // The kind alone says "io error"; what is below it says which.
-                let source = std::error::Error::source(&error).map(|e| format!(": {e}"));
-                let text = format!("{error}{}", source.unwrap_or_default());
-                let mut text = show(text.as_bytes());
+                let mut text = show(said(&error).as_bytes());
                 if text.to_lowercase().contains("authorization") {
                     text.push_str("; the user, the account or the secret is not known there");
                 }
@@ -266,6 +263,20 @@ fn options(config: &NatsConfig) -> Result<ConnectOptions, NatsError> {
         }
     }
     Ok(options)
+}
+
+/// An error with what lies below it, each said once: some name a kind alone, some their source as well.
+fn said(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(source) = below {
+        let more = source.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        below = source.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::connect::{Connection, NatsError};
 use super::report::Report;
 use super::words::{self, About, Ask, Said, Voice, Word};
+use crate::nearest::nearest;
 use crate::source::Context;
 
 /// How often this agent asks who is there.
@@ -20,10 +21,6 @@ const LOOK: Duration = Duration::from_secs(30);
 const ASKS: u32 = 200;
 /// Services that an answer names: it stays within a message.
 const MOST_RELEASED: usize = 2_000;
-/// Names that are proposed.
-const NEAREST: usize = 3;
-/// Names less alike than this are not proposed; 1 is the same (Jaro and Winkler).
-const ALIKE: f64 = 0.75;
 
 /// The key of the warning about a second agent of this name.
 const NAME: &str = "name";
@@ -192,26 +189,4 @@ impl<'a> Peers<'a> {
 
 fn has(table: &Table, id: &str) -> bool {
     table.endpoints.iter().any(|endpoint| endpoint.id == id)
-}
-
-/// The names most like `name`, the likeliest first.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut alike: Vec<(f64, &str)> = names
-        .map(|other| (strsim::jaro_winkler(name, other), other))
-        .filter(|(alike, _)| *alike >= ALIKE)
-        .collect();
-    alike.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
-    alike.into_iter().take(NEAREST).map(|(_, name)| name.to_owned()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_likeliest_names_come_first_and_no_others() {
-        let names = ["orders", "orders-2", "billing", "order"];
-        assert_eq!(nearest("odrers", names.into_iter()), ["orders", "order", "orders-2"]);
-        assert!(nearest("zzz", names.into_iter()).is_empty());
-    }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{clean, time};
+use crate::serve::eds::Refusal;
 use crate::serve::quota::Usage;
 use crate::serve::socket::SocketStatus;
 use crate::source::SourcesConfig;
@@ -75,6 +76,8 @@ pub(crate) struct AgentJson {
     pub file: Option<String>,
     /// What the proxies' server lets its peers hold.
     pub quotas: Vec<QuotaJson>,
+    /// What Envoys have refused of discovery, and have not taken since.
+    pub refusals: Vec<RefusalJson>,
 }
 
 /// The proxies' socket.
@@ -125,6 +128,19 @@ pub(crate) struct QuotaJson {
     pub full: bool,
 }
 
+/// A refusal of discovery.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RefusalJson {
+    /// Whose.
+    pub peer: String,
+    /// `clusters` or `hosts`.
+    pub what: String,
+    /// Why, in Envoy's words.
+    pub why: String,
+    /// When.
+    pub at: String,
+}
+
 impl AgentJson {
     /// Of the agent `agent`, started at `started` and answering at `admin`.
     #[must_use]
@@ -133,8 +149,6 @@ impl AgentJson {
         started: std::time::SystemTime,
         (admin, admin_socket): (SocketAddr, &std::path::Path),
         given: &Given,
-        file: &SocketStatus,
-        usage: &[Usage],
     ) -> Self {
         Self {
             agent: agent.to_owned(),
@@ -142,25 +156,38 @@ impl AgentJson {
             started: time(started),
             socket: SocketJson {
                 path: given.socket.display().to_string(),
-                error: file.error.as_deref().map(clean),
-                renewed: file.renewed,
+                error: None,
+                renewed: 0,
             },
             admin: admin.to_string(),
             admin_socket: admin_socket.display().to_string(),
             etcd: given.etcd.clone(),
             nats: given.nats.clone(),
             file: given.file.as_ref().map(|file| file.display().to_string()),
-            quotas: usage
-                .iter()
-                .map(|usage| QuotaJson {
-                    kind: usage.kind.as_str().to_owned(),
-                    used: usage.used,
-                    limit: usage.limit,
-                    refused: usage.refused,
-                    full: usage.full,
-                })
-                .collect(),
+            quotas: Vec::new(),
+            refusals: Vec::new(),
         }
+    }
+
+    /// How its server for the proxies does.
+    pub(crate) fn serves(&mut self, file: &SocketStatus, usage: &[Usage], refusals: &[Refusal]) {
+        self.socket.error = file.error.as_deref().map(clean);
+        self.socket.renewed = file.renewed;
+        let quota = |usage: &Usage| QuotaJson {
+            kind: usage.kind.as_str().to_owned(),
+            used: usage.used,
+            limit: usage.limit,
+            refused: usage.refused,
+            full: usage.full,
+        };
+        self.quotas = usage.iter().map(quota).collect();
+        let refusal = |it: &Refusal| RefusalJson {
+            peer: it.peer.clone(),
+            what: it.what.to_owned(),
+            why: clean(&it.why),
+            at: time(it.at),
+        };
+        self.refusals = refusals.iter().map(refusal).collect();
     }
 }
 
