@@ -10,6 +10,7 @@
 //!   the reader holds them all;
 //! - *deployments*: before a real Envoy under load, a rolling deployment, a scale-down, and nodes that are
 //!   lost; when the last request came after a deletion, and how many failed;
+//! - *changes*: removals of 10,000 at once, heartbeats that change nothing, changes for ten proxies;
 //! - *events*: a stream that was filled while the agent was away; how fast it is applied, from the first
 //!   that is seen to the last, and whether the reader ends with the last weight of each endpoint.
 //!
@@ -17,9 +18,12 @@
 //! whole; what the agent alone used is its CPU time. Memory is the highest that the kernel counted.
 //!
 //! `--check` exits with 1 where a figure is out of bounds; `--quick` takes ten seconds instead of sixty;
-//! `--registries` measures formats and deployments alone; the last line is JSON. That duplicated and reordered events end in the model's state is a test, not a
+//! `--registries` measures formats and deployments alone,
+//! `--changes` what changes cost; the last line is JSON. That duplicated and reordered events end in the model's state is a test, not a
 //! figure: `host-agent/state/src/tests/order.rs`.
 
+#[path = "agent/changes.rs"]
+mod changes;
 #[path = "agent/deployments.rs"]
 mod deployments;
 #[path = "agent/formats.rs"]
@@ -54,6 +58,8 @@ struct Options {
     check: bool,
     /// Formats and deployments alone.
     registries: bool,
+    /// What changes cost alone.
+    changes: bool,
     /// Of these one each, only to see that they still run.
     brief: bool,
     churn: Duration,
@@ -82,7 +88,7 @@ fn main() -> ExitCode {
     let done = match (runtime, options()) {
         (Ok(runtime), Some(options)) => runtime.block_on(run(options)),
         _ => {
-            eprintln!("usage: agent [--check] [--quick] [--registries]");
+            eprintln!("usage: agent [--check] [--quick] [--registries] [--changes]");
             return ExitCode::from(64);
         }
     };
@@ -97,7 +103,7 @@ fn main() -> ExitCode {
 }
 
 fn options() -> Option<Options> {
-    let (mut check, mut quick, mut registries) = (false, true, false);
+    let (mut check, mut quick, mut registries, mut changes) = (false, true, false, false);
     let brief = !std::env::args().any(|arg| arg == "--bench");
     let args: Vec<String> = std::env::args().skip(1).collect();
     for word in &args {
@@ -107,18 +113,23 @@ fn options() -> Option<Options> {
             "--check" => check = true,
             "--quick" => {}
             "--registries" => registries = true,
+            "--changes" => changes = true,
             _ => return None,
         }
     }
     quick |= args.iter().any(|word| word == "--quick");
     let (seconds, events) = if quick { (10, 50_000) } else { (60, 200_000) };
-    Some(Options { check, registries, brief, churn: Duration::from_secs(seconds), events })
+    Some(Options { check, registries, changes, brief, churn: Duration::from_secs(seconds), events })
 }
 
 async fn run(options: Options) -> Result<bool> {
     // Built before anything is timed.
     pintle_tests::tools::agent()?;
     let mut figures = Figures::new();
+    if options.changes {
+        changes::measure(&mut figures, options.brief).await?;
+        return Ok(report(&figures, options) || !options.check);
+    }
     formats::measure(&mut figures, options.brief).await?;
     deployments::measure(&mut figures, options.brief).await?;
     if options.registries {
@@ -131,6 +142,7 @@ async fn run(options: Options) -> Result<bool> {
     let (agent, reader) = cold(&etcd, &model, &mut figures).await?;
     let model = churn(agent, reader, &client, model, options, &mut figures).await?;
     events(&etcd, &mut nats, &model, options, &mut figures).await?;
+    changes::measure(&mut figures, options.brief).await?;
     Ok(report(&figures, options) || !options.check)
 }
 

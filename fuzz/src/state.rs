@@ -522,7 +522,7 @@ fn good_policy(policy: &str) -> bool {
 fn check_snapshot(before: &Snapshot, after: &Snapshot) {
     assert!(after.version >= before.version, "the version went back");
     let mut versions = BTreeSet::<Version>::new();
-    for (name, service) in &after.services {
+    for (name, service) in after.services.iter() {
         let table = &service.table;
         assert_eq!(*name, table.service);
         assert!(!table.endpoints.is_empty() && service.frame.len() <= MAX_FRAME);
@@ -547,12 +547,12 @@ fn check_snapshot(before: &Snapshot, after: &Snapshot) {
             None => assert!(before.gone.get(name).is_none_or(|gone| *gone < table.version)),
         }
     }
-    for (name, gone) in &after.gone {
+    for (name, gone) in after.gone.iter() {
         assert!(*gone <= after.version);
         let old = before.services.get(name);
         assert!(old.is_none_or(|old| old.table.version < *gone));
     }
-    for rejected in &after.rejected {
+    for rejected in after.rejected.iter() {
         let hidden = |c: char| c.is_control() || c == '\u{202e}';
         assert!(!rejected.key.contains(hidden) && !rejected.detail.contains(hidden));
     }

@@ -290,6 +290,6 @@ mod tests {
             detail: String::new(),
             at: std::time::SystemTime::UNIX_EPOCH,
         });
-        snapshot.rejected = rows.to_vec();
+        snapshot.rejected = rows.into();
     }
 }

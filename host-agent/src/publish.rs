@@ -8,7 +8,9 @@
 //!
 //! When its channel is full, senders wait: etcd's and NATS's own flow control is the buffer.
 
-use std::collections::{BTreeMap, HashMap};
+mod pending;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +18,8 @@ use pintle_state::{Changes, Moment, Notice, Snapshot, State, Trial, Update};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use pending::Pending;
 
 use crate::disk::Disk;
 use crate::link::{Activities, Activity, Sources};
@@ -118,7 +122,7 @@ pub(crate) fn start(
         board,
         activities,
         snapshots,
-        pending: BTreeMap::new(),
+        pending: Pending::default(),
         used: HashMap::new(),
         last_any: None,
         lists: Some(Instant::now()),
@@ -138,8 +142,7 @@ struct Publisher {
     board: Board,
     activities: Activities,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    /// Services to publish, and not before when.
-    pending: BTreeMap<String, Instant>,
+    pending: Pending,
     /// Up to when a service's pace is used up; may lie [`BURST`] ahead.
     used: HashMap<String, Instant>,
     last_any: Option<Instant>,
@@ -180,7 +183,7 @@ impl Publisher {
     /// When something is to be done without an order: at the latest for the next sign of life.
     fn wake(&mut self) -> Instant {
         let paced = self.last_any.map(|at| at + PACE);
-        let pending = self.pending.values().copied().chain(self.lists).min();
+        let pending = self.pending.next().into_iter().chain(self.lists).min();
         let pending = pending.map(|at| paced.map_or(at, |paced| at.max(paced)));
         let state = self.state.next_deadline().map(|at| self.clock.instant(at));
         let disk =
@@ -242,11 +245,10 @@ impl Publisher {
     fn note(&mut self, changes: &Changes) {
         let at = Instant::now();
         for name in &changes.services {
-            if !self.pending.contains_key(name) {
-                let due =
-                    self.used.get(name).and_then(|used| used.checked_sub(BURST)).unwrap_or(at);
-                self.pending.insert(name.clone(), due.max(at));
-            }
+            let used = &self.used;
+            self.pending.add(name, || {
+                used.get(name).and_then(|used| used.checked_sub(BURST)).unwrap_or(at).max(at)
+            });
         }
         if changes.meta && self.lists.is_none() {
             self.lists = Some(self.last_any.map_or(at, |last| (last + SERVICE_PACE).max(at)));
@@ -290,12 +292,7 @@ impl Publisher {
         if self.last_any.is_some_and(|last| at < last + PACE) {
             return;
         }
-        let due: Vec<String> = self
-            .pending
-            .iter()
-            .filter(|(_, not_before)| **not_before <= at)
-            .map(|(name, _)| name.clone())
-            .collect();
+        let due = self.pending.take_due(at);
         let lists = self.lists.is_some_and(|not_before| not_before <= at);
         if due.is_empty() && !lists {
             return;
@@ -308,7 +305,6 @@ impl Publisher {
         let published = self.state.publish(names, lists, now);
         self.used.retain(|_, used| at < *used);
         for name in due {
-            self.pending.remove(&name);
             let used = self.used.entry(name).or_insert(at);
             *used += SERVICE_PACE;
         }

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use pintle_contract::AddressPolicy;
 use pintle_state::{Change, Listing, Protection, Settings};
 use tokio::sync::broadcast;

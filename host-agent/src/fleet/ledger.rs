@@ -53,19 +53,21 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// A newer snapshot is out.
     pub(crate) fn published(&mut self, snapshot: &Arc<Snapshot>, when: When) {
-        for service in snapshot.services.values() {
-            if service.table.version > self.known.version {
+        let before = std::mem::replace(&mut self.known, Arc::clone(snapshot));
+        let differing = snapshot.services.differing(&before.services);
+        for service in differing.iter().filter_map(|name| snapshot.services.get(name)) {
+            if service.table.version > before.version {
                 if self.in_transit.len() >= IN_TRANSIT {
                     self.in_transit.pop_front();
                 }
                 self.in_transit.push_back((service.table.version, service.seen_at));
             }
         }
-        for proxy in self.proxies.values_mut().filter(|it| it.is_current(self.known.version)) {
+        for proxy in self.proxies.values_mut().filter(|it| it.is_current(before.version)) {
             proxy.moved = when.mono;
         }
-        self.known = Arc::clone(snapshot);
-        for (name, service) in &mut self.services {
+        for name in differing {
+            let Some(service) = self.services.get_mut(name) else { continue };
             let table = snapshot.services.get(name).map(|known| &known.table);
             note(&mut service.absent, table.is_some(), when.mono);
             for (id, endpoint) in &mut service.endpoints {

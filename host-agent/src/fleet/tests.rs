@@ -40,7 +40,7 @@ fn snapshot(sequence: u64, endpoints: u16) -> Arc<Snapshot> {
     };
     Arc::new(Snapshot {
         version: version(sequence),
-        services: ["a", "b"].map(|n| (n.to_owned(), service(n))).into(),
+        services: ["a", "b"].map(service).into_iter().collect(),
         ..Snapshot::default()
     })
 }

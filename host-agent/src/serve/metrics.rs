@@ -489,7 +489,7 @@ fn state(
         snapshot.overlays.len() as f64,
     )?;
     let mut rejected: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for entry in &snapshot.rejected {
+    for entry in snapshot.rejected.iter() {
         *rejected.entry((entry.source, entry.reason)).or_default() += 1;
     }
     out.gauges(

@@ -41,6 +41,7 @@ mod overlay;
 mod restore;
 mod saved;
 mod service;
+mod services;
 mod snapshot;
 mod state;
 #[cfg(test)]
@@ -49,6 +50,7 @@ mod update;
 
 pub use overlay::MAX_OPINIONS;
 pub use saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedStream};
+pub use services::Services;
 pub use snapshot::{Held, Overlay, PolicyLayer, Rejected, Service, Snapshot};
 pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{

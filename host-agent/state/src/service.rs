@@ -169,9 +169,9 @@ impl Service {
         self.health(address) == Some(Health::Healthy)
     }
 
-    /// These leases live: what went with them was deleted by somebody.
-    pub(crate) fn leases_live(&mut self, leases: &[u64]) {
-        self.departures.leases_live(leases);
+    /// These leases live: what went with them was deleted by somebody. Whether anything did.
+    pub(crate) fn leases_live(&mut self, leases: &[u64]) -> bool {
+        self.departures.leases_live(leases)
     }
 
     /// When an endpoint last went untested.

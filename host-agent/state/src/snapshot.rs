@@ -7,16 +7,19 @@ use std::time::SystemTime;
 use pintle_contract::{Table, Version};
 use serde_json::Value;
 
-/// Everything the agent knows at one version. Shared as `Arc<Snapshot>`, never changed.
+use crate::services::Services;
+
+/// Everything the agent knows at one version. Shared as `Arc<Snapshot>`, never changed. Copied with each
+/// change, so what is long is shared by the copies.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// The newest version in it.
     pub version: Version,
     /// By name.
-    pub services: BTreeMap<String, Arc<Service>>,
+    pub services: Services,
     /// Services that went, and when: readers that hold them are told. Bounded; the oldest are
     /// forgotten, and a reader older than the oldest gets the full state.
-    pub gone: BTreeMap<String, Version>,
+    pub gone: Arc<BTreeMap<String, Version>>,
     /// A reader whose version is lower than this must be sent everything.
     pub complete_since: Version,
     /// Whether it comes from disk, not confirmed by the registry yet.
@@ -24,11 +27,11 @@ pub struct Snapshot {
     /// When the registry last confirmed it (a change or a progress message).
     pub confirmed_at: Option<SystemTime>,
     /// Removals that protection holds back.
-    pub held: Vec<Held>,
+    pub held: Arc<[Held]>,
     /// Registry entries, policies and events that were refused, newest last; bounded.
-    pub rejected: Vec<Rejected>,
+    pub rejected: Arc<[Rejected]>,
     /// What events have laid over the registry, until it expires.
-    pub overlays: Vec<Overlay>,
+    pub overlays: Arc<[Overlay]>,
 }
 
 /// One service, decoded and encoded.
@@ -44,6 +47,14 @@ pub struct Service {
     pub layers: Vec<PolicyLayer>,
     /// When etcd's change behind it was seen by the agent; for the propagation metric.
     pub seen_at: SystemTime,
+}
+
+impl Service {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.table.service
+    }
 }
 
 /// One of the patches that a service's policy is made of.

@@ -229,7 +229,7 @@ impl State {
                     if old.names != names || old.layers != layers {
                         let next = next.get_or_insert_with(|| Snapshot::clone(&published));
                         let service = Service { names, layers, ..Service::clone(old) };
-                        next.services.insert(name.to_owned(), Arc::new(service));
+                        next.services.insert(Arc::new(service));
                     }
                     continue;
                 }
@@ -242,13 +242,15 @@ impl State {
             let (next, built) = next;
             if let Some((mut table, names, layers)) = built {
                 table.version = self.version;
-                next.gone.remove(name);
+                if next.gone.contains_key(name) {
+                    Arc::make_mut(&mut next.gone).remove(name);
+                }
                 let frame = Down::Table(table.clone()).encode();
                 let service = Service { table, frame, names, layers, seen_at };
-                next.services.insert(name.to_owned(), Arc::new(service));
+                next.services.insert(Arc::new(service));
             } else {
                 next.services.remove(name);
-                next.gone.insert(name.to_owned(), self.version);
+                Arc::make_mut(&mut next.gone).insert(name.to_owned(), self.version);
                 forget_gone(next);
             }
         }
@@ -262,9 +264,9 @@ impl State {
         next.confirmed_at = self.confirmed_at;
         if lists {
             self.meta_changed = false;
-            next.held = self.list_held(now);
-            next.rejected = self.list_rejected();
-            next.overlays = self.list_overlays();
+            next.held = self.list_held(now).into();
+            next.rejected = self.list_rejected().into();
+            next.overlays = self.list_overlays().into();
         }
         self.published = Arc::new(next);
         true
@@ -295,15 +297,16 @@ impl State {
         }
         self.version = Version { epoch: epoch.saturating_add(1), sequence: 0 };
         let mut next = Snapshot::clone(&self.published);
-        for service in next.services.values_mut() {
+        let anew = |service: &Arc<Service>| {
             self.version.sequence = self.version.sequence.saturating_add(1);
             let mut anew = Service::clone(service);
             anew.table.version = self.version;
             anew.frame = Down::Table(anew.table.clone()).encode();
-            *service = Arc::new(anew);
-        }
+            Arc::new(anew)
+        };
+        next.services = self.published.services.values().map(anew).collect();
         // Nobody goes on from a version of this epoch, so nobody has to hear what went before.
-        next.gone.clear();
+        next.gone = Arc::default();
         next.version = self.version;
         next.complete_since = self.version;
         self.published = Arc::new(next);
@@ -343,8 +346,8 @@ impl State {
 
     fn take_leases(&mut self, leases: &[u64], work: &mut Work) {
         for name in &self.holding {
-            if let Some(model) = self.services.get_mut(name) {
-                model.leases_live(leases);
+            // To decide costs what is held, so of a service that they say nothing of nothing is decided.
+            if self.services.get_mut(name).is_some_and(|model| model.leases_live(leases)) {
                 work.touched.insert(name.clone());
             }
         }
@@ -590,7 +593,7 @@ fn forget_gone(next: &mut Snapshot) {
         let Some((name, version)) = oldest.map(|(name, version)| (name.clone(), *version)) else {
             return;
         };
-        next.gone.remove(&name);
+        Arc::make_mut(&mut next.gone).remove(&name);
         next.complete_since = next.complete_since.max(version);
     }
 }

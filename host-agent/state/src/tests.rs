@@ -122,7 +122,7 @@ fn every_changed_table_has_a_version_of_its_own_and_none_goes_back() {
         assert!(snapshot.version >= highest);
         highest = snapshot.version;
         let mut versions: Vec<_> = snapshot.services.values().map(|s| s.table.version).collect();
-        for (name, service) in &snapshot.services {
+        for (name, service) in snapshot.services.iter() {
             let before = last.insert(name.clone(), service.table.version);
             assert!(before.is_none_or(|before| before <= service.table.version));
         }

@@ -150,7 +150,7 @@ async fn every_format_comes_with_its_lease_and_goes_with_it() {
         .until(secs(5), "the other scheme", |a| addresses(a, "hello-grpc") == ["10.0.1.4:90"])
         .await;
     agent.until(secs(5), "our own", |a| a.ids("own") == ["a"]).await;
-    assert_eq!(agent.snapshot().rejected, []);
+    assert!(agent.snapshot().rejected.is_empty());
     assert_eq!(agent.sources().keys_beside, 1, "rpcx' own key, and nobody's sibling");
     // Churn of equal values, as rpcx rewrites them, publishes nothing.
     let before = agent.snapshot().version;
@@ -274,7 +274,7 @@ async fn what_register_writes_in_each_format_is_read_back() {
         task.await.unwrap();
     }
     agent.until(secs(10), "all gone", |a| a.count() == 0).await;
-    assert_eq!(agent.snapshot().rejected, []);
+    assert!(agent.snapshot().rejected.is_empty());
 }
 
 /// Debian's `golang-go` and `golang-etcd-server-dev` have the library; where they are not installed, the

@@ -86,7 +86,7 @@ impl Agent {
                 patience.lasts().await,
                 "not within {budget:?}: {what}\n{:#?}\n{:?}",
                 self.sources(),
-                self.snapshot().services.keys()
+                self.snapshot().services.keys().collect::<Vec<_>>()
             );
         }
         began.elapsed()

@@ -75,12 +75,12 @@ fn sample(stale: bool) -> Snapshot {
             layers: Vec::new(),
             seen_at: SystemTime::now(),
         };
-        (name.to_owned(), Arc::new(service))
+        Arc::new(service)
     };
     let ago = |seconds| SystemTime::now() - Duration::from_secs(seconds);
     Snapshot {
         version: version(42),
-        services: BTreeMap::from([
+        services: pintle_state::Services::from_iter([
             service(
                 "orders",
                 vec![
@@ -99,28 +99,31 @@ fn sample(stale: bool) -> Snapshot {
         ]),
         stale,
         confirmed_at: Some(ago(3)),
-        held: vec![Held {
+        held: [Held {
             service: "payments".to_owned(),
             endpoint: "pay-2".to_owned(),
             since: ago(40),
             reason: "3 of 4 endpoints left within 60 s".to_owned(),
             until: Some(SystemTime::now() + Duration::from_secs(500)),
-        }],
-        rejected: vec![Rejected {
+        }]
+        .into(),
+        rejected: [Rejected {
             source: "registry",
             key: "/services/orders/bad\u{1b}[31m".to_owned(),
             reason: "metadata_address",
             detail: "169.254.169.254 is a cloud metadata address".to_owned(),
             at: ago(9),
-        }],
-        overlays: vec![Overlay {
+        }]
+        .into(),
+        overlays: [Overlay {
             kind: "endpoint",
             service: "orders".to_owned(),
             endpoint: Some("orders-3".to_owned()),
             action: "drain".to_owned(),
             source: "pintle drain".to_owned(),
             until: SystemTime::now() + Duration::from_secs(55),
-        }],
+        }]
+        .into(),
         ..Snapshot::default()
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pintle_state::Snapshot;
+use pintle_state::{Services, Snapshot};
 use prost_types::Any;
 
 use super::{TYPE_URL, Template};
@@ -28,6 +28,8 @@ pub(crate) struct Session {
     /// Asked for by name.
     named: BTreeSet<String>,
     sent: BTreeMap<String, Sent>,
+    /// The services of which nothing is owed any more, as long as nothing is asked.
+    told: Option<Services>,
     /// Whoever asks for all is answered, be it by nothing: Envoy opens its listeners then.
     owed: bool,
     awaited: Option<u64>,
@@ -60,6 +62,7 @@ impl Session {
             self.want_all();
         }
         self.asked = true;
+        self.told = None;
         for name in request.resource_names_unsubscribe {
             self.all &= name != ALL;
             self.named.remove(&name);
@@ -128,10 +131,17 @@ impl Session {
         if self.is_waiting() || !self.asked || !loaded {
             return None;
         }
+        if let Some(told) = &mut self.told
+            && told.has_names_of(&snapshot.services)
+        {
+            *told = snapshot.services.clone();
+            return None;
+        }
         let template = Arc::clone(self.template.as_ref()?);
         let removed_resources = self.gone(&template, snapshot);
         let resources = self.due(&template, snapshot);
         if resources.is_empty() && removed_resources.is_empty() && !self.owed {
+            self.told = Some(snapshot.services.clone());
             return None;
         }
         self.owed = false;
@@ -172,7 +182,7 @@ impl Session {
     fn due(&mut self, template: &Template, snapshot: &Snapshot) -> Vec<Resource> {
         let all = snapshot.services.keys().filter(|_| self.all).map(String::as_str);
         let named = self.named.iter().filter_map(|name| template.service_of(name));
-        let named = named.filter(|it| !self.all && snapshot.services.contains_key(*it));
+        let named = named.filter(|it| !self.all && snapshot.services.contains_key(it));
         let (mut due, mut bytes, mut sent) = (Vec::new(), 0, Vec::new());
         for service in all.chain(named) {
             let name = template.name_of(service);

@@ -35,7 +35,7 @@ fn snapshot(sequence: u64, names: &[&str]) -> Snapshot {
             layers: Vec::new(),
             seen_at: SystemTime::UNIX_EPOCH,
         };
-        (name.to_owned(), Arc::new(service))
+        Arc::new(service)
     };
     let services = names.iter().map(|name| service(name)).collect();
     Snapshot { version, services, ..Snapshot::default() }

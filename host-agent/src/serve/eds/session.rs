@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pintle_contract::Version;
-use pintle_state::{Service, Snapshot};
+use pintle_state::{Service, Services, Snapshot};
 use prost_types::Any;
 
 use super::assignment::{Assignment, TYPE_URL};
@@ -54,6 +54,10 @@ pub(crate) enum Answer {
 pub(crate) struct Session {
     asked: bool,
     subscribed: BTreeSet<String>,
+    /// What is subscribed to and may have to be sent.
+    due: BTreeSet<String>,
+    /// The services as they were when `due` was last brought up to date.
+    seen: Services,
     sent: BTreeMap<String, Sent>,
     awaited: Option<u64>,
     last: u64,
@@ -92,6 +96,8 @@ impl Session {
             .collect();
         // Asked for again means forgotten meanwhile.
         self.sent.retain(|name, _| names.contains(name));
+        self.due.retain(|name| names.contains(name));
+        self.due.extend(names.difference(&self.subscribed).cloned());
         self.subscribed = names;
         answer
     }
@@ -105,11 +111,13 @@ impl Session {
         let answer = self.answer(&request.response_nonce, request.error_detail);
         for name in request.resource_names_unsubscribe {
             self.subscribed.remove(&name);
+            self.due.remove(&name);
             self.sent.remove(&name);
         }
         for name in request.resource_names_subscribe.into_iter().filter(|name| is_short(name)) {
             if self.subscribed.len() < MAX_SUBSCRIBED {
                 self.sent.remove(&name);
+                self.due.insert(name.clone());
                 self.subscribed.insert(name);
             }
         }
@@ -207,30 +215,33 @@ impl Session {
         if self.is_waiting() || !crate::serve::sync::is_loaded(snapshot) {
             return None;
         }
+        let differing = snapshot.services.differing(&self.seen).into_iter();
+        let differing = differing.filter(|name| self.subscribed.contains(*name));
+        self.due.extend(differing.map(ToOwned::to_owned));
+        self.seen = snapshot.services.clone();
         let mut changed = Vec::new();
         let mut removed = Vec::new();
         let mut bytes = 0;
-        for name in &self.subscribed {
-            if bytes >= RESPONSE {
-                break;
-            }
-            let sent = self.sent.get(name).copied();
-            match (snapshot.services.get(name), sent) {
+        while bytes < RESPONSE
+            && let Some(name) = self.due.pop_first()
+        {
+            let sent = self.sent.get(&name).copied();
+            match (snapshot.services.get(&name), sent) {
                 (Some(service), sent) => {
                     if let Some(assignment) = differs(service, sent) {
                         let sent = Sent::Assignment(service.table.version, assignment.fingerprint);
                         self.sent.insert(name.clone(), sent);
                         bytes += assignment.bytes.len();
-                        changed.push((name.clone(), assignment));
+                        changed.push((name, assignment));
                     }
                 }
                 (None, Some(Sent::Assignment(..))) => {
-                    changed.push((name.clone(), Assignment::empty(name)));
-                    self.sent.insert(name.clone(), Sent::Emptied);
+                    changed.push((name.clone(), Assignment::empty(&name)));
+                    self.sent.insert(name, Sent::Emptied);
                 }
                 (None, None) if delta => {
                     removed.push(name.clone());
-                    self.sent.insert(name.clone(), Sent::Absent);
+                    self.sent.insert(name, Sent::Absent);
                 }
                 (None, _) => {}
             }

@@ -42,11 +42,11 @@ fn service(name: &str, sequence: u64, endpoints: Vec<Endpoint>) -> Arc<Service> 
 }
 
 fn snapshot(sequence: u64, services: &[(&str, u64, u16)]) -> Snapshot {
-    let services: BTreeMap<_, _> = services
+    let services = services
         .iter()
         .map(|(name, version, count)| {
             let endpoints = (1..=*count).map(|id| endpoint(id, 1, Health::Healthy, "z")).collect();
-            ((*name).to_owned(), service(name, *version, endpoints))
+            service(name, *version, endpoints)
         })
         .collect();
     Snapshot { version: version(sequence), services, ..Snapshot::default() }

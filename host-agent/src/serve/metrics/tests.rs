@@ -36,22 +36,24 @@ fn snapshot(sequence: u64, endpoints: u16) -> Snapshot {
     };
     Snapshot {
         version: version(sequence),
-        services: [("orders".to_owned(), Arc::new(service))].into(),
+        services: [Arc::new(service)].into_iter().collect(),
         confirmed_at: Some(SystemTime::now()),
-        held: vec![Held {
+        held: [Held {
             service: "orders".to_owned(),
             endpoint: "9".to_owned(),
             since: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
             reason: "over \"15 %\"\nof 60 s \\".to_owned(),
             until: None,
-        }],
-        rejected: vec![Rejected {
+        }]
+        .into(),
+        rejected: [Rejected {
             source: "registry",
             key: "/services/x".to_owned(),
             reason: "json",
             detail: String::new(),
             at: SystemTime::now(),
-        }],
+        }]
+        .into(),
         ..Snapshot::default()
     }
 }

@@ -8,7 +8,7 @@
 //! version sent last has been sent. A reader may give that version as its `have` after a
 //! disconnect, wherever in the sequence the stream broke.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -29,6 +29,8 @@ impl AsRef<[u8]> for Frame {
 pub(crate) struct Cursor {
     /// Per service that the reader holds: at which version.
     sent: HashMap<String, Version>,
+    /// What it lacks, by name and in the order of the versions.
+    due: BTreeMap<String, Version>,
     pending: BTreeSet<(Version, String)>,
     snapshot: Arc<Snapshot>,
     reached: Version,
@@ -50,7 +52,7 @@ impl Cursor {
         let holds_something = have != Version::default();
         let have = if resumes { have } else { Version::default() };
         let mut sent = HashMap::new();
-        for (name, service) in &snapshot.services {
+        for (name, service) in snapshot.services.iter() {
             let version = service.table.version;
             if version <= have {
                 sent.insert(name.clone(), version);
@@ -59,37 +61,43 @@ impl Cursor {
                 sent.insert(name.clone(), Version::default());
             }
         }
-        for (name, version) in &snapshot.gone {
+        for (name, version) in snapshot.gone.iter() {
             if *version > have && holds_something {
                 sent.insert(name.clone(), Version::default());
             }
         }
-        let mut cursor =
-            Self { sent, pending: BTreeSet::new(), snapshot, reached: have, full: !resumes };
-        cursor.look();
+        let mut names: BTreeSet<String> = sent.keys().cloned().collect();
+        names.extend(snapshot.services.keys().cloned());
+        let (due, pending) = (BTreeMap::new(), BTreeSet::new());
+        let mut cursor = Self { sent, due, pending, snapshot, reached: have, full: !resumes };
+        names.iter().for_each(|name| cursor.look(name));
         cursor
     }
 
     /// A newer snapshot is there. An older one is ignored: a reader never goes back.
     pub(crate) fn advance(&mut self, snapshot: Arc<Snapshot>) {
         if snapshot.version >= self.snapshot.version {
-            self.snapshot = snapshot;
-            self.look();
+            let before = std::mem::replace(&mut self.snapshot, snapshot);
+            let newest = Arc::clone(&self.snapshot);
+            for name in newest.services.differing(&before.services) {
+                self.look(name);
+            }
         }
     }
 
-    fn look(&mut self) {
-        self.pending.clear();
-        for (name, service) in &self.snapshot.services {
-            let version = service.table.version;
-            if self.sent.get(name).is_none_or(|sent| *sent < version) {
-                self.pending.insert((version, name.clone()));
-            }
+    /// Whether the reader lacks this service's table, or the word that it is gone.
+    fn look(&mut self, name: &str) {
+        if let Some(version) = self.due.remove(name) {
+            self.pending.remove(&(version, name.to_owned()));
         }
-        for name in self.sent.keys() {
-            if !self.snapshot.services.contains_key(name) {
-                self.pending.insert((self.gone(name), name.clone()));
-            }
+        let sent = self.sent.get(name).copied();
+        let due = match self.snapshot.services.get(name) {
+            Some(service) => Some(service.table.version).filter(|version| sent < Some(*version)),
+            None => sent.map(|_| self.gone(name)),
+        };
+        if let Some(version) = due {
+            self.due.insert(name.to_owned(), version);
+            self.pending.insert((version, name.to_owned()));
         }
     }
 
@@ -119,6 +127,7 @@ impl Cursor {
     /// The next frame, which then counts as sent.
     pub(crate) fn next_frame(&mut self) -> Option<Bytes> {
         let (version, name) = self.pending.pop_first()?;
+        self.due.remove(&name);
         self.reached = self.reached.max(version);
         match self.snapshot.services.get(&name) {
             Some(service) => {

@@ -52,11 +52,8 @@ fn service(name: &str, at: u64) -> Arc<Service> {
 fn snapshot(sequence: u64, services: &[(&str, u64)], gone: &[(&str, u64)]) -> Snapshot {
     Snapshot {
         version: version(sequence),
-        services: services
-            .iter()
-            .map(|(name, at)| ((*name).to_owned(), service(name, *at)))
-            .collect(),
-        gone: gone.iter().map(|(name, at)| ((*name).to_owned(), version(*at))).collect(),
+        services: services.iter().map(|(name, at)| service(name, *at)).collect(),
+        gone: Arc::new(gone.iter().map(|(name, at)| ((*name).to_owned(), version(*at))).collect()),
         complete_since: version(2),
         ..Snapshot::default()
     }
@@ -430,7 +427,7 @@ async fn a_slow_reader_gets_the_newest_state_and_no_backlog() {
                 layers: Vec::new(),
                 seen_at: SystemTime::now(),
             };
-            (name.clone(), Arc::new(service))
+            Arc::new(service)
         });
         Snapshot { version: version(at), services: services.collect(), ..Snapshot::default() }
     };

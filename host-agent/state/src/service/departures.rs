@@ -180,13 +180,16 @@ impl Departures {
         newcomer.map(|newcomer| newcomer.instead_of = Some(place)).is_some()
     }
 
-    /// These leases live: what went with them was deleted by somebody.
-    pub(crate) fn leases_live(&mut self, leases: &[u64]) {
+    /// These leases live: what went with them was deleted by somebody. Whether anything did.
+    pub(crate) fn leases_live(&mut self, leases: &[u64]) -> bool {
+        let mut any = false;
         for departure in self.by_address.values_mut() {
             if matches!(departure.cause, Cause::Leased(lease) if leases.contains(&lease)) {
                 departure.cause = Cause::Deleted;
+                any = true;
             }
         }
+        any
     }
 
     /// Whether the address is not served yet, because the one whose place it is to take still is.

@@ -39,15 +39,13 @@ impl ServicesJson {
         limit: usize,
         endpoints: bool,
     ) -> Self {
-        use std::ops::Bound;
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let contains = contains.to_lowercase();
-        let rest = snapshot.services.range::<str, _>((from, Bound::Unbounded));
-        let mut rest = rest.filter(|(name, _)| name.to_lowercase().contains(&contains));
+        let rest = snapshot.services.after(after);
+        let mut rest = rest.filter(|service| service.name().to_lowercase().contains(&contains));
         let services: Vec<ServiceJson> = rest
             .by_ref()
             .take(limit)
-            .map(|(name, service)| ServiceJson::of(service, view.services.get(name), endpoints))
+            .map(|service| ServiceJson::of(service, view.services.get(service.name()), endpoints))
             .collect();
         let next = rest.next().and(services.last()).map(|s| s.service.clone());
         Self {

@@ -67,7 +67,7 @@ impl TotalsJson {
         let mut totals = Self { services: snapshot.services.len(), ..Self::default() };
         let mut minute = MinuteView::default();
         let mut all = Vec::with_capacity(snapshot.services.len());
-        for (name, service) in &snapshot.services {
+        for (name, service) in snapshot.services.iter() {
             let seen = view.services.get(name).unwrap_or(&nothing);
             let illness = Illness::of(service, seen);
             totals.troubled += usize::from(illness != Illness::default());
@@ -136,7 +136,7 @@ mod tests {
                 layers: Vec::new(),
                 seen_at: SystemTime::UNIX_EPOCH,
             };
-            snapshot.services.insert(name.clone(), Arc::new(service));
+            snapshot.services.insert(Arc::new(service));
             let minute = MinuteView {
                 requests: 10,
                 errors: u64::from(n == 250) * 3,
