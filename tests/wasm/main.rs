@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `abi` | what the module imports and exports; every status of every host call |
 //! | `sync` | leadership, the stream, tables in every worker, reload |
+//! | `unread` | what nobody asks for, and its first request |
 //! | `select` | the list, the service's name, local answers, spoofed headers |
 //! | `budget` | bytes and time that policies, weights and subsets may cost a VM |
 //! | `breaker` | one state for all workers, probes, leaks |
@@ -24,3 +25,4 @@ mod support;
 mod switches;
 mod sync;
 mod trace;
+mod unread;

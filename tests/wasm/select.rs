@@ -159,6 +159,7 @@ fn a_strategy_changes_with_the_table_s_policy_and_back() {
 fn a_policy_that_cannot_be_read_leaves_the_one_before() {
     let mut run = run_with(ALL);
     run.table_with("orders", endpoints(3), r#"{"select": {"attempts": 1}}"#);
+    assert_eq!(list(&ask(&mut run, get("orders"))).len(), 1);
     run.table_with("orders", endpoints(3), r#"{"select": {"attempts": 99}}"#);
     run.table_with("orders", endpoints(3), "not json");
     assert_eq!(list(&ask(&mut run, get("orders"))).len(), 1);

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use amend::Around;
 use pintle_contract::{Endpoint, Health, MAX_ENDPOINTS, Now};
 use xxhash_rust::xxh64::xxh64;
 
@@ -28,6 +29,7 @@ use crate::tier::tier_of;
 use crate::verdict::Verdict;
 use crate::workers::Workers;
 
+mod amend;
 mod explain;
 mod limit;
 mod pick;
@@ -155,6 +157,9 @@ impl Balancer {
     /// or its sizes changed. At most [`MAX_ENDPOINTS`] are taken.
     pub fn update(&mut self, policy: &Policy, endpoints: &[Endpoint], zone: &str, now: Now) {
         let endpoints = endpoints.get(..MAX_ENDPOINTS).unwrap_or(endpoints);
+        if self.amend(policy, endpoints, zone, now) {
+            return;
+        }
         self.settled = false;
         self.field.set_panic(false);
         self.generation = self.generation.wrapping_add(1);
@@ -162,29 +167,21 @@ impl Balancer {
         self.field.tick(now);
         self.field.clock = Clock::new(policy.ewma_decay, policy.failure_penalty, now);
 
-        let weightless = endpoints.iter().all(|e| e.weight == 0);
-        let local = |e: &Endpoint| policy.zone_aware && !zone.is_empty() && e.zone == zone;
+        let around = Around::of(policy, endpoints, zone);
         let mut sites = Vec::with_capacity(endpoints.len());
         let mut loads = Vec::with_capacity(endpoints.len());
         let mut histories = Vec::with_capacity(endpoints.len());
         let adapts = policy.max_requests.range().is_some();
         let mut limits = Vec::new();
+        let mut next = 0;
         for endpoint in endpoints {
-            let old = self.index_of(&endpoint.id);
+            let old = self.find_near(next, &endpoint.id);
             let known = old.and_then(|i| Some((self.sites.get(i)?, self.field.loads.get(i)?)));
-            sites.push(Site {
-                id: endpoint.id.clone(),
-                address: endpoint.socket_addr(),
-                weight: if weightless { 1 } else { endpoint.weight },
-                health: endpoint.health,
-                local: local(endpoint),
-                priority: priority(endpoint),
-                registered_at: endpoint.registered_at,
-                verdict: known.map_or(Verdict::Pass, |(site, _)| site.verdict),
-                key: xxh64(endpoint.id.as_bytes(), xxh64(self.service.as_bytes(), 0)),
-                pin: Pin::of(&self.service, &endpoint.id),
-                born: known.map_or(self.generation, |(site, _)| site.born),
-            });
+            let mut site = known.map_or_else(|| self.newcomer(endpoint), |(site, _)| site.clone());
+            site.address = endpoint.socket_addr();
+            site.take(around.stance(endpoint));
+            sites.push(site);
+            next = old.map_or(next, |i| i.saturating_add(1));
             let load = known.map(|(_, load)| load.clone());
             loads.push(load.unwrap_or_else(|| Load::new(&self.field.clock)));
             let past = old.and_then(|i| self.field.histories.get_mut(i)).map(std::mem::take);
@@ -200,6 +197,12 @@ impl Balancer {
         self.limits = limits;
         self.sort();
         let index = Index::build(policy, endpoints);
+        self.draw_anew(now);
+        self.index = index;
+    }
+
+    /// Builds what is drawn from, after sites have changed.
+    fn draw_anew(&mut self, now: Now) {
         self.probes.clear();
         self.field.states = self.sites.iter().map(Site::state).collect();
         let owed = self.field.states.iter().zip(0..).filter(|(s, _)| **s == State::Probe);
@@ -210,13 +213,34 @@ impl Balancer {
         let everyone = (0..self.sites.len() as u32).collect();
         let mut whole = Pool::build(Key::default(), everyone, &self.sites);
         if let Some(stands) = self.retire() {
-            whole.keep_stands(stands, Shape::of(policy));
+            whole.keep_stands(stands, Shape::of(&self.field.policy));
         }
-        self.index = index;
         self.pools.push(whole);
         self.refresh_pool(0, now);
         self.refreshed = now;
         self.stale = false;
+    }
+
+    fn newcomer(&self, endpoint: &Endpoint) -> Site {
+        Site {
+            id: endpoint.id.clone(),
+            address: endpoint.socket_addr(),
+            weight: endpoint.weight,
+            health: endpoint.health,
+            local: false,
+            priority: 0,
+            registered_at: endpoint.registered_at,
+            verdict: Verdict::Pass,
+            key: xxh64(endpoint.id.as_bytes(), xxh64(self.service.as_bytes(), 0)),
+            pin: Pin::of(&self.service, &endpoint.id),
+            born: self.generation,
+        }
+    }
+
+    /// Where the endpoint with this id stands: in sorted tables mostly at `next`.
+    fn find_near(&self, next: usize, id: &str) -> Option<usize> {
+        let is_next = self.sites.get(next).is_some_and(|site| site.id == id);
+        if is_next { Some(next) } else { self.index_of(id) }
     }
 
     fn sort(&mut self) {

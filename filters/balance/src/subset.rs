@@ -51,7 +51,7 @@ pub(crate) const fn failed_over(mut key: Key) -> Key {
 }
 
 /// Who has which value.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Index {
     /// Per selector, sorted by value, each with its endpoints in order.
     selectors: Vec<Vec<(String, Vec<u32>)>>,

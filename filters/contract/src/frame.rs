@@ -18,6 +18,7 @@ use crate::{
 };
 
 const MAGIC: [u8; 4] = *b"PNTL";
+const TABLE: u8 = 1;
 const INITIAL_END: u8 = 3;
 const HEARTBEAT: u8 = 4;
 const WHOLE_REPORT: u8 = 20;
@@ -194,6 +195,17 @@ message_enum!(Down { Table = 1, Remove = 2, InitialEnd = 3, Heartbeat = 4 });
 message_enum!(Note { Table = 32, Breaker = 33, Forward = 34, Index = 35 });
 
 impl Down {
+    /// Service and version of a table's frame, whose policy and endpoints are not read.
+    ///
+    /// # Errors
+    /// Why the frame is none, or not of a table.
+    pub fn table_head(bytes: &[u8]) -> Result<(String, Version), DecodeError> {
+        match unframe(bytes)? {
+            (TABLE, mut reader) => Ok((Wire::take(&mut reader)?, Wire::take(&mut reader)?)),
+            (other, _) => Err(DecodeError::Kind(other)),
+        }
+    }
+
     /// The message for a module that reads `schema`. What goes into shared data, where modules of both
     /// read it, is the same in both.
     #[must_use]

@@ -274,8 +274,8 @@ impl<P: Proxy> Exchange<P> {
             .then(|| named(&config.sources, &self.proxy, &headers))
             .flatten();
         let name = named.as_ref().map(|named| named.name.as_str());
-        let service = name.and_then(|name| local.services.find(name));
-        let service = service.map(|(at, name)| Known { name: Rc::clone(name), at });
+        let service = name.and_then(|name| local.find(name));
+        let service = service.map(|(at, name)| Known { name, at });
         self.propagate(local, service.as_ref(), name, &headers);
         config.select.as_ref().map_or(Action::Continue, |select| {
             let routing = match service {

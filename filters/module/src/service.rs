@@ -1,6 +1,7 @@
 //! One service as this VM knows it: its table, who is eligible, and what was counted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use pintle_balance::{Balancer, Hold, LoadEntry, Verdict};
@@ -59,6 +60,7 @@ pub(crate) struct Service {
 #[derive(Default)]
 struct Member {
     breaker: Mirror,
+    at: Option<SocketAddr>,
     /// `ip:port`, as Envoy wants to read it.
     address: String,
     opinion: Option<Opinion>,
@@ -71,9 +73,10 @@ struct Member {
 
 impl Member {
     fn follow(&mut self, endpoint: &Endpoint) {
-        let address = endpoint.socket_addr().to_string();
-        if self.address != address {
-            self.address = address;
+        let at = endpoint.socket_addr();
+        if self.at != Some(at) {
+            self.at = Some(at);
+            self.address = at.to_string();
         }
         self.opinion = endpoint.opinion;
         self.force = endpoint.force;
@@ -123,20 +126,34 @@ impl Service {
         if let Some(policy) = policy {
             self.policy = Rc::new(policy);
         }
-        let mut old: BTreeMap<String, Member> = BTreeMap::new();
-        for (index, member) in std::mem::take(&mut self.members).into_iter().enumerate() {
-            if let Some(id) = self.balancer.id_of(index) {
-                old.insert(id.to_owned(), member);
-            }
+        let mut old: Vec<_> = std::mem::take(&mut self.members).into_iter().map(Some).collect();
+        let mut next = 0;
+        let place = |endpoint: &Endpoint| {
+            // Tables are sorted: mostly it is the next one.
+            let is_next = self.balancer.id_of(next) == Some(&endpoint.id);
+            let at = if is_next { Some(next) } else { self.balancer.index_of(&endpoint.id) };
+            next = at.map_or(next, |at| at.saturating_add(1));
+            old.get_mut(at?)?.take()
+        };
+        let kept: Vec<Option<Member>> = table.endpoints.iter().map(place).collect();
+        let gone = || old.iter().enumerate().filter_map(|(at, it)| Some((at, it.as_ref()?)));
+        if self.removed.len().saturating_add(gone().count()) > MAX_REMOVED {
+            self.removed.clear();
         }
+        let counted = gone().filter(|(_, member)| member.requests > 0);
+        let counts = counted.filter_map(|(at, member)| {
+            let id = self.balancer.id_of(at)?;
+            Some((id.to_owned(), (member.requests, member.failures)))
+        });
+        self.removed.extend(counts.take(MAX_REMOVED));
         self.balancer.update(&self.policy.select, &table.endpoints, zone, now);
         self.version = table.version;
         self.told_miss = false;
         self.told_over = false;
         self.tripped.clear();
         let mut new = Vec::new();
-        for (index, endpoint) in table.endpoints.iter().enumerate() {
-            let mut member = old.remove(&endpoint.id).unwrap_or_else(|| {
+        for (index, (endpoint, kept)) in table.endpoints.iter().zip(kept).enumerate() {
+            let mut member = kept.unwrap_or_else(|| {
                 new.push(index);
                 let (requests, failures) = self.removed.remove(&endpoint.id).unwrap_or_default();
                 Member { requests, failures, ..Member::default() }
@@ -147,12 +164,6 @@ impl Service {
             }
             self.members.push(member);
         }
-        if self.removed.len().saturating_add(old.len()) > MAX_REMOVED {
-            self.removed.clear();
-        }
-        let counted = old.into_iter().filter(|(_, member)| member.requests > 0);
-        let counts = counted.map(|(id, member)| (id, (member.requests, member.failures)));
-        self.removed.extend(counts.take(MAX_REMOVED));
         self.counts.touch();
         new
     }

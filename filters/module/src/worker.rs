@@ -46,6 +46,11 @@ const SLOW: u64 = 10;
 /// Every so many reports, all services are told again, for an agent that has restarted.
 const FULL_REPORT: u64 = 10;
 
+/// Notes taken from the queue in one callback: Envoy makes one for each, and requests come between them.
+const NOTES: usize = 64;
+/// With a tick, should callbacks have been lost.
+const MAX_NOTES: usize = 1_024;
+
 pub(crate) type Shared = Rc<RefCell<Worker>>;
 
 /// The state of one root context.
@@ -96,6 +101,17 @@ impl Local {
         breakers.sync(services, name, index, true, &mut Turn { now, rng, counters })
     }
 
+    /// Where a service is among all, as long as none of them goes, and its name; of one that is asked for
+    /// for the first time, the table is read now.
+    pub(crate) fn find(&mut self, name: &str) -> Option<(usize, Rc<str>)> {
+        let found = self.services.find(name);
+        if found.is_none() && self.services.is_unread(name) {
+            self.load_table(name, host::now());
+            return self.services.find(name);
+        }
+        found
+    }
+
     fn load_index(&mut self, now: Now) {
         let Self { config, services, breakers, rng, counters, .. } = self;
         let turn = &mut Turn { now, rng, counters };
@@ -107,6 +123,12 @@ impl Local {
     fn load_table(&mut self, name: &str, now: Now) {
         let Self { config, services, rng, counters, .. } = self;
         let replaced = services.load(name, config, &mut Turn { now, rng, counters });
+        self.follow(replaced, now);
+    }
+
+    fn hear_of(&mut self, name: &str, now: Now) {
+        let Self { config, services, rng, counters, .. } = self;
+        let replaced = services.heard_of(name, config, &mut Turn { now, rng, counters });
         self.follow(replaced, now);
     }
 
@@ -148,7 +170,7 @@ impl Worker {
         self.ticks = self.ticks.wrapping_add(1);
         self.export(now);
         let Some(cluster) = self.local.config.agent.clone() else { return };
-        self.read_notes(now);
+        self.read_notes(MAX_NOTES, now);
         let peers = self.join(now);
         let role = self.leadership.elect(self.membership.slot(), now, &mut self.local.counters);
         let leading = role.fence().is_some();
@@ -189,9 +211,14 @@ impl Worker {
             self.membership.tell_load(load, counters);
         }
         for (number, slot) in &round.peers {
-            let load = Membership::load_of(*number, slot, counters);
-            services.set_remote_load(*number, &load, now);
+            let load = Membership::load_of(*number, slot, &mut self.local.counters);
+            for (name, _) in &load {
+                // In use there, it may be here with the next request: what is learned there counts then.
+                self.local.find(name);
+            }
+            self.local.services.set_remote_load(*number, &load, now);
         }
+        let Local { services, counters, .. } = &mut self.local;
         for number in &round.left {
             services.remove_remote_load(*number);
         }
@@ -264,13 +291,13 @@ impl Worker {
 
     /// Another worker put a note into this one's queue.
     pub(crate) fn on_queue(&mut self) {
-        self.read_notes(host::now());
+        self.read_notes(NOTES, host::now());
     }
 
-    fn read_notes(&mut self, now: Now) {
+    fn read_notes(&mut self, most: usize, now: Now) {
         // A burst names the same table many times; it is loaded once.
         let mut tables = BTreeSet::new();
-        for note in self.membership.notes(&mut self.local.counters) {
+        for note in self.membership.notes(most, &mut self.local.counters) {
             match note {
                 Note::Table(name) => {
                     tables.insert(name);
@@ -281,13 +308,15 @@ impl Worker {
             }
         }
         for name in tables {
-            self.local.load_table(&name, now);
+            self.local.hear_of(&name, now);
         }
         self.tell_applied();
         self.deliver();
     }
 
     fn read_breaker(&mut self, name: Rc<str>, id: &str, now: Now) {
+        // In use in another worker, it may be here with the next request.
+        self.local.find(&name);
         let Local { services, breakers, rng, counters, .. } = &mut self.local;
         let index = services.get(&name).and_then(|service| service.balancer.index_of(id));
         if let Some(index) = index {
@@ -330,7 +359,7 @@ impl Worker {
                 let name = table.service.clone();
                 self.store(&name, frame);
                 let Local { config, services, rng, counters, .. } = &mut self.local;
-                let replaced = services.replace(table, config, &mut Turn { now, rng, counters });
+                let replaced = services.came(table, config, &mut Turn { now, rng, counters });
                 self.local.follow(replaced, now);
                 Some(Note::Table(name))
             }

@@ -136,3 +136,58 @@ fn settled_until_a_verdict_or_a_table_says_otherwise() {
     balancer.set_verdict(0, Verdict::Blocked);
     assert_eq!(settles(&mut balancer), (false, false), "a panic");
 }
+
+/// Who is chosen, and among how many, over many requests.
+fn chosen(balancer: &mut Balancer, now: Now) -> (Vec<crate::Choice>, Vec<usize>) {
+    let (mut dice, mut picks) = (Dice::seed_from_u64(7), Picks::new());
+    let (mut choices, mut firsts) = (Vec::new(), Vec::new());
+    for hash in 0..400_u64 {
+        let request = Request { hash: Some(hash << 40), ..Request::default() };
+        choices.push(balancer.pick(&request, now, &mut dice, &mut picks));
+        firsts.extend(picks.first());
+    }
+    firsts.sort_unstable();
+    firsts.dedup();
+    (choices, firsts)
+}
+
+#[test]
+fn a_table_of_the_same_endpoints_comes_to_what_a_new_one_does() {
+    let now = Now::from_millis(1_000_000);
+    let tables: [&[u32]; 6] =
+        [&[1, 3, 5, 8], &[6, 3, 5, 8], &[6, 6, 5, 8], &[0, 0, 0, 0], &[2, 4, 8, 10], &[1, 0, 0, 3]];
+    for strategy in [Strategy::P2c, Strategy::RoundRobin, Strategy::WeightedRoundRobin] {
+        let policy = Policy { strategy, zone_aware: true, ..Policy::default() };
+        let mut amended = Balancer::new("s", &policy, &endpoints(&[1; 4]), "here", 1, now);
+        for table in tables {
+            let table = endpoints(table);
+            assert!(amended.amend(&policy, &table, "here", now), "the same endpoints");
+            let mut new = Balancer::new("s", &policy, &table, "here", 1, now);
+            assert_eq!(chosen(&mut amended, now), chosen(&mut new, now), "{strategy:?} {table:?}");
+            let stand = |it: &Balancer| (it.field.states.clone(), it.field.grains.clone());
+            assert_eq!(stand(&amended), stand(&new));
+        }
+    }
+}
+
+#[test]
+fn a_table_that_says_the_same_of_all_builds_nothing() {
+    let now = Now::from_millis(1_000_000);
+    let policy = Policy::default();
+    let mut table = endpoints(&[1, 2, 3]);
+    let mut balancer = Balancer::new("s", &policy, &table, "", 1, now);
+    let before = balancer.weighed;
+    table[1].tags.push("canary".to_owned());
+    balancer.update(&policy, &table, "", now);
+    assert_eq!(balancer.weighed, before);
+    table[1].weight = 9;
+    balancer.update(&policy, &table, "", now);
+    assert_eq!(balancer.weighed, before + 1);
+    // Another address, and another endpoint.
+    table[1].port += 1;
+    balancer.update(&policy, &table, "", now);
+    assert_eq!(balancer.by_address(table[1].socket_addr()), Some(1));
+    table.remove(1);
+    balancer.update(&policy, &table, "", now);
+    assert_eq!((balancer.index_of("e2"), balancer.index_of("e1")), (Some(1), None));
+}

@@ -4,7 +4,7 @@
 //! leader alone.
 
 use pintle_contract::{DecodeError, Index, Lease, Message, Now, Slot, Version};
-use pintle_hostcalls as host;
+use pintle_hostcalls::{self as host, Cas};
 use pintle_sync::{Effect, Election, Inbox, Refused, Step};
 
 use crate::counters::{Count, Counters};
@@ -103,7 +103,8 @@ impl Leadership {
             {
                 counters.add(Count::HostError);
             }
-            self.inbox = Inbox::resume(read_index(counters).unwrap_or_default());
+            let index = read_index(None, counters);
+            self.inbox = Inbox::resume(index.map(|(index, _)| index).unwrap_or_default());
         }
         Role::Leader { fence, new }
     }
@@ -166,12 +167,15 @@ fn fits(leader: u64) -> bool {
     said.is_some_and(|said| said == leader.to_le_bytes())
 }
 
-/// Which services have a table, and up to which version.
-pub(crate) fn read_index(counters: &mut Counters) -> Option<Index> {
-    let (bytes, _) = host::shared_data(keys::INDEX).ok()?;
+/// Which services have a table, and up to which version, unless it is the index that was `seen`.
+pub(crate) fn read_index(seen: Option<Cas>, counters: &mut Counters) -> Option<(Index, Cas)> {
+    let (bytes, cas) = host::shared_data(keys::INDEX).ok()?;
+    if seen == Some(cas) {
+        return None;
+    }
     let index = Index::decode(&bytes);
     if index.is_err() && !bytes.is_empty() {
         counters.add(Count::SharedRejected);
     }
-    index.ok()
+    Some((index.ok()?, cas))
 }

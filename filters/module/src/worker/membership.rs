@@ -13,8 +13,6 @@ use pintle_sync::MAX_SLOTS;
 use crate::counters::{Count, Counters};
 use crate::keys;
 
-/// Notes taken from the queue in one callback, at most; the next tick goes on.
-const MAX_NOTES: usize = 4_096;
 /// Envoy's property with the id that the shared data and queues belong to.
 const VM_ID: &[u8] = b"plugin_vm_id";
 
@@ -172,11 +170,11 @@ impl Membership {
         }
     }
 
-    /// The notes that wait in this VM's queue.
-    pub(crate) fn notes(&self, counters: &mut Counters) -> Vec<Note> {
+    /// Of the notes that wait in this VM's queue the first, at most `most`.
+    pub(crate) fn notes(&self, most: usize, counters: &mut Counters) -> Vec<Note> {
         let mut notes = Vec::new();
         let Some(held) = &self.held else { return notes };
-        for _ in 0..MAX_NOTES {
+        for _ in 0..most {
             match host::dequeue(held.queue) {
                 Ok(Some(bytes)) => match Note::decode(&bytes) {
                     Ok(note) => notes.push(note),

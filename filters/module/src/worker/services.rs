@@ -1,5 +1,9 @@
 //! The services that this VM knows, from their tables in shared data.
 //!
+//! A table is read when the first request for its service comes, which waits for nothing: the bytes are in
+//! this process. What nobody asks for here costs its name, but for tables in which an operator or the
+//! fleet says something of a breaker: that is obeyed, and shown, before anybody asks.
+//!
 //! Keys: `pintle/t/{service}`, written by the leader; `pintle/confirmed`, written by the leader;
 //! `pintle/index` is read.
 
@@ -9,8 +13,8 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 use pintle_balance::{Balancer, Memory};
-use pintle_contract::{Down, Load, Message, Now, Table, Version};
-use pintle_hostcalls::{self as host, Level, Status};
+use pintle_contract::{Down, Endpoint, Load, Message, Now, Table, Version};
+use pintle_hostcalls::{self as host, Cas, Level, Status};
 use pintle_policy::Config;
 use rand::Rng as _;
 
@@ -29,6 +33,10 @@ const SLICE: Duration = Duration::from_millis(2);
 /// All services, and how recent they are.
 pub(crate) struct Services {
     by_name: IndexMap<Rc<str>, Service>,
+    /// Those with a table that no request has asked for here, and its version as last heard.
+    unread: HashMap<Box<str>, Version>,
+    /// Which index was read last.
+    index: Option<Cas>,
     memory: Memory,
     /// The newest version among the tables.
     version: Version,
@@ -53,6 +61,8 @@ impl Services {
         let zone = host::property(ZONE).unwrap_or_default();
         Self {
             by_name: IndexMap::new(),
+            unread: HashMap::new(),
+            index: None,
             memory: Memory::new(config.memory),
             version: Version::default(),
             zone: String::from_utf8_lossy(&zone).into_owned(),
@@ -65,12 +75,17 @@ impl Services {
     // === Access ===
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
+        self.by_name.is_empty() && self.unread.is_empty()
+    }
+
+    /// Whether the service has a table that is to be read with [`Self::load`].
+    pub(crate) fn is_unread(&self, name: &str) -> bool {
+        self.unread.contains_key(name)
     }
 
     /// Where a service is among all, as long as none of them goes, and its name.
-    pub(crate) fn find(&self, name: &str) -> Option<(usize, &Rc<str>)> {
-        self.by_name.get_full(name).map(|(at, name, _)| (at, name))
+    pub(crate) fn find(&self, name: &str) -> Option<(usize, Rc<str>)> {
+        self.by_name.get_full(name).map(|(at, name, _)| (at, Rc::clone(name)))
     }
 
     /// Where a service is that was at `at` when the name was taken from here; no hash where it still is.
@@ -131,33 +146,90 @@ impl Services {
     /// Forgets a service.
     pub(crate) fn remove(&mut self, name: &str) {
         self.by_name.swap_remove(name);
+        self.unread.remove(name);
     }
 
-    /// Loads what the index names and this VM has not, and drops what it does not name.
+    /// Loads what the index says is newer than what this VM has, and drops what it does not name.
     pub(crate) fn load_index(&mut self, config: &Config, turn: &mut Turn<'_>) -> Vec<Replaced> {
-        let Some(index) = read_index(turn.counters) else { return Vec::new() };
+        let Some((index, cas)) = read_index(self.index, turn.counters) else { return Vec::new() };
+        self.index = Some(cas);
         let mut replaced = Vec::new();
         for (name, version) in &index.services {
-            if self.by_name.get(name.as_str()).is_none_or(|held| held.version < *version) {
-                replaced.extend(self.load(name, config, turn));
+            match self.by_name.get(name.as_str()) {
+                Some(held) if held.version < *version => {
+                    replaced.extend(self.load(name, config, turn));
+                }
+                Some(_) => {}
+                None => self.note(name, *version),
             }
         }
-        let named = |name: &Rc<str>| {
+        let named = |name: &str| {
             index.services.binary_search_by(|(other, _)| other.as_str().cmp(name)).is_ok()
         };
         // The leader writes the index with its next tick: a table that is newer came after it.
         self.by_name.retain(|name, held| named(name) || held.version > index.version);
+        self.unread.retain(|name, version| named(name) || *version > index.version);
         self.version = self.version.max(index.version);
         replaced
     }
 
-    /// Loads one table from shared data.
+    fn note(&mut self, name: &str, version: Version) {
+        match self.unread.get_mut(name) {
+            Some(known) => *known = version,
+            None => drop(self.unread.insert(name.into(), version)),
+        }
+    }
+
+    /// The table of a service in shared data is another, or gone.
+    pub(crate) fn heard_of(
+        &mut self,
+        name: &str,
+        config: &Config,
+        turn: &mut Turn<'_>,
+    ) -> Option<Replaced> {
+        if self.by_name.contains_key(name) {
+            return self.load(name, config, turn);
+        }
+        match host::shared_data(&keys::table(name)) {
+            Ok((bytes, _)) if bytes.is_empty() => self.remove(name),
+            Ok((bytes, _)) => match Down::table_head(&bytes) {
+                Ok((service, version)) if service == name => {
+                    self.note(name, version);
+                    self.version = self.version.max(version);
+                }
+                _ => turn.counters.add(Count::SharedRejected),
+            },
+            Err(Status::NOT_FOUND) => {}
+            Err(_) => turn.counters.add(Count::HostError),
+        }
+        None
+    }
+
+    /// A table came from the agent.
+    pub(crate) fn came(
+        &mut self,
+        table: Table,
+        config: &Config,
+        turn: &mut Turn<'_>,
+    ) -> Option<Replaced> {
+        if self.by_name.contains_key(table.service.as_str()) || table.endpoints.iter().any(is_told)
+        {
+            self.unread.remove(table.service.as_str());
+            return self.replace(table, config, turn);
+        }
+        self.note(&table.service, table.version);
+        self.version = self.version.max(table.version);
+        None
+    }
+
+    /// Reads one table from shared data.
     pub(crate) fn load(
         &mut self,
         name: &str,
         config: &Config,
         turn: &mut Turn<'_>,
     ) -> Option<Replaced> {
+        self.unread.remove(name);
         match host::shared_data(&keys::table(name)) {
             Ok((bytes, _)) if bytes.is_empty() => self.remove(name),
             Ok((bytes, _)) => match Down::decode(&bytes) {
@@ -173,7 +245,7 @@ impl Services {
     }
 
     /// Makes a table the one that requests see, unless it is older than what is held.
-    pub(crate) fn replace(
+    fn replace(
         &mut self,
         mut table: Table,
         config: &Config,
@@ -253,7 +325,7 @@ impl Services {
         let mut told = Vec::with_capacity(loads.len());
         for (name, load) in loads {
             let Some((at, name)) = self.find(name) else { continue };
-            told.push(Rc::clone(name));
+            told.push(name);
             if let Some(service) = self.at_mut(at) {
                 service.set_remote_load(worker, load, now);
             }
@@ -303,4 +375,9 @@ impl Services {
     pub(crate) fn age(&self, now: Now) -> Option<Duration> {
         (self.confirmed_at > Now(0)).then(|| now.since(self.confirmed_at))
     }
+}
+
+/// Whether the table says something of the endpoint's breaker.
+const fn is_told(endpoint: &Endpoint) -> bool {
+    endpoint.opinion.is_some() || endpoint.force.is_some()
 }
