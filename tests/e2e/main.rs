@@ -14,6 +14,7 @@
 //! | `hostile` | requests, registry values and events that are meant to hurt |
 //! | `switches` | a service that is bypassed or in shadow, by a command and back |
 //! | `skew` | modules of the release before, beside this agent and in one Envoy with this module |
+//! | `rolling` | everything replaced in turn under one load |
 //! | `init` | what `pintle init` writes, booted |
 //! | `istio` | the objects for Istio and Kubernetes, in a sidecar that is a real Envoy |
 
@@ -28,6 +29,7 @@ mod minute;
 mod observe;
 mod page;
 mod pages;
+mod rolling;
 mod skew;
 mod support;
 mod switches;

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::support::{PATIENCE, World, in_turns};
 
 /// The module of the release before, unpacked into `dir`.
-fn older(dir: &tempfile::TempDir) -> PathBuf {
+pub fn older(dir: &tempfile::TempDir) -> PathBuf {
     let packed = concat!(env!("CARGO_MANIFEST_DIR"), "/skew/pintle-0.1.0.wasm.gz");
     let unpacked = Command::new("gzip").args(["-dc", packed]).output().expect("gzip runs");
     assert!(unpacked.status.success(), "{}", String::from_utf8_lossy(&unpacked.stderr));

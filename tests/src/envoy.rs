@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::Child;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,7 +12,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use crate::process::{Process, Server, Spec};
-use crate::{EnvoyConfig, Error, Port, Result, http, tools};
+use crate::{EnvoyConfig, Error, Patience, Port, Result, http, tools};
 
 /// Compiling the module takes under a second on an idle machine; this is for a busy one.
 const READY: Duration = Duration::from_secs(60);
@@ -22,12 +23,38 @@ pub struct Envoy {
     process: Process,
     http: Port,
     admin: Port,
+    hot: Option<Hot>,
+}
+
+/// What the lives of an Envoy share that hand over to each other.
+#[derive(Debug)]
+struct Hot {
+    epoch: u32,
+    /// The life that drains.
+    before: Option<Child>,
+    /// `hot_restart_impl.cc` makes this file and leaves it behind.
+    memory: PathBuf,
 }
 
 impl Envoy {
     /// Two workers; ready means that the listener accepts.
     pub async fn start(config: EnvoyConfig) -> Result<Self> {
         Self::start_with(config, 2, &[]).await
+    }
+
+    /// The same with so many seconds for draining, and [`Envoy::hot_restart`] is allowed.
+    pub async fn start_restartable(config: EnvoyConfig, drain: u32) -> Result<Self> {
+        let (http, admin) = (Port::take()?, Port::take()?);
+        // Hot restart takes a name of the machine: ten of them from each base, and no port is taken twice.
+        let base = u32::from(admin.number());
+        let memory = PathBuf::from(format!("/dev/shm/envoy_shared_memory_{}", base * 10));
+        let (base, end, drain) = (base.to_string(), (drain + 1).to_string(), drain.to_string());
+        let drain = ["--drain-time-s", &drain, "--parent-shutdown-time-s", &end];
+        let args = [&drain[..], &["--base-id", &base, "--restart-epoch", "0"]].concat();
+        let mut envoy = Self::launch_at(tools::envoy()?, config, (http, admin), 2, &args)?;
+        envoy.hot = Some(Hot { epoch: 0, before: None, memory });
+        envoy.wait_ready().await?;
+        Ok(envoy)
     }
 
     /// The oldest Envoy that is supported, two workers.
@@ -51,22 +78,32 @@ impl Envoy {
 
     fn launch_of(
         program: PathBuf,
+        config: EnvoyConfig,
+        workers: u32,
+        args: &[&str],
+    ) -> Result<Self> {
+        let ports = (Port::take()?, Port::take()?);
+        let own = ["--disable-hot-restart", "--drain-time-s", "1", "--parent-shutdown-time-s", "2"];
+        let args = [&own, args].concat();
+        Self::launch_at(program, config, ports, workers, &args)
+    }
+
+    fn launch_at(
+        program: PathBuf,
         mut config: EnvoyConfig,
+        (http, admin): (Port, Port),
         workers: u32,
         args: &[&str],
     ) -> Result<Self> {
         let dir = TempDir::with_prefix("pintle-envoy-")?;
-        let (http, admin) = (Port::take()?, Port::take()?);
         config.listen(admin.addr(), http.addr());
         let file = dir.path().join("envoy.json");
         std::fs::write(&file, config.to_json())?;
         let (file, workers) = (file.display().to_string(), workers.to_string());
-        // Hot restart takes a machine-wide name, and a second Envoy would meet the first one's.
-        let own = ["-c", &file, "--concurrency", &workers, "--disable-hot-restart"];
-        let drain = ["--drain-time-s", "1", "--parent-shutdown-time-s", "2"];
-        let args = own.iter().chain(&drain).chain(args).map(|a| (*a).to_string()).collect();
+        let own = ["-c", &file, "--concurrency", &workers];
+        let args = own.iter().chain(args).map(|a| (*a).to_string()).collect();
         let spec = Spec { name: "envoy".into(), program, args, envs: Vec::new() };
-        Ok(Self { process: Process::spawn(spec, dir)?, http, admin })
+        Ok(Self { process: Process::spawn(spec, dir)?, http, admin, hot: None })
     }
 
     /// Waits until the server says that it is live and the listener accepts.
@@ -111,6 +148,39 @@ impl Envoy {
     pub async fn restart(&mut self) -> Result<()> {
         self.process.restart()?;
         self.wait_ready().await
+    }
+
+    /// A new process takes the listeners over; the one before drains, see [`Envoy::drained`].
+    pub async fn hot_restart(&mut self) -> Result<()> {
+        let hot = self.hot.as_mut().ok_or_else(not_hot)?;
+        hot.epoch += 1;
+        let (epoch, admin) = (hot.epoch, self.admin.addr());
+        if let Some(last) = self.process.spec().args.last_mut() {
+            *last = epoch.to_string();
+        }
+        hot.before = Some(self.process.start_successor()?);
+        // The one before gives up the admin address first.
+        let took_over = async || {
+            let info = http::get(admin, "/server_info").await.and_then(|reply| reply.json());
+            info.is_ok_and(|info| {
+                let now = &info["command_line_options"]["restart_epoch"];
+                info["state"] == "LIVE" && *now == epoch
+            })
+        };
+        self.process.wait_ready(READY, took_over).await
+    }
+
+    /// Waits until the process before the last hot restart has ended.
+    pub async fn drained(&mut self) -> Result<()> {
+        let hot = self.hot.as_mut().ok_or_else(not_hot)?;
+        let Some(mut before) = hot.before.take() else { return Ok(()) };
+        let mut patience = Patience::new(READY);
+        while before.try_wait()?.is_none() {
+            if !patience.lasts().await {
+                return Err(Error::new(format!("what epoch {} replaced does not end", hot.epoch)));
+            }
+        }
+        Ok(())
     }
 
     /// SIGTERM, as a service manager would; an error when it does not end within `budget` or ends by a
@@ -207,6 +277,20 @@ impl Envoy {
     /// CPU time and resident bytes of the process.
     pub fn usage(&self) -> (Duration, u64) {
         (self.process.threads_time(), self.process.resident_bytes())
+    }
+}
+
+fn not_hot() -> Error {
+    Error::new("this Envoy was started without hot restart")
+}
+
+impl Drop for Hot {
+    fn drop(&mut self) {
+        if let Some(before) = &mut self.before {
+            let _ = before.kill();
+            let _ = before.wait();
+        }
+        let _ = std::fs::remove_file(&self.memory);
     }
 }
 

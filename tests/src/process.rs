@@ -152,6 +152,12 @@ impl Process {
         Ok(())
     }
 
+    /// Starts the command beside the present life, which goes on by itself and is returned.
+    pub fn start_successor(&mut self) -> Result<Child> {
+        let successor = launch(&self.spec, &self.log)?;
+        Ok(std::mem::replace(&mut self.child, successor))
+    }
+
     /// The command that the next [`Process::restart`] runs.
     pub fn spec(&mut self) -> &mut Spec {
         &mut self.spec
@@ -246,6 +252,7 @@ fn launch(spec: &Spec, log: &Path) -> Result<Child> {
         // Ours, and the agent refuses what it does not know under its prefix.
         .env_remove("PINTLE_WASM")
         .env_remove("PINTLE_OUTAGE_SECONDS")
+        .env_remove("PINTLE_ROLLING_ROUNDS")
         .env_remove("PINTLE_SERVICES")
         .envs(spec.envs.iter().map(|(k, v)| (k, v)))
         .stdin(Stdio::null())

@@ -25,7 +25,7 @@ const fn row(what: &'static str, binary: &'static str, tests: &'static str, alwa
     Row { what, binary, tests, always }
 }
 
-const ROWS: [Row; 8] = [
+const ROWS: [Row; 9] = [
     row("start, choice, drain, breaker, trace, registration", "e2e", "way::", true),
     row("each attempt another endpoint", "selection", "attempts::", true),
     row(
@@ -39,6 +39,7 @@ const ROWS: [Row; 8] = [
     row("Envoy's own rings and Maglev tables", "selection", "native::", false),
     row("one breaker for all workers, a new configuration", "breakers", "shared::", false),
     row("spans", "spans", "otlp::", false),
+    row("LDS, ECDS, hot restart and all servers rolled, 0.1 and back", "e2e", "rolling::", false),
 ];
 
 /// Every row on each of these versions, or on all; prints the table.
