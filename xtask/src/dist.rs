@@ -75,7 +75,7 @@ fn help(dist: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The packages of what is in `dist`: tarball, Debian package, images as OCI layouts.
+/// The packages of what is in `dist`: tarball, Helm chart, Debian package, images as OCI layouts.
 fn pack(dist: &Path, packages: &Path) -> Result<()> {
     let (version, architecture) = (env!("CARGO_PKG_VERSION"), architecture()?);
     std::fs::create_dir_all(packages)?;
@@ -86,6 +86,11 @@ fn pack(dist: &Path, packages: &Path) -> Result<()> {
         &[],
     )?;
     run(&format!("gzip -n -9 {}", tar.display()), &[])?;
+    let chart = packages.join(format!("pintle-{version}.tar"));
+    let charts = tools::root().join("envoy/helm");
+    run(&format!("{TAR} -cf {} -C {} pintle", chart.display(), charts.display()), &[])?;
+    run(&format!("gzip -n -9 -S .tgz {}", chart.display()), &[])?;
+    std::fs::rename(chart.with_extension("tar.tgz"), chart.with_extension("tgz"))?;
     if deb::possible() {
         let package = packages.join(format!("pintle_{version}_{architecture}.deb"));
         deb::package(dist, version, architecture, &package)?;

@@ -5,6 +5,8 @@
 //! This package must build on a machine that has nothing but Rust, because it is what installs the
 //! rest; so it depends on the fixtures' library and on nothing that wants protoc.
 
+#[cfg(test)]
+mod chart;
 mod counts;
 mod demo;
 #[cfg(test)]
@@ -37,8 +39,8 @@ usage: cargo xtask <command>
                    last lines: runs, edges reached, crashes
   matrix [VERSION]...  the core of the tests on each Envoy that is supported, and the table of it
   dist             target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
-                   docs/, envoy/, SHA256SUMS; target/packages: a tarball, a Debian package, the
-                   images of agent and module as OCI layouts
+                   docs/, envoy/, SHA256SUMS; target/packages: a tarball, a Debian package, a Helm
+                   chart, the images of agent and module as OCI layouts
   pictures         docs/pictures: the status page in four states, light and dark
   release [--dry-run]  says what stands in the way of this version, builds it by dist, makes its
                    tag (not with --dry-run); pushes nothing

@@ -80,6 +80,12 @@ fn packages_are_what_their_readers_expect() {
         assert!(names.contains(&format!("{top}{name}")), "{names}");
     }
 
+    let chart = to.join(format!("pintle-{version}.tgz"));
+    let names = said(&format!("tar -tzf {}", chart.display()));
+    for name in ["Chart.yaml", "values.schema.json", "templates/_agent.tpl"] {
+        assert!(names.contains(&format!("pintle/{name}\n")), "{names}");
+    }
+
     if deb::possible() {
         let package = to.join(format!("pintle_{version}_{architecture}.deb"));
         let package = package.display();
