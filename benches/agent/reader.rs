@@ -59,7 +59,7 @@ impl Held {
                 self.versions.insert(removed.service, removed.version);
             }
             Down::InitialEnd(_) => self.initial = Some(Instant::now()),
-            Down::Heartbeat(_) => {}
+            Down::Heartbeat(_) | Down::Patch(_) => {}
         }
         Ok(())
     }

@@ -106,7 +106,7 @@ fn read_frames(frames: &[Frame<'_>]) {
                 Down::InitialEnd(Initial { version: version(*at), full: *full }).encode()
             }
             Frame::Heartbeat(at) => Down::Heartbeat(version(*at)).encode(),
-            Frame::Payload(kind, payload) => framed(kind % 5, payload),
+            Frame::Payload(kind, payload) => framed(kind % 6, payload),
             Frame::Bytes(bytes) => bytes.to_vec(),
         };
         check_frame(&mut inbox, &bytes, &mut mentioned);
@@ -125,6 +125,9 @@ fn check_frame(inbox: &mut Inbox, bytes: &[u8], mentioned: &mut Option<BTreeSet<
     if let (Ok(Down::Table(table)), Some(mentioned)) = (&read, mentioned.as_mut()) {
         mentioned.insert(table.service.clone());
     }
+    if let (Ok(Down::Patch(patch)), Some(mentioned)) = (&read, mentioned.as_mut()) {
+        mentioned.insert(patch.service.clone());
+    }
     let effects = match taken {
         Ok(effects) => effects,
         Err(refused) => {
@@ -142,6 +145,11 @@ fn check_frame(inbox: &mut Inbox, bytes: &[u8], mentioned: &mut Option<BTreeSet<
                 assert_eq!(now.get(&table.service), Some(&table.version));
                 assert!(held.get(&table.service).is_none_or(|held| *held < table.version));
             }
+            Effect::Amend(patch) => {
+                assert_eq!(held.get(&patch.service), Some(&patch.from));
+                assert_eq!(now.get(&patch.service), Some(&patch.version));
+            }
+            Effect::Lost(_) => assert_eq!(after, before),
             Effect::Remove(service) => {
                 assert!(held.contains_key(service) && !now.contains_key(service));
             }
@@ -150,6 +158,7 @@ fn check_frame(inbox: &mut Inbox, bytes: &[u8], mentioned: &mut Option<BTreeSet<
     }
     match read {
         Down::Table(table) => assert_eq!(now.get(&table.service), Some(&table.version)),
+        Down::Patch(_) => assert_eq!(effects.len(), 1),
         Down::Remove(removed) => assert!(!now.contains_key(&removed.service)),
         Down::Heartbeat(_) => assert_eq!((effects.len(), &after), (0, &before)),
         Down::InitialEnd(initial) => {
@@ -167,8 +176,9 @@ fn check_frame(inbox: &mut Inbox, bytes: &[u8], mentioned: &mut Option<BTreeSet<
     let told = |name: &String| {
         effects.iter().any(|effect| match effect {
             Effect::Store(table) => table.service == *name,
+            Effect::Amend(patch) => patch.service == *name,
             Effect::Remove(service) => service == name,
-            Effect::Complete(_) => false,
+            Effect::Complete(_) | Effect::Lost(_) => false,
         })
     };
     let changed = now.keys().chain(held.keys()).filter(|name| now.get(*name) != held.get(*name));

@@ -5,6 +5,7 @@
 //! | `abi` | what the module imports and exports; every status of every host call |
 //! | `sync` | leadership, the stream, tables in every worker, reload |
 //! | `unread` | what nobody asks for, and its first request |
+//! | `patches` | what changed of a table, in every worker and beside an older module |
 //! | `select` | the list, the service's name, local answers, spoofed headers |
 //! | `budget` | bytes and time that policies, weights and subsets may cost a VM |
 //! | `breaker` | one state for all workers, probes, leaks |
@@ -20,6 +21,7 @@ mod budget;
 mod cost;
 mod debug;
 mod heads;
+mod patches;
 mod select;
 mod support;
 mod switches;

@@ -71,6 +71,8 @@ pub struct Balancer {
     /// Endpoints that are owed a probe.
     probes: Vec<u32>,
     workers: Workers,
+    /// Nobody has a weight, and all count the same.
+    weightless: bool,
     /// Some endpoint is in its slow start.
     growing: bool,
     /// Some deck should be built again.
@@ -142,6 +144,7 @@ impl Balancer {
             weighed: 0,
             probes: Vec::new(),
             workers: Workers::default(),
+            weightless: false,
             growing: false,
             stale: false,
             settled: false,
@@ -168,6 +171,7 @@ impl Balancer {
         self.field.clock = Clock::new(policy.ewma_decay, policy.failure_penalty, now);
 
         let around = Around::of(policy, endpoints, zone);
+        self.weightless = around.weightless;
         let mut sites = Vec::with_capacity(endpoints.len());
         let mut loads = Vec::with_capacity(endpoints.len());
         let mut histories = Vec::with_capacity(endpoints.len());

@@ -4,23 +4,26 @@
 //!  0    4        5      6       10            10+n        18+n
 //!  "PNTL" schema kind   length  payload       xxHash64 of all before
 //! ```
-//! Schema 1 is that of 0.1. Of schema 2 are reports in whole, and heartbeats and ends of starts by which an
-//! agent says that it reads them; everything else is of schema 1, so that modules and agents of both can
-//! read it. Length and checksum are little-endian. The checksum finds accidents and torn writes, not
-//! forgeries: authenticity is the socket's (and the vm_id's) to give.
+//! Schema 1 is that of 0.1. Of schema 2 are reports in whole, patches of tables, and heartbeats and
+//! ends of starts by which an agent says that it reads reports in whole; everything else is of schema
+//! 1, so that modules and agents of both can read it. Length and checksum are little-endian. The
+//! checksum finds accidents and torn writes, not forgeries: authenticity is the socket's (and the
+//! vm_id's) to give.
 
 use xxhash_rust::xxh64::xxh64;
 
 use crate::wire::{DecodeError, Reader, Wire, wire_enum, wire_struct};
 use crate::{
     Applied, Endpoint, Force, ForceAction, Health, Hello, Index, Lease, Loads, MAX_ENDPOINTS,
-    MAX_FRAME, MAX_POLICY, Now, Opinion, Report, Slot, Table, Transition, Version,
+    MAX_FRAME, MAX_POLICY, Now, Opinion, Patch, Report, Slot, Table, Transition, Version,
 };
 
 const MAGIC: [u8; 4] = *b"PNTL";
-const TABLE: u8 = 1;
+pub(crate) const TABLE: u8 = 1;
+const REMOVE: u8 = 2;
 const INITIAL_END: u8 = 3;
 const HEARTBEAT: u8 = 4;
+const PATCH: u8 = 5;
 const WHOLE_REPORT: u8 = 20;
 const HEADER: usize = 10;
 const CHECKSUM: usize = 8;
@@ -57,6 +60,8 @@ impl Schema {
 pub enum Down {
     /// A service's table, whole.
     Table(Table),
+    /// What changed of a service's table.
+    Patch(Patch),
     /// The service is gone.
     Remove(Removed),
     /// Everything known at the start of the stream has been sent.
@@ -124,7 +129,7 @@ pub trait Message: Sized {
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError>;
 }
 
-fn frame(schema: Schema, kind: u8, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+pub(crate) fn frame(schema: Schema, kind: u8, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[schema as u8, kind, 0, 0, 0, 0]);
@@ -139,7 +144,7 @@ fn frame(schema: Schema, kind: u8, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// The kind and a reader of the payload, once magic, schema, length and checksum are right.
-fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
+pub(crate) fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
     if bytes.len() > MAX_FRAME {
         return Err(DecodeError::TooLong);
     }
@@ -151,7 +156,7 @@ fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
     // One message has one encoding, so each kind is of one schema but for the two that say a peer's.
     let known = match kind {
         INITIAL_END | HEARTBEAT => schema == Schema::One as u8 || schema == Schema::Two as u8,
-        WHOLE_REPORT => schema == Schema::Two as u8,
+        WHOLE_REPORT | PATCH => schema == Schema::Two as u8,
         _ => schema == Schema::One as u8,
     };
     let (payload, checksum) = rest.split_last_chunk::<CHECKSUM>().ok_or(DecodeError::Truncated)?;
@@ -191,7 +196,6 @@ macro_rules! message_enum {
         }
     };
 }
-message_enum!(Down { Table = 1, Remove = 2, InitialEnd = 3, Heartbeat = 4 });
 message_enum!(Note { Table = 32, Breaker = 33, Forward = 34, Index = 35 });
 
 impl Down {
@@ -206,15 +210,37 @@ impl Down {
         }
     }
 
-    /// The message for a module that reads `schema`. What goes into shared data, where modules of both
-    /// read it, is the same in both.
+    /// The message for a module that reads `schema`; a patch is for those of schema 2 alone. What goes
+    /// into shared data, where modules of both read it, is the same in both.
     #[must_use]
     pub fn encode_for(&self, schema: Schema) -> Vec<u8> {
         match self {
             Self::InitialEnd(initial) => frame(schema, INITIAL_END, |out| initial.put(out)),
             Self::Heartbeat(version) => frame(schema, HEARTBEAT, |out| version.put(out)),
-            Self::Table(_) | Self::Remove(_) => self.encode(),
+            Self::Table(table) => frame(Schema::One, TABLE, |out| table.put(out)),
+            Self::Remove(removed) => frame(Schema::One, REMOVE, |out| removed.put(out)),
+            Self::Patch(patch) => frame(Schema::Two, PATCH, |out| patch.put(out)),
         }
+    }
+}
+
+impl Message for Down {
+    fn encode(&self) -> Vec<u8> {
+        self.encode_for(Schema::One)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let (kind, mut reader) = unframe(bytes)?;
+        let message = match kind {
+            TABLE => Self::Table(Wire::take(&mut reader)?),
+            REMOVE => Self::Remove(Wire::take(&mut reader)?),
+            INITIAL_END => Self::InitialEnd(Wire::take(&mut reader)?),
+            HEARTBEAT => Self::Heartbeat(Wire::take(&mut reader)?),
+            PATCH => Self::Patch(Wire::take(&mut reader)?),
+            other => return Err(DecodeError::Kind(other)),
+        };
+        reader.finish()?;
+        Ok(message)
     }
 }
 

@@ -15,6 +15,7 @@
 mod address;
 mod frame;
 mod name;
+mod patch;
 mod report;
 mod shared;
 mod time;
@@ -24,6 +25,7 @@ mod wire;
 pub use address::{AddressError, AddressPolicy, Cidr, ParseCidrError};
 pub use frame::{Down, Initial, Message, Note, Removed, Schema, Up};
 pub use name::{encode_name, is_name};
+pub use patch::Patch;
 pub use report::{
     Applied, BreakerState, EndpointReport, Hello, LATENCY_BUCKETS_MS, METHODS, Report,
     RequestCount, ServiceReport, Transition,

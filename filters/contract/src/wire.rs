@@ -77,6 +77,16 @@ impl<'a> Reader<'a> {
         Self { rest }
     }
 
+    pub(crate) const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// The bytes of a text, not looked into.
+    pub(crate) fn text(&mut self) -> Result<&'a [u8], DecodeError> {
+        let length = self.length()?;
+        self.bytes(length)
+    }
+
     pub(crate) const fn finish(&self) -> Result<(), DecodeError> {
         if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Trailing) }
     }
@@ -116,7 +126,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A length that the remaining bytes can still hold, at one byte an item.
-    fn length(&mut self) -> Result<usize, DecodeError> {
+    pub(crate) fn length(&mut self) -> Result<usize, DecodeError> {
         let length = usize::try_from(self.varint()?).map_err(|_| DecodeError::TooLong)?;
         if length > self.rest.len() { Err(DecodeError::Truncated) } else { Ok(length) }
     }
@@ -189,8 +199,7 @@ impl Wire for String {
     }
 
     fn take(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let length = reader.length()?;
-        let bytes = reader.bytes(length)?;
+        let bytes = reader.text()?;
         std::str::from_utf8(bytes).map(ToOwned::to_owned).map_err(|_| DecodeError::Text)
     }
 }

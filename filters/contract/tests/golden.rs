@@ -1,4 +1,4 @@
-//! The bytes of schema 1, held fast.
+//! The bytes of both schemas, held fast.
 //!
 //! A difference here means that an agent and a module of different builds do not understand each other:
 //! raise the schema number, or take the change back. `BLESS=1 cargo test -p pintle-contract` writes
@@ -12,8 +12,8 @@ use std::path::PathBuf;
 
 use pintle_contract::{
     Applied, BreakerState, Down, Endpoint, EndpointReport, Force, ForceAction, Health, Hello,
-    Index, Initial, Lease, Load, Loads, Message, Note, Now, Opinion, Removed, Report, RequestCount,
-    Schema, ServiceReport, Slot, Table, Transition, Up, Version,
+    Index, Initial, Lease, Load, Loads, Message, Note, Now, Opinion, Patch, Removed, Report,
+    RequestCount, Schema, ServiceReport, Slot, Table, Transition, Up, Version,
 };
 
 fn version(sequence: u64) -> Version {
@@ -96,6 +96,10 @@ fn down_frames_have_their_bytes() {
     );
     check("down_initial_end", &Down::InitialEnd(Initial { version: version(8), full: true }));
     check("down_heartbeat", &Down::Heartbeat(version(8)));
+    let Table { service, version: from, endpoints, .. } = table();
+    let gone = vec!["orders-3".to_owned()];
+    let patch = Patch { service, from, version: version(8), endpoints, gone };
+    check("down_patch", &Down::Patch(patch));
 }
 
 #[test]

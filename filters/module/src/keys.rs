@@ -16,6 +16,11 @@ pub(crate) fn table(service: &str) -> Vec<u8> {
     format!("pintle/t/{service}").into_bytes()
 }
 
+/// What changed of a service's table last, as a frame: for a worker that has read the table before.
+pub(crate) fn patch(service: &str) -> Vec<u8> {
+    format!("pintle/p/{service}").into_bytes()
+}
+
 /// The breaker's record of an endpoint.
 pub(crate) fn breaker(service: &str, endpoint: &str) -> Vec<u8> {
     format!("pintle/b/{service}/{endpoint}").into_bytes()

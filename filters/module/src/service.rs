@@ -7,7 +7,7 @@ use std::rc::Rc;
 use pintle_balance::{Balancer, Hold, LoadEntry, Verdict};
 use pintle_breaker::{Mirror, Need, State};
 use pintle_contract::{
-    BreakerState, Endpoint, EndpointReport, Force, Load, Now, Opinion, ServiceReport, Table,
+    BreakerState, Endpoint, EndpointReport, Force, Load, Now, Opinion, Patch, ServiceReport, Table,
     Version,
 };
 use pintle_policy::Policy;
@@ -166,6 +166,29 @@ impl Service {
         }
         self.counts.touch();
         new
+    }
+
+    /// Takes what changed of the table. `false`: it takes the whole table, and nothing has changed.
+    pub(crate) fn amend(&mut self, patch: &Patch, zone: &str, now: Now) -> bool {
+        let place = |endpoint: &Endpoint| {
+            let at = self.balancer.index_of(&endpoint.id)?;
+            let member = self.members.get(at)?;
+            (member.at == Some(endpoint.socket_addr())).then_some(at)
+        };
+        let places: Option<Vec<usize>> = patch.endpoints.iter().map(place).collect();
+        let Some(places) = places.filter(|_| patch.gone.is_empty()) else { return false };
+        let known: Vec<_> = places.into_iter().zip(&patch.endpoints).collect();
+        if !self.balancer.amend_few(&known, zone, now) {
+            return false;
+        }
+        for (at, endpoint) in known {
+            if let Some(member) = self.members.get_mut(at) {
+                member.follow(endpoint);
+            }
+        }
+        self.version = patch.version;
+        self.counts.touch();
+        true
     }
 
     /// The endpoint's address and port; empty without such an endpoint.

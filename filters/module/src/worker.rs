@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use pintle_balance::Dice;
 use pintle_breaker::Ticket;
-use pintle_contract::{Applied, Note, Now, Report, Schema, Slot, Up};
+use pintle_contract::{Applied, Note, Now, Patch, Report, Schema, Slot, Up};
 use pintle_hostcalls::{self as host, Level};
 use pintle_policy::Config;
 use pintle_sync::Effect;
@@ -123,6 +123,12 @@ impl Local {
     fn load_table(&mut self, name: &str, now: Now) {
         let Self { config, services, rng, counters, .. } = self;
         let replaced = services.load(name, config, &mut Turn { now, rng, counters });
+        self.follow(replaced, now);
+    }
+
+    fn amend(&mut self, patch: &Patch, now: Now) {
+        let Self { config, services, rng, counters, .. } = self;
+        let replaced = services.amend(patch, config, &mut Turn { now, rng, counters });
         self.follow(replaced, now);
     }
 
@@ -358,11 +364,25 @@ impl Worker {
             Effect::Store(table) => {
                 let name = table.service.clone();
                 self.store(&name, frame);
+                if table.endpoints.len() >= Patch::LARGE {
+                    // Whoever holds the table before must not stop at an older patch.
+                    self.store_patch(&name, b"");
+                }
                 let Local { config, services, rng, counters, .. } = &mut self.local;
                 let replaced = services.came(table, config, &mut Turn { now, rng, counters });
                 self.local.follow(replaced, now);
                 Some(Note::Table(name))
             }
+            Effect::Amend(patch) => {
+                let Some(whole) = Services::amended(&patch) else {
+                    return self.ask_anew(&patch.service, now);
+                };
+                self.store(&patch.service, &whole);
+                self.store_patch(&patch.service, frame);
+                self.local.amend(&patch, now);
+                Some(Note::Table(patch.service))
+            }
+            Effect::Lost(name) => return self.ask_anew(&name, now),
             Effect::Remove(name) => {
                 self.store(&name, b"");
                 self.local.services.remove(&name);
@@ -384,6 +404,19 @@ impl Worker {
             self.membership.notify_all(&note, &mut self.local.counters);
         }
         self.tell_applied();
+    }
+
+    fn store_patch(&mut self, name: &str, frame: &[u8]) {
+        if Services::store_patch(name, frame).is_err() {
+            self.local.counters.add(Count::HostError);
+        }
+    }
+
+    /// The next stream begins as if nothing were held.
+    fn ask_anew(&mut self, name: &str, now: Now) {
+        self.local.counters.add(Count::FrameRejected);
+        self.leadership.forget(name);
+        self.uplink.stop(now);
     }
 
     fn store(&mut self, name: &str, frame: &[u8]) {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pintle_contract::{DecodeError, Down, Index, MAX_FRAME, Message, Table, Version};
+use pintle_contract::{DecodeError, Down, Index, MAX_FRAME, Message, Patch, Table, Version};
 
 /// Services that one Envoy holds, at most. Beyond, a frame is refused.
 const MAX_SERVICES: usize = 20_000;
@@ -15,6 +15,11 @@ const MAX_SERVICES: usize = 20_000;
 pub enum Effect {
     /// Store the frame, as it came, as this table's service's, and wake the workers for it.
     Store(Table),
+    /// Bring the table's frame up to this patch, and wake the workers for it.
+    Amend(Patch),
+    /// A patch is of a table that is not held: everything has to be asked for anew, after
+    /// [`Inbox::forget`].
+    Lost(String),
     /// Store nothing in its place, and wake the workers for it.
     Remove(String),
     /// Everything up to this version is here.
@@ -115,6 +120,16 @@ impl Inbox {
                 self.services.insert(table.service.clone(), table.version);
                 Ok(vec![Effect::Store(table)])
             }
+            Down::Patch(patch) => {
+                self.mention(&patch.service);
+                match self.services.get_mut(&patch.service) {
+                    Some(held) if *held == patch.from => *held = patch.version,
+                    Some(held) if patch.version <= *held => return Err(Refused::Older),
+                    _ => return Ok(vec![Effect::Lost(patch.service)]),
+                }
+                self.reach(patch.version);
+                Ok(vec![Effect::Amend(patch)])
+            }
             Down::Remove(removed) => {
                 if self.services.get(&removed.service).is_some_and(|held| removed.version < *held) {
                     return Err(Refused::Older);
@@ -151,6 +166,13 @@ impl Inbox {
         if self.mentioned.is_none() || version.epoch == self.version.epoch {
             self.version = self.version.max(version);
         }
+    }
+
+    /// What is held of this service is not what the agent takes it for: the next stream begins as if
+    /// nothing were.
+    pub fn forget(&mut self, service: &str) {
+        self.services.remove(service);
+        self.version = Version::default();
     }
 
     fn mention(&mut self, service: &str) {
@@ -239,6 +261,30 @@ mod tests {
         assert_eq!(inbox.frame(&gone), Ok(vec![Effect::Remove("a".into())]));
         assert_eq!(inbox.frame(&end(6, false)), Ok(vec![Effect::Complete(version(6))]));
         assert_eq!(inbox.index().services, vec![("b".into(), version(5))]);
+    }
+
+    #[test]
+    fn a_patch_leads_from_the_table_that_is_held() {
+        let patch = |from, to| Patch {
+            service: "a".into(),
+            from: version(from),
+            version: version(to),
+            endpoints: Vec::new(),
+            gone: vec!["a-1".into()],
+        };
+        let frame = |from, to| Down::Patch(patch(from, to)).encode();
+        let mut inbox = Inbox::default();
+        assert_eq!(inbox.frame(&frame(1, 2)), Ok(vec![Effect::Lost("a".into())]));
+        assert!(inbox.frame(&table("a", 1)).is_ok());
+        assert_eq!(inbox.frame(&frame(1, 2)), Ok(vec![Effect::Amend(patch(1, 2))]));
+        assert_eq!(inbox.index().services, vec![("a".into(), version(2))]);
+        assert_eq!(inbox.frame(&frame(1, 2)), Err(Refused::Older));
+        assert_eq!(inbox.frame(&frame(3, 4)), Ok(vec![Effect::Lost("a".into())]));
+        assert_eq!(inbox.version(), version(2));
+        inbox.forget("a");
+        assert_eq!(inbox.version(), Version::default());
+        inbox.begin();
+        assert!(matches!(inbox.frame(&table("a", 2)).as_deref(), Ok([Effect::Store(_)])));
     }
 
     #[test]

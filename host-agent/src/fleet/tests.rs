@@ -33,6 +33,7 @@ fn snapshot(sequence: u64, endpoints: u16) -> Arc<Snapshot> {
         Arc::new(Service {
             table,
             frame: Vec::new(),
+            patch: None,
             names: BTreeMap::new(),
             layers: Vec::new(),
             seen_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000),

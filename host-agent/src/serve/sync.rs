@@ -3,6 +3,7 @@
 //! ```text
 //!  up:    Hello{proxy, worker, fence, have}   Applied, Transition, Report ...
 //!  down:  Table/Remove* (what changed since `have`, or all)  InitialEnd  then changes; Heartbeat 1/s
+//!         (a Patch in the place of a Table, where that is little and the module reads it)
 //! ```
 //! A module says with the stream which schema it reads, and is told in heartbeats which one is spoken.
 //! One stream per Envoy, held by its leader ([`Fences`]). Each stream is one task with a writer and a
@@ -215,7 +216,7 @@ impl Sync {
             true => self.outrun(hello, &mut snapshots).await?,
             false => first,
         };
-        let mut cursor = Cursor::new(hello.have, first);
+        let mut cursor = Cursor::new(hello.have, schema, first);
         let mut greeted = false;
         loop {
             while !cursor.is_complete() {

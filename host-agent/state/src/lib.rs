@@ -51,7 +51,7 @@ mod update;
 pub use overlay::MAX_OPINIONS;
 pub use saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedStream};
 pub use services::Services;
-pub use snapshot::{Held, Overlay, PolicyLayer, Rejected, Service, Snapshot};
+pub use snapshot::{Held, Overlay, Patched, PolicyLayer, Rejected, Service, Snapshot};
 pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{
     BadPolicy, Change, Changes, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,

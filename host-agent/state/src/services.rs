@@ -243,6 +243,7 @@ mod tests {
         Arc::new(Service {
             table,
             frame: Vec::new(),
+            patch: None,
             names: BTreeMap::new(),
             layers: Vec::new(),
             seen_at: SystemTime::UNIX_EPOCH,

@@ -41,6 +41,8 @@ pub struct Service {
     pub table: Table,
     /// The encoded `Down::Table` frame.
     pub frame: Vec<u8>,
+    /// What changed since the table before, where that is little.
+    pub patch: Option<Patched>,
     /// The other ids of endpoints that have several, by the id that the table has.
     pub names: BTreeMap<String, Vec<String>>,
     /// What the table's policy was made of, lowest first.
@@ -55,6 +57,15 @@ impl Service {
     pub fn name(&self) -> &str {
         &self.table.service
     }
+}
+
+/// The encoded `Down::Patch` frame, for readers that hold the table before.
+#[derive(Clone, Debug)]
+pub struct Patched {
+    /// The version of that table.
+    pub from: Version,
+    /// The frame.
+    pub frame: Vec<u8>,
 }
 
 /// One of the patches that a service's policy is made of.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pintle_contract::{Down, MAX_ENDPOINTS, MAX_FRAME, MAX_POLICY, Message, Table, Version};
+use pintle_contract::{Down, MAX_ENDPOINTS, MAX_FRAME, MAX_POLICY, Message, Patch, Table, Version};
 use serde_json::Value;
 
 use crate::agenda::Agenda;
@@ -23,7 +23,7 @@ use crate::event::Event;
 use crate::overlay::{Overlays, Place};
 use crate::saved::SavedStream;
 use crate::service::{Context, Service as Model};
-use crate::snapshot::{PolicyLayer, Rejected, Service, Snapshot};
+use crate::snapshot::{Patched, PolicyLayer, Rejected, Service, Snapshot};
 use crate::update::{Changes, Moment, Notice, Outcome, Settings, Source, Trial, Tried, Update};
 
 mod lists;
@@ -246,7 +246,10 @@ impl State {
                     Arc::make_mut(&mut next.gone).remove(name);
                 }
                 let frame = Down::Table(table.clone()).encode();
-                let service = Service { table, frame, names, layers, seen_at };
+                let patch = old.and_then(|old| Patch::between(&old.table, &table));
+                let patch = patch
+                    .map(|patch| Patched { from: patch.from, frame: Down::Patch(patch).encode() });
+                let service = Service { table, frame, patch, names, layers, seen_at };
                 next.services.insert(Arc::new(service));
             } else {
                 next.services.remove(name);
@@ -302,6 +305,7 @@ impl State {
             let mut anew = Service::clone(service);
             anew.table.version = self.version;
             anew.frame = Down::Table(anew.table.clone()).encode();
+            anew.patch = None;
             Arc::new(anew)
         };
         next.services = self.published.services.values().map(anew).collect();

@@ -372,6 +372,20 @@ fn of_two_policies_that_do_not_go_together_the_registrys_stands_alone() {
 }
 
 #[test]
+fn what_little_changes_of_a_large_table_is_told_by_itself() {
+    let mut state = State::new(settings());
+    tell(&mut state, listing("orders", 1_000, 1), at(0));
+    let before = state.snapshot().services["orders"].clone();
+    assert!(before.patch.is_none(), "there is no table before");
+    tell(&mut state, Update::Changes(vec![put("orders", "f", 2)]), at(1));
+    let after = state.snapshot().services["orders"].clone();
+    let patched = after.patch.as_ref().expect("one of a thousand");
+    assert!(patched.from == before.table.version && patched.frame.len() < 200);
+    let Ok(Down::Patch(patch)) = Down::decode(&patched.frame) else { panic!("no patch") };
+    assert_eq!(patch.apply(&before.frame), Ok(after.frame.clone()));
+}
+
+#[test]
 fn bounds_refuse_the_one_too_many_and_keep_the_rest() {
     let mut state = State::new(settings());
     let changes = tell(&mut state, listing("orders", 10_001, 1), at(0));

@@ -27,7 +27,7 @@ pub(super) struct Around<'a> {
     /// Of the proxy, where the own zone is preferred; else empty.
     zone: &'a str,
     /// Nobody has a weight, and so all have the same.
-    weightless: bool,
+    pub(super) weightless: bool,
 }
 
 impl<'a> Around<'a> {
@@ -82,10 +82,32 @@ impl Balancer {
             return false;
         }
         let around = Around::of(policy, endpoints, zone);
+        self.weightless = around.weightless;
+        let stances = endpoints.iter().map(|endpoint| around.stance(endpoint));
+        self.take_stances((0..).zip(stances), now);
+        true
+    }
+
+    /// Takes what is said now of some endpoints, by their indices, at the addresses where they are.
+    /// `false`: the whole table has to be looked at, and nothing has changed.
+    pub fn amend_few(&mut self, changed: &[(usize, &Endpoint)], zone: &str, now: Now) -> bool {
+        let policy = &self.field.policy;
+        // Whoever has none may leave nobody with one.
+        let weightless = self.weightless || changed.iter().any(|(_, it)| it.weight == 0);
+        if weightless || self.pools.is_empty() || policy.reads_labels() {
+            return false;
+        }
+        let zone = if policy.zone_aware { zone } else { "" };
+        let around = Around { zone, weightless: false };
+        let stances = changed.iter().map(|(at, endpoint)| (*at, around.stance(endpoint)));
+        self.take_stances(stances, now);
+        true
+    }
+
+    fn take_stances(&mut self, stances: impl Iterator<Item = (usize, Stance)>, now: Now) {
         let mut changed = false;
-        for (site, endpoint) in self.sites.iter_mut().zip(endpoints) {
-            let stance = around.stance(endpoint);
-            if stance != site.stance() {
+        for (at, stance) in stances {
+            if let Some(site) = self.sites.get_mut(at).filter(|site| site.stance() != stance) {
                 site.take(stance);
                 changed = true;
             }
@@ -97,6 +119,5 @@ impl Balancer {
             self.generation = self.generation.wrapping_add(1);
             self.draw_anew(now);
         }
-        true
     }
 }

@@ -145,6 +145,11 @@ impl Leadership {
         self.inbox.frame(frame)
     }
 
+    /// What is held of this service is not what the agent takes it for.
+    pub(crate) fn forget(&mut self, service: &str) {
+        self.inbox.forget(service);
+    }
+
     /// The index in shared data is not what the inbox holds any more.
     pub(crate) const fn change_index(&mut self) {
         self.index_changed = true;

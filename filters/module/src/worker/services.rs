@@ -4,7 +4,7 @@
 //! this process. What nobody asks for here costs its name, but for tables in which an operator or the
 //! fleet says something of a breaker: that is obeyed, and shown, before anybody asks.
 //!
-//! Keys: `pintle/t/{service}`, written by the leader; `pintle/confirmed`, written by the leader;
+//! Keys: `pintle/t/{service}`, `pintle/p/{service}` and `pintle/confirmed`, written by the leader;
 //! `pintle/index` is read.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 use pintle_balance::{Balancer, Memory};
-use pintle_contract::{Down, Endpoint, Load, Message, Now, Table, Version};
+use pintle_contract::{Down, Endpoint, Load, Message, Now, Patch, Table, Version};
 use pintle_hostcalls::{self as host, Cas, Level, Status};
 use pintle_policy::Config;
 use rand::Rng as _;
@@ -143,6 +143,18 @@ impl Services {
         host::set_shared_data(&keys::table(name), frame, None)
     }
 
+    /// The frame of a table in shared data, brought up to a patch. `None` where it is not of the
+    /// table before.
+    pub(crate) fn amended(patch: &Patch) -> Option<Vec<u8>> {
+        let (whole, _) = host::shared_data(&keys::table(&patch.service)).ok()?;
+        patch.apply(&whole).ok()
+    }
+
+    /// Stores the frame of a patch for the workers that hold the table before.
+    pub(crate) fn store_patch(name: &str, frame: &[u8]) -> host::Result<()> {
+        host::set_shared_data(&keys::patch(name), frame, None)
+    }
+
     /// Forgets a service.
     pub(crate) fn remove(&mut self, name: &str) {
         self.by_name.swap_remove(name);
@@ -187,8 +199,13 @@ impl Services {
         config: &Config,
         turn: &mut Turn<'_>,
     ) -> Option<Replaced> {
-        if self.by_name.contains_key(name) {
-            return self.load(name, config, turn);
+        if let Some(held) = self.by_name.get(name) {
+            let held = held.version;
+            return match last_patch(name) {
+                Some(patch) if patch.version == held => None,
+                Some(patch) if patch.from == held => self.amend(&patch, config, turn),
+                _ => self.load(name, config, turn),
+            };
         }
         match host::shared_data(&keys::table(name)) {
             Ok((bytes, _)) if bytes.is_empty() => self.remove(name),
@@ -203,6 +220,31 @@ impl Services {
             Err(_) => turn.counters.add(Count::HostError),
         }
         None
+    }
+
+    /// The table of a service was changed by this patch, and lies whole in shared data. What was read
+    /// of the one before is brought up to it, where that can be done.
+    pub(crate) fn amend(
+        &mut self,
+        patch: &Patch,
+        config: &Config,
+        turn: &mut Turn<'_>,
+    ) -> Option<Replaced> {
+        let Some(service) = self.by_name.get_mut(patch.service.as_str()) else {
+            if patch.endpoints.iter().any(is_told) {
+                return self.load(&patch.service, config, turn);
+            }
+            self.note(&patch.service, patch.version);
+            self.version = self.version.max(patch.version);
+            return None;
+        };
+        let allowed = |it: &Endpoint| config.addresses.check(it.address).is_ok();
+        if !patch.endpoints.iter().all(allowed) || !service.amend(patch, &self.zone, turn.now) {
+            return self.load(&patch.service, config, turn);
+        }
+        self.version = self.version.max(patch.version);
+        let name = patch.service.as_str().into();
+        Some(Replaced { name, new: Vec::new() })
     }
 
     /// A table came from the agent.
@@ -374,6 +416,15 @@ impl Services {
     /// How long ago the tables were last confirmed, if they ever were.
     pub(crate) fn age(&self, now: Now) -> Option<Duration> {
         (self.confirmed_at > Now(0)).then(|| now.since(self.confirmed_at))
+    }
+}
+
+/// What changed of a service's table last, if it came as a patch.
+fn last_patch(name: &str) -> Option<Patch> {
+    let (bytes, _) = host::shared_data(&keys::patch(name)).ok()?;
+    match Down::decode(&bytes) {
+        Ok(Down::Patch(patch)) if patch.service == name => Some(patch),
+        _ => None,
     }
 }
 

@@ -71,6 +71,7 @@ fn sample(stale: bool) -> Snapshot {
         let service = Service {
             table,
             frame: Vec::new(),
+            patch: None,
             names: BTreeMap::new(),
             layers: Vec::new(),
             seen_at: SystemTime::now(),

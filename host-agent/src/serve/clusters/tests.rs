@@ -31,6 +31,7 @@ fn snapshot(sequence: u64, names: &[&str]) -> Snapshot {
         let service = Service {
             table,
             frame: Vec::new(),
+            patch: None,
             names: BTreeMap::new(),
             layers: Vec::new(),
             seen_at: SystemTime::UNIX_EPOCH,

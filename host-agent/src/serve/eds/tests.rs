@@ -35,6 +35,7 @@ fn service(name: &str, sequence: u64, endpoints: Vec<Endpoint>) -> Arc<Service> 
             policy: String::new(),
         },
         frame: Vec::new(),
+        patch: None,
         names: BTreeMap::new(),
         layers: Vec::new(),
         seen_at: SystemTime::UNIX_EPOCH,

@@ -30,6 +30,7 @@ fn snapshot(sequence: u64, endpoints: u16) -> Snapshot {
             policy: String::new(),
         },
         frame: Vec::new(),
+        patch: None,
         names: BTreeMap::new(),
         layers: Vec::new(),
         seen_at: SystemTime::now(),

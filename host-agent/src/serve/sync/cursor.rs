@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pintle_contract::{Down, Initial, Message, Removed, Version};
+use pintle_contract::{Down, Initial, Message, Removed, Schema, Version};
 use pintle_state::{Service, Snapshot};
 
 /// The frame of a service, without a copy.
@@ -36,16 +36,17 @@ pub(crate) struct Cursor {
     reached: Version,
     /// Whether the reader was sent everything from the start.
     full: bool,
+    schema: Schema,
 }
 
 impl Cursor {
-    /// For a reader that holds everything up to `have`; zero for nothing.
+    /// For a reader of `schema` that holds everything up to `have`; zero for nothing.
     ///
     /// It is believed when it is of this epoch and neither older than what the snapshot remembers of
     /// removals nor newer than the snapshot. Otherwise everything is sent, remembered removals
     /// included, so that a reader with tables of an earlier agent gives up what is gone.
     #[must_use]
-    pub(crate) fn new(have: Version, snapshot: Arc<Snapshot>) -> Self {
+    pub(crate) fn new(have: Version, schema: Schema, snapshot: Arc<Snapshot>) -> Self {
         let resumes = have.epoch == snapshot.version.epoch
             && have >= snapshot.complete_since
             && have <= snapshot.version;
@@ -69,7 +70,8 @@ impl Cursor {
         let mut names: BTreeSet<String> = sent.keys().cloned().collect();
         names.extend(snapshot.services.keys().cloned());
         let (due, pending) = (BTreeMap::new(), BTreeSet::new());
-        let mut cursor = Self { sent, due, pending, snapshot, reached: have, full: !resumes };
+        let mut cursor =
+            Self { sent, due, pending, snapshot, reached: have, full: !resumes, schema };
         names.iter().for_each(|name| cursor.look(name));
         cursor
     }
@@ -131,8 +133,13 @@ impl Cursor {
         self.reached = self.reached.max(version);
         match self.snapshot.services.get(&name) {
             Some(service) => {
-                self.sent.insert(name, version);
-                Some(Bytes::from_owner(Frame(Arc::clone(service))))
+                let held = self.sent.insert(name, version);
+                let patch = service.patch.as_ref();
+                let patch = patch.filter(|it| self.schema >= Schema::Two && held == Some(it.from));
+                Some(match patch {
+                    Some(patch) => Bytes::copy_from_slice(&patch.frame),
+                    None => Bytes::from_owner(Frame(Arc::clone(service))),
+                })
             }
             None => {
                 self.sent.remove(&name);

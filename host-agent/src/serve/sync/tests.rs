@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use pintle_contract::{
-    Applied, BreakerState, Endpoint, Report, ServiceReport, Table, Transition, Up,
+    Applied, BreakerState, Endpoint, Patch, Report, ServiceReport, Table, Transition, Up,
 };
-use pintle_state::Service;
+use pintle_state::{Patched, Service};
 use proptest::prelude::*;
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
@@ -42,6 +42,7 @@ fn service(name: &str, at: u64) -> Arc<Service> {
     Arc::new(Service {
         frame: Down::Table(table.clone()).encode(),
         table,
+        patch: None,
         names: BTreeMap::new(),
         layers: Vec::new(),
         seen_at: SystemTime::now(),
@@ -66,6 +67,7 @@ fn show(frame: &[u8]) -> String {
         Down::Remove(removed) => format!("-{}@{}", removed.service, removed.version.sequence),
         Down::InitialEnd(initial) => format!("end@{}", initial.version.sequence),
         Down::Heartbeat(version) => format!("beat@{}", version.sequence),
+        Down::Patch(patch) => format!("~{}@{}", patch.service, patch.version.sequence),
     }
 }
 
@@ -85,7 +87,7 @@ fn a_reader_is_sent_what_it_lacks() {
         ("newer than there is", version(10), all.clone()),
         ("another epoch", Version { epoch: 8, sequence: 9 }, all),
     ] {
-        let mut cursor = Cursor::new(have, Arc::new(now()));
+        let mut cursor = Cursor::new(have, Schema::Two, Arc::new(now()));
         assert_eq!(drain(&mut cursor), expect, "{name}");
         assert!(cursor.is_complete());
         assert_eq!(cursor.reached(), version(9), "{name}");
@@ -93,9 +95,29 @@ fn a_reader_is_sent_what_it_lacks() {
 }
 
 #[test]
+fn who_holds_the_table_before_and_reads_patches_is_sent_what_changed() {
+    let (from, to) = (version(3), version(5));
+    let gone = vec!["2".to_owned()];
+    let patch = Patch { service: "a".into(), from, version: to, endpoints: Vec::new(), gone };
+    let patch = Some(Patched { from, frame: Down::Patch(patch).encode() });
+    let patched = Arc::new(Service { patch, ..Service::clone(&service("a", 5)) });
+    for (schema, held, expect) in
+        [(Schema::Two, 3, "~a@5"), (Schema::One, 3, "+a@5"), (Schema::Two, 4, "+a@5")]
+    {
+        let before = Arc::new(snapshot(held, &[("a", held)], &[]));
+        let mut cursor = Cursor::new(version(held), schema, before);
+        let mut next = snapshot(5, &[], &[]);
+        next.services.insert(Arc::clone(&patched));
+        cursor.advance(Arc::new(next));
+        assert_eq!(drain(&mut cursor), [expect]);
+    }
+}
+
+#[test]
 fn what_is_superseded_while_it_waits_is_not_sent() {
     let mut cursor = Cursor::new(
         Version::default(),
+        Schema::Two,
         Arc::new(snapshot(4, &[("a", 2), ("b", 3), ("c", 4)], &[])),
     );
     assert_eq!(show(&cursor.next_frame().unwrap()), "+a@2");
@@ -124,7 +146,7 @@ proptest! {
             let gone: Vec<_> = gone.iter().map(|(n, v)| (n.as_str(), *v)).collect();
             Arc::new(snapshot(at, &services, &gone))
         };
-        let mut cursor = Cursor::new(reached, make(1, &services, &gone));
+        let mut cursor = Cursor::new(reached, Schema::Two, make(1, &services, &gone));
         let mut take = |cursor: &mut Cursor, count: usize| {
             for _ in 0..count {
                 let Some(frame) = cursor.next_frame() else { break };
@@ -152,7 +174,7 @@ proptest! {
             let now = make(at, &services, &gone);
             if breaks {
                 reached = reached.max(cursor.reached());
-                cursor = Cursor::new(cursor.reached(), now);
+                cursor = Cursor::new(cursor.reached(), Schema::Two, now);
             } else {
                 cursor.advance(now);
             }
@@ -423,6 +445,7 @@ async fn a_slow_reader_gets_the_newest_state_and_no_backlog() {
             let service = Service {
                 frame: Down::Table(table.clone()).encode(),
                 table,
+                patch: None,
                 names: BTreeMap::new(),
                 layers: Vec::new(),
                 seen_at: SystemTime::now(),

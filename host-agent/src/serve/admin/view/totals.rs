@@ -132,6 +132,7 @@ mod tests {
             let service = Service {
                 table,
                 frame: Vec::new(),
+                patch: None,
                 names: BTreeMap::new(),
                 layers: Vec::new(),
                 seen_at: SystemTime::UNIX_EPOCH,

@@ -1,0 +1,113 @@
+//! A patch changes the table that a VM has read, and the whole one that lies beside it.
+
+use pintle_contract::{Down, Endpoint, Health, Message as _, Patch, Table, Up, Version};
+use pintle_harness::Outcome;
+
+use crate::support::{ALL, Run, get, list};
+
+const SERVICE: &str = "catalogue";
+
+fn endpoint(number: u8) -> Endpoint {
+    let address = std::net::SocketAddr::from(([10, 7, 0, number], 80));
+    Endpoint::new(format!("c-{number:03}"), address)
+}
+
+fn addresses(run: &mut Run, worker: usize) -> Vec<String> {
+    let mut all = Vec::new();
+    for _ in 0..20 {
+        let request = run.envoy.worker(worker).request(get(SERVICE));
+        all.extend(list(&request));
+        run.envoy.finish(request, Outcome::ok("10.7.0.1:80"));
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+impl Run {
+    fn patch(&mut self, from: Version, endpoints: Vec<Endpoint>, gone: &[&str]) {
+        self.sequence += 1;
+        let gone = gone.iter().map(|id| (*id).to_owned()).collect();
+        let (service, version) = (SERVICE.to_owned(), self.version());
+        let patch = Patch { service, from, version, endpoints, gone };
+        self.send(&Down::Patch(patch));
+    }
+
+    /// The table as a module of any schema reads it.
+    fn whole(&self) -> Table {
+        let stored = self.envoy.shared_data().get(format!("pintle/t/{SERVICE}").as_bytes());
+        match Down::decode(&stored.unwrap_or_default().0) {
+            Ok(Down::Table(table)) => table,
+            other => panic!("no table: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_changed_reaches_who_has_read_the_table_and_who_has_not() {
+    let mut run = Run::start(ALL);
+    let all: Vec<Endpoint> = (1..=200).map(endpoint).collect();
+    run.table(SERVICE, all.clone());
+    run.complete();
+    assert!(addresses(&mut run, 0).len() > 10);
+
+    let drained = |it: &Endpoint| Endpoint { health: Health::Draining, ..it.clone() };
+    let mut expected: Vec<Endpoint> = all.iter().map(drained).collect();
+    expected[99].health = Health::Healthy;
+    let mut changed = expected.clone();
+    changed.remove(99);
+    let from = run.version();
+    run.patch(from, changed, &[]);
+    assert_eq!(run.whole().endpoints, expected);
+    for worker in [0, 1] {
+        assert_eq!(addresses(&mut run, worker), ["10.7.0.100:80"], "worker {worker}");
+    }
+
+    // One goes and another comes, which the indices of all others follow.
+    let from = run.version();
+    let new = Endpoint { id: "c-000".into(), ..endpoint(255) };
+    run.patch(from, vec![new], &["c-100"]);
+    for worker in [0, 1] {
+        assert_eq!(addresses(&mut run, worker), ["10.7.0.255:80"], "worker {worker}");
+    }
+    assert_eq!((run.whole().endpoints.len(), run.whole().version), (200, run.version()));
+    assert!(run.envoy.traps().is_empty());
+}
+
+/// A worker that has slept through two changes, and a whole table after a patch.
+#[test]
+fn who_missed_a_patch_reads_the_whole_table() {
+    let mut run = Run::start(ALL);
+    run.table(SERVICE, (1..=100).map(endpoint).collect());
+    run.complete();
+    assert!(addresses(&mut run, 1).len() > 10);
+    for health in [Health::Draining, Health::Unhealthy, Health::Draining] {
+        let from = run.version();
+        let changed = (2..=100).map(|it| Endpoint { health, ..endpoint(it) }).collect();
+        run.patch(from, changed, &[]);
+    }
+    assert_eq!(addresses(&mut run, 1), ["10.7.0.1:80"]);
+    run.table(SERVICE, (1..=100).map(endpoint).collect());
+    assert!(addresses(&mut run, 1).len() > 10);
+}
+
+#[test]
+fn a_patch_of_another_table_is_asked_for_whole() {
+    let mut run = Run::start(ALL);
+    run.table(SERVICE, (1..=100).map(endpoint).collect());
+    run.complete();
+    run.received();
+    let from = Version { epoch: 1, sequence: 77 };
+    run.sequence = 90;
+    run.patch(from, vec![endpoint(200)], &[]);
+    assert!(addresses(&mut run, 0).len() > 10, "the table is as it was");
+    run.reconnect();
+    let hello = run.received().into_iter().find_map(|up| match up {
+        Up::Hello(hello) => Some(hello),
+        _ => None,
+    });
+    assert_eq!(hello.expect("a hello").have, Version::default());
+    run.table(SERVICE, vec![endpoint(3)]);
+    run.complete();
+    assert_eq!(addresses(&mut run, 0), ["10.7.0.3:80"]);
+}
