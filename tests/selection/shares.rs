@@ -3,13 +3,17 @@
 
 use std::time::{Duration, Instant};
 
-use pintle_tests::{Behaviour, Latency, Load, Upstream, assert_eventually};
+use pintle_tests::{Behaviour, Latency, Load, Stalls, Upstream, assert_eventually};
 
 use crate::support::{ORDERS, World};
 
 /// In so long each of four has 200 requests.
 const WINDOW: Duration = Duration::from_secs(2);
 const RATE: f64 = 400.0;
+/// Windows begin so much after each other.
+const STEP: Duration = Duration::from_millis(250);
+/// A stall that makes answers late enough to count as slow.
+const STALL: Duration = Duration::from_millis(10);
 /// What cost alone kept out is back within so much of being well.
 const BACK: Duration = Duration::from_secs(5);
 
@@ -17,25 +21,49 @@ fn quick() -> Behaviour {
     Behaviour::slow(Latency::LogNormal { median: Duration::from_millis(5), sigma: 0.2 })
 }
 
-/// What each gets in a window from now on, as a part of the mean.
-async fn window(upstreams: &[Upstream]) -> Vec<f64> {
-    let began = Instant::now();
-    tokio::time::sleep(WINDOW).await;
-    let got = upstreams.iter().map(|upstream| upstream.requests_since(began) as f64);
-    let got: Vec<f64> = got.collect();
-    let mean = got.iter().sum::<f64>() / got.len() as f64;
-    got.into_iter().map(|got| got / mean).collect()
+/// The least and the most that one gets by its weight, as a part of the mean, in any window from `from` to now.
+fn extremes(
+    upstreams: &[Upstream],
+    weights: &[f64],
+    from: Instant,
+    window: Duration,
+) -> (f64, f64) {
+    let (mut least, mut most, mut at) = (f64::INFINITY, 0.0_f64, from);
+    while at + window <= Instant::now() {
+        let got = |u: &Upstream| (u.requests_since(at) - u.requests_since(at + window)) as f64;
+        let got: Vec<f64> = upstreams.iter().map(got).collect();
+        let mean = got.iter().sum::<f64>() / weights.iter().sum::<f64>();
+        for (got, weight) in got.iter().zip(weights) {
+            least = least.min(got / (mean * weight));
+            most = most.max(got / (mean * weight));
+        }
+        at += STEP;
+    }
+    (least, most)
 }
 
-/// One of three windows in turn is even: a stall of the machine makes anybody look slow.
-async fn assert_even(upstreams: &[Upstream], when: &str) {
+/// Every window from now on is even; once more where the machine stood still, which makes anybody look slow.
+async fn assert_even(
+    upstreams: &[Upstream],
+    weights: &[f64],
+    window: Duration,
+    off: f64,
+    when: &str,
+) {
+    let stalls = Stalls::watch();
     let mut seen = Vec::new();
-    for _ in 0..3 {
-        let shares = window(upstreams).await;
-        if shares.iter().all(|share| (0.75..=1.25).contains(share)) {
+    for _ in 0..4 {
+        let began = Instant::now();
+        tokio::time::sleep(window + 4 * STEP).await;
+        let (least, most) = extremes(upstreams, weights, began, window);
+        if least >= 1.0 - off && most <= 1.0 + off {
             return;
         }
-        seen.push(shares);
+        let stall = stalls.longest(began, Instant::now());
+        seen.push((least, most, stall));
+        if stall < STALL {
+            break;
+        }
     }
     panic!("{when}: {seen:.2?}");
 }
@@ -52,7 +80,7 @@ async fn equal_endpoints_have_equal_shares_also_after_an_illness_and_with_a_newc
     assert_eventually!(BACK, world.upstreams[0].requests() > 0);
     world.upstreams[0].set(quick());
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_even(&world.upstreams, "after one slow answer").await;
+    assert_even(&world.upstreams, &[1.0; 4], WINDOW, 0.25, "after one slow answer").await;
 
     world.upstreams[1].set(slow);
     let fell_ill = Instant::now();
@@ -65,14 +93,15 @@ async fn equal_endpoints_have_equal_shares_also_after_an_illness_and_with_a_newc
     world.upstreams[1].set(quick());
     println!("left out after {:?}", fell_ill.elapsed());
     tokio::time::sleep(BACK).await;
-    assert_even(&world.upstreams, "back from an illness").await;
+    assert_even(&world.upstreams, &[1.0; 4], WINDOW, 0.25, "back from an illness").await;
 
     let newcomer = Upstream::start("u04").await.unwrap();
     newcomer.set(quick());
     world.register(&pintle_tests::Instance::of(ORDERS, &newcomer)).await;
     world.upstreams.push(newcomer);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_even(&world.upstreams, "with a newcomer").await;
+    let longer = WINDOW + 2 * STEP;
+    assert_even(&world.upstreams, &[1.0; 5], longer, 0.25, "with a newcomer").await;
     let report = load.stop().await;
     assert_eq!(report.failed(), 0, "{}", report.summary());
 }
@@ -83,11 +112,11 @@ async fn weights_of_one_two_three_give_one_two_three() {
         instance.metadata("weight", &(number + 1).to_string())
     };
     let world = World::with(3, weigh).await;
+    world.all(&quick());
     let envoy = world.envoy(world.config()).await;
     let load = Load::to(envoy.addr()).host(ORDERS).rate(RATE).connections(64).start();
-    let shares = window(&world.upstreams).await;
-    load.stop().await;
-    for (got, share) in shares.iter().zip([0.5, 1.0, 1.5]) {
-        assert!((got / share - 1.0).abs() <= 0.1, "{shares:.3?}");
-    }
+    let window = Duration::from_secs(5);
+    assert_even(&world.upstreams, &[1.0, 2.0, 3.0], window, 0.1, "1:2:3").await;
+    let report = load.stop().await;
+    assert_eq!(report.failed(), 0, "{}", report.summary());
 }

@@ -65,6 +65,9 @@ pub(crate) struct Deck {
     pub(crate) registered: u64,
     /// Sum of the members' weights when the table was built.
     total: u64,
+    /// The least weight in the table, and whether there is another.
+    lightest: u64,
+    pub(crate) uneven: bool,
     /// `round_robin`: whose turn it is.
     turn: usize,
     /// `weighted_round_robin`: whose turn it is.
@@ -165,7 +168,8 @@ impl Field {
         let (Some(load), Some(past)) = (self.loads.get(at), self.histories.get_mut(at)) else {
             return false;
         };
-        let may = self.looks.may(now) && past.may_look(now, load.silence(&self.clock));
+        let may =
+            self.looks.may(now, self.loads.len()) && past.may_look(now, load.silence(&self.clock));
         if may {
             self.looks.spend(now);
             past.look_at = now.saturating_add(NEXT_LOOK);
@@ -190,6 +194,9 @@ impl Field {
         let slow = latency.is_some_and(|latency| latency.as_nanos() as f32 > limit);
         load::observe(load, past, &self.clock, &self.service, (latency, failed));
         if !failed && latency.is_some() {
+            if !slow {
+                self.service.meanwhile.answered(self.clock.now, limit as u64);
+            }
             self.service.middle.answered(load.latency(&self.service.middle));
         }
         let bad = failed || slow;
@@ -200,7 +207,8 @@ impl Field {
         }
         let is_ill = self.is_ill(index as u32);
         if bad && is_ill {
-            self.histories.get_mut(index).into_iter().for_each(|past| past.put_off(was_ill, now));
+            let past = self.histories.get_mut(index).into_iter();
+            past.for_each(|past| past.put_off(was_ill, failed, now));
         }
         self.service.learn((was_ill, is_ill), failed, slow);
     }
@@ -271,6 +279,9 @@ impl Deck {
             order.shuffle(&mut Dice::seed_from_u64(seed));
             order.sort_by_key(|&i| field.histories.get(i as usize).map(|past| past.sampled_at));
         }
+        let grains = || table.iter().map(|&i| field.grains(i));
+        self.lightest = grains().min().unwrap_or(0);
+        self.uneven = grains().any(|grains| grains > self.lightest);
         self.alias = Alias::build(order.iter().map(|&i| (i as u16, field.grains(i))));
         // Slow start comes here ten times a second: whoever is next stays next.
         let by_turns = matches!(strategy, Strategy::RoundRobin | Strategy::WeightedRoundRobin);
@@ -331,6 +342,19 @@ impl Deck {
             }
         }
         self.draw_again(field, rng, &Picks::new(), NOBODY)
+    }
+
+    /// Whether the one whose turn it is keeps it, whoever is drawn beside it; `bits` are random.
+    ///
+    /// Of two distinct draws by weight the heavier one is first too often: from 3 to 1 of 1:2:3 there are
+    /// 3/6 x 1/3 of all pairs, the other way 1/6 x 3/5. Keeping `(w - least) / (sum - least)` of its turns
+    /// makes both the same, and none where all weigh the same.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn keeps_turn(&self, field: &Field, index: u32, bits: u32) -> bool {
+        let more = field.grains(index).saturating_sub(self.lightest) as f64;
+        let others = self.open_grains.saturating_sub(self.lightest) as f64;
+        f64::from(bits) * others < more * 4_294_967_296.0
     }
 
     /// An eligible one by weight that is neither in `taken` nor `also`; `bits` are random.

@@ -56,6 +56,7 @@ mod load;
 mod looks;
 mod maglev;
 mod max_requests;
+mod meanwhile;
 mod memory;
 mod middle;
 mod p2c;

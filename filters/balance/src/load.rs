@@ -9,7 +9,8 @@
 //! **The estimate** moves by ratios, half of the way up and a quarter of the way down, and one answer
 //! never makes more than a factor of [`STEP`] of it. So one slow answer makes nobody ill, and two that
 //! know nothing of each other do: a slow answer counts only if it was sent after the one before it had
-//! come, since what waited together may have waited for a machine that stood still.
+//! come, since what waited together may have waited for a machine that stood still. One in whose midst
+//! others answered as usual ([`crate::meanwhile`]) and this endpoint did not says as much as two.
 //!
 //! **Failures.** A fast 503 must not look like a fast endpoint, so a failure's latency counts only when
 //! it raises the estimate. Each adds to a score what it says ([`crate::baseline`]); the score decays twice
@@ -21,13 +22,15 @@
 //! an answer, is a lower bound of what it takes. Requests whose head came owe nothing.
 //!
 //! **Other workers.** Their requests are added to the own ones. What they measured replaces what is known
-//! here where it is newer and says another class, so one worker's look at an ill endpoint serves all.
+//! here where it is newer and says another class, so one worker's look at an ill endpoint serves all; but
+//! an endpoint that has answered here since another worker's slow request was sent is not ill.
 
 use std::time::Duration;
 
 use pintle_contract::Now;
 
 use crate::baseline::Baseline;
+use crate::meanwhile::Meanwhile;
 use crate::middle::{FLOOR, ILL, Middle, SEED};
 
 /// How much one answer may raise an estimate, at most; below [`ILL`].
@@ -57,12 +60,16 @@ const BACK: u64 = 1_000_000_000;
 const NEWER: u64 = 500_000_000;
 /// The first look at an endpoint that has just fallen ill comes after so many ns,
 const FIRST_LOOK: u64 = 1_000_000_000;
+/// or, because one slow answer may have been chance, after so many,
+const FIRST_LOOK_AT_SLOW: u64 = 200_000_000;
 /// and each one after a look that found it ill after so many.
 pub(crate) const NEXT_LOOK: u64 = 4_200_000_000;
 /// An opinion holds for so many ns: ten times as long as until it is told again.
 const OPINION: u64 = 1_000_000_000;
-/// A worker that heard of another's bad news leaves the look to it for so many ns.
-const LEAVE_TO_OTHERS: u64 = 5_200_000_000;
+/// A worker that heard of another's bad news leaves the look to it for so many ns longer than that one waits,
+const LEAVE_TO_OTHERS: u64 = 1_000_000_000;
+/// and news within so many ns of an endpoint's fall are of the fall.
+const FALL: u64 = 1_000_000_000;
 
 /// One endpoint's load as one worker tells it to the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,6 +124,7 @@ pub(crate) struct Service {
     pub(crate) failing: Baseline,
     /// Answers above the middle's limit.
     pub(crate) slow: Baseline,
+    pub(crate) meanwhile: Meanwhile,
 }
 
 /// What every pick reads of an endpoint.
@@ -146,6 +154,8 @@ pub(crate) struct History {
     pub(crate) sampled_at: u64,
     /// When the last slow answer came.
     slow_at: u64,
+    /// When it fell ill last.
+    fell_at: u64,
     /// When, if it is ill, a request may look whether it still is.
     pub(crate) look_at: u64,
     /// Leave it alone until then.
@@ -191,6 +201,7 @@ fn step_back(now: u64, loads: &mut [Load], histories: &mut [History]) {
     for past in histories {
         past.sampled_at = past.sampled_at.min(now);
         past.slow_at = past.slow_at.min(now);
+        past.fell_at = past.fell_at.min(now);
         past.look_at = past.look_at.min(now);
         past.retry_at = past.retry_at.min(now);
         past.score_at = past.score_at.min(now);
@@ -323,16 +334,26 @@ impl Load {
             self.latency = quarter.min(ns + (old - ns) * kept as f32);
             return;
         }
+        let sent_at = clock.now.saturating_sub(ns as u64);
         if ns > old * SLOW {
-            let sent_at = clock.now.saturating_sub(ns as u64);
             if sent_at < past.slow_at {
                 return;
             }
             past.slow_at = clock.now;
         }
-        let most =
-            if ns > service.middle.limit() { STEP.powf(service.slow.surprise()) } else { STEP };
-        self.latency = (old * ns).sqrt().min(old * most);
+        let limit = service.middle.limit();
+        let mut half = (old * ns).sqrt();
+        let mut most = STEP;
+        if ns > limit {
+            let (surprise, apart) = (service.slow.surprise(), limit as u64);
+            let alone = past.sampled_at <= sent_at.saturating_add(apart)
+                && service.meanwhile.saw(sent_at, clock.now, apart);
+            if alone {
+                half = (half * ns).sqrt();
+            }
+            most = STEP.powf(if alone { 2.0 * surprise } else { surprise });
+        }
+        self.latency = half.min(old * most);
     }
 }
 
@@ -371,9 +392,11 @@ impl History {
     }
 
     /// It has just fallen ill, or still is, and is not to be looked at before a while.
-    pub(crate) const fn put_off(&mut self, was_ill: bool, now: u64) {
+    pub(crate) const fn put_off(&mut self, was_ill: bool, failed: bool, now: u64) {
         if !was_ill {
-            self.look_at = now.saturating_add(FIRST_LOOK);
+            self.fell_at = now;
+            let wait = if failed { FIRST_LOOK } else { FIRST_LOOK_AT_SLOW };
+            self.look_at = now.saturating_add(wait);
         } else if self.look_at <= now {
             self.look_at = now.saturating_add(NEXT_LOOK);
         }
@@ -476,10 +499,13 @@ pub(crate) fn hear(
     let newer = sampled_at > past.sampled_at.saturating_add(NEWER);
     let recent = sampled_at.saturating_add(NEWER) > past.sampled_at;
     let latency = (entry.latency_us as f32 * 1e3).min(MAX_LATENCY);
+    let answered_since = past.sampled_at.saturating_add(latency as u64) > sampled_at;
+    let was_ill = load.latency > middle.limit() || past.score > 0.0;
     let mut taken = newer;
     if latency > 0.0 {
         let (ill, known_ill) = (latency > middle.limit(), load.latency > middle.limit());
-        if load.latency == 0.0 || (ill && !known_ill && recent) || (!ill && known_ill && newer) {
+        let worse = ill && !known_ill && recent && !answered_since;
+        if load.latency == 0.0 || worse || (!ill && known_ill && newer) {
             load.latency = latency.max(FLOOR);
             taken = true;
         }
@@ -489,9 +515,18 @@ pub(crate) fn hear(
         past.set_score(score, clock);
         taken = true;
     }
-    let ill = latency > middle.limit() || score > STILL_FAILING;
-    if ill && sampled_at > past.sampled_at {
-        past.look_at = past.look_at.max(sampled_at.saturating_add(LEAVE_TO_OTHERS));
+    let slow = latency > middle.limit() && load.latency > middle.limit();
+    if (slow || score > STILL_FAILING) && sampled_at > past.sampled_at {
+        if !was_ill {
+            past.fell_at = sampled_at;
+        }
+        let fell = sampled_at < past.fell_at.saturating_add(FALL);
+        let theirs = match fell {
+            true if slow => FIRST_LOOK_AT_SLOW,
+            true => FIRST_LOOK,
+            false => NEXT_LOOK,
+        };
+        past.look_at = past.look_at.max(sampled_at.saturating_add(theirs + LEAVE_TO_OTHERS));
     }
     if taken {
         // Also where that is earlier than the own one: it must not come back as fresher news.

@@ -9,9 +9,13 @@ use crate::load::NEXT_LOOK;
 /// One look in so many requests: a third of a percent, so that with those which found them ill there are
 /// less than 0.5 % in 8,000.
 const EVERY: u32 = 300;
-/// A small service looks a little more often than that, or it would take ten seconds to find one of
-/// three endpoints well at 30 requests/s.
-const AT_LEAST: u32 = 120;
+/// A small service looks more often, or it would take ten seconds to find one of three endpoints well at
+/// 30 requests/s: after [`NEXT_LOOK`] in which so many requests were placed
+const AT_LEAST: u32 = 60;
+/// and so many for each endpoint: 10/s, by one of two workers.
+const FOR_EACH: u32 = 20;
+/// However few requests there are, nothing is believed for longer than so many ns without a look.
+const AGED: u64 = 30_000_000_000;
 
 /// The looks of one service in one worker.
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +39,11 @@ impl Looks {
         self.picks = self.picks.saturating_add(1);
     }
 
-    /// Whether there may be one now.
-    pub(crate) const fn may(&self, now: u64) -> bool {
-        self.picks >= EVERY
-            || (self.picks >= AT_LEAST && now.saturating_sub(self.last) >= NEXT_LOOK)
+    /// Whether there may be one now, in a service of so many endpoints.
+    pub(crate) fn may(&self, now: u64, endpoints: usize) -> bool {
+        let since = now.saturating_sub(self.last);
+        let least = (FOR_EACH as usize).saturating_mul(endpoints).max(AT_LEAST as usize);
+        self.picks >= EVERY || since >= AGED || (since >= NEXT_LOOK && self.picks as usize >= least)
     }
 
     /// There is one now.
@@ -56,29 +61,41 @@ impl Looks {
 mod tests {
     use super::*;
 
+    /// In so many requests at so many a second, beside so many endpoints.
+    fn taken(requests: u64, rate: u64, endpoints: usize) -> usize {
+        let mut looks = Looks::default();
+        let look = |i: &u64| {
+            looks.count();
+            let now = (i + rate * 60) * 1_000_000_000 / rate;
+            let may = looks.may(now, endpoints);
+            if may {
+                looks.spend(now);
+            }
+            may
+        };
+        (0..requests).filter(look).count()
+    }
+
     #[test]
     fn looks_stay_below_half_a_percent() {
-        let mut looks = Looks::default();
-        let taken = (0..10_000_u64)
-            .filter(|i| {
-                looks.count();
-                let now = i * 2_500_000;
-                let may = looks.may(now);
-                if may {
-                    looks.spend(now);
-                }
-                may
-            })
-            .count();
-        assert_eq!(taken, 34);
+        assert_eq!(taken(10_000, 400, 10), 34);
+        assert_eq!(taken(10_000, 10, 30), 34);
+    }
+
+    #[test]
+    fn a_small_service_looks_more_often_and_a_quiet_one_by_the_clock() {
+        // Two workers share 30 requests/s to three.
+        assert_eq!(taken(1_000, 15, 3), 16);
+        // Half an hour at a request each two seconds.
+        assert_eq!(taken(900, 1, 30), 30);
     }
 
     #[test]
     fn a_look_that_finds_somebody_well_is_followed_at_once() {
         let mut looks = Looks::default();
         looks.spend(5);
-        assert!(!looks.may(6));
+        assert!(!looks.may(6, 10));
         looks.refund();
-        assert!(looks.may(6));
+        assert!(looks.may(6, 10));
     }
 }

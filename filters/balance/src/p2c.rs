@@ -7,7 +7,8 @@
 //! searched. When everybody is ill the lowest cost wins, so that capacity is used in the order of what it
 //! costs.
 //!
-//! An ill endpoint whose turn it is may be looked at again ([`crate::looks`]).
+//! An ill endpoint whose turn it is may be looked at again ([`crate::looks`]). Where weights differ, the
+//! heavy ones keep some of their turns, or they would lose more of them than they win.
 //!
 //! The places after the first are for retries, and are filled from the loser of the pair before and one
 //! fresh draw.
@@ -21,6 +22,9 @@ use crate::types::Picks;
 
 /// Draws while all drawn are ill. With half of them ill, one request of 60,000 finds no other.
 const DRAWS: usize = 16;
+/// Who wins against the turn has so much less to do: a request of the own ones, whatever the mean over the
+/// last second says of the other workers'.
+const MORE: f64 = 0.75;
 /// A deck up to this size is searched instead.
 const SMALL: u32 = 16;
 
@@ -46,8 +50,15 @@ pub(crate) fn fill(
     };
     let Some(mut kept) = first else { return };
     let mut rank = field.rank(kept);
-    if rank >= Field::ILL && left > 1 && picks.len() == 0 && field.look(kept) {
-        rank = -1.0;
+    if picks.len() == 0 && left > 1 {
+        let stays = if rank >= Field::ILL {
+            field.look(kept)
+        } else {
+            deck.uneven && deck.keeps_turn(field, kept, rng.next_u32())
+        };
+        if stays {
+            rank = -1.0;
+        }
     }
     let mut bits = (bits >> 32) as u32;
     while left > 1 {
@@ -59,9 +70,8 @@ pub(crate) fn fill(
         if lowest >= Field::ILL && rank >= Field::ILL && left > 1 {
             (best, lowest) = search(deck, field, rng, picks, kept, (best, lowest));
         }
-        // One whole request more is needed to win against the turn. Which one wins is anybody's
-        // guess, the processor's too.
-        let less = lowest + 1.0 <= rank;
+        // Which one wins is anybody's guess, the processor's too.
+        let less = lowest + MORE <= rank;
         picks.push(select_unpredictable(less, best, kept));
         if picks.len() >= want {
             return;

@@ -93,14 +93,18 @@ fn nobody_runs_to_the_best_and_who_was_ill_comes_back() {
     ];
     // At a request a second each, a worker asks an endpoint once a minute: there is little to go by, and looks
     // are as rare as requests.
-    for (rate, least_back) in [(2_000.0, 0.9), (100.0, 0.33)] {
+    for (rate, least_back) in [(2_000.0, 0.9), (100.0, 0.75)] {
         let mut worlds: Vec<(&str, usize, World)> = Vec::new();
         worlds.extend(ill.iter().map(|(name, n, how)| (*name, *n, fleet(rate, *n, *how))));
         worlds.push(("15 of 30 come and go", RESTLESS, churn(rate)));
         for (name, ill, world) in worlds {
             told(name, &world, Chooser::Native, ill);
-            let (busiest, _, back) = told(name, &world, Chooser::Ours, ill);
+            let (busiest, share, back) = told(name, &world, Chooser::Ours, ill);
             assert!(busiest <= 1.5, "{name} at {rate}/s: {busiest:.2}");
+            // Who is ill with each answer gets the looks, where there are enough requests to know it by.
+            if rate > 1_000.0 && (name.ends_with("20x slower") || name.ends_with("hang")) {
+                assert!(share <= 0.5, "{name} at {rate}/s: {share:.2} % to the ill");
+            }
             assert!(back >= least_back, "{name} at {rate}/s: {back:.2} of the mean");
         }
     }
