@@ -143,6 +143,8 @@ pub(crate) struct Load {
     /// Requests in flight, from this worker and from the others.
     pub(crate) in_flight: u32,
     pub(crate) elsewhere: u32,
+    /// Other workers that have requests here, at most 65,535.
+    pub(crate) sharers: u16,
     /// Whether there may be a score, or a wish to be left alone.
     troubled: bool,
 }
@@ -245,6 +247,7 @@ impl Load {
             waiting_elsewhere: 0.0,
             in_flight: 0,
             elsewhere: 0,
+            sharers: 0,
             troubled: false,
         }
     }

@@ -4,6 +4,10 @@
 //! most a quarter of a second ago. What they have begun since is the slack. A request counts at the
 //! endpoint that it was sent to first, until its stream is over; attempts after that one do not.
 //!
+//! A worker may always have its part of the limit, divided among the workers that have requests there, and
+//! more where the others have less than theirs. Without that, two workers that are short of room would
+//! take turns in refusing: each leaves all to the other, as it was a tick ago.
+//!
 //! Full is not ill: it is no reason for a panic, and no panic sends anybody there. So an endpoint that is
 //! full stays what it is where endpoints are counted, and only those who draw see [`State::Full`].
 //!
@@ -44,7 +48,8 @@ impl Balancer {
             MaxRequests::Adaptive { max, .. } if load.in_flight == 0 => Some(max),
             _ => self.limit_of(index),
         };
-        let full = most.is_some_and(|most| load.active() >= most);
+        let part = |most: u32| most / (1 + u32::from(load.sharers));
+        let full = most.is_some_and(|most| load.active() >= most && load.in_flight >= part(most));
         let state = if full { State::Full } else { site.state() };
         if let Some(place) = self.field.states.get_mut(index) {
             *place = state;

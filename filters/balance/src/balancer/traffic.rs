@@ -132,7 +132,7 @@ impl Balancer {
     /// Counts the other workers' requests, after one of them told of its own or the table changed.
     pub(super) fn spread_remote(&mut self) {
         for load in &mut self.field.loads {
-            (load.elsewhere, load.waiting_elsewhere) = (0, 0.0);
+            (load.elsewhere, load.waiting_elsewhere, load.sharers) = (0, 0.0, 0);
         }
         for remote in self.workers.all() {
             let at = self.by_key.partition_point(|&(k, _)| k < remote.key);
@@ -141,6 +141,7 @@ impl Balancer {
             {
                 load.elsewhere = load.elsewhere.saturating_add(remote.in_flight);
                 load.waiting_elsewhere += remote.waiting;
+                load.sharers = load.sharers.saturating_add(u16::from(remote.in_flight > 0));
             }
         }
         self.active = self.field.loads.iter().map(|l| u64::from(l.active())).sum();

@@ -14,5 +14,6 @@
 mod fairness;
 mod figures;
 mod fleet;
+mod limit;
 mod tail;
 mod world;

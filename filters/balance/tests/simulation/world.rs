@@ -2,7 +2,8 @@
 //!
 //! An open loop of requests; answers log-normal around the endpoint's median; workers of one proxy tell
 //! each other their load every 200 ms and know nothing of other proxies. The breaker is the simplest
-//! that can help: five failures in a row shut an endpoint for 30 s in one proxy.
+//! that can help: five failures in a row shut an endpoint for 30 s in one proxy. Requests that a limit
+//! refuses are left out.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -72,6 +73,7 @@ pub(crate) struct World {
     /// Every answer fails with this probability, whoever gives it.
     pub(crate) background: f64,
     pub(crate) stall: Option<Stall>,
+    pub(crate) policy: Policy,
 }
 
 /// One request.
@@ -132,6 +134,7 @@ impl Default for World {
             capacity: usize::MAX,
             background: 0.0,
             stall: None,
+            policy: Policy { attempts: 1, ..Policy::default() },
         }
     }
 }
@@ -141,7 +144,6 @@ struct Run<'a> {
     world: &'a World,
     chooser: Chooser,
     dice: Dice,
-    policy: Policy,
     /// By proxy, then by worker.
     balancers: Vec<Balancer>,
     native: Vec<Vec<u32>>,
@@ -165,7 +167,6 @@ impl World {
             world: self,
             chooser,
             dice: Dice::seed_from_u64(seed),
-            policy: Policy { attempts: 1, ..Policy::default() },
             balancers: Vec::new(),
             native: vec![vec![0; n]; self.proxies * self.workers],
             behaviour: vec![Behaviour::Well; n],
@@ -182,7 +183,7 @@ impl World {
         let table = run.table();
         for worker in 0..self.proxies * self.workers {
             let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ worker as u64;
-            run.balancers.push(Balancer::new("s", &run.policy, &table, "", seed, Now(START)));
+            run.balancers.push(Balancer::new("s", &self.policy, &table, "", seed, Now(START)));
         }
         run.at(START, Event::Arrival { due: START });
         for proxy in 0..self.proxies {
@@ -240,7 +241,8 @@ impl Run<'_> {
                 let balancer = &mut self.balancers[worker];
                 let request = Request::default();
                 balancer.pick(&request, Now(now), &mut self.dice, &mut self.picks);
-                let index = self.picks.first().unwrap();
+                // All are full: nobody is sent anything.
+                let Some(index) = self.picks.first() else { return };
                 (self.listed[index], balancer.started(index, Now(now)))
             }
             Chooser::Native => {
@@ -359,7 +361,7 @@ impl Run<'_> {
             self.listed = listed;
             let table = self.table();
             for balancer in &mut self.balancers {
-                balancer.update(&self.policy, &table, "", Now(now));
+                balancer.update(&self.world.policy, &table, "", Now(now));
             }
         }
     }
