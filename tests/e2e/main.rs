@@ -16,11 +16,13 @@
 //! | `skew` | modules of the release before, beside this agent and in one Envoy with this module |
 //! | `rolling` | everything replaced in turn under one load |
 //! | `init` | what `pintle init` writes, booted |
+//! | `gateway` | the objects for Envoy Gateway, in what its translator would send to a real Envoy |
 //! | `istio` | the objects for Istio and Kubernetes, in a sidecar that is a real Envoy |
 
 mod check;
 mod clock;
 mod commands;
+mod gateway;
 mod gone;
 mod hostile;
 mod init;
