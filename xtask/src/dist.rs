@@ -94,6 +94,7 @@ fn pack(dist: &Path, packages: &Path) -> Result<()> {
     if deb::possible() {
         let package = packages.join(format!("pintle_{version}_{architecture}.deb"));
         deb::package(dist, version, architecture, &package)?;
+        deb::judge(&package)?;
     }
     let (agent, module) = (dist.join("pintle"), dist.join("pintle.wasm"));
     oci::agent_image(&packages.join("agent-image"), version, &agent, &module)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use pintle_tests::{Result, tools};
 
 use super::{copy, files_below};
-use crate::shell::run;
+use crate::shell::{output, run};
 
 /// The user, unless somebody made one.
 const AFTER: &str = "\
@@ -35,11 +35,19 @@ Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: pintle
 
 Files: *
-Copyright: the Pintle authors
+Copyright: 2026 the Pintle authors
 License: Apache-2.0
 
 License: Apache-2.0
  On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.
+";
+
+/// What lintian is right about and is meant so.
+const OVERRIDES: &str = "\
+# A crate: the translation of libyaml into Rust, linked as all crates are.
+pintle: embedded-library libyaml *
+# It may hold passwords, and is the agent's group's to read.
+pintle: non-standard-file-perm 0640 != 0644 [etc/pintle/agent.yaml]
 ";
 
 /// Makes `to` of what `cargo xtask dist` has put into `dist`.
@@ -64,6 +72,10 @@ pub fn package(dist: &Path, version: &str, architecture: &str, to: &Path) -> Res
         copy(&dist.join(page), &own("usr/share/doc/pintle").join(page))?;
     }
     write(&own("usr/share/doc/pintle/copyright"), COPYRIGHT)?;
+    write(&own("usr/share/lintian/overrides/pintle"), OVERRIDES)?;
+    let changelog = own("usr/share/doc/pintle/changelog");
+    write(&changelog, &history(version))?;
+    run(&format!("gzip -n -9 {}", changelog.display()), &[])?;
     for (file, place) in [
         ("pintle", "usr/share/bash-completion/completions/pintle"),
         ("_pintle", "usr/share/zsh/vendor-completions/_pintle"),
@@ -83,8 +95,9 @@ pub fn package(dist: &Path, version: &str, architecture: &str, to: &Path) -> Res
          Maintainer: {MAINTAINER}\nInstalled-Size: {}\nDepends: adduser, ca-certificates, \
          libc6 (>= 2.34), libgcc-s1\nSection: net\nPriority: optional\n\
          Description: WebAssembly filters for Envoy with a small native agent\n \
-         The agent reads services from etcd and orders from NATS, and the module in Envoy\n \
-         chooses endpoints, breaks circuits and propagates traces by what the agent tells it.\n",
+         The agent reads services from etcd and orders from NATS. The module in\n \
+         Envoy chooses endpoints, breaks circuits and propagates traces by what\n \
+         the agent tells it.\n",
         bytes.div_ceil(1024)
     );
     write(&own("DEBIAN/control"), &control)?;
@@ -103,8 +116,32 @@ pub fn package(dist: &Path, version: &str, architecture: &str, to: &Path) -> Res
     Ok(std::fs::remove_dir_all(&root)?)
 }
 
+/// Debian's changelog: this release, at the time of its last commit.
+fn history(version: &str) -> String {
+    let date = output("git log -1 --format=%cD").or_else(|| output("date -R"));
+    let date = date.unwrap_or_default();
+    format!(
+        "pintle ({version}) unstable; urgency=medium\n\n  * CHANGELOG.md says what is new.\n\n \
+         -- {MAINTAINER}  {}\n",
+        date.trim()
+    )
+}
+
+/// Has lintian judge the package, where it is installed; its complaints are an error.
+pub fn judge(package: &Path) -> Result<()> {
+    match tools::on_path("lintian") {
+        Some(_) => {
+            run(&format!("lintian --allow-root --fail-on error,warning {}", package.display()), &[])
+        }
+        None => {
+            println!("lintian is not installed, and did not judge {}", package.display());
+            Ok(())
+        }
+    }
+}
+
 /// Whoever passes the package on puts in a name.
-const MAINTAINER: &str = "Pintle <pintle@localhost>";
+const MAINTAINER: &str = "Pintle <pintle@pintle.invalid>";
 
 fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new(".")))?;
