@@ -29,7 +29,8 @@ pub fn run_dist() -> Result<()> {
     for (binary, package, target) in
         [("pintle", "pintle-agent", None), ("pintle.wasm", "pintle-module", Some("wasm32-wasip1"))]
     {
-        let bill = serde_json::to_string_pretty(&sbom::bill(package, target)?)?;
+        let bill = sbom::bill(package, target, &sha256(&dist.join(binary))?)?;
+        let bill = serde_json::to_string_pretty(&bill)?;
         std::fs::write(dist.join(format!("{binary}.cdx.json")), bill)?;
     }
     sum(&dist)?;
