@@ -140,7 +140,7 @@ fn endpoints(spots: &[Spot]) -> Vec<Endpoint> {
                 weight: weight(spot),
                 health: health(spot),
                 zone: if spot.local { "a" } else { "b" }.into(),
-                metadata: vec![("version".into(), if spot.version { "1" } else { "2" }.into())],
+                metadata: [("version".into(), if spot.version { "1" } else { "2" }.into())].into(),
                 registered_at: Now(registered),
                 ..Endpoint::new(id_of(spot.id), SocketAddr::from(([10, 0, 0, spot.id], 80)))
             }

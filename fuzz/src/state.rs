@@ -152,9 +152,12 @@ fn settings(epoch: u64, protection: Protection) -> Settings {
         services: "/services/".into(),
         policies: "/pintle/policies/".into(),
         addresses: AddressPolicy::default(),
+        budget: 128 << 20,
         protection,
         decides: Source::Registry,
         check_policy,
+        demand: |_, _| pintle_balance::Demand::default(),
+        vm_budget: 256 << 20,
     }
 }
 
@@ -428,7 +431,11 @@ impl World {
             for (held, values) in
                 [(&mut self.registry, service.registry), (&mut self.file, service.file)]
             {
-                held.extend(values.into_iter().map(|(id, value)| ((name, id), value.into_bytes())));
+                held.extend(
+                    values
+                        .into_iter()
+                        .map(|(id, value)| ((name, id), value.text().into_owned().into())),
+                );
             }
         }
     }
@@ -525,9 +532,9 @@ fn check_snapshot(before: &Snapshot, after: &Snapshot) {
     for (name, service) in after.services.iter() {
         let table = &service.table;
         assert_eq!(*name, table.service);
-        assert!(!table.endpoints.is_empty() && service.frame.len() <= MAX_FRAME);
+        assert!(!table.endpoints.is_empty() && service.frame().len() <= MAX_FRAME);
         // The filters take what the agent sends, as it was meant.
-        let read = Down::decode(&service.frame).expect("a frame that the filters refuse");
+        let read = Down::decode(&service.frame()).expect("a frame that the filters refuse");
         assert_eq!(read, Down::Table(table.clone()));
         if !table.policy.is_empty() {
             let policy = serde_json::from_str(&table.policy).expect("JSON");

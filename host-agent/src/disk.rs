@@ -8,16 +8,18 @@
 //! costs an alarm and leaves the old file alone.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use pintle_state::Saved;
-use xxhash_rust::xxh64::xxh64;
+use xxhash_rust::xxh64::Xxh64;
 
 const MAGIC: &str = "pintle-state-1";
 /// 100,000 values of 64 KiB are more than this; what an agent can serve is far less.
 const MAX_BYTES: u64 = 1 << 30;
+/// Bytes of the first line, at most.
+const MAX_HEAD: u64 = 128;
 /// So many are set aside; those of the first starts are kept.
 const MAX_ASIDE: u32 = 9;
 
@@ -97,25 +99,23 @@ impl Disk {
         if metadata.len() > MAX_BYTES {
             return Err(corrupt("more than 1 GiB"));
         }
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-        let line = bytes.iter().position(|b| *b == b'\n');
-        let (head, body) = bytes
-            .split_at_checked(line.ok_or(corrupt("no header"))?)
-            .ok_or(corrupt("no header"))?;
-        let body = body.get(1..).ok_or(corrupt("no body"))?;
-        let head = std::str::from_utf8(head).map_err(|_| corrupt("not a header"))?;
-        let mut words = head.split(' ');
-        if words.next() != Some(MAGIC) {
+        let mut reader = BufReader::new(&file);
+        let mut head = Vec::new();
+        reader.by_ref().take(MAX_HEAD).read_until(b'\n', &mut head)?;
+        let line = head.strip_suffix(b"\n").ok_or(corrupt("no header"))?;
+        let line = std::str::from_utf8(line).map_err(|_| corrupt("not a header"))?;
+        if !line.starts_with(MAGIC) {
             return Err(corrupt("another form"));
         }
-        if words.next() != Some(format!("{:016x}", xxh64(body, 0)).as_str()) {
-            return Err(corrupt("wrong checksum"));
+        let mut sum = Sum::new();
+        io::copy(&mut reader.take(MAX_BYTES), &mut sum)?;
+        if line != sum.head() {
+            return Err(corrupt("wrong checksum or length"));
         }
-        if words.next() != Some(body.len().to_string().as_str()) {
-            return Err(corrupt("wrong length"));
-        }
-        serde_json::from_slice(body).map(Some).map_err(|_| corrupt("not a state"))
+        let mut body = &file;
+        body.seek(SeekFrom::Start(u64::try_from(head.len()).unwrap_or(0)))?;
+        let saved = serde_json::from_reader(BufReader::new(body));
+        saved.map(Some).map_err(|_| corrupt("not a state"))
     }
 
     /// Writes it, whole or not at all.
@@ -126,7 +126,9 @@ impl Disk {
         if self.blocked {
             return Err(io::Error::other("what is in the file's place cannot be set aside"));
         }
-        let body = serde_json::to_vec(saved)?;
+        // Made twice, so that it is never whole in memory.
+        let mut sum = Sum::new();
+        write(&mut sum, saved)?;
         let dir = self.path.parent().unwrap_or(Path::new("."));
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let beside = self.path.with_extension("new");
@@ -137,9 +139,9 @@ impl Disk {
                 .truncate(true)
                 .mode(0o600)
                 .open(&beside)?;
-            let head = format!("{MAGIC} {:016x} {}\n", xxh64(&body, 0), body.len());
-            file.write_all(head.as_bytes())?;
-            file.write_all(&body)?;
+            file.write_all(sum.head().as_bytes())?;
+            file.write_all(b"\n")?;
+            write(&mut file, saved)?;
             file.sync_all()?;
             fs::rename(&beside, &self.path)?;
             File::open(dir)?.sync_all()
@@ -149,6 +151,41 @@ impl Disk {
             let _ = fs::remove_file(&beside);
         }
         written
+    }
+}
+
+fn write(to: impl Write, saved: &Saved) -> io::Result<()> {
+    let mut to = BufWriter::with_capacity(64 << 10, to);
+    serde_json::to_writer(&mut to, saved)?;
+    to.flush()
+}
+
+/// Takes a body in, and knows its head.
+struct Sum {
+    hash: Xxh64,
+    length: u64,
+}
+
+impl Sum {
+    const fn new() -> Self {
+        Self { hash: Xxh64::new(0), length: 0 }
+    }
+
+    /// The line before the body.
+    fn head(&self) -> String {
+        format!("{MAGIC} {:016x} {}", self.hash.digest(), self.length)
+    }
+}
+
+impl Write for Sum {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hash.update(bytes);
+        self.length = self.length.saturating_add(u64::try_from(bytes.len()).unwrap_or(0));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

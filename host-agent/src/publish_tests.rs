@@ -17,9 +17,12 @@ fn state() -> State {
         services: "/services/".into(),
         policies: "/pintle/policies/".into(),
         addresses: AddressPolicy::default(),
+        budget: 128 << 20,
         protection: Protection::default(),
         decides: pintle_state::Source::Registry,
         check_policy: any,
+        demand: |_, _| pintle_policy::select::Demand::default(),
+        vm_budget: 256 << 20,
     })
 }
 

@@ -112,7 +112,7 @@ fn one_light_endpoint_beside_a_heavy_one_costs_what_is_known() {
 fn values_that_clients_choose_are_bounded_by_their_requests_and_by_the_budget() {
     let mut run = start(BUDGET);
     let endpoint = |i: u8| {
-        let metadata = vec![("version".to_owned(), format!("v{i}"))];
+        let metadata = [("version".to_owned(), format!("v{i}"))].into();
         Endpoint { id: format!("a-{i:03}"), metadata, ..endpoint(i) }
     };
     let endpoints = (0..200).map(endpoint).collect();

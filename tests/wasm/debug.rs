@@ -38,8 +38,8 @@ fn who_brings_the_token_is_told_who_was_left_out_and_why() {
     all[1].health = Health::Unhealthy;
     all[2].health = Health::Draining;
     all[3].weight = 0;
-    all[4].metadata = vec![("priority".into(), "1".into())];
-    all[5].tags = vec!["new".into()];
+    all[4].metadata = [("priority".into(), "1".into())].into();
+    all[5].tags = ["new".into()].into();
     let policy = r#"{"select": {"max_requests": 1, "panic_percent": 10,
         "subset": [{"header": "x-tag", "tag": true}]}}"#;
     run.table_with("orders", all, policy);

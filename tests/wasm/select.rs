@@ -170,7 +170,7 @@ fn a_policy_that_cannot_be_read_leaves_the_one_before() {
 fn a_subset_is_asked_for_by_header_by_the_route_or_before_both_by_the_cluster() {
     let mut run = run_with(ALL);
     let mut all = endpoints(4);
-    all[3].metadata = vec![("version".to_owned(), "v2".to_owned())];
+    all[3].metadata = [("version".to_owned(), "v2".to_owned())].into();
     let policy = r#"{"select": {"subset": [{"header": "x-version", "metadata": "version"}]}}"#;
     run.table_with("orders", all, policy);
     let path = ["xds", "route_metadata", "filter_metadata", "pintle", "subset", "version"];

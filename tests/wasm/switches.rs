@@ -147,7 +147,7 @@ fn under_original_dst_a_switch_is_refused_with_its_reason_and_what_was_in_force_
 fn a_failover_moves_a_service_or_says_that_nobody_matches() {
     let mut run = Run::start(ALL);
     let mut all = endpoints(4);
-    all[3].tags = vec!["dr".to_owned()];
+    all[3].tags = ["dr".to_owned()].into();
     let policy = r#"{"select": {"failover": {"tag": "dr"}}}"#;
     run.table_with("orders", all.clone(), policy);
     for _ in 0..10 {
@@ -170,7 +170,7 @@ fn a_failover_moves_a_service_or_says_that_nobody_matches() {
 fn a_tier_is_used_when_the_one_before_is_gone() {
     let mut run = Run::start(ALL);
     let mut all = endpoints(5);
-    all[4].metadata = vec![("priority".to_owned(), "1".to_owned())];
+    all[4].metadata = [("priority".to_owned(), "1".to_owned())].into();
     run.table("orders", all.clone());
     for _ in 0..20 {
         assert!(!list(&chosen(&mut run)).contains(&"10.0.0.5:80".to_owned()));

@@ -49,6 +49,7 @@ mod baseline;
 mod bounded;
 mod chunks;
 mod cost;
+mod demand;
 mod eligible;
 mod hash;
 mod least_request;
@@ -82,6 +83,7 @@ mod zone;
 
 pub use balancer::Balancer;
 pub use cost::Cost;
+pub use demand::Demand;
 pub use hash::{HashKey, RequestView, hash_key};
 pub use load::LoadEntry;
 pub use max_requests::MaxRequests;

@@ -200,7 +200,7 @@ impl Index {
     }
 }
 
-fn metadata<'a>(endpoint: &'a Endpoint, key: &str) -> Option<&'a str> {
+pub(crate) fn metadata<'a>(endpoint: &'a Endpoint, key: &str) -> Option<&'a str> {
     match key {
         // Became a field when the registry's entry was read.
         "zone" => Some(&endpoint.zone).filter(|z| !z.is_empty()).map(String::as_str),

@@ -296,7 +296,7 @@ impl RequestView for Headers {
 
 fn tagged(i: u8, version: &str, tags: &[&str]) -> Endpoint {
     Endpoint {
-        metadata: vec![("version".into(), version.into())],
+        metadata: [("version".into(), version.into())].into(),
         tags: tags.iter().map(|t| (*t).into()).collect(),
         ..endpoint(i)
     }
@@ -543,7 +543,7 @@ fn a_ring_survives_an_update_that_does_not_touch_it() {
             .collect()
     };
     let before = owners(&mut balancer);
-    many[0].tags = vec!["new".into()];
+    many[0].tags = ["new".into()].into();
     balancer.update(&policy(r#"{"strategy":"ring_hash"}"#), &many, "a", NOW);
     assert_eq!(owners(&mut balancer), before);
     many.remove(0);

@@ -195,7 +195,7 @@ fn one_light_endpoint_beside_a_heavy_one_is_no_surprise() {
 }
 
 fn versions(n: u16) -> Vec<Endpoint> {
-    let version = |i: u16| vec![("version".to_owned(), format!("v{i}"))];
+    let version = |i: u16| [("version".to_owned(), format!("v{i}"))].into();
     (0..n).map(|i| Endpoint { metadata: version(i / 2), ..endpoint(i, 1) }).collect()
 }
 

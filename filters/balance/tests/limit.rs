@@ -179,7 +179,7 @@ fn workers_that_share_an_endpoint_each_have_their_part_and_what_the_others_leave
 fn a_full_zone_spills_and_a_full_subset_does_not() {
     let mut all = endpoints(4);
     all.iter_mut().zip(["a", "a", "b", "b"]).for_each(|(e, zone)| e.zone = zone.into());
-    all[3].tags = vec!["new".into()];
+    all[3].tags = ["new".into()].into();
     let policy = r#"{"max_requests": 1, "subset": [{"header": "x-tag", "tag": true}]}"#;
     let mut world = World::new(policy, &all);
     let new = [Want { selector: 0, value: b"new" }];

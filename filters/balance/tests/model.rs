@@ -80,7 +80,7 @@ proptest! {
         let endpoints: Vec<Endpoint> = given.iter().enumerate().map(|(i, g)| Endpoint {
             health: g.health,
             zone: if g.local { "a" } else { "b" }.into(),
-            metadata: vec![("version".into(), if g.version { "1" } else { "2" }.into())],
+            metadata: [("version".into(), if g.version { "1" } else { "2" }.into())].into(),
             ..endpoint(i, g.weight)
         }).collect();
         let mut balancer = Balancer::new("s", &policy, &endpoints, "a", seed, NOW);

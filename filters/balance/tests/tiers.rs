@@ -24,10 +24,11 @@ fn tiered(priorities: &str) -> Vec<Endpoint> {
     let endpoint = |(i, priority): (u8, char)| {
         let address = SocketAddr::from(([10, 0, 0, i], 80));
         let mut endpoint = Endpoint::new(format!("e{i}"), address);
-        endpoint.metadata = vec![("priority".into(), priority.to_string())];
+        let priority_of = ("priority".into(), priority.to_string());
+        endpoint.metadata = [priority_of.clone()].into();
         if priority != '0' {
-            endpoint.metadata.push(("region".into(), "there".into()));
-            endpoint.tags = vec!["dr".into()];
+            endpoint.metadata = [priority_of, ("region".into(), "there".into())].into();
+            endpoint.tags = ["dr".into()].into();
         }
         endpoint
     };
@@ -150,9 +151,9 @@ fn what_is_full_spills_only_when_nobody_of_its_tier_has_room() {
 #[test]
 fn tiers_follow_the_table_and_what_is_no_priority_is_the_first() {
     let mut all = tiered("0000");
-    all[1].metadata[0].1 = "5".into();
-    all[2].metadata[0].1 = "first".into();
-    all[3].metadata.clear();
+    all[1].metadata = [("priority".into(), "5".into())].into();
+    all[2].metadata = [("priority".into(), "first".into())].into();
+    all[3].metadata = [].into();
     let mut balancer = balancer("{}", &all);
     let (counts, ..) = tally(&mut balancer, &Request::default());
     assert!(counts[1] == 0 && counts[2] > 0 && counts[3] > 0, "{counts:?}");
@@ -205,7 +206,10 @@ fn a_failover_that_nobody_matches_is_not_applied_and_said() {
 #[test]
 fn a_failover_keeps_subsets_and_moves_sessions() {
     let mut all = tiered("0011");
-    all.iter_mut().step_by(2).for_each(|e| e.metadata.push(("version".into(), "2".into())));
+    for endpoint in all.iter_mut().step_by(2) {
+        let version = [("version".into(), "2".into())];
+        endpoint.metadata = endpoint.metadata.iter().cloned().chain(version).collect();
+    }
     let json = r#"{"failover": {"tag": "dr"}, "sticky": {"header": "x-pin"},
         "subset": [{"header": "x-version", "metadata": "version"}]}"#;
     let mut balancer = balancer(json, &all);

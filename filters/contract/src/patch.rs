@@ -192,7 +192,7 @@ mod tests {
             weight,
             zone: "zone-a".into(),
             tags: (0..number % 3).map(|tag| format!("t{tag}")).collect(),
-            metadata: vec![("version".into(), format!("v{number}"))],
+            metadata: [("version".into(), format!("v{number}"))].into(),
             opinion: (number % 4 == 1).then_some(opinion),
             force: (number % 5 == 2).then_some(force),
             ..Endpoint::new(format!("e-{number:05}"), at)

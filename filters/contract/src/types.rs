@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::{AddressPolicy, DecodeError, MAX_LABEL, MAX_LABELS, MAX_WEIGHT, Now};
 
@@ -109,10 +110,10 @@ pub struct Endpoint {
     pub zone: String,
     /// When it registered; slow start counts from here. Zero when not said.
     pub registered_at: Now,
-    /// Sorted, without duplicates.
-    pub tags: Vec<String>,
+    /// Sorted, without duplicates. Shared by all copies, as the metadata is: together they may be 512 KiB.
+    pub tags: Arc<[String]>,
     /// Sorted by key, keys unique; without the keys that became fields (`weight`, `zone`).
-    pub metadata: Vec<(String, String)>,
+    pub metadata: Arc<[(String, String)]>,
     /// What the fleet says of it.
     pub opinion: Option<Opinion>,
     /// What an operator ordered for it.
@@ -131,8 +132,8 @@ impl Endpoint {
             health: Health::Healthy,
             zone: String::new(),
             registered_at: Now(0),
-            tags: Vec::new(),
-            metadata: Vec::new(),
+            tags: Arc::default(),
+            metadata: Arc::default(),
             opinion: None,
             force: None,
         }

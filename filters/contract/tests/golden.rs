@@ -25,8 +25,8 @@ fn table() -> Table {
     v4.weight = 100;
     v4.zone = "eu-1a".to_owned();
     v4.registered_at = Now::from_millis(1_700_000_000_123);
-    v4.tags = vec!["blue".to_owned(), "canary".to_owned()];
-    v4.metadata = vec![("version".to_owned(), "2.1".to_owned())];
+    v4.tags = ["blue".to_owned(), "canary".to_owned()].into();
+    v4.metadata = [("version".to_owned(), "2.1".to_owned())].into();
     v4.opinion = Some(Opinion { expires_at: Now::from_millis(1_700_000_060_000), reporters: 3 });
     let mut v6 = Endpoint::new("orders-2", "[2001:db8::7]:443".parse().expect("an address"));
     v6.health = Health::Draining;

@@ -158,10 +158,10 @@ fn a_field_out_of_range_is_named() {
         ("port", with(|e| e.port = 0)),
         ("weight", with(|e| e.weight = 1_000_001)),
         ("zone", with(|e| e.zone = "z".repeat(4097))),
-        ("tags", with(|e| e.tags = vec!["b".to_owned(), "a".to_owned()])),
+        ("tags", with(|e| e.tags = ["b".to_owned(), "a".to_owned()].into())),
         (
             "metadata",
-            with(|e| e.metadata = vec![("a".into(), "1".into()), ("a".into(), "2".into())]),
+            with(|e| e.metadata = [("a".into(), "1".into()), ("a".into(), "2".into())].into()),
         ),
     ];
     for (field, endpoint) in table {

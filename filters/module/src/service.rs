@@ -23,10 +23,6 @@ const FLEET: u32 = u32::MAX;
 /// The failure score, in thousandths, of an endpoint that the fleet advises against. With the default
 /// penalty it costs six times as much, and so only looks go there; one that fails decides.
 const ADVISED_MILLI: u32 = 100;
-/// Bytes of a service beside its endpoints.
-const SERVICE: u64 = 4_096;
-/// Bytes of an endpoint beside its id: its load and history, its breaker, its places in the indices.
-const ENDPOINT: u64 = 768;
 /// Endpoints whose counts are kept after they have gone, at most; of more, all are forgotten.
 const MAX_REMOVED: usize = 100;
 
@@ -108,8 +104,7 @@ impl Service {
 
     /// Bytes that a table's endpoints come to here, apart from what is built of them.
     pub(crate) fn bytes(table: &Table) -> u64 {
-        let endpoint = |endpoint: &Endpoint| ENDPOINT.saturating_add(endpoint.id.len() as u64);
-        table.endpoints.iter().map(endpoint).fold(SERVICE, u64::saturating_add)
+        pintle_balance::Demand::bytes(&table.endpoints)
     }
 
     /// Takes a new table, and a new policy if there is one. What was learned of an endpoint stays with

@@ -32,7 +32,7 @@ fn snapshot(sequence: u64, endpoints: u16) -> Arc<Snapshot> {
         };
         Arc::new(Service {
             table,
-            frame: Vec::new(),
+            frame: pintle_state::Frame::default(),
             patch: None,
             names: BTreeMap::new(),
             layers: Vec::new(),

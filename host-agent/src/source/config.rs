@@ -122,12 +122,25 @@ pub struct StateConfig {
     pub protect: bool,
     /// In which one removal of a service may go untested; 1s to 1h.
     pub protect_window: Duration,
+    /// Bytes of all values that are accepted, of all sources together; 1 MiB to 4 GiB.
+    pub budget: u64,
+    /// `memory.budget` of the modules: a policy that needs more of every VM is refused; 1 MiB to 512 MiB.
+    pub vm_budget: u64,
 }
+
+const MIB: u64 = 1 << 20;
 
 impl Default for StateConfig {
     fn default() -> Self {
         let rules = Protection::default();
-        Self { dir: None, allow: None, protect: rules.enabled, protect_window: rules.window }
+        Self {
+            dir: None,
+            allow: None,
+            protect: rules.enabled,
+            protect_window: rules.window,
+            budget: 128 * MIB,
+            vm_budget: pintle_policy::select::DEFAULT_BUDGET,
+        }
     }
 }
 
@@ -147,6 +160,8 @@ impl Settings for StateConfig {
             allow: keys.list("allow", 0..=1024, range),
             protect: keys.flag("protect", default.protect),
             protect_window: keys.duration("protect_window", SECOND..=HOUR, default.protect_window),
+            budget: keys.size("budget", MIB..=4096 * MIB, default.budget),
+            vm_budget: keys.size("vm_budget", MIB..=512 * MIB, default.vm_budget),
         }
     }
 }

@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep_until};
 
 mod board;
 mod connect;
+mod intake;
 mod list;
 mod session;
 mod version;

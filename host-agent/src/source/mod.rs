@@ -21,9 +21,13 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pintle_contract::Endpoint;
+use pintle_policy::Policy;
+use pintle_policy::select::Demand;
 use pintle_settings::Invalid;
 use pintle_state::{PolicyCheck, Settings, State};
 use rand::RngExt as _;
+use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -123,9 +127,12 @@ pub fn start(
         services: etcd.services,
         policies: etcd.policies,
         addresses: config.state.addresses(),
+        budget: usize::try_from(config.state.budget).unwrap_or(usize::MAX),
         protection: config.state.protection(),
         decides: config.decides(),
         check_policy,
+        demand,
+        vm_budget: config.state.vm_budget,
     });
     if let Some(saved) = saved {
         state.restore(saved, clock.now());
@@ -197,6 +204,15 @@ pub fn start(
     });
     tasks.spawn("relay", relay::run(source, agent, reported, to_fleet));
     Running { snapshots, updates, outgoing, activities, sources, standing, config, tasks }
+}
+
+/// What a service with this policy holds of every VM; what no proxy can read holds nothing.
+fn demand(policy: &Value, endpoints: &[Endpoint]) -> Demand {
+    let select = match policy {
+        Value::Null => pintle_policy::select::Policy::default(),
+        policy => Policy::resolve([policy]).unwrap_or_default().select,
+    };
+    Demand::of(&select, endpoints)
 }
 
 /// What every source is given.

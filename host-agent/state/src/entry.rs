@@ -14,7 +14,7 @@ use pintle_contract::{
     AddressError, AddressPolicy, Endpoint, Health, MAX_LABEL, MAX_LABELS, MAX_NAME, MAX_POLICY,
     MAX_WEIGHT, Now, is_name,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::json::{self, JsonError};
 
@@ -22,6 +22,12 @@ use crate::json::{self, JsonError};
 pub const MAX_KEY: usize = 512;
 /// Bytes of a registry value, at most.
 pub const MAX_VALUE: usize = 64 << 10;
+
+/// How it is counted that all values together would be more than `state.budget`.
+pub const OVER_BUDGET: &str = "over_budget";
+
+/// How it is counted that a policy asks for more than a VM may hold.
+pub const TOO_COSTLY: &str = "too_costly";
 
 /// Why an item was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,10 +68,24 @@ pub enum Reject {
     Labels(&'static str),
     /// The service has 10,000 endpoints already, or the source 100,000.
     TooMany,
+    /// All values together would be more than `state.budget`, these bytes.
+    OverBudget(usize),
     /// The service's table would not fit into its frame.
     FrameTooLarge,
     /// The policy does not follow its schema.
     Policy(String),
+    /// The policy's rings and tables do not fit into a VM: bytes of them, of the other services, of the
+    /// largest, which has to have room to be built anew, and of all.
+    TooCostly {
+        /// Of the policy.
+        tables: u64,
+        /// Of the others.
+        others: u64,
+        /// Of the largest.
+        largest: u64,
+        /// `state.vm_budget`.
+        budget: u64,
+    },
     /// An event whose `type` is not known here.
     EventType,
     /// An event whose `version` is not known here.
@@ -110,8 +130,10 @@ impl Reject {
             Self::Time(_) => "time",
             Self::Labels(_) => "labels",
             Self::TooMany => "too_many",
+            Self::OverBudget(_) => OVER_BUDGET,
             Self::FrameTooLarge => "frame_too_large",
             Self::Policy(_) => "policy",
+            Self::TooCostly { .. } => TOO_COSTLY,
             Self::EventType => "event_type",
             Self::EventVersion => "event_version",
             Self::Ttl => "ttl",
@@ -159,8 +181,18 @@ impl fmt::Display for Reject {
                 )
             }
             Self::TooMany => f.write_str("there are too many already"),
+            Self::OverBudget(budget) => {
+                let budget = pintle_settings::size_text(u64::try_from(*budget).unwrap_or(u64::MAX));
+                write!(f, "all values together would be more than state.budget, {budget}")
+            }
             Self::FrameTooLarge => f.write_str("the service's table would exceed 8 MiB"),
             Self::Policy(why) => f.write_str(why),
+            Self::TooCostly { tables, others, largest, budget } => write!(
+                f,
+                "its rings and tables would take {tables} bytes of every proxy's VM; with {others} of \
+                 the other services and {largest} to build the largest anew that is more than \
+                 memory.budget, {budget}"
+            ),
             Self::EventType => f.write_str("type is not endpoint, service, trace or breaker"),
             Self::EventVersion => f.write_str("version is not 1"),
             Self::Ttl => f.write_str("ttl is missing, or no duration from 1s to 24h"),
@@ -239,16 +271,17 @@ pub fn parse(
         port,
         health,
         registered_at: time(&fields, "registered_at")?,
-        tags: tags(&fields)?,
-        metadata: metadata(&fields)?,
+        tags: tags(&fields)?.into(),
         ..Endpoint::new(id, (address, port).into())
     };
-    if let Some(weight) = take(&mut endpoint.metadata, "weight") {
+    let mut metadata = metadata(&fields)?;
+    if let Some(weight) = take(&mut metadata, "weight") {
         endpoint.weight = weight_of(&weight)?;
     }
-    if let Some(zone) = take(&mut endpoint.metadata, "zone") {
+    if let Some(zone) = take(&mut metadata, "zone") {
         endpoint.zone = zone;
     }
+    endpoint.metadata = metadata.into();
     Ok(endpoint)
 }
 
@@ -266,6 +299,32 @@ pub fn parse_policy(value: &[u8], check: crate::PolicyCheck) -> Result<Value, Re
     }
     check(&policy).map_err(|error| Reject::Policy(error.to_string()))?;
     Ok(policy)
+}
+
+/// The endpoint as a registry value from which [`parse`] reads it again.
+#[must_use]
+pub fn render(name: &str, endpoint: &Endpoint) -> String {
+    let mut metadata: Map<String, Value> =
+        endpoint.metadata.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
+    metadata.insert("weight".into(), endpoint.weight.to_string().into());
+    if !endpoint.zone.is_empty() {
+        metadata.insert("zone".into(), endpoint.zone.clone().into());
+    }
+    let mut value = json!({
+        "id": endpoint.id, "name": name, "address": endpoint.address, "port": endpoint.port,
+        "health": match endpoint.health {
+            Health::Healthy => "healthy",
+            Health::Unhealthy => "unhealthy",
+            Health::Draining => "draining",
+        },
+        "tags": *endpoint.tags, "metadata": metadata,
+    });
+    if let Ok(at) = Timestamp::from_nanosecond(endpoint.registered_at.0.into())
+        && let Some(fields) = value.as_object_mut().filter(|_| endpoint.registered_at.0 > 0)
+    {
+        fields.insert("registered_at".into(), at.to_string().into());
+    }
+    value.to_string()
 }
 
 /// Decimal digits only: no sign, space, exponent or fraction.

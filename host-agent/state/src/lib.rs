@@ -17,9 +17,12 @@
 //!     services: "/services/".into(),
 //!     policies: "/pintle/policies/".into(),
 //!     addresses: pintle_contract::AddressPolicy::default(),
+//!     budget: 128 << 20,
 //!     protection: Protection::default(),
 //!     decides: Source::Registry,
 //!     check_policy: |_| Ok(()),
+//!     demand: |_, _| pintle_balance::Demand::default(),
+//!     vm_budget: 256 << 20,
 //! });
 //! let value = r#"{"name": "orders", "id": "orders-1", "address": "10.0.7.4", "port": 8001,
 //!     "health": "healthy"}"#;
@@ -34,6 +37,7 @@
 //! ```
 
 mod agenda;
+mod demands;
 pub mod entry;
 pub mod event;
 pub mod json;
@@ -49,11 +53,14 @@ mod tests;
 mod update;
 
 pub use overlay::MAX_OPINIONS;
-pub use saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedStream};
+pub use saved::{
+    Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedStream, SavedValue,
+};
 pub use services::Services;
-pub use snapshot::{Held, Overlay, Patched, PolicyLayer, Rejected, Service, Snapshot};
+pub use snapshot::{Frame, Held, Overlay, Patched, PolicyLayer, Rejected, Service, Snapshot};
 pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{
-    BadPolicy, Change, Changes, Item, Listing, Moment, Notice, Outcome, PolicyCheck, Protection,
-    Settings, Source, Told, Trial, Tried, Unread, UnreadKey, Update, now_of,
+    BadPolicy, Change, Changes, Item, Listed, Listing, Moment, Notice, Outcome, Page, PolicyCheck,
+    PolicyDemand, Protection, Settings, Source, Told, Trial, Tried, Unread, UnreadKey, Update,
+    now_of,
 };

@@ -1,13 +1,14 @@
 //! The state to and from what is kept on disk.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pintle_contract::ForceAction;
 
 use crate::event::MAX_TTL;
 use crate::overlay::{Effect, Key, Slot};
-use crate::saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService};
+use crate::saved::{Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedValue};
 use crate::service::{Registration, Service};
 use crate::state::State;
 use crate::update::{Moment, Source, now_of};
@@ -20,7 +21,6 @@ impl State {
     #[must_use]
     pub fn save(&self, now: Moment) -> Saved {
         let (services, overlays, settings, revision) = self.parts();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let at_ms = |mono: Duration| {
             let ago = now.mono.saturating_sub(mono);
             let wall = now.wall.checked_sub(ago).unwrap_or(now.wall);
@@ -28,14 +28,14 @@ impl State {
         };
         let services = services.iter().map(|(name, model)| SavedService {
             name: name.clone(),
-            registry: keys(model, Source::Registry),
-            kubernetes: keys(model, Source::Kubernetes),
-            file: keys(model, Source::File),
-            departing: model.departures().map(|departure| told(&departure.registration)).collect(),
+            registry: keys(name, model, Source::Registry),
+            kubernetes: keys(name, model, Source::Kubernetes),
+            file: keys(name, model, Source::File),
+            departing: departing(name, model),
             created: created(model),
             untested_ms: model.untested().map(at_ms),
-            registry_policy: model.registry_policy.as_ref().map(|p| text(&p.raw)),
-            file_policy: model.file_policy.as_ref().map(|p| text(&p.raw)),
+            registry_policy: model.registry_policy.as_ref().map(|it| it.value.to_string()),
+            file_policy: model.file_policy.as_ref().map(|it| it.value.to_string()),
         });
         let overlays = overlays.iter().map(|(service, key, slot)| SavedOverlay {
             service: service.to_owned(),
@@ -71,14 +71,14 @@ impl State {
             ] {
                 for (id, value) in list {
                     let created = service.created.get(&id).copied().unwrap_or_default();
-                    self.restore_endpoint(source, (&name, &id), &value, created, now);
+                    self.restore_endpoint(source, (&name, &id), &value.text(), created, now);
                 }
                 if let Some(policy) = policy {
                     self.restore_policy(source, &name, &policy);
                 }
             }
             for (id, value) in service.departing {
-                self.restore_departure(&name, &id, &value, now);
+                self.restore_departure(&name, &id, &value.text(), now);
             }
             if let Some(at_ms) = service.untested_ms {
                 // A clock that was ahead then has kept nobody from going since.
@@ -114,13 +114,25 @@ impl State {
 }
 
 /// The keys of one source.
-fn keys(model: &Service, source: Source) -> Vec<(String, String)> {
-    model.registrations.of(source).values().map(told).collect()
+fn keys(name: &str, model: &Service, source: Source) -> Vec<(String, SavedValue)> {
+    values(name, model.registrations.of(source).values())
 }
 
-fn told(registration: &Registration) -> (String, String) {
-    let value = String::from_utf8_lossy(&registration.raw).into_owned();
-    (registration.endpoint.id.clone(), value)
+/// Those that have no key any more.
+fn departing(name: &str, model: &Service) -> Vec<(String, SavedValue)> {
+    values(name, model.departures().map(|departure| &departure.registration))
+}
+
+fn values<'a>(
+    name: &str,
+    registrations: impl Iterator<Item = &'a Registration>,
+) -> Vec<(String, SavedValue)> {
+    let name: Arc<str> = name.into();
+    let value = |it: &Registration| {
+        let value = SavedValue::Endpoint(Arc::clone(&name), Box::new(it.endpoint.clone()));
+        (it.endpoint.id.clone(), value)
+    };
+    registrations.map(value).collect()
 }
 
 /// When the keys were created that share their address with others.

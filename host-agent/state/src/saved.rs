@@ -1,13 +1,18 @@
 //! What survives the process: enough to serve before any source has answered.
 //!
-//! What is kept is what the sources said, in their own bytes, not the tables made of it: the next
-//! start reads them through the same checks under its own configuration, and the registry's first
+//! What is kept is what the sources said of each endpoint, not the tables made of it: the next
+//! start reads it through the same checks under its own configuration, and the registry's first
 //! listing is then *compared* with them, so that a registry which comes back empty is met by the
 //! removal protection and not by trust.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use pintle_contract::Endpoint;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::entry;
 
 /// The state's memory, for a file. Version 1 of the form; what was added since may be absent, and is
 /// passed over by an agent that does not know it.
@@ -45,25 +50,58 @@ pub struct SavedService {
     /// Its name.
     pub name: String,
     /// The registry's values by id.
-    pub registry: Vec<(String, String)>,
+    pub registry: Vec<(String, SavedValue)>,
     /// Kubernetes' values by id.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub kubernetes: Vec<(String, String)>,
+    pub kubernetes: Vec<(String, SavedValue)>,
     /// The file's values by id.
-    pub file: Vec<(String, String)>,
+    pub file: Vec<(String, SavedValue)>,
     /// The registry's policy.
     pub registry_policy: Option<String>,
     /// The file's policy.
     pub file_policy: Option<String>,
     /// Endpoints without a key that are held: the last id and value of each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub departing: Vec<(String, String)>,
+    pub departing: Vec<(String, SavedValue)>,
     /// Which revision created a key of the registry, for ids that share their address with others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub created: BTreeMap<String, u64>,
     /// Milliseconds since the Unix epoch: when an endpoint last went untested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untested_ms: Option<u64>,
+}
+
+/// A value as the registry would hold it. The text is made when it is written, one at a time: all of them
+/// together would be as much again as the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SavedValue {
+    /// As it was read.
+    Text(String),
+    /// The endpoint of this service that was read from it.
+    Endpoint(Arc<str>, Box<Endpoint>),
+}
+
+impl SavedValue {
+    /// The JSON.
+    #[must_use]
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Text(text) => text.into(),
+            Self::Endpoint(service, endpoint) => entry::render(service, endpoint).into(),
+        }
+    }
+}
+
+impl Serialize for SavedValue {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text())
+    }
+}
+
+impl<'de> Deserialize<'de> for SavedValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::Text)
+    }
 }
 
 /// One slot.

@@ -25,7 +25,7 @@ pub(crate) use departures::{Cause, Departure};
 use departures::{Circumstances, Departures};
 use illness::Illnesses;
 use registrations::Replaced;
-pub(crate) use registrations::{Registration, Registrations};
+pub(crate) use registrations::{Raw, Registration, Registrations};
 use trials::Trials;
 
 #[derive(Debug, Default)]
@@ -43,7 +43,10 @@ pub(crate) struct Service {
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     pub(crate) value: Value,
-    pub(crate) raw: Box<[u8]>,
+    /// Bytes of the value that it was read from.
+    pub(crate) bytes: usize,
+    /// The revision that wrote it; zero where there is none.
+    pub(crate) revision: u64,
     /// Since when it is missing in a registry that may have lost it.
     pub(crate) missing: Option<SystemTime>,
 }
@@ -97,6 +100,28 @@ impl Service {
     /// Bytes that the endpoints take in a frame, at most.
     pub(crate) fn size(&self) -> usize {
         self.registrations.size().saturating_add(self.departures.size())
+    }
+
+    /// Bytes of all values that it was read from.
+    pub(crate) fn bytes(&self) -> usize {
+        let policies = self.registry_policy.iter().chain(&self.file_policy).map(|it| it.bytes);
+        let endpoints = self.registrations.bytes().saturating_add(self.departures.bytes());
+        policies.fold(endpoints, usize::saturating_add)
+    }
+
+    pub(crate) const fn policy(&self, source: Source) -> Option<&Policy> {
+        match source {
+            Source::Registry => self.registry_policy.as_ref(),
+            // EndpointSlices have none; the file's place is theirs.
+            Source::File | Source::Kubernetes => self.file_policy.as_ref(),
+        }
+    }
+
+    pub(crate) const fn policy_mut(&mut self, source: Source) -> &mut Option<Policy> {
+        match source {
+            Source::Registry => &mut self.registry_policy,
+            Source::File | Source::Kubernetes => &mut self.file_policy,
+        }
     }
 
     /// The address that an id names.
@@ -180,13 +205,12 @@ impl Service {
     }
 
     /// Takes over one who was held before a restart.
-    pub(crate) fn restore_departure(&mut self, endpoint: Endpoint, raw: &[u8], now: Moment) {
+    pub(crate) fn restore_departure(&mut self, endpoint: Endpoint, told: Raw, now: Moment) {
         if self.registrations.has(endpoint.socket_addr()) {
             return;
         }
         let size = crate::entry::encoded_size(&endpoint);
-        let registration =
-            Registration { endpoint, raw: raw.into(), revision: 0, created: 0, lease: 0, size };
+        let registration = Registration { endpoint, told, revision: 0, created: 0, lease: 0, size };
         self.departures.leave(registration, Cause::Joined, now);
     }
 

@@ -242,7 +242,7 @@ mod tests {
         };
         Arc::new(Service {
             table,
-            frame: Vec::new(),
+            frame: crate::snapshot::Frame::default(),
             patch: None,
             names: BTreeMap::new(),
             layers: Vec::new(),

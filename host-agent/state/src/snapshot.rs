@@ -1,10 +1,10 @@
 //! What the state publishes: an immutable value that every server reads.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
-use pintle_contract::{Table, Version};
+use pintle_contract::{Down, Message as _, Table, Version};
 use serde_json::Value;
 
 use crate::services::Services;
@@ -34,13 +34,13 @@ pub struct Snapshot {
     pub overlays: Arc<[Overlay]>,
 }
 
-/// One service, decoded and encoded.
+/// One service.
 #[derive(Clone, Debug)]
 pub struct Service {
     /// The table; its version tells when it last changed.
     pub table: Table,
-    /// The encoded `Down::Table` frame.
-    pub frame: Vec<u8>,
+    /// The frame of the table while somebody is sent it.
+    pub frame: Frame,
     /// What changed since the table before, where that is little.
     pub patch: Option<Patched>,
     /// The other ids of endpoints that have several, by the id that the table has.
@@ -51,11 +51,33 @@ pub struct Service {
     pub seen_at: SystemTime,
 }
 
+/// An encoded table, as long as anybody holds it. Proxies are told of a change at the same time and share
+/// it; kept for longer it would be as much again as the table.
+#[derive(Debug, Default)]
+pub struct Frame(Mutex<Weak<Vec<u8>>>);
+
+impl Clone for Frame {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
 impl Service {
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.table.service
+    }
+
+    /// The encoded `Down::Table`.
+    #[must_use]
+    pub fn frame(&self) -> Arc<Vec<u8>> {
+        let mut shared = self.frame.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let frame = Arc::new(Down::Table(self.table.clone()).encode());
+            *shared = Arc::downgrade(&frame);
+            frame
+        })
     }
 }
 

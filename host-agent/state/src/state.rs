@@ -14,22 +14,29 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pintle_contract::{Down, MAX_ENDPOINTS, MAX_FRAME, MAX_POLICY, Message, Patch, Table, Version};
+use pintle_contract::{
+    Down, MAX_ENDPOINTS, MAX_FRAME, MAX_POLICY, Message as _, Patch, Table, Version,
+};
 use serde_json::Value;
 
 use crate::agenda::Agenda;
+use crate::demands::Demands;
 use crate::entry::Reject;
 use crate::event::Event;
 use crate::overlay::{Overlays, Place};
 use crate::saved::SavedStream;
-use crate::service::{Context, Service as Model};
-use crate::snapshot::{Patched, PolicyLayer, Rejected, Service, Snapshot};
+use crate::service::{Context, Raw, Service as Model};
+use crate::snapshot::{Frame, Patched, PolicyLayer, Service, Snapshot};
 use crate::update::{Changes, Moment, Notice, Outcome, Settings, Source, Trial, Tried, Update};
 
 mod lists;
+mod refusals;
+mod relisting;
 mod sources;
 
-use sources::KeyValue;
+use refusals::Refusals;
+use relisting::Relisting;
+use sources::{KeyValue, Named};
 
 pub use lists::show;
 
@@ -55,10 +62,14 @@ pub struct State {
     settings: Settings,
     services: BTreeMap<String, Model>,
     total: usize,
+    /// Of all values that are held.
+    bytes: usize,
     overlays: Overlays,
     stream: SavedStream,
     /// The revision of the last listing; changes up to it are old news.
     listed: u64,
+    /// The one that is being taken.
+    relisting: Option<Relisting>,
     /// Keys deleted since the last listing, so that a change repeated late does not bring them back.
     deleted: HashMap<Vec<u8>, u64>,
     /// The highest revision seen in this history of the registry.
@@ -71,8 +82,9 @@ pub struct State {
     trials: Agenda,
     /// When anybody last answered a trial, be it by a refusal.
     answered: Option<Duration>,
-    rejected: BTreeMap<(&'static str, String), (u64, Rejected)>,
-    rejections: u64,
+    refusals: Refusals,
+    /// As the tables were published.
+    demands: Demands,
     version: Version,
     stale: bool,
     seen: BTreeMap<String, std::time::SystemTime>,
@@ -92,17 +104,19 @@ impl State {
             settings,
             services: BTreeMap::new(),
             total: 0,
+            bytes: 0,
             overlays: Overlays::default(),
             stream: SavedStream::default(),
             listed: 0,
+            relisting: None,
             deleted: HashMap::new(),
             revision: 0,
             holding: BTreeSet::new(),
             deadlines: Agenda::default(),
             trials: Agenda::default(),
             answered: None,
-            rejected: BTreeMap::new(),
-            rejections: 0,
+            refusals: Refusals::default(),
+            demands: Demands::default(),
             version,
             stale: true,
             seen: BTreeMap::new(),
@@ -117,6 +131,8 @@ impl State {
         let mut work = Work::default();
         match update {
             Update::Listing(listing) => self.take_listing(listing, now, &mut work),
+            Update::Page(page) => self.take_page(page, now, &mut work),
+            Update::Listed(listed) => self.end_listing(listed, now, &mut work),
             Update::Changes(changes) => self.take_changes(changes, now, &mut work),
             Update::Progress { .. } => self.confirmed_at = Some(now.wall),
             Update::Unread(unread) => self.take_unread(unread, now, &mut work),
@@ -240,12 +256,17 @@ impl State {
                 }
             };
             let (next, built) = next;
+            let demand = built.as_ref().map(|(table, ..)| {
+                let policy = serde_json::from_str(&table.policy).unwrap_or_default();
+                (self.settings.demand)(&policy, &table.endpoints)
+            });
+            self.demands.set(name, demand);
             if let Some((mut table, names, layers)) = built {
                 table.version = self.version;
                 if next.gone.contains_key(name) {
                     Arc::make_mut(&mut next.gone).remove(name);
                 }
-                let frame = Down::Table(table.clone()).encode();
+                let frame = Frame::default();
                 let patch = old.and_then(|old| Patch::between(&old.table, &table));
                 let patch = patch
                     .map(|patch| Patched { from: patch.from, frame: Down::Patch(patch).encode() });
@@ -304,7 +325,6 @@ impl State {
             self.version.sequence = self.version.sequence.saturating_add(1);
             let mut anew = Service::clone(service);
             anew.table.version = self.version;
-            anew.frame = Down::Table(anew.table.clone()).encode();
             anew.patch = None;
             Arc::new(anew)
         };
@@ -322,8 +342,10 @@ impl State {
         let Some(model) = self.services.get_mut(name) else {
             return;
         };
+        let bytes = model.bytes();
         let (went, others) = model.release();
         self.total = self.total.saturating_sub(went.len());
+        self.bytes = self.bytes.saturating_sub(bytes).saturating_add(model.bytes());
         work.touched.insert(name.to_owned());
         work.changes.released = went.len().saturating_add(others);
         if work.changes.released > 0 {
@@ -413,8 +435,10 @@ impl State {
             };
             let about = Context { now, rules: &rules, live: true, answered: self.answered };
             let held_before = self.holding.contains(&name);
+            let bytes = model.bytes();
             let settled = model.settle(about);
             self.total = self.total.saturating_sub(settled.went.len());
+            self.bytes = self.bytes.saturating_sub(bytes).saturating_add(model.bytes());
             if settled.changed {
                 work.dirty.insert(name.clone());
             }
@@ -526,9 +550,10 @@ impl State {
         let read = crate::entry::parse(name, id, value.as_bytes(), &self.settings.addresses);
         let Ok(endpoint) = read else { return };
         let model = self.services.entry(name.to_owned()).or_default();
-        let before = model.count();
-        model.restore_departure(endpoint, value.as_bytes(), now);
+        let (before, bytes) = (model.count(), model.bytes());
+        model.restore_departure(endpoint, Raw::of(value.as_bytes()), now);
         self.total = self.total.saturating_sub(before).saturating_add(model.count());
+        self.bytes = self.bytes.saturating_sub(bytes).saturating_add(model.bytes());
     }
 
     /// When an endpoint of the service last went untested, `ago` before now.
@@ -547,7 +572,8 @@ impl State {
 
     pub(crate) fn restore_policy(&mut self, source: Source, name: &str, value: &str) {
         let mut work = Work::default();
-        let _ = self.put_policy(source, name, value.as_bytes(), &mut work);
+        let held = KeyValue { bytes: value.as_bytes(), ..KeyValue::default() };
+        let _ = self.put_policy(source, name, held, &mut work);
     }
 
     pub(crate) fn names(&self) -> Vec<String> {

@@ -2,6 +2,7 @@
 
 mod names;
 mod order;
+mod pages;
 mod removal;
 
 use std::collections::BTreeMap;
@@ -23,9 +24,12 @@ fn settings() -> Settings {
         services: "/services/".into(),
         policies: "/pintle/policies/".into(),
         addresses: AddressPolicy::default(),
+        budget: 128 << 20,
         protection: Protection::default(),
         decides: Source::Registry,
         check_policy: any,
+        demand: |_, _| pintle_balance::Demand::default(),
+        vm_budget: 256 << 20,
     }
 }
 
@@ -382,7 +386,7 @@ fn what_little_changes_of_a_large_table_is_told_by_itself() {
     let patched = after.patch.as_ref().expect("one of a thousand");
     assert!(patched.from == before.table.version && patched.frame.len() < 200);
     let Ok(Down::Patch(patch)) = Down::decode(&patched.frame) else { panic!("no patch") };
-    assert_eq!(patch.apply(&before.frame), Ok(after.frame.clone()));
+    assert_eq!(patch.apply(&before.frame()), Ok(after.frame().to_vec()));
 }
 
 #[test]
@@ -403,7 +407,7 @@ fn bounds_refuse_the_one_too_many_and_keep_the_rest() {
     let changes = tell(&mut state, update, at(0));
     assert!(changes.refused.iter().all(|r| *r == ("registry", "frame_too_large")));
     let service = state.snapshot().services["big"].clone();
-    assert!(service.frame.len() <= pintle_contract::MAX_FRAME);
+    assert!(service.frame().len() <= pintle_contract::MAX_FRAME);
     assert!(service.table.endpoints.len() > 1900);
     let items = (0..=MAX_TOTAL).map(|n| {
         let (service, id) = (format!("s{}", n % 20), format!("e{n:06}"));
@@ -452,7 +456,7 @@ fn a_proxy_with_a_higher_epoch_brings_everything_above_it() {
     let table = &after.services["orders"].table;
     assert_eq!(table.version, after.version);
     assert_eq!(table.endpoints, before.services["orders"].table.endpoints);
-    let told = Down::decode(&after.services["orders"].frame).unwrap();
+    let told = Down::decode(&after.services["orders"].frame()).unwrap();
     assert_eq!(told, Down::Table(table.clone()));
     tell(&mut state, Update::Changes(vec![put("orders", "e00007", 8)]), at(3));
     assert!(state.snapshot().services["orders"].table.version > after.version);

@@ -3,13 +3,17 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use pintle_contract::{AddressPolicy, Now};
+use pintle_balance::Demand;
+use pintle_contract::{AddressPolicy, Endpoint, Now};
 use serde_json::Value;
 
 use crate::event::Event;
 
 /// Checks a policy (a merge patch) against its schema; the error says what is wrong, in words.
 pub type PolicyCheck = fn(&Value) -> Result<(), BadPolicy>;
+
+/// What a service with this policy and these endpoints holds of every VM.
+pub type PolicyDemand = fn(&Value, &[Endpoint]) -> Demand;
 
 /// What is wrong with a policy, from whoever knows policies.
 pub type BadPolicy = Box<dyn std::error::Error + Send + Sync>;
@@ -94,12 +98,18 @@ pub struct Settings {
     pub policies: String,
     /// Which addresses endpoints may have.
     pub addresses: AddressPolicy,
+    /// Bytes of all values that are held, at most.
+    pub budget: usize,
     /// How removals are held back.
     pub protection: Protection,
     /// Whose whole content ends staleness: the greatest source that is configured.
     pub decides: Source,
     /// The schema of policies.
     pub check_policy: PolicyCheck,
+    /// Their arithmetic.
+    pub demand: PolicyDemand,
+    /// Bytes that a VM may hold: the modules' `memory.budget`.
+    pub vm_budget: u64,
 }
 
 /// A registry's key and value.
@@ -124,6 +134,24 @@ pub struct Listing {
     pub revision: u64,
     /// Both prefixes.
     pub items: Vec<Item>,
+}
+
+/// A part of a [`Listing`] that is taken as it is read; [`Listed`] follows the last one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Whether it is the first; a listing that was not ended is broken off.
+    pub begins: bool,
+    /// The revision, the same for all.
+    pub revision: u64,
+    /// The items.
+    pub items: Vec<Item>,
+}
+
+/// All pages have been told: what is in none of them is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Whether policies could not be read, and stay.
+    pub without_policies: bool,
 }
 
 /// One change that the registry told.
@@ -187,6 +215,10 @@ pub struct Told {
 pub enum Update {
     /// The registry's whole content.
     Listing(Listing),
+    /// A part of it.
+    Page(Page),
+    /// The end of what pages told.
+    Listed(Listed),
     /// What changed in the registry, in its order.
     Changes(Vec<Change>),
     /// The registry is alive and has nothing older than this revision to tell.

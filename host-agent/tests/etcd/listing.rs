@@ -13,7 +13,7 @@ use pintle_tests::Etcd;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::put_many;
-use crate::support::{Agent, secs, with_etcd};
+use crate::support::{Agent, key, secs, with_etcd};
 
 type Body = Either<Incoming, Empty<Bytes>>;
 
@@ -51,6 +51,33 @@ async fn connection(stream: TcpStream, etcd: SocketAddr, fails: Arc<AtomicBool>)
     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     // It ends with the agent.
     let _ = server.serve_connection(TokioIo::new(stream), service).await;
+}
+
+/// What is refused is longer than all that is accepted, and stands before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_beyond_the_budget_cost_themselves_and_are_taken_once_there_is_room() {
+    let etcd = Etcd::start().await.unwrap();
+    let mut client = etcd_client::Client::connect([etcd.url()], None).await.unwrap();
+    for number in 0..40 {
+        client.put(key("a", &format!("junk-{number}")), "x".repeat(60_000), None).await.unwrap();
+    }
+    // A transaction may be 1.5 MiB.
+    for tenth in [0..10, 10..20, 20..30] {
+        put_many(&etcd.url(), "orders", tenth, 60_000).await;
+    }
+    let mut config = with_etcd(vec![etcd.url()]);
+    config.state.budget = 20 * 60_400;
+    if let Some(etcd) = &mut config.etcd {
+        etcd.reconcile = secs(1);
+    }
+    let agent = Agent::start(config);
+    let refused = |a: &Agent, reason: &str| {
+        a.snapshot().rejected.iter().filter(|it| it.reason == reason).count()
+    };
+    let all = |a: &Agent| (a.count(), refused(a, "json"), refused(a, "over_budget"));
+    agent.until(secs(20), "twenty of thirty", |a| all(a) == (20, 40, 10)).await;
+    put_many(&etcd.url(), "orders", 0..15, 0).await;
+    agent.until(secs(20), "all", |a| all(a) == (30, 40, 0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -177,7 +177,7 @@ fn a_table_that_says_the_same_of_all_builds_nothing() {
     let mut table = endpoints(&[1, 2, 3]);
     let mut balancer = Balancer::new("s", &policy, &table, "", 1, now);
     let before = balancer.weighed;
-    table[1].tags.push("canary".to_owned());
+    table[1].tags = ["canary".to_owned()].into();
     balancer.update(&policy, &table, "", now);
     assert_eq!(balancer.weighed, before);
     table[1].weight = 9;

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use pintle_state::entry::{OVER_BUDGET, TOO_COSTLY};
+
 use super::agent::Agent;
 use super::finding::{Code, Finding, plural, some};
 use crate::condition::service_of;
@@ -40,8 +42,31 @@ fn refused(agent: &Agent) -> Vec<Finding> {
         of.is_some_and(|it| !it.endpoints.is_empty())
     };
     let mut entries: BTreeMap<String, Vec<&RejectedRowJson>> = BTreeMap::new();
-    for row in agent.rejected.iter().filter(|row| row.source != "event") {
-        if row.source == "policy" {
+    let over: Vec<_> = agent.rejected.iter().filter(|row| row.reason == OVER_BUDGET).collect();
+    if let Some(first) = over.first() {
+        findings.push(Finding::bad(
+            Code::ValuesOverBudget,
+            "registry",
+            format!(
+                "{} refused, such as {}: {}",
+                plural(over.len(), "value"),
+                first.key,
+                first.detail
+            ),
+            "delete keys that nobody needs, keep long texts out of the metadata, or raise state.budget",
+        ));
+    }
+    let others = |row: &&RejectedRowJson| row.source != "event" && row.reason != OVER_BUDGET;
+    for row in agent.rejected.iter().filter(others) {
+        if row.reason == TOO_COSTLY {
+            findings.push(Finding::bad(
+                Code::PolicyTooCostly,
+                "policy",
+                format!("{} is refused: {}", row.key, row.detail),
+                "set a smaller minimum_ring_size or table_size, or maximum_ring_size where weights \
+                 differ; or raise the modules' memory.budget and state.vm_budget with it",
+            ));
+        } else if row.source == "policy" {
             findings.push(Finding::bad(
                 Code::PolicyRefused,
                 "policy",

@@ -158,7 +158,7 @@ fn endpoint(told: &EndpointJson) -> Option<Endpoint> {
         weight: told.weight,
         health,
         zone: told.zone.clone(),
-        tags: told.tags.clone(),
+        tags: told.tags.clone().into(),
         metadata: told.metadata.clone().into_iter().collect(),
         ..Endpoint::new(&told.id, told.address.parse().ok()?)
     })

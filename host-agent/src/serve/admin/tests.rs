@@ -57,7 +57,7 @@ fn sample(stale: bool) -> Snapshot {
         zone: zone.to_owned(),
         weight,
         health,
-        metadata: vec![("version".to_owned(), "1.4.2".to_owned())],
+        metadata: [("version".to_owned(), "1.4.2".to_owned())].into(),
         registered_at: Now(1_764_000_000_000_000_000),
         ..Endpoint::new(id, ([10, 0, 7, 4], port).into())
     };
@@ -70,7 +70,7 @@ fn sample(stale: bool) -> Snapshot {
         };
         let service = Service {
             table,
-            frame: Vec::new(),
+            frame: pintle_state::Frame::default(),
             patch: None,
             names: BTreeMap::new(),
             layers: Vec::new(),

@@ -30,7 +30,7 @@ fn snapshot(sequence: u64, names: &[&str]) -> Snapshot {
         };
         let service = Service {
             table,
-            frame: Vec::new(),
+            frame: pintle_state::Frame::default(),
             patch: None,
             names: BTreeMap::new(),
             layers: Vec::new(),

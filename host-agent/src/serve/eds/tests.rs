@@ -34,7 +34,7 @@ fn service(name: &str, sequence: u64, endpoints: Vec<Endpoint>) -> Arc<Service> 
             endpoints,
             policy: String::new(),
         },
-        frame: Vec::new(),
+        frame: pintle_state::Frame::default(),
         patch: None,
         names: BTreeMap::new(),
         layers: Vec::new(),
@@ -246,7 +246,7 @@ fn health_weight_and_zone_are_said_in_envoys_terms() {
             endpoint(4, 0, Health::Unhealthy, "west"),
             endpoint(5, 2, Health::Draining, ""),
             Endpoint {
-                metadata: vec![("region".to_owned(), "eu".to_owned())],
+                metadata: [("region".to_owned(), "eu".to_owned())].into(),
                 ..endpoint(6, 3, Health::Healthy, "east")
             },
             Endpoint { id: "7".to_owned(), ..endpoint(1, 9, Health::Healthy, "east") },

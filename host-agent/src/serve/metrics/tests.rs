@@ -29,7 +29,7 @@ fn snapshot(sequence: u64, endpoints: u16) -> Snapshot {
             endpoints,
             policy: String::new(),
         },
-        frame: Vec::new(),
+        frame: pintle_state::Frame::default(),
         patch: None,
         names: BTreeMap::new(),
         layers: Vec::new(),

@@ -13,14 +13,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pintle_contract::{Down, Initial, Message, Removed, Schema, Version};
-use pintle_state::{Service, Snapshot};
+use pintle_state::Snapshot;
 
 /// The frame of a service, without a copy.
-struct Frame(Arc<Service>);
+struct Frame(Arc<Vec<u8>>);
 
 impl AsRef<[u8]> for Frame {
     fn as_ref(&self) -> &[u8] {
-        &self.0.frame
+        &self.0
     }
 }
 
@@ -138,7 +138,7 @@ impl Cursor {
                 let patch = patch.filter(|it| self.schema >= Schema::Two && held == Some(it.from));
                 Some(match patch {
                     Some(patch) => Bytes::copy_from_slice(&patch.frame),
-                    None => Bytes::from_owner(Frame(Arc::clone(service))),
+                    None => Bytes::from_owner(Frame(service.frame())),
                 })
             }
             None => {

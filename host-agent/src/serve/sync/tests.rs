@@ -40,7 +40,7 @@ fn service(name: &str, at: u64) -> Arc<Service> {
         policy: String::new(),
     };
     Arc::new(Service {
-        frame: Down::Table(table.clone()).encode(),
+        frame: pintle_state::Frame::default(),
         table,
         patch: None,
         names: BTreeMap::new(),
@@ -443,7 +443,7 @@ async fn a_slow_reader_gets_the_newest_state_and_no_backlog() {
                 policy: String::new(),
             };
             let service = Service {
-                frame: Down::Table(table.clone()).encode(),
+                frame: pintle_state::Frame::default(),
                 table,
                 patch: None,
                 names: BTreeMap::new(),

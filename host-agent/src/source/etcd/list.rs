@@ -1,10 +1,11 @@
-//! A listing: every prefix in pages, at one revision.
+//! A listing: every prefix in pages, at one revision. A page is handed on before the next one is asked for.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use etcd_client::{GetOptions, GetResponse};
-use pintle_state::{Item, Listing};
+use pintle_state::Item;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::EtcdError;
@@ -18,13 +19,25 @@ const SLOW: Duration = Duration::from_secs(1);
 /// A page that takes less than this longer is followed by one of twice its keys, up to `etcd.page`.
 const FAST: Duration = Duration::from_millis(250);
 
-/// What was listed.
-#[derive(Debug)]
+/// After a page that was too large for a message, so many are not followed by a larger one: large values
+/// often stand together, and each page in vain is sent by the server all the same.
+const CALM: u32 = 8;
+
+/// Which registry was listed, and at which revision.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Listed {
     pub(super) cluster: u64,
-    pub(super) listing: Listing,
+    pub(super) revision: u64,
     /// Which of the prefixes may not be read.
     pub(super) denied: BTreeSet<usize>,
+}
+
+/// Some of what was listed.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) cluster: u64,
+    pub(super) revision: u64,
+    pub(super) items: Vec<Item>,
 }
 
 /// Bytes that are kept of a value: enough to see that it is too long.
@@ -38,7 +51,7 @@ pub(super) fn kept(value: &[u8], most: usize) -> Vec<u8> {
     value.get(..most).unwrap_or(value).to_vec()
 }
 
-/// Reads the prefixes, the last of which is that of policies.
+/// Reads the prefixes, the last of which is that of policies, and hands the pages to `to`.
 ///
 /// # Errors
 /// What ends the connection, and [`EtcdError::Denied`] where no prefix of instances may be read.
@@ -46,14 +59,17 @@ pub(super) async fn list(
     link: &Link,
     config: &EtcdConfig,
     prefixes: &[Vec<u8>],
+    to: mpsc::Sender<Page>,
 ) -> Result<Listed, EtcdError> {
     let mut pages = Pages {
         link,
+        to,
         most: i64::from(config.page),
         page: i64::from(config.page / 10).max(1),
+        calm: 0,
         least: Duration::MAX,
         keep: keep(!config.sources.is_empty()),
-        listed: Listed { cluster: 0, listing: Listing::default(), denied: BTreeSet::new() },
+        listed: Listed::default(),
     };
     for (at, prefix) in prefixes.iter().enumerate() {
         match pages.read(prefix).await {
@@ -73,8 +89,11 @@ pub(super) async fn list(
 
 struct Pages<'a> {
     link: &'a Link,
+    to: mpsc::Sender<Page>,
     most: i64,
     page: i64,
+    /// Pages that are not followed by a larger one.
+    calm: u32,
     /// What the quickest page took: the way there and back is no sign of a page too long.
     least: Duration,
     keep: usize,
@@ -92,6 +111,7 @@ impl Pages<'_> {
                 Err(EtcdError::Client(error)) if is_too_large(&error) => {
                     if self.page > 1 {
                         self.page = (self.page / 2).max(1);
+                        self.calm = CALM;
                         continue;
                     }
                     // One value is longer than a message may be: its key stands for it.
@@ -104,19 +124,24 @@ impl Pages<'_> {
             self.least = self.least.min(took);
             match took.saturating_sub(self.least) {
                 more if more > SLOW => self.page = (self.page / 2).max(1),
+                _ if self.calm > 0 => self.calm = self.calm.saturating_sub(1),
                 more if more < FAST => self.page = self.page.saturating_mul(2).min(self.most),
                 _ => {}
             }
             let more = answer.more();
             let last = answer.kvs().last().map(|kv| kv.key().to_vec());
             let keep = self.keep;
-            self.listed.listing.items.extend(answer.kvs().iter().map(|kv| Item {
+            let items = answer.kvs().iter().map(|kv| Item {
                 key: kv.key().to_vec(),
                 value: if whole { kept(kv.value(), keep) } else { vec![0; keep] },
                 revision: u64::try_from(kv.mod_revision()).unwrap_or(0),
                 created: u64::try_from(kv.create_revision()).unwrap_or(0),
                 lease: u64::try_from(kv.lease()).unwrap_or(0),
-            }));
+            });
+            let Listed { cluster, revision, .. } = self.listed;
+            let page = Page { cluster, revision, items: items.collect() };
+            drop(answer);
+            self.to.send(page).await.map_err(|_| EtcdError::Gone)?;
             match last {
                 Some(mut last) if more => {
                     last.push(0);
@@ -128,7 +153,7 @@ impl Pages<'_> {
     }
 
     async fn ask(&mut self, from: &[u8], options: GetOptions) -> Result<GetResponse, EtcdError> {
-        let revision = self.listed.listing.revision;
+        let revision = self.listed.revision;
         let options = match revision {
             0 => options,
             at => options.with_revision(i64::try_from(at).unwrap_or(i64::MAX)),
@@ -137,7 +162,7 @@ impl Pages<'_> {
         let answer = self.link.within("listing", client.get(from, Some(options))).await?;
         let header = answer.header().ok_or_else(|| EtcdError::Cancelled("no header".into()))?;
         if revision == 0 {
-            self.listed.listing.revision = u64::try_from(header.revision()).unwrap_or(0);
+            self.listed.revision = u64::try_from(header.revision()).unwrap_or(0);
             self.listed.cluster = header.cluster_id();
         } else if header.cluster_id() != self.listed.cluster {
             return Err(EtcdError::Relist("another cluster"));

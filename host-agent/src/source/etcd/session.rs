@@ -1,19 +1,20 @@
 //! One connection to one member: a listing, the watches from there on, and a listing now and then beside
 //! them, for what a watch may have missed.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::pin::Pin;
 use std::time::Duration;
 
 use etcd_client::WatchResponse;
-use pintle_state::{Change, Item, Listing, Update};
+use pintle_state::{Change, Update};
 use rand::RngExt as _;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep, sleep_until};
 
 use super::connect::{Link, REQUEST, open};
-use super::list::{Listed, list};
+use super::intake::Intake;
+use super::list::{Listed, Page, list};
 use super::version::progress_is_sound;
 use super::watch::{Heard, Position, Watches};
 use super::{EtcdError, Registry};
@@ -47,9 +48,12 @@ struct Beside {
     due: Pin<Box<Sleep>>,
     /// The one on its way; never ready when there is none.
     task: Pin<Box<dyn Future<Output = Result<Listed, EtcdError>> + Send>>,
+    /// What it has read; closed when there is none.
+    pages: mpsc::Receiver<Page>,
+    intake: Intake,
     /// How far the watches were when it began.
     began: Vec<u64>,
-    /// What they told since; `None` when no listing is on its way.
+    /// What they told since, where the listing is gathered; `None` when none is on its way.
     meanwhile: Option<Vec<Change>>,
     /// How many failed in a row.
     failed: u32,
@@ -71,12 +75,7 @@ impl<'a> Session<'a> {
         let sound = progress_is_sound(&link).await?;
         let here = match &registry.position {
             Some(position) => position.clone(),
-            None => {
-                let listed = list(&link, config, &registry.prefixes).await?;
-                let here = Position::after(&listed, registry.prefixes.len());
-                send_listing(context, registry, listed.listing, &here).await?;
-                here
-            }
+            None => first_listing(context, config, &link, registry).await?,
         };
         let watches = Watches::open(&link, &registry.prefixes, &here).await?;
         registry.position = Some(here.clone());
@@ -89,6 +88,8 @@ impl<'a> Session<'a> {
         let beside = Beside {
             due: Box::pin(sleep(jittered(config.reconcile))),
             task: Box::pin(pending()),
+            pages: mpsc::channel(1).1,
+            intake: Intake::default(),
             began: here.reached.clone(),
             meanwhile: None,
             failed: 0,
@@ -109,6 +110,7 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 message = self.watches.stream.message() => self.receive(message?).await?,
+                Some(page) = self.beside.pages.recv() => self.page(page).await?,
                 listed = &mut self.beside.task => self.listed(listed).await?,
                 () = &mut self.beside.due, if self.beside.meanwhile.is_none() => self.list(),
                 _ = ask.tick() => self.ask().await?,
@@ -138,7 +140,9 @@ impl<'a> Session<'a> {
     }
 
     async fn changed(&mut self, changes: Vec<Change>) -> Result<(), EtcdError> {
-        if let Some(meanwhile) = &mut self.beside.meanwhile {
+        if let Some(meanwhile) = &mut self.beside.meanwhile
+            && self.registry.translator.is_foreign()
+        {
             meanwhile.extend(changes.iter().cloned());
         }
         let translated = self.registry.translator.changes(changes);
@@ -163,11 +167,27 @@ impl<'a> Session<'a> {
         self.beside.meanwhile = Some(Vec::new());
         let (link, config) = (self.link.clone(), self.config.clone());
         let prefixes = self.registry.prefixes.clone();
-        self.beside.task = Box::pin(async move { list(&link, &config, &prefixes).await });
+        let (to, pages) = mpsc::channel(1);
+        self.beside.pages = pages;
+        self.beside.intake = Intake::default();
+        self.beside.task = Box::pin(async move { list(&link, &config, &prefixes, to).await });
+    }
+
+    async fn page(&mut self, page: Page) -> Result<(), EtcdError> {
+        if page.cluster != self.here.cluster {
+            return Err(EtcdError::Relist("another cluster"));
+        }
+        if is_step_back(page.revision, &self.beside.began) {
+            return Err(EtcdError::Relist("a lower revision than before"));
+        }
+        self.beside.intake.page(page, &mut self.registry.translator, self.context).await
     }
 
     async fn listed(&mut self, listed: Result<Listed, EtcdError>) -> Result<(), EtcdError> {
         self.beside.task = Box::pin(pending());
+        while let Ok(page) = self.beside.pages.try_recv() {
+            self.page(page).await?;
+        }
         let newer = self.beside.meanwhile.take().unwrap_or_default();
         let listed = match listed {
             Ok(listed) => listed,
@@ -182,16 +202,13 @@ impl<'a> Session<'a> {
         };
         self.beside.failed = 0;
         self.context.etcd_unlisted(None);
-        if listed.cluster != self.here.cluster {
-            return Err(EtcdError::Relist("another cluster"));
-        }
         if self.here.denied.iter().any(|at| !listed.denied.contains(at)) {
             return Err(EtcdError::Relist("a prefix may be read now"));
         }
         self.here.denied.clone_from(&listed.denied);
-        let listing = catch_up(listed.listing, &self.beside.began, &self.here.reached, newer)?;
-        self.here.advance(listing.revision);
-        send_listing(self.context, self.registry, listing, &self.here).await?;
+        let intake = std::mem::take(&mut self.beside.intake);
+        end_listing(self.context, self.registry, intake, &listed, newer).await?;
+        self.here.advance(listed.revision);
         self.context.etcd_denied(&self.here, &self.registry.prefixes);
         self.registry.position = Some(self.here.clone());
         self.beside.due.set(sleep(jittered(self.config.reconcile)));
@@ -219,19 +236,39 @@ impl<'a> Session<'a> {
     }
 }
 
-async fn send_listing(
+/// Lists everything and tells it.
+async fn first_listing(
+    context: &Context,
+    config: &EtcdConfig,
+    link: &Link,
+    registry: &mut Registry,
+) -> Result<Position, EtcdError> {
+    let (to, mut pages) = mpsc::channel(1);
+    let prefixes = registry.prefixes.clone();
+    let mut intake = Intake::default();
+    let translator = &mut registry.translator;
+    let take = async {
+        while let Some(page) = pages.recv().await {
+            intake.page(page, translator, context).await?;
+        }
+        Ok(())
+    };
+    let (listed, ()) = tokio::try_join!(list(link, config, &prefixes, to), take)?;
+    end_listing(context, registry, intake, &listed, Vec::new()).await?;
+    Ok(Position::after(&listed, prefixes.len()))
+}
+
+async fn end_listing(
     context: &Context,
     registry: &mut Registry,
-    listing: Listing,
-    position: &Position,
+    intake: Intake,
+    listed: &Listed,
+    newer: Vec<Change>,
 ) -> Result<(), EtcdError> {
-    let denied = position.denied.iter().filter_map(|at| registry.prefixes.get(*at));
-    let denied: Vec<&[u8]> = denied.map(Vec::as_slice).collect();
-    let translated = registry.translator.listing(listing, &denied);
-    send(context, Update::Listing(translated.told)).await?;
-    send(context, Update::Unread(translated.unread)).await?;
+    let Registry { translator, prefixes, .. } = registry;
+    intake.end(listed, newer, translator, (prefixes, context)).await?;
     context.board.change(|sources| sources.etcd.listed = Some(std::time::Instant::now()));
-    context.etcd_heard(position.most(), registry.translator.beside());
+    context.etcd_heard(listed.revision, registry.translator.beside());
     Ok(())
 }
 
@@ -255,36 +292,10 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(rand::rng().random_range(0.9..=1.1))
 }
 
-/// A listing brought up to date with what the watches told while it was read, if it is not from before
-/// what they had told when it began. It reaches as far as all of them do: what the slowest one has yet
-/// to tell is in neither.
-fn catch_up(
-    listing: Listing,
-    began: &[u64],
-    reached: &[u64],
-    newer: Vec<Change>,
-) -> Result<Listing, EtcdError> {
-    if began.iter().any(|began| listing.revision < *began) {
-        return Err(EtcdError::Relist("a lower revision than before"));
-    }
-    let revision = listing.revision.max(reached.iter().copied().min().unwrap_or(0));
-    let mut items: BTreeMap<Vec<u8>, Item> =
-        listing.items.into_iter().map(|item| (item.key.clone(), item)).collect();
-    for change in newer {
-        if change.revision <= listing.revision {
-            continue;
-        }
-        match change.value {
-            Some(value) => {
-                let Change { key, revision, created, lease, .. } = change;
-                items.insert(key.clone(), Item { key, value, revision, created, lease });
-            }
-            None => {
-                items.remove(&change.key);
-            }
-        }
-    }
-    Ok(Listing { revision, items: items.into_values().collect() })
+/// Whether a listing is from before what the watches had told when it began. What the slowest of them has
+/// yet to tell is in neither.
+fn is_step_back(revision: u64, began: &[u64]) -> bool {
+    began.iter().any(|began| revision < *began)
 }
 
 #[cfg(test)]
@@ -292,58 +303,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listing_takes_over_what_changed_while_it_was_read() {
-        let item = |key: &str, revision| Item {
-            key: key.into(),
-            value: b"old".to_vec(),
-            revision,
-            ..Item::default()
-        };
-        let change = |key: &str, value: Option<&str>, revision| Change {
-            key: key.into(),
-            value: value.map(Into::into),
-            revision,
-            ..Change::default()
-        };
-        let listing =
-            Listing { revision: 5, items: vec![item("a", 1), item("b", 2), item("c", 3)] };
-        let newer = vec![
-            change("a", Some("older than the listing"), 5),
-            change("b", None, 6),
-            change("c", Some("new"), 7),
-            change("d", Some("new"), 8),
-        ];
-        let patched = catch_up(listing, &[4, 5], &[8, 8], newer).unwrap();
-        let keys: Vec<_> = patched.items.iter().map(|i| (i.key[0], i.revision)).collect();
-        assert_eq!(keys, [(b'a', 1), (b'c', 7), (b'd', 8)]);
-        assert_eq!(patched.revision, 8);
-    }
-
-    #[test]
-    fn a_listing_is_a_step_back_only_from_where_it_began_and_reaches_as_far_as_both_watches() {
-        let change = || Change {
-            key: b"a".to_vec(),
-            value: Some(Vec::new()),
-            revision: 20,
-            ..Change::default()
-        };
-        for (began, reached, newer, expect) in [
-            // Nobody told anything, or only that time passes.
-            ([10, 10], [10, 10], vec![], Some(10)),
-            ([10, 10], [14, 14], vec![], Some(14)),
-            ([8, 9], [8, 9], vec![], Some(10)),
-            // The other watch may have something between 10, or 12, and 20 to tell.
-            ([10, 10], [20, 10], vec![change()], Some(10)),
-            ([10, 10], [20, 12], vec![change()], Some(12)),
-            // A restore, whatever has been told since.
-            ([11, 9], [11, 9], vec![], None),
-            ([11, 11], [20, 11], vec![change()], None),
-        ] {
-            let listing = Listing { revision: 10, items: Vec::new() };
-            let items = newer.len();
-            let listed = catch_up(listing, &began, &reached, newer).ok();
-            let is = listed.map(|listed| (listed.revision, listed.items.len()));
-            assert_eq!(is, expect.map(|at| (at, items)), "{began:?} {reached:?}");
+    fn a_listing_is_a_step_back_only_from_where_it_began() {
+        for (began, expect) in [([10, 10], false), ([8, 9], false), ([11, 9], true)] {
+            assert_eq!(is_step_back(10, &began), expect, "{began:?}");
         }
     }
 }

@@ -31,7 +31,7 @@ impl Position {
     pub(super) fn after(listed: &Listed, prefixes: usize) -> Self {
         Self {
             cluster: listed.cluster,
-            reached: vec![listed.listing.revision; prefixes],
+            reached: vec![listed.revision; prefixes],
             denied: listed.denied.clone(),
         }
     }

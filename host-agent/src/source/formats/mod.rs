@@ -32,7 +32,7 @@ pub use config::{FormatName, SourceConfig};
 pub(crate) use config::{prefix, sources_apart};
 pub(crate) use reader::groups;
 pub use recognise::{Guess, recognise, survey};
-pub(crate) use translate::Translator;
+pub(crate) use translate::{Read, Translator};
 
 /// Bytes of a foreign value, at most; etcd's own bound is 1.5 MiB.
 pub(crate) const MAX_VALUE: usize = 1 << 20;

@@ -1,7 +1,7 @@
 //! Every format's bytes, as its framework writes them, and what becomes of them.
 
 use pintle_contract::AddressPolicy;
-use pintle_state::{Change, Item, Listing};
+use pintle_state::{Change, Item};
 use serde_json::Value;
 
 use super::translate::Translator;
@@ -26,8 +26,8 @@ fn item(key: &str, value: &str) -> Item {
 fn read(yaml: &str, pairs: &[(&str, &str)]) -> (Vec<String>, Vec<&'static str>, usize) {
     let mut translator = translator(yaml);
     let items = pairs.iter().map(|(key, value)| item(key, value)).collect();
-    let translated = translator.listing(Listing { revision: 1, items }, &[]);
-    let lines = translated.told.items.iter().map(line).collect();
+    let translated = translator.listing(translator.read_all(items), &[]);
+    let lines = translated.told.iter().map(line).collect();
     let refused = translated.unread.refused.iter().map(|it| it.reason).collect();
     (lines, refused, translator.beside())
 }
@@ -326,17 +326,15 @@ fn two_keys_of_one_instance_are_one_and_it_goes_with_the_last() {
     let bad = || change("user.rpc/3", Some("nonsense"), 8);
     let refused = zero.changes(vec![bad()]);
     assert_eq!((refused.told.len(), refused.unread.refused.len()), (0, 1));
-    let listing = Listing { revision: 9, items: vec![item("user.rpc/3", "nonsense")] };
-    let listed = zero.listing(listing, &[]);
-    assert_eq!((listed.told.items.len(), listed.unread.refused.len()), (1, 1));
+    let listing = vec![item("user.rpc/3", "nonsense")];
+    let listed = zero.listing(zero.read_all(listing), &[]);
+    assert_eq!((listed.told.len(), listed.unread.refused.len()), (1, 1));
     let gone = zero.changes(vec![change("user.rpc/3", None, 10)]);
     assert_eq!((gone.told.len(), gone.unread.read.len()), (1, 1));
     // Without permission, what was known stays.
     told(&mut zero, vec![put("user.rpc/4", 11)]);
-    told(&mut zero, vec![change("/pintle/policies/user.rpc", Some("{}"), 12)]);
-    let denied: [&[u8]; 2] = [b"user.rpc/", b"/pintle/policies/"];
-    let listed = zero.listing(Listing { revision: 12, items: Vec::new() }, &denied);
-    assert_eq!(listed.told.items.len(), 2);
+    let listed = zero.listing(Vec::new(), &[b"user.rpc/"]);
+    assert_eq!(listed.told.len(), 1);
 }
 
 /// The table that users read: every example in it is read as it says.

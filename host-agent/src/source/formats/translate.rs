@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pintle_contract::{AddressPolicy, is_name};
-use pintle_state::{Change, Item, Listing, Unread, UnreadKey};
+use pintle_state::entry::Reject;
+use pintle_state::{Change, Item, Unread, UnreadKey};
 use serde_json::Value;
 
 use super::reader::{Group, Reading};
@@ -22,8 +23,6 @@ pub(crate) struct Translator {
     services: Key,
     policies: Key,
     allowed: AddressPolicy,
-    /// The policies, in case that they may not be read later.
-    policy: BTreeMap<Key, Item>,
     /// What each key of the registry stands for.
     by_key: BTreeMap<Key, Vec<Key>>,
     /// Who stands for each of ours.
@@ -39,6 +38,31 @@ pub(crate) struct Translated<T> {
     pub(crate) unread: Unread,
 }
 
+/// One key of the registry, and what it is.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) item: Item,
+    reading: Option<Reading>,
+}
+
+impl Read {
+    /// Bytes that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        let instances = match &self.reading {
+            Some(Reading::Instances(instances, _)) => instances.as_slice(),
+            _ => &[],
+        };
+        let bytes = instances.iter().map(|instance| instance.value.len());
+        bytes.fold(self.item.value.len(), usize::saturating_add)
+    }
+
+    /// Refuses it: there is no room for all.
+    pub(crate) fn refuse(&mut self, budget: usize) {
+        self.item.value = Vec::new();
+        self.reading = Some(Reading::Refused(Reject::OverBudget(budget).into()));
+    }
+}
+
 impl Translator {
     pub(crate) fn new(
         groups: Vec<Group>,
@@ -51,7 +75,6 @@ impl Translator {
             services: services.as_bytes().to_vec(),
             policies: policies.to_vec(),
             allowed,
-            policy: BTreeMap::new(),
             by_key: BTreeMap::new(),
             by_own: BTreeMap::new(),
             refused: BTreeSet::new(),
@@ -64,7 +87,8 @@ impl Translator {
         self.beside.len()
     }
 
-    fn is_foreign(&self) -> bool {
+    /// Whether there is any form but our own.
+    pub(crate) fn is_foreign(&self) -> bool {
         self.groups.iter().any(Group::is_foreign)
     }
 
@@ -77,16 +101,43 @@ impl Translator {
         Some(group.read(rest, value, &self.allowed))
     }
 
-    /// Everything that the registry holds, but for the prefixes that may not be read: of those, what was
-    /// there before still is.
-    pub(crate) fn listing(&mut self, listing: Listing, denied: &[&[u8]]) -> Translated<Listing> {
-        let before = (std::mem::take(&mut self.by_key), std::mem::take(&mut self.by_own));
+    /// What each of some keys is. Of what is translated the value is not kept.
+    pub(crate) fn read_all(&self, items: Vec<Item>) -> Vec<Read> {
+        let read = |mut item: Item| {
+            let reading = self.read(&item.key, &item.value);
+            if !matches!(reading, None | Some(Reading::Own)) {
+                item.value = Vec::new();
+            }
+            Read { item, reading }
+        };
+        items.into_iter().map(read).collect()
+    }
+
+    /// A listing begins.
+    pub(crate) fn begin(&mut self) {
         self.refused.clear();
         self.beside.clear();
+    }
+
+    /// Some of what the registry holds, where there is no form but our own.
+    pub(crate) fn page(&mut self, read: Vec<Read>, unread: &mut Unread) -> Vec<Item> {
+        let mut items = Vec::with_capacity(read.len());
+        for Read { item, reading } in read {
+            if let Taken::AsItIs(item) = self.take(item, reading, unread) {
+                items.push(item);
+            }
+        }
+        items
+    }
+
+    /// Everything that the registry holds, but for the prefixes that may not be read: of those, what was
+    /// there before still is.
+    pub(crate) fn listing(&mut self, read: Vec<Read>, denied: &[&[u8]]) -> Translated<Vec<Item>> {
+        let before = (std::mem::take(&mut self.by_key), std::mem::take(&mut self.by_own));
+        self.begin();
         let mut unread = Unread { whole: true, ..Unread::default() };
         let mut items = Vec::new();
-        for item in listing.items {
-            let reading = self.read(&item.key, &item.value);
+        for Read { item, reading } in read {
             match self.take(item, reading, &mut unread) {
                 Taken::AsItIs(item) => items.push(item),
                 Taken::Kept => {}
@@ -106,14 +157,8 @@ impl Translator {
                 self.keep(key.clone(), item.clone());
             }
         }
-        if denied.contains(&self.policies.as_slice()) {
-            items.extend(self.policy.values().cloned());
-        } else {
-            let policies = items.iter().filter(|item| item.key.starts_with(&self.policies));
-            self.policy = policies.map(|item| (item.key.clone(), item.clone())).collect();
-        }
         items.extend(self.by_own.values().filter_map(newest).cloned());
-        Translated { told: Listing { items, ..listing }, unread }
+        Translated { told: items, unread }
     }
 
     /// What changed, in its order.
@@ -140,10 +185,7 @@ impl Translator {
             let Change { revision, created, lease, .. } = change;
             let item = Item { key: key.clone(), value: value.clone(), revision, created, lease };
             match self.take(item, reading, unread) {
-                Taken::AsItIs(item) => {
-                    if key.starts_with(&self.policies) {
-                        self.policy.insert(key, item);
-                    }
+                Taken::AsItIs(_) => {
                     told.push(change);
                     return;
                 }
@@ -157,7 +199,6 @@ impl Translator {
             }
         } else if before.is_empty() {
             // A policy, our own form where there is no other, or a key that was never good.
-            self.policy.remove(&key);
             told.push(change);
             return;
         }

@@ -25,10 +25,26 @@ fn a_good_value_becomes_an_endpoint() {
     let endpoint = parse("orders", "o-1", GOOD.as_bytes(), &loopback()).unwrap();
     assert_eq!(endpoint.weight, 3);
     assert_eq!(endpoint.zone, "a");
-    assert_eq!(endpoint.tags, ["a", "b"]);
-    assert_eq!(endpoint.metadata, [("version".to_owned(), "2".to_owned())]);
+    assert_eq!(*endpoint.tags, ["a", "b"]);
+    assert_eq!(*endpoint.metadata, [("version".to_owned(), "2".to_owned())]);
     assert_eq!(endpoint.registered_at.0 % 1_000_000_000, 123_456_789);
     assert!(endpoint.check().is_ok());
+}
+
+#[test]
+fn what_is_rendered_is_read_again() {
+    let whole = parse("orders", "o-1", GOOD.as_bytes(), &loopback()).unwrap();
+    let odd = Endpoint {
+        weight: 0,
+        health: Health::Draining,
+        metadata: [("\"\u{1}\\".to_owned(), "ü\n".to_owned())].into(),
+        ..Endpoint::new("o-1", ([10, 0, 0, 1], 1).into())
+    };
+    let six = Endpoint::new("o-1", "[2001:db8::1]:65535".parse().unwrap());
+    for endpoint in [whole, odd, six] {
+        let text = render("orders", &endpoint);
+        assert_eq!(parse("orders", "o-1", text.as_bytes(), &loopback()), Ok(endpoint), "{text}");
+    }
 }
 
 #[test]

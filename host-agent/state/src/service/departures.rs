@@ -89,6 +89,7 @@ pub(crate) struct Departures {
     /// When one last went that still answered, for all that is known.
     untested: Option<Duration>,
     size: usize,
+    bytes: usize,
     /// When the only one there is may go; as of the last [`Departures::settle`].
     alone_until: Option<Duration>,
 }
@@ -105,6 +106,11 @@ impl Departures {
     /// Bytes that they take in a frame, at most.
     pub(crate) const fn size(&self) -> usize {
         self.size
+    }
+
+    /// Bytes of the values that they were read from.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SocketAddr, &Departure)> {
@@ -141,6 +147,7 @@ impl Departures {
     pub(crate) fn back(&mut self, address: SocketAddr) -> Option<Departure> {
         let departure = self.by_address.remove(&address)?;
         self.size = self.size.saturating_sub(departure.registration.size);
+        self.bytes = self.bytes.saturating_sub(departure.registration.told.bytes);
         let id = &departure.registration.endpoint.id;
         if self.by_id.get(id) == Some(&address) {
             self.by_id.remove(id);
@@ -158,6 +165,7 @@ impl Departures {
             other => other,
         };
         self.size = self.size.saturating_add(registration.size);
+        self.bytes = self.bytes.saturating_add(registration.told.bytes);
         let departure =
             Departure { registration, since: now.mono, since_wall: now.wall, cause, held: false };
         self.by_address.insert(address, departure);
@@ -333,6 +341,7 @@ impl Departures {
     pub(crate) fn release(&mut self) -> Vec<Departure> {
         self.by_id.clear();
         self.size = 0;
+        self.bytes = 0;
         self.alone_until = None;
         std::mem::take(&mut self.by_address).into_values().collect()
     }

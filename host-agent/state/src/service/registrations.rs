@@ -5,6 +5,7 @@
 //! An id that several sources know is the greatest one's alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hasher as _};
 use std::net::SocketAddr;
 
 use pintle_contract::Endpoint;
@@ -15,8 +16,8 @@ use crate::update::Source;
 #[derive(Clone, Debug)]
 pub(crate) struct Registration {
     pub(crate) endpoint: Endpoint,
-    /// The value as its source has it.
-    pub(crate) raw: Box<[u8]>,
+    /// What the value was that its source told.
+    pub(crate) told: Raw,
     /// The revision that wrote it.
     pub(crate) revision: u64,
     /// The revision that created the key; zero when it is not known.
@@ -25,6 +26,22 @@ pub(crate) struct Registration {
     pub(crate) lease: u64,
     /// Bytes that the endpoint takes in a frame, at most.
     pub(crate) size: usize,
+}
+
+/// A value in short: enough to see that it is the same again. Who could make two of one hash would deceive
+/// no key but its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Raw {
+    pub(crate) bytes: usize,
+    hash: u64,
+}
+
+impl Raw {
+    pub(crate) fn of(value: &[u8]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(value);
+        Self { bytes: value.len(), hash: hasher.finish() }
+    }
 }
 
 /// What a change of one key did.
@@ -47,6 +64,7 @@ pub(crate) struct Registrations {
     /// The keys in force by address, the newest last; none of the sets is empty.
     names: BTreeMap<SocketAddr, BTreeSet<Name>>,
     size: usize,
+    bytes: usize,
 }
 
 impl Registrations {
@@ -74,6 +92,11 @@ impl Registrations {
     /// Bytes that they take in a frame, at most.
     pub(crate) const fn size(&self) -> usize {
         self.size
+    }
+
+    /// Bytes of the values that they were read from.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many endpoints they make.
@@ -116,8 +139,12 @@ impl Registrations {
             self.forget_name(*at, name);
         }
         self.size = self.size.saturating_add(registration.size);
+        self.bytes = self.bytes.saturating_add(registration.told.bytes);
         let old = self.of_mut(source).insert(id.clone(), registration);
-        self.size = self.size.saturating_sub(old.as_ref().map_or(0, |old| old.size));
+        if let Some(old) = &old {
+            self.size = self.size.saturating_sub(old.size);
+            self.bytes = self.bytes.saturating_sub(old.told.bytes);
+        }
         if covered {
             return Replaced { old, nameless: None };
         }
@@ -136,6 +163,7 @@ impl Registrations {
             return Replaced::default();
         };
         self.size = self.size.saturating_sub(old.size);
+        self.bytes = self.bytes.saturating_sub(old.told.bytes);
         if covered {
             return Replaced { old: Some(old), nameless: None };
         }

@@ -33,28 +33,17 @@ impl State {
         now: Moment,
         work: &mut Work,
     ) {
-        let place = (source, show(key));
         let detail = show(detail.as_bytes());
-        let same = |(_, old): &(u64, Rejected)| old.reason == reason && old.detail == detail;
+        let rejected = Rejected { source, key: show(key), reason, detail, at: now.wall };
+        let text = format!("refused {}: {}", rejected.key, rejected.detail);
         // A registry or a file that is read again says the same again, and nobody need hear it twice.
-        if source != "event" && self.rejected.get(&place).is_some_and(same) {
+        if !self.refusals.add(rejected) {
             return;
         }
-        let key = place.1.clone();
         work.changes.refused.push((source, reason));
         work.changes.meta = true;
-        let text = format!("refused {key}: {detail}");
         let kind = if source == "event" { "event" } else { "registry" };
         work.push(Notice { kind, service: None, endpoint: None, text, alarm: true });
-        self.rejections = self.rejections.saturating_add(1);
-        let rejected = Rejected { source, key, reason, detail, at: now.wall };
-        self.rejected.insert(place, (self.rejections, rejected));
-        if self.rejected.len() > MAX_LISTED {
-            let oldest = self.rejected.iter().min_by_key(|(_, (number, _))| *number);
-            if let Some(key) = oldest.map(|(key, _)| key.clone()) {
-                self.rejected.remove(&key);
-            }
-        }
     }
 
     /// Keys of other frameworks, which their source reads.
@@ -62,9 +51,8 @@ impl State {
         const SOURCE: &str = "foreign";
         if unread.whole {
             let keys: BTreeSet<String> = unread.refused.iter().map(|it| show(&it.key)).collect();
-            let before = self.rejected.len();
-            self.rejected.retain(|(source, key), _| *source != SOURCE || keys.contains(key));
-            work.changes.meta |= self.rejected.len() < before;
+            work.changes.meta |=
+                self.refusals.retain(|source, key| source != SOURCE || keys.contains(key));
         }
         for key in &unread.read {
             self.accept(SOURCE, key, work);
@@ -76,8 +64,8 @@ impl State {
 
     /// What was refused before is good or gone now.
     pub(super) fn accept(&mut self, source: &'static str, key: &[u8], work: &mut Work) {
-        if !self.rejected.is_empty() && self.rejected.remove(&(source, show(key))).is_some() {
-            work.changes.meta = true;
+        if !self.refusals.is_empty() {
+            work.changes.meta |= self.refusals.remove(source, show(key));
         }
     }
 
@@ -100,9 +88,7 @@ impl State {
     }
 
     pub(super) fn list_rejected(&self) -> Vec<Rejected> {
-        let mut list: Vec<_> = self.rejected.values().collect();
-        list.sort_unstable_by_key(|(number, _)| *number);
-        list.into_iter().map(|(_, rejected)| rejected.clone()).collect()
+        self.refusals.list()
     }
 
     /// Orders first: there may be more opinions than are listed.

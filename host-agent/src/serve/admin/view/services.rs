@@ -230,7 +230,7 @@ impl EndpointJson {
             weight: endpoint.weight,
             health: health(endpoint.health).to_owned(),
             zone: endpoint.zone.clone(),
-            tags: endpoint.tags.clone(),
+            tags: endpoint.tags.to_vec(),
             metadata: endpoint.metadata.iter().cloned().collect(),
             registered_at: stamp(endpoint.registered_at),
             in_flight: view.in_flight,

@@ -131,7 +131,7 @@ mod tests {
             };
             let service = Service {
                 table,
-                frame: Vec::new(),
+                frame: pintle_state::Frame::default(),
                 patch: None,
                 names: BTreeMap::new(),
                 layers: Vec::new(),
