@@ -3,10 +3,13 @@
 //! Two Envoys of two workers on one machine, as shipped and without the module, serve the same load of one
 //! service at the same time, so that a machine that is busy is busy for both. Beside it the one with the
 //! module is asked for the largest rings of twelve services, for a weight of 1 beside 1,000,000, and for 256
-//! values of a subset with a large Maglev table each; the p99 of the quiet service is compared.
+//! values of a subset with a large Maglev table each, or a ring; the p99 of the quiet service is compared.
+//! Last, both are sent cookies of 50 KB, of which the last decides on the endpoint, and what such a request
+//! costs each of CPU is compared as well.
 //!
 //! ```text
-//! cargo xtask bench hostile            # ~9 minutes
+//! cargo xtask bench hostile            # ~12 minutes
+//! cargo xtask bench hostile --case values --seconds 20
 //! cargo xtask bench hostile --check    # exits 1 where a VM trapped, a request failed or p99 rose
 //! ```
 //!
@@ -15,9 +18,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use pintle_tests::{
-    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Latency, Load, Result, Running, Upstream,
-    tools,
+    Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Latency, Load, Report, Result, Running,
+    Server, Upstream, tools,
 };
 use serde_json::{Value, json};
 
@@ -27,12 +31,18 @@ const RINGS: usize = 12;
 const TAGS: usize = 64;
 /// Requests a second: of the quiet service, of each that asks for too much, of each value of a subset.
 const RATES: [f64; 3] = [200.0, 10.0, 1.0];
-/// How much p99 may be above that of the Envoy without the module.
+/// How much p99, and the CPU of a request, may be above those of the Envoy without the module.
 const MOST: f64 = 1.2;
+/// With a large cookie, on both Envoys.
+const COOKIES: &str = "cookies";
+const COOKIE_RATE: f64 = 100.0;
+const CASES: [&str; 6] = ["none", "rings", "weights", "values", "value-rings", COOKIES];
 
 struct Options {
     check: bool,
     seconds: u64,
+    /// Only this one, beside `none`.
+    case: Option<String>,
 }
 
 struct World {
@@ -40,7 +50,7 @@ struct World {
     agent: Agent,
     ours: Envoy,
     quiet: [Running; 2],
-    _native: Envoy,
+    native: Envoy,
     upstreams: Vec<Upstream>,
 }
 
@@ -65,16 +75,25 @@ impl World {
         for number in 0..RINGS {
             ours = ours.service(&service(number));
         }
+        ours = ours.service(COOKIES);
         let ours = Envoy::start_with(ours, 2, &[]).await?;
-        let native = shipped()?.without_filter().node("native");
+        let native = shipped()?.without_filter().node("native").service(COOKIES);
         let native = native.native_policy(QUIET, "least_request", &json!({}));
+        let mut native = native.native_policy(COOKIES, "ring_hash", &json!({}));
+        let hosts = &mut native.http_connection_manager()["route_config"]["virtual_hosts"];
+        for host in hosts.as_array_mut().into_iter().flatten() {
+            if host["domains"][0] == COOKIES {
+                host["routes"][0]["route"]["hash_policy"] =
+                    json!([{"cookie": {"name": "session"}}]);
+            }
+        }
         let native = Envoy::start_with(native, 2, &[]).await?;
         for upstream in &upstreams {
             etcd.register(&Instance::of(QUIET, upstream)).await?;
         }
         let load = |envoy: &Envoy| Load::to(envoy.addr()).host(QUIET).rate(RATES[0]).start();
         let quiet = [load(&ours), load(&native)];
-        Ok(Self { etcd, agent, ours, quiet, _native: native, upstreams })
+        Ok(Self { etcd, agent, ours, quiet, native, upstreams })
     }
 
     /// Registers the upstreams under a name, and lays a policy over it.
@@ -101,6 +120,11 @@ impl World {
         Instance::of(QUIET, &self.upstreams[at])
     }
 
+    /// Seconds of CPU that both Envoys have used.
+    fn cpu(&mut self) -> [f64; 2] {
+        [&mut self.ours, &mut self.native].map(|envoy| envoy.process().cpu_time().as_secs_f64())
+    }
+
     async fn ask_for(&self, case: &str) -> Result<Vec<Running>> {
         let load = |name: &str| Load::to(self.ours.addr()).host(name).rate(RATES[1]).connections(2);
         let ring = |size: u64| json!({"strategy": "ring_hash", "minimum_ring_size": size, "hash_key": [{"path": true}]});
@@ -119,9 +143,26 @@ impl World {
                 self.serve(&service(0), &ring(1_024), instance).await?;
                 Ok(vec![load(&service(0)).start()])
             }
+            COOKIES => {
+                let select = json!({"strategy": "ring_hash",
+                    "hash_key": [{"cookie": {"name": "session"}}]});
+                self.serve(COOKIES, &select, |at| self.instance(at)).await?;
+                let many: String =
+                    (0..2_000).map(|n| format!("name-{n:04}=value-{n:06}; ")).collect();
+                let cookie = format!("{many}session=of-this-one");
+                let load = |envoy: &Envoy| {
+                    let load = Load::to(envoy.addr()).host(COOKIES).header("cookie", &cookie);
+                    load.rate(COOKIE_RATE).start()
+                };
+                Ok(vec![load(&self.ours), load(&self.native)])
+            }
             _ => {
-                let select = json!({"strategy": "maglev", "table_size": 1_000_003,
+                let mut select = json!({"strategy": "maglev", "table_size": 1_000_003,
                     "hash_key": [{"path": true}], "subset": [{"header": "x-tag", "tag": true}]});
+                if case == "value-rings" {
+                    select["strategy"] = json!("ring_hash");
+                    select["minimum_ring_size"] = json!(65_536);
+                }
                 let tag = |number: usize| format!("t{number}");
                 let tags = |at| (at * TAGS..(at + 1) * TAGS).map(tag).collect();
                 let instance = |at| Instance { tags: tags(at), ..self.instance(at) };
@@ -136,7 +177,7 @@ impl World {
 }
 
 fn options() -> std::result::Result<Option<Options>, String> {
-    let mut options = Options { check: false, seconds: 120 };
+    let mut options = Options { check: false, seconds: 120, case: None };
     let mut benching = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -147,6 +188,10 @@ fn options() -> std::result::Result<Option<Options>, String> {
                 let number = args.next().and_then(|value| value.parse().ok());
                 options.seconds = number.ok_or("--seconds: a number")?;
             }
+            "--case" => {
+                let case = args.next().filter(|case| CASES.contains(&case.as_str()));
+                options.case = Some(case.ok_or_else(|| format!("--case: {}", CASES.join(", ")))?);
+            }
             _ => return Err(format!("unknown argument {arg}")),
         }
     }
@@ -155,17 +200,39 @@ fn options() -> std::result::Result<Option<Options>, String> {
 }
 
 async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
-    let world = World::start().await?;
+    let mut world = World::start().await?;
     let (mut figures, mut short) = (json!({}), Vec::new());
     tokio::time::sleep(Duration::from_secs(3)).await;
-    for case in ["none", "rings", "weights", "values"] {
+    let mut usual = [0.0; 2];
+    let asked =
+        |case: &&str| *case == "none" || options.case.as_deref().is_none_or(|it| it == *case);
+    for case in CASES.into_iter().filter(asked) {
         let hostile = if case == "none" { Vec::new() } else { world.ask_for(case).await? };
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), world.cpu());
         tokio::time::sleep(Duration::from_secs(options.seconds)).await;
         let [ours, native] = world.quiet.each_ref().map(|load| load.since(began));
-        let mut failed = ours.failed();
-        for load in hostile {
-            failed += load.stop().await.failed();
+        let seconds = began.elapsed().as_secs_f64();
+        let after = world.cpu();
+        let used = [0, 1].map(|at| after[at] - before[at]);
+        // Together: one of them ends within a second, and there are hundreds.
+        let ended = join_all(hostile.into_iter().map(Running::stop)).await;
+        let failed = ours.failed() + ended.iter().map(Report::failed).sum::<usize>();
+        match case {
+            "none" => usual = used.map(|used| used / seconds),
+            COOKIES => {
+                let of_cookies = |at: usize| used[at] - usual[at] * seconds;
+                let ratio = of_cookies(0) / of_cookies(1);
+                let each = [0, 1].map(|at| of_cookies(at) / (COOKIE_RATE * seconds) * 1e6);
+                println!(
+                    "   cookie: CPU {:.0} us a request, native {:.0}, x {ratio:.2}",
+                    each[0], each[1]
+                );
+                figures["cookie_cpu_ratio"] = json!(ratio);
+                if ratio > MOST {
+                    short.push(format!("{case}: {ratio:.2} of the native CPU, {MOST:.2} allowed"));
+                }
+            }
+            _ => {}
         }
         let (p99, beside) = (ours.quantile(0.99), native.quantile(0.99));
         let ratio = p99.as_secs_f64() / beside.as_secs_f64();
