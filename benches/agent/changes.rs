@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Client, DeleteOptions, Txn, TxnOp};
 use pintle_tests::{Agent, Error, Etcd, Instance, Result, Server as _};
+use serde_json::json;
 
 use crate::reader::Reader;
 use crate::registry::{OPERATIONS, failed};
@@ -48,8 +49,11 @@ fn instance(kind: &str, service: usize, number: usize, version: usize) -> Instan
     Instance::new(&name, &format!("{number:05}"), at).metadata("weight", &weight)
 }
 
+/// As an instance writes it that came long ago: of a heartbeat its own time alone is new.
 fn operation(instance: &Instance) -> TxnOp {
-    TxnOp::put(instance.key(), instance.value().to_string(), None)
+    let mut value = instance.value();
+    value["registered_at"] = json!("2026-01-01T00:00:00Z");
+    TxnOp::put(instance.key(), value.to_string(), None)
 }
 
 /// An agent that holds `services` of `each` endpoints, and its readers that do, too.
