@@ -7,6 +7,7 @@
 //! Exit codes: 0 done; 1 the answer is no (something is wrong, not found, or refused); 64 usage or
 //! configuration (as sysexits has it); 69 what is needed can't be reached; 70 a task of the agent ended.
 
+mod args;
 mod check;
 mod client;
 mod explain;
@@ -17,23 +18,35 @@ mod pages;
 mod policy;
 mod reads;
 mod release;
+mod run;
 mod state;
 mod table;
 
 use std::io::Write;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
+use args::AdminArgs;
+use check::CheckArgs;
 pub use check::{Code, Finding, State, judge};
+use explain::ExplainArgs;
+use fleet::FleetArgs;
+use orders::{
+    BreakerCommand, DlqCommand, EndArgs, FailoverArgs, OrderArgs, PublishArgs, RegisterArgs,
+    SwitchArgs,
+};
+use policy::PolicyCommand;
+use reads::{BreakersArgs, EventsArgs, ServicesArgs};
+use release::ReleaseArgs;
+use run::RunArgs;
+use state::WatchArgs;
 
-use crate::config::{ADMIN, ConfigError, Flags, LogFormat};
+use crate::config::ConfigError;
 use crate::exit::{EX_NO, EX_SOFTWARE, EX_UNAVAILABLE, EX_USAGE};
-use crate::run::{self, Origin, RunError};
 
 /// Why a command ended without doing what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -214,470 +227,6 @@ enum Command {
     },
 }
 
-/// Where the configuration is.
-#[derive(Clone, Debug, Default, Args)]
-struct ConfigArgs {
-    /// Configuration, YAML or JSON.
-    #[arg(long, value_name = "FILE", env = "PINTLE_CONFIG")]
-    config: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct RunArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-    /// A member of the etcd cluster; repeatable. [env: PINTLE_ETCD=, comma-separated]
-    #[arg(long, value_name = "URL")]
-    etcd: Vec<String>,
-    /// A NATS server; repeatable. [env: PINTLE_NATS=, comma-separated]
-    #[arg(long, value_name = "URL")]
-    nats: Vec<String>,
-    /// A file of services, JSON or YAML, watched. [env: PINTLE_FILE=]
-    #[arg(long, value_name = "PATH")]
-    file: Option<String>,
-    /// The proxies' socket. [env: PINTLE_SOCKET=] [default: /run/pintle/agent.sock]
-    #[arg(long, value_name = "PATH")]
-    socket: Option<String>,
-    /// The admin address, loopback. [env: PINTLE_ADMIN=] [default: 127.0.0.1:19100]
-    #[arg(long, value_name = "ADDR")]
-    admin: Option<String>,
-    /// Where the last good state is kept. [env: PINTLE_STATE_DIR=]
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<String>,
-    /// The prefix of services in etcd. [env: PINTLE_PREFIX=] [default: /services/]
-    #[arg(long, value_name = "PREFIX")]
-    prefix: Option<String>,
-    /// A range in which loopback and private endpoint addresses are good; repeatable.
-    /// [env: PINTLE_ALLOW=, comma-separated] [default: the private networks]
-    #[arg(long, value_name = "CIDR")]
-    allow: Vec<String>,
-    /// This agent's name in the fleet. [env: PINTLE_AGENT_ID=] [default: the host's name]
-    #[arg(long, value_name = "ID")]
-    agent_id: Option<String>,
-    /// How log lines are written. [env: PINTLE_LOG_FORMAT=] [default: text]
-    #[arg(long, value_enum)]
-    log_format: Option<LogFormat>,
-    /// error, warn, info, debug, trace or directives. [env: PINTLE_LOG_LEVEL=] [default: info]
-    #[arg(long, value_name = "LEVEL")]
-    log_level: Option<String>,
-}
-
-/// Where the agent answers.
-#[derive(Clone, Debug, Args)]
-struct AdminArgs {
-    /// The agent's admin address.
-    #[arg(long, value_name = "ADDR", env = "PINTLE_ADMIN", default_value = ADMIN)]
-    admin: String,
-}
-
-/// Where NATS is.
-#[derive(Clone, Debug, Default, Args)]
-struct NatsArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-    /// A NATS server; repeatable. [env: PINTLE_NATS=, comma-separated]
-    /// [default: nats://127.0.0.1:4222]
-    #[arg(long, value_name = "URL")]
-    nats: Vec<String>,
-}
-
-impl NatsArgs {
-    /// Whether anything says where NATS is.
-    fn is_given(&self) -> bool {
-        let by_environment = || std::env::var_os("PINTLE_NATS").is_some_and(|it| !it.is_empty());
-        !self.nats.is_empty() || self.config.config.is_some() || by_environment()
-    }
-}
-
-/// How an order is given.
-#[derive(Clone, Debug, Args)]
-struct HowArgs {
-    /// How long to wait for the agents' word, 100ms to 60s.
-    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = waiting)]
-    wait: Duration,
-    /// Publishes it and asks no agent.
-    #[arg(long)]
-    no_wait: bool,
-    /// Orders for a service or endpoint that no agent knows yet.
-    #[arg(long)]
-    force: bool,
-}
-
-/// Why a wait is none.
-#[derive(Debug, thiserror::Error)]
-enum WaitError {
-    #[error(transparent)]
-    Duration(#[from] humantime::DurationError),
-    #[error("100ms to 60s")]
-    Range,
-}
-
-fn waiting(text: &str) -> Result<Duration, WaitError> {
-    let wait = humantime::parse_duration(text)?;
-    let good = (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&wait);
-    good.then_some(wait).ok_or(WaitError::Range)
-}
-
-#[derive(Debug, Args)]
-struct CheckArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-    /// Envoy's admin address.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
-    envoy: String,
-    /// Leaves Envoy out.
-    #[arg(long)]
-    no_envoy: bool,
-    /// Judges this bootstrap file, YAML or JSON, and asks nothing that runs.
-    #[arg(long, value_name = "FILE", conflicts_with = "no_envoy")]
-    envoy_config: Option<PathBuf>,
-    /// The agent's admin address. [default: that of the configuration]
-    #[arg(long, value_name = "ADDR")]
-    admin: Option<String>,
-    /// A member of the etcd cluster; repeatable.
-    #[arg(long, value_name = "URL")]
-    etcd: Vec<String>,
-    /// A NATS server; repeatable.
-    #[arg(long, value_name = "URL")]
-    nats: Vec<String>,
-    /// The proxies' socket.
-    #[arg(long, value_name = "PATH")]
-    socket: Option<String>,
-}
-
-#[derive(Debug, Args)]
-struct ServicesArgs {
-    #[command(flatten)]
-    admin: AdminArgs,
-    /// This service alone.
-    service: Option<String>,
-    /// Shows it again every second.
-    #[arg(long)]
-    watch: bool,
-    /// What comes first.
-    #[arg(long, value_enum, default_value = "name")]
-    sort: SortBy,
-    /// Shows refused entries instead, and why they were refused.
-    #[arg(long, conflicts_with_all = ["service", "held"])]
-    rejected: bool,
-    /// Shows held removals instead, since when and why.
-    #[arg(long, conflicts_with = "service")]
-    held: bool,
-}
-
-/// What comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum SortBy {
-    /// The first by name.
-    Name,
-    /// The one that is worst off.
-    Trouble,
-    /// The one with the most requests in the last minute.
-    Requests,
-}
-
-#[derive(Debug, Args)]
-struct WatchArgs {
-    #[command(flatten)]
-    admin: AdminArgs,
-    /// Shows it again every second.
-    #[arg(long)]
-    watch: bool,
-}
-
-#[derive(Debug, Args)]
-struct FleetArgs {
-    #[command(flatten)]
-    nats: NatsArgs,
-    /// How long to wait for the agents' word, 100ms to 60s.
-    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = waiting)]
-    wait: Duration,
-}
-
-#[derive(Debug, Subcommand)]
-enum PolicyCommand {
-    /// Shows what the agent tells the proxies of a service, and where each key comes from.
-    #[command(after_help = "Example:\n  pintle policy show orders")]
-    Show {
-        #[command(flatten)]
-        admin: AdminArgs,
-        /// The service.
-        service: String,
-    },
-    /// Says whether a policy would be taken, and what is wrong with it; asks nothing that runs.
-    #[command(after_help = "Examples:\n  pintle policy validate orders.json\n  \
-        etcdctl get --print-value-only /pintle/policies/orders | pintle policy validate -")]
-    Validate {
-        /// JSON; - is standard input.
-        file: PathBuf,
-    },
-}
-
-#[derive(Debug, Args)]
-struct ExplainArgs {
-    #[command(flatten)]
-    admin: AdminArgs,
-    /// The service.
-    service: String,
-    /// KEY=VALUE that a request asks for; repeatable.
-    #[arg(long, value_name = "KEY=VALUE")]
-    metadata: Vec<String>,
-    /// A tag that a request asks for; repeatable.
-    #[arg(long)]
-    tag: Vec<String>,
-    /// A header of the request, `:path` among them: its hash key, subset and pin are looked at; repeatable.
-    #[arg(long, value_name = "NAME=VALUE")]
-    header: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-struct BreakersArgs {
-    #[command(flatten)]
-    admin: AdminArgs,
-    /// Shows it again every second.
-    #[arg(long)]
-    watch: bool,
-    /// Closed ones too.
-    #[arg(long)]
-    all: bool,
-}
-
-#[derive(Debug, Subcommand)]
-enum BreakerCommand {
-    /// Holds an endpoint's breaker open.
-    #[command(after_help = "Example:\n  pintle breaker force-open orders/orders-1 --ttl 10m")]
-    ForceOpen(OrderArgs),
-    /// Holds an endpoint's breaker closed.
-    #[command(after_help = "Example:\n  pintle breaker force-close orders/orders-1 --ttl 10m")]
-    ForceClose(OrderArgs),
-    /// Forgets what an endpoint's breaker has counted, and what was ordered.
-    #[command(after_help = "Example:\n  pintle breaker clear orders/orders-1")]
-    Clear(EndArgs),
-}
-
-#[derive(Debug, Args)]
-struct EventsArgs {
-    #[command(flatten)]
-    admin: AdminArgs,
-    /// Goes on as they come.
-    #[arg(long)]
-    follow: bool,
-}
-
-#[derive(Debug, Args)]
-struct PublishArgs {
-    #[command(flatten)]
-    nats: NatsArgs,
-    /// `endpoint`, `service`, `trace` or `breaker`.
-    kind: String,
-    /// SERVICE, or SERVICE/ID.
-    subject: String,
-    /// What to do, JSON.
-    data: String,
-    /// The event's id; the same id twice is one event. [default: a random one]
-    #[arg(long)]
-    id: Option<String>,
-    #[command(flatten)]
-    how: HowArgs,
-}
-
-#[derive(Debug, Args)]
-struct OrderArgs {
-    #[command(flatten)]
-    nats: NatsArgs,
-    #[command(flatten)]
-    how: HowArgs,
-    /// SERVICE/ID.
-    endpoint: String,
-    /// For how long, 1s to 24h.
-    #[arg(long, default_value = "60s", value_parser = pintle_settings::parse_duration)]
-    ttl: Duration,
-}
-
-#[derive(Debug, Args)]
-struct EndArgs {
-    #[command(flatten)]
-    nats: NatsArgs,
-    #[command(flatten)]
-    how: HowArgs,
-    /// SERVICE/ID.
-    endpoint: String,
-}
-
-#[derive(Debug, Args)]
-struct SwitchArgs {
-    #[command(flatten)]
-    nats: NatsArgs,
-    #[command(flatten)]
-    how: HowArgs,
-    /// The service.
-    service: String,
-    /// For how long, 1s to 24h.
-    #[arg(long, default_value = "10m", value_parser = pintle_settings::parse_duration)]
-    ttl: Duration,
-    /// Ends it.
-    #[arg(long, conflicts_with = "ttl")]
-    off: bool,
-}
-
-#[derive(Debug, Args)]
-struct FailoverArgs {
-    #[command(flatten)]
-    switch: SwitchArgs,
-    /// To those with this tag.
-    #[arg(long, conflicts_with = "region", required_unless_present_any = ["region", "off"])]
-    tag: Option<String>,
-    /// To those whose metadata `region` is this.
-    #[arg(long)]
-    region: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-enum DlqCommand {
-    /// Lists the dead letters, oldest first.
-    #[command(
-        after_help = "Examples:\n  pintle dlq list\n  pintle dlq list --limit 10 --output json"
-    )]
-    List {
-        #[command(flatten)]
-        nats: NatsArgs,
-        /// How many.
-        #[arg(long, default_value_t = 100)]
-        limit: usize,
-    },
-    /// Shows one with its bytes.
-    #[command(after_help = "Example:\n  pintle dlq show 3")]
-    Show {
-        #[command(flatten)]
-        nats: NatsArgs,
-        /// Its number in the list.
-        number: u64,
-    },
-    /// Publishes the original again, and takes the letter away.
-    #[command(after_help = "Example:\n  pintle dlq replay 3")]
-    Replay {
-        #[command(flatten)]
-        nats: NatsArgs,
-        /// Its number in the list.
-        number: u64,
-    },
-    /// Takes letters away for good.
-    #[command(after_help = "Examples:\n  pintle dlq purge 3\n  pintle dlq purge --all")]
-    Purge {
-        #[command(flatten)]
-        nats: NatsArgs,
-        /// Its number in the list.
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        number: Option<u64>,
-        /// All of them.
-        #[arg(long)]
-        all: bool,
-    },
-}
-
-#[derive(Debug, Args)]
-struct ReleaseArgs {
-    #[command(flatten)]
-    admin: AdminArgs,
-    #[command(flatten)]
-    nats: NatsArgs,
-    /// How long to wait for the agents' word, 100ms to 60s.
-    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = waiting)]
-    wait: Duration,
-    /// At this machine's agent alone, by its socket.
-    #[arg(long)]
-    local: bool,
-    /// Of all services.
-    #[arg(long, conflicts_with = "services")]
-    all: bool,
-    /// The services.
-    #[arg(required_unless_present = "all", value_name = "SERVICE")]
-    services: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-struct RegisterArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-    /// A member of the etcd cluster; repeatable. [env: PINTLE_ETCD=, comma-separated]
-    #[arg(long, value_name = "URL")]
-    etcd: Vec<String>,
-    /// The prefix of services in etcd. [env: PINTLE_PREFIX=] [default: /services/]
-    #[arg(long, value_name = "PREFIX")]
-    prefix: Option<String>,
-    /// In another framework's form, under its prefix or --prefix.
-    #[arg(long, value_enum)]
-    format: Option<crate::source::FormatName>,
-    /// The URL's scheme in that form, where it has one. [default: http]
-    #[arg(long, requires = "format")]
-    scheme: Option<String>,
-    /// The service; with --id, --address and --port one instance without a file.
-    #[arg(long, requires_all = ["id", "address", "port"])]
-    service: Option<String>,
-    /// The instance's id.
-    #[arg(long)]
-    id: Option<String>,
-    /// The instance's address.
-    #[arg(long)]
-    address: Option<IpAddr>,
-    /// The instance's port.
-    #[arg(long)]
-    port: Option<u16>,
-    /// KEY=VALUE; repeatable. weight, zone, region, version and protocol have a meaning.
-    #[arg(long, value_name = "KEY=VALUE")]
-    metadata: Vec<String>,
-    /// A tag; repeatable.
-    #[arg(long)]
-    tag: Vec<String>,
-    /// Healthy while GET of this path answers with 2xx.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["check_grpc", "check_tcp"])]
-    check_http: Option<String>,
-    /// Healthy while grpc.health.v1 says so of this service (empty: the server).
-    #[arg(long, value_name = "SERVICE", conflicts_with = "check_tcp")]
-    check_grpc: Option<String>,
-    /// Healthy while a connection can be made.
-    #[arg(long)]
-    check_tcp: bool,
-    /// How often it is checked.
-    #[arg(long, default_value = "5s", value_name = "DURATION")]
-    check_interval: String,
-    /// The lease.
-    #[arg(long, value_name = "DURATION")]
-    lease: Option<String>,
-    /// How long it stays draining before it is deleted.
-    #[arg(long, value_name = "DURATION")]
-    drain: Option<String>,
-}
-
-impl RunArgs {
-    fn origin(&self) -> Origin {
-        let mut flags = Flags::new();
-        let mut lists = [("etcd", &self.etcd), ("nats", &self.nats), ("allow", &self.allow)];
-        for (flag, values) in lists.iter_mut().filter(|(_, values)| !values.is_empty()) {
-            flags.insert(flag, values.clone());
-        }
-        let format = self.log_format.map(|format| match format {
-            LogFormat::Text => "text".to_owned(),
-            LogFormat::Json => "json".to_owned(),
-        });
-        for (flag, value) in [
-            ("file", &self.file),
-            ("socket", &self.socket),
-            ("admin", &self.admin),
-            ("state-dir", &self.state_dir),
-            ("prefix", &self.prefix),
-            ("agent-id", &self.agent_id),
-            ("log-format", &format),
-            ("log-level", &self.log_level),
-        ] {
-            if let Some(value) = value {
-                flags.insert(flag, vec![value.clone()]);
-            }
-        }
-        Origin { file: self.config.config.clone(), flags }
-    }
-}
-
 /// What `main` does: reads the command line, does it, and says how it went.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -718,14 +267,7 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let json = cli.output == Output::Json;
     match cli.command {
         Command::Init(args) => init::init(&args),
-        Command::Run(args) => run::run(args.origin()).await.map_err(|error| match error {
-            RunError::Signals(_) => CliError::No(error.to_string()),
-            RunError::Task(_) | RunError::Watchdog(_) => CliError::Broken(error.to_string()),
-            RunError::Config(_) | RunError::Logs(_) | RunError::Admin(_) | RunError::Tls(_) => {
-                CliError::Usage(error.to_string())
-            }
-            RunError::Socket(_) | RunError::Tcp(..) => CliError::Unavailable(error.to_string()),
-        }),
+        Command::Run(args) => run::run(&args).await,
         Command::Check(args) => check::check(&args, json).await,
         Command::Services(args) => reads::services(&args, json).await,
         Command::Explain(args) => explain::run(&args, json).await,

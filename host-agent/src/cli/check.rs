@@ -15,19 +15,48 @@ mod registry;
 mod traffic;
 
 use std::io::{Write, stdout};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use envoy::judge;
 pub use finding::{Code, Finding, State};
 
+use super::CliError;
+use super::args::ConfigArgs;
 use super::orders::origin;
 use super::reads::print_json;
-use super::{CheckArgs, CliError};
 use crate::config::{ADMIN, SOCKET};
 use crate::run::Origin;
 use crate::source::{EtcdConfig, NatsConfig};
 use agent::Agent;
+use clap::Args;
 use finding::plural;
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+    /// Envoy's admin address.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
+    pub(super) envoy: String,
+    /// Leaves Envoy out.
+    #[arg(long)]
+    pub(super) no_envoy: bool,
+    /// Judges this bootstrap file, YAML or JSON, and asks nothing that runs.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_envoy")]
+    pub(super) envoy_config: Option<PathBuf>,
+    /// The agent's admin address. [default: that of the configuration]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) admin: Option<String>,
+    /// A member of the etcd cluster; repeatable.
+    #[arg(long, value_name = "URL")]
+    pub(super) etcd: Vec<String>,
+    /// A NATS server; repeatable.
+    #[arg(long, value_name = "URL")]
+    pub(super) nats: Vec<String>,
+    /// The proxies' socket.
+    #[arg(long, value_name = "PATH")]
+    pub(super) socket: Option<String>,
+}
 
 pub(super) async fn check(args: &CheckArgs, json: bool) -> Result<(), CliError> {
     let socket: Vec<String> = args.socket.iter().cloned().collect();

@@ -8,6 +8,7 @@ mod request;
 
 use std::io::{Write, stdout};
 
+use clap::Args;
 use pintle_policy::Policy;
 use pintle_policy::select::{Failover, MaxRequests, tier_of, tier_shares};
 use serde::Serialize;
@@ -15,10 +16,28 @@ use serde::Serialize;
 use asked::Asked;
 use request::Headers;
 
+use super::CliError;
+use super::args::AdminArgs;
 use super::reads::{agent, escaped, print_json};
 use super::table::Table;
-use super::{CliError, ExplainArgs};
 use crate::serve::admin::view::{EndpointJson, ServiceJson};
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    #[command(flatten)]
+    pub(super) admin: AdminArgs,
+    /// The service.
+    pub(super) service: String,
+    /// KEY=VALUE that a request asks for; repeatable.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(super) metadata: Vec<String>,
+    /// A tag that a request asks for; repeatable.
+    #[arg(long)]
+    pub(super) tag: Vec<String>,
+    /// A header of the request, `:path` among them: its hash key, subset and pin are looked at; repeatable.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(super) header: Vec<String>,
+}
 
 /// What is asked of a service.
 #[derive(Debug, Serialize)]

@@ -4,14 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Write, stdout};
 use std::time::Duration;
 
+use clap::Args;
 use serde_json::json;
 use tokio::time::sleep;
 
+use super::CliError;
+use super::args::{NatsArgs, waiting};
 use super::orders::connect;
 use super::reads::print_json;
 use super::table::Table;
-use super::{CliError, FleetArgs};
 use crate::events::{Answers, Report};
+
+#[derive(Debug, Args)]
+pub(super) struct FleetArgs {
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
+    /// How long to wait for the agents' word, 100ms to 60s.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = waiting)]
+    pub(super) wait: Duration,
+}
 
 /// What differs is asked for once more after this long: a change that was made just now is on its way.
 const ONCE_MORE: Duration = Duration::from_millis(1_500);

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Write, stdout};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::CliError;
+use super::args::{ConfigArgs, HowArgs, NatsArgs};
 use super::reads::print_json;
 use super::table::Table;
-use super::{BreakerCommand, CliError, DlqCommand, EndArgs, HowArgs, NatsArgs, OrderArgs};
-use super::{FailoverArgs, PublishArgs, RegisterArgs, SwitchArgs};
 use crate::config::{Flags, LogConfig};
 use crate::events::{
     self, Action, DeadLetter, Done, Draft, Events, How, NatsError, OrderError, Published, Target,
@@ -21,6 +23,184 @@ use crate::registration::{self, RegisterConfig};
 use crate::run::{Origin, check_policy};
 use crate::serve::admin::view::time;
 use crate::source::{EtcdConfig, NatsConfig};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BreakerCommand {
+    /// Holds an endpoint's breaker open.
+    #[command(after_help = "Example:\n  pintle breaker force-open orders/orders-1 --ttl 10m")]
+    ForceOpen(OrderArgs),
+    /// Holds an endpoint's breaker closed.
+    #[command(after_help = "Example:\n  pintle breaker force-close orders/orders-1 --ttl 10m")]
+    ForceClose(OrderArgs),
+    /// Forgets what an endpoint's breaker has counted, and what was ordered.
+    #[command(after_help = "Example:\n  pintle breaker clear orders/orders-1")]
+    Clear(EndArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PublishArgs {
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
+    /// `endpoint`, `service`, `trace` or `breaker`.
+    pub(super) kind: String,
+    /// SERVICE, or SERVICE/ID.
+    pub(super) subject: String,
+    /// What to do, JSON.
+    pub(super) data: String,
+    /// The event's id; the same id twice is one event. [default: a random one]
+    #[arg(long)]
+    pub(super) id: Option<String>,
+    #[command(flatten)]
+    pub(super) how: HowArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OrderArgs {
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
+    #[command(flatten)]
+    pub(super) how: HowArgs,
+    /// SERVICE/ID.
+    pub(super) endpoint: String,
+    /// For how long, 1s to 24h.
+    #[arg(long, default_value = "60s", value_parser = pintle_settings::parse_duration)]
+    pub(super) ttl: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EndArgs {
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
+    #[command(flatten)]
+    pub(super) how: HowArgs,
+    /// SERVICE/ID.
+    pub(super) endpoint: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SwitchArgs {
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
+    #[command(flatten)]
+    pub(super) how: HowArgs,
+    /// The service.
+    pub(super) service: String,
+    /// For how long, 1s to 24h.
+    #[arg(long, default_value = "10m", value_parser = pintle_settings::parse_duration)]
+    pub(super) ttl: Duration,
+    /// Ends it.
+    #[arg(long, conflicts_with = "ttl")]
+    pub(super) off: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct FailoverArgs {
+    #[command(flatten)]
+    pub(super) switch: SwitchArgs,
+    /// To those with this tag.
+    #[arg(long, conflicts_with = "region", required_unless_present_any = ["region", "off"])]
+    pub(super) tag: Option<String>,
+    /// To those whose metadata `region` is this.
+    #[arg(long)]
+    pub(super) region: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DlqCommand {
+    /// Lists the dead letters, oldest first.
+    #[command(
+        after_help = "Examples:\n  pintle dlq list\n  pintle dlq list --limit 10 --output json"
+    )]
+    List {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Shows one with its bytes.
+    #[command(after_help = "Example:\n  pintle dlq show 3")]
+    Show {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// Its number in the list.
+        number: u64,
+    },
+    /// Publishes the original again, and takes the letter away.
+    #[command(after_help = "Example:\n  pintle dlq replay 3")]
+    Replay {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// Its number in the list.
+        number: u64,
+    },
+    /// Takes letters away for good.
+    #[command(after_help = "Examples:\n  pintle dlq purge 3\n  pintle dlq purge --all")]
+    Purge {
+        #[command(flatten)]
+        nats: NatsArgs,
+        /// Its number in the list.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        number: Option<u64>,
+        /// All of them.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RegisterArgs {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+    /// A member of the etcd cluster; repeatable. [env: PINTLE_ETCD=, comma-separated]
+    #[arg(long, value_name = "URL")]
+    pub(super) etcd: Vec<String>,
+    /// The prefix of services in etcd. [env: PINTLE_PREFIX=] [default: /services/]
+    #[arg(long, value_name = "PREFIX")]
+    pub(super) prefix: Option<String>,
+    /// In another framework's form, under its prefix or --prefix.
+    #[arg(long, value_enum)]
+    pub(super) format: Option<crate::source::FormatName>,
+    /// The URL's scheme in that form, where it has one. [default: http]
+    #[arg(long, requires = "format")]
+    pub(super) scheme: Option<String>,
+    /// The service; with --id, --address and --port one instance without a file.
+    #[arg(long, requires_all = ["id", "address", "port"])]
+    pub(super) service: Option<String>,
+    /// The instance's id.
+    #[arg(long)]
+    pub(super) id: Option<String>,
+    /// The instance's address.
+    #[arg(long)]
+    pub(super) address: Option<IpAddr>,
+    /// The instance's port.
+    #[arg(long)]
+    pub(super) port: Option<u16>,
+    /// KEY=VALUE; repeatable. weight, zone, region, version and protocol have a meaning.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(super) metadata: Vec<String>,
+    /// A tag; repeatable.
+    #[arg(long)]
+    pub(super) tag: Vec<String>,
+    /// Healthy while GET of this path answers with 2xx.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["check_grpc", "check_tcp"])]
+    pub(super) check_http: Option<String>,
+    /// Healthy while grpc.health.v1 says so of this service (empty: the server).
+    #[arg(long, value_name = "SERVICE", conflicts_with = "check_tcp")]
+    pub(super) check_grpc: Option<String>,
+    /// Healthy while a connection can be made.
+    #[arg(long)]
+    pub(super) check_tcp: bool,
+    /// How often it is checked.
+    #[arg(long, default_value = "5s", value_name = "DURATION")]
+    pub(super) check_interval: String,
+    /// The lease.
+    #[arg(long, value_name = "DURATION")]
+    pub(super) lease: Option<String>,
+    /// How long it stays draining before it is deleted.
+    #[arg(long, value_name = "DURATION")]
+    pub(super) drain: Option<String>,
+}
 
 impl From<NatsError> for CliError {
     fn from(error: NatsError) -> Self {
@@ -50,7 +230,7 @@ impl From<OrderError> for CliError {
     }
 }
 
-pub(super) fn origin(file: &super::ConfigArgs, flags: &[(&'static str, &[String])]) -> Origin {
+pub(super) fn origin(file: &ConfigArgs, flags: &[(&'static str, &[String])]) -> Origin {
     let given = flags.iter().filter(|(_, values)| !values.is_empty());
     let flags: Flags = given.map(|(flag, values)| (*flag, values.to_vec())).collect();
     Origin { file: file.config.clone(), flags }

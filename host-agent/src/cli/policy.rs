@@ -3,15 +3,36 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write, stdout};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Subcommand;
 use serde_json::{Value, json};
 
+use super::CliError;
+use super::args::AdminArgs;
 use super::reads::{agent, escaped, print_json};
 use super::table::Table;
-use super::{CliError, PolicyCommand};
 use crate::run::check_policy;
 use crate::serve::admin::view::PolicyJson;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    /// Shows what the agent tells the proxies of a service, and where each key comes from.
+    #[command(after_help = "Example:\n  pintle policy show orders")]
+    Show {
+        #[command(flatten)]
+        admin: AdminArgs,
+        /// The service.
+        service: String,
+    },
+    /// Says whether a policy would be taken, and what is wrong with it; asks nothing that runs.
+    #[command(after_help = "Examples:\n  pintle policy validate orders.json\n  \
+        etcdctl get --print-value-only /pintle/policies/orders | pintle policy validate -")]
+    Validate {
+        /// JSON; - is standard input.
+        file: PathBuf,
+    },
+}
 
 /// Bytes of a policy; the state takes no more.
 const MAX_BYTES: u64 = 64 << 10;

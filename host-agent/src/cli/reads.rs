@@ -3,18 +3,72 @@
 use std::io::{IsTerminal, Write, stdout};
 use std::time::{Duration, SystemTime};
 
+use clap::{Args, ValueEnum};
 use http::Method;
 use http_body_util::BodyExt;
 use serde::Serialize;
 use tokio::time::sleep;
 
+use super::CliError;
+use super::args::AdminArgs;
 use super::client::Client;
 use super::table::Table;
-use super::{AdminArgs, BreakersArgs, CliError, EventsArgs, ServicesArgs, SortBy};
 use crate::serve::admin::view::{
     ActivitiesJson, ActivityJson, BreakerJson, BreakersJson, EndpointJson, HeldJson, OverlayJson,
     OverlaysJson, RejectedJson, ServiceJson, ServicesJson,
 };
+
+#[derive(Debug, Args)]
+pub(super) struct ServicesArgs {
+    #[command(flatten)]
+    pub(super) admin: AdminArgs,
+    /// This service alone.
+    pub(super) service: Option<String>,
+    /// Shows it again every second.
+    #[arg(long)]
+    pub(super) watch: bool,
+    /// What comes first.
+    #[arg(long, value_enum, default_value = "name")]
+    pub(super) sort: SortBy,
+    /// Shows refused entries instead, and why they were refused.
+    #[arg(long, conflicts_with_all = ["service", "held"])]
+    pub(super) rejected: bool,
+    /// Shows held removals instead, since when and why.
+    #[arg(long, conflicts_with = "service")]
+    pub(super) held: bool,
+}
+
+/// What comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum SortBy {
+    /// The first by name.
+    Name,
+    /// The one that is worst off.
+    Trouble,
+    /// The one with the most requests in the last minute.
+    Requests,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BreakersArgs {
+    #[command(flatten)]
+    pub(super) admin: AdminArgs,
+    /// Shows it again every second.
+    #[arg(long)]
+    pub(super) watch: bool,
+    /// Closed ones too.
+    #[arg(long)]
+    pub(super) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EventsArgs {
+    #[command(flatten)]
+    pub(super) admin: AdminArgs,
+    /// Goes on as they come.
+    #[arg(long)]
+    pub(super) follow: bool,
+}
 
 const EVERY: Duration = Duration::from_secs(1);
 

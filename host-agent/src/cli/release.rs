@@ -2,16 +2,39 @@
 
 use std::collections::BTreeMap;
 use std::io::{Write, stdout};
+use std::time::Duration;
 
+use clap::Args;
 use http::Method;
 use serde_json::json;
 
+use super::CliError;
+use super::args::{AdminArgs, NatsArgs, waiting};
 use super::client::Client;
 use super::orders::connect;
 use super::reads::{self, escaped, print_json};
-use super::{CliError, ReleaseArgs};
 use crate::events::Released;
 use crate::serve::admin::view::{AgentJson, HeldJson, ReleasedJson};
+
+#[derive(Debug, Args)]
+pub(super) struct ReleaseArgs {
+    #[command(flatten)]
+    pub(super) admin: AdminArgs,
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
+    /// How long to wait for the agents' word, 100ms to 60s.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = waiting)]
+    pub(super) wait: Duration,
+    /// At this machine's agent alone, by its socket.
+    #[arg(long)]
+    pub(super) local: bool,
+    /// Of all services.
+    #[arg(long, conflicts_with = "services")]
+    pub(super) all: bool,
+    /// The services.
+    #[arg(required_unless_present = "all", value_name = "SERVICE")]
+    pub(super) services: Vec<String>,
+}
 
 /// Who should answer where orders are given.
 const ORDERS: &str =

@@ -2,12 +2,23 @@
 
 use std::io::{Write, stdout};
 
+use clap::Args;
 use serde_json::json;
 
+use super::CliError;
+use super::args::AdminArgs;
 use super::reads::{agent, ago, ahead, json_line, show};
 use super::table::Table;
-use super::{AdminArgs, CliError, WatchArgs};
 use crate::serve::admin::view::{AgentJson, OverlaysJson, ProxiesJson, SourceJson, SourcesJson};
+
+#[derive(Debug, Args)]
+pub(super) struct WatchArgs {
+    #[command(flatten)]
+    pub(super) admin: AdminArgs,
+    /// Shows it again every second.
+    #[arg(long)]
+    pub(super) watch: bool,
+}
 
 pub(super) async fn proxies(args: &WatchArgs, json: bool) -> Result<(), CliError> {
     let agent = agent(&args.admin);
