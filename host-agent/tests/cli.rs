@@ -13,6 +13,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pintle_tests::Port;
+
 fn pintle(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pintle")).args(arguments).env_clear().output().unwrap()
 }
@@ -131,6 +133,7 @@ struct Agent {
     admin: String,
     lines: Arc<Mutex<String>>,
     dir: tempfile::TempDir,
+    _port: Port,
 }
 
 impl Drop for Agent {
@@ -179,8 +182,8 @@ impl Agent {
 
     fn spawn(format: &str, more: &[&str], fault: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let admin = port.to_string();
+        let port = Port::take().unwrap();
+        let admin = port.addr().to_string();
         let config = dir.path().join("agent.yaml");
         fs::write(&config, format!("agent: edge-1\nlog: {{format: {format}}}\n")).unwrap();
         let file = dir.path().join("services.json");
@@ -205,7 +208,7 @@ impl Agent {
                 *all.lock().unwrap() += &(line + "\n");
             }
         });
-        Self { child, admin, lines, dir }
+        Self { child, admin, lines, dir, _port: port }
     }
 
     fn ask(&self, command: &str) -> Output {

@@ -139,7 +139,9 @@ pub fn module() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let built = BUILT.get_or_init(|| {
-        cargo_build(&["-p", "pintle-artifact"], |message| {
+        // Its library alone would be built once more, with fewer features than the rest gives it.
+        let args = format!("{NATIVE} --lib");
+        cargo_build(&args.split(' ').collect::<Vec<_>>(), |message| {
             let ours = message["reason"] == "build-script-executed"
                 && message["package_id"].as_str().is_some_and(|id| id.contains("artifact"));
             let out = message["out_dir"].as_str().filter(|_| ours)?;

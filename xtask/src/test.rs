@@ -9,7 +9,7 @@ use pintle_tests::{Error, Result};
 
 use crate::counts::counts;
 use crate::setup;
-use crate::shell::{run, run_reading};
+use crate::shell::{output, run, run_reading};
 
 /// What runs inside Envoy, and so must be clean for its target. `pintle-artifact` compiles the module
 /// and is itself native.
@@ -39,7 +39,7 @@ fn run_steps(steps: &[Step<'_>], all: usize) -> Result<()> {
 /// The `test` command.
 pub fn run_all() -> Result<()> {
     let all = Instant::now();
-    println!("== 1 of 8, setup; all eight take about 40 minutes on two cores");
+    println!("== 1 of 10, setup; all ten take about 40 minutes on two cores");
     setup::bring(setup::ALL)?;
     let wasm = format!("cargo clippy {IN_PROXY} --target wasm32-wasip1 -- -D warnings");
     let agent = format!("cargo build {NATIVE} --bin pintle");
@@ -50,17 +50,17 @@ pub fn run_all() -> Result<()> {
         ("docs", "cargo doc --workspace --no-deps", &[("RUSTDOCFLAGS", "-D warnings")]),
         ("agent", &agent, &[]),
     ];
-    run_steps(&steps, 8)?;
+    run_steps(&steps, 10)?;
 
-    // The cdylib has no native test binary: the host's calls are not there to link.
-    let line = format!("cargo test {NATIVE} --no-fail-fast");
-    println!("\n== 7 of 8, tests: {line}");
-    let began = Instant::now();
-    // One at a time: most of them run an Envoy, an agent and a load beside each other and hold them to
-    // milliseconds, and two such on two cores would measure each other.
-    let (clean, (mut passed, mut failed)) = counted(&line, &[("RUST_TEST_THREADS", "1")])?;
-    println!("== tests: {:.1} s", began.elapsed().as_secs_f64());
-    println!("\n== 8 of 8, oldest Envoy");
+    let (mut clean, mut passed, mut failed) = (true, 0, 0);
+    for (number, lane) in lanes()?.iter().enumerate() {
+        println!("\n== {} of 10, tests, {}: {}", number + 7, lane.what, lane.line);
+        let began = Instant::now();
+        let (good, counts) = counted(&lane.line, &[("RUST_TEST_THREADS", lane.threads)])?;
+        (clean, passed, failed) = (clean && good, passed + counts.0, failed + counts.1);
+        println!("== tests, {}: {:.1} s", lane.what, began.elapsed().as_secs_f64());
+    }
+    println!("\n== 10 of 10, oldest Envoy");
     let began = Instant::now();
     let oldest = crate::matrix::run_oldest()?;
     println!("== oldest Envoy: {:.1} s", began.elapsed().as_secs_f64());
@@ -69,6 +69,57 @@ pub fn run_all() -> Result<()> {
 
     println!("\n== all: {:.1} s", all.elapsed().as_secs_f64());
     verdict(clean, passed, failed)
+}
+
+/// Tests that go side by side, or one at a time.
+struct Lane {
+    what: &'static str,
+    line: String,
+    threads: &'static str,
+}
+
+/// All tests of what is native; the cdylib has no native test binary, because the host's calls are not
+/// there to link.
+///
+/// Those of the agent's package wait for its servers most of their time. The others run an Envoy, an agent
+/// and a load beside each other and hold them to milliseconds: two such on two cores would measure each
+/// other, so these take turns.
+fn lanes() -> Result<[Lane; 3]> {
+    let lane = |what, which: &str, threads| {
+        let line = format!("cargo test {NATIVE} --no-fail-fast{which}");
+        Lane { what, line, threads }
+    };
+    let (agents, others) = integration_tests()?;
+    let side_by_side = format!(" --lib --bins{}", named(&agents));
+    Ok([
+        lane("side by side", &side_by_side, "2"),
+        lane("in turns", &named(&others), "1"),
+        lane("documents", " --doc", "1"),
+    ])
+}
+
+fn named(tests: &[String]) -> String {
+    tests.iter().map(|name| format!(" --test {name}")).collect()
+}
+
+/// The names of the workspace's integration tests: those of the agent's package, and the others'.
+fn integration_tests() -> Result<(Vec<String>, Vec<String>)> {
+    let line = "cargo metadata --no-deps --format-version 1";
+    let said = output(line).ok_or_else(|| Error::new(format!("`{line}` does not succeed")))?;
+    let all: serde_json::Value =
+        serde_json::from_str(&said).map_err(|e| Error::new(e.to_string()))?;
+    let (mut agents, mut others) = (Vec::new(), Vec::new());
+    for package in all["packages"].as_array().into_iter().flatten() {
+        let targets = package["targets"].as_array().into_iter().flatten();
+        let tests = targets.filter(|target| target["kind"][0] == "test");
+        let names = tests.filter_map(|target| target["name"].as_str().map(str::to_owned));
+        match package["name"] == "pintle-agent" {
+            true => agents.extend(names),
+            false => others.extend(names),
+        }
+    }
+    others.retain(|name| !agents.contains(name));
+    Ok((agents, others))
 }
 
 /// The `test --quick` command: what needs no server, for the minutes between two edits.
