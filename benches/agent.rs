@@ -18,9 +18,9 @@
 //! whole; what the agent alone used is its CPU time. Memory is the highest that the kernel counted.
 //!
 //! `--check` exits with 1 where a figure is out of bounds; `--quick` takes ten seconds instead of sixty;
-//! `--registries` measures formats and deployments alone,
-//! `--changes` what changes cost; the last line is JSON. That duplicated and reordered events end in the model's state is a test, not a
-//! figure: `host-agent/state/src/tests/order.rs`.
+//! `--registries` measures formats and deployments alone, `--changes` what changes cost; the last line is
+//! JSON. That duplicated and reordered events end in the model's state is a test, not a figure:
+//! `host-agent/state/src/tests/order.rs`.
 
 #[path = "agent/changes.rs"]
 mod changes;

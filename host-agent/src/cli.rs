@@ -10,6 +10,7 @@
 mod args;
 mod check;
 mod client;
+mod dlq;
 mod explain;
 mod fleet;
 mod init;
@@ -17,6 +18,7 @@ mod orders;
 mod pages;
 mod policy;
 mod reads;
+mod register;
 mod release;
 mod run;
 mod state;
@@ -33,14 +35,13 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use args::AdminArgs;
 use check::CheckArgs;
 pub use check::{Code, Finding, State, judge};
+use dlq::DlqCommand;
 use explain::ExplainArgs;
 use fleet::FleetArgs;
-use orders::{
-    BreakerCommand, DlqCommand, EndArgs, FailoverArgs, OrderArgs, PublishArgs, RegisterArgs,
-    SwitchArgs,
-};
+use orders::{BreakerCommand, EndArgs, FailoverArgs, OrderArgs, PublishArgs, SwitchArgs};
 use policy::PolicyCommand;
 use reads::{BreakersArgs, EventsArgs, ServicesArgs};
+use register::RegisterArgs;
 use release::ReleaseArgs;
 use run::RunArgs;
 use state::WatchArgs;
@@ -288,8 +289,8 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Bypass(args) => orders::bypass(args, json).await,
         Command::Shadow(args) => orders::shadow(args, json).await,
         Command::Failover(args) => orders::failover(args, json).await,
-        Command::Dlq(command) => orders::dlq(command, json).await,
-        Command::Register(args) => orders::register(*args).await,
+        Command::Dlq(command) => dlq::dlq(command, json).await,
+        Command::Register(args) => register::register(*args).await,
         Command::Completions { shell } => {
             let mut out = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pintle", &mut out);

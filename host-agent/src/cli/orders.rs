@@ -1,28 +1,22 @@
-//! Commands that order something: events for the whole fleet, dead letters, registration.
+//! Commands that order something: events for the whole fleet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Write, stdout};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 use super::CliError;
 use super::args::{ConfigArgs, HowArgs, NatsArgs};
 use super::reads::print_json;
-use super::table::Table;
-use crate::config::{Flags, LogConfig};
+use crate::config::Flags;
 use crate::events::{
-    self, Action, DeadLetter, Done, Draft, Events, How, NatsError, OrderError, Published, Target,
+    self, Action, Done, Draft, Events, How, NatsError, OrderError, Published, Target,
 };
-use crate::logs;
-use crate::registration::{self, RegisterConfig};
 use crate::run::{Origin, check_policy};
 use crate::serve::admin::view::time;
-use crate::source::{EtcdConfig, NatsConfig};
+use crate::source::NatsConfig;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BreakerCommand {
@@ -103,103 +97,6 @@ pub(super) struct FailoverArgs {
     /// To those whose metadata `region` is this.
     #[arg(long)]
     pub(super) region: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum DlqCommand {
-    /// Lists the dead letters, oldest first.
-    #[command(
-        after_help = "Examples:\n  pintle dlq list\n  pintle dlq list --limit 10 --output json"
-    )]
-    List {
-        #[command(flatten)]
-        nats: NatsArgs,
-        /// How many.
-        #[arg(long, default_value_t = 100)]
-        limit: usize,
-    },
-    /// Shows one with its bytes.
-    #[command(after_help = "Example:\n  pintle dlq show 3")]
-    Show {
-        #[command(flatten)]
-        nats: NatsArgs,
-        /// Its number in the list.
-        number: u64,
-    },
-    /// Publishes the original again, and takes the letter away.
-    #[command(after_help = "Example:\n  pintle dlq replay 3")]
-    Replay {
-        #[command(flatten)]
-        nats: NatsArgs,
-        /// Its number in the list.
-        number: u64,
-    },
-    /// Takes letters away for good.
-    #[command(after_help = "Examples:\n  pintle dlq purge 3\n  pintle dlq purge --all")]
-    Purge {
-        #[command(flatten)]
-        nats: NatsArgs,
-        /// Its number in the list.
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        number: Option<u64>,
-        /// All of them.
-        #[arg(long)]
-        all: bool,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(super) struct RegisterArgs {
-    #[command(flatten)]
-    pub(super) config: ConfigArgs,
-    /// A member of the etcd cluster; repeatable. [env: PINTLE_ETCD=, comma-separated]
-    #[arg(long, value_name = "URL")]
-    pub(super) etcd: Vec<String>,
-    /// The prefix of services in etcd. [env: PINTLE_PREFIX=] [default: /services/]
-    #[arg(long, value_name = "PREFIX")]
-    pub(super) prefix: Option<String>,
-    /// In another framework's form, under its prefix or --prefix.
-    #[arg(long, value_enum)]
-    pub(super) format: Option<crate::source::FormatName>,
-    /// The URL's scheme in that form, where it has one. [default: http]
-    #[arg(long, requires = "format")]
-    pub(super) scheme: Option<String>,
-    /// The service; with --id, --address and --port one instance without a file.
-    #[arg(long, requires_all = ["id", "address", "port"])]
-    pub(super) service: Option<String>,
-    /// The instance's id.
-    #[arg(long)]
-    pub(super) id: Option<String>,
-    /// The instance's address.
-    #[arg(long)]
-    pub(super) address: Option<IpAddr>,
-    /// The instance's port.
-    #[arg(long)]
-    pub(super) port: Option<u16>,
-    /// KEY=VALUE; repeatable. weight, zone, region, version and protocol have a meaning.
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub(super) metadata: Vec<String>,
-    /// A tag; repeatable.
-    #[arg(long)]
-    pub(super) tag: Vec<String>,
-    /// Healthy while GET of this path answers with 2xx.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["check_grpc", "check_tcp"])]
-    pub(super) check_http: Option<String>,
-    /// Healthy while grpc.health.v1 says so of this service (empty: the server).
-    #[arg(long, value_name = "SERVICE", conflicts_with = "check_tcp")]
-    pub(super) check_grpc: Option<String>,
-    /// Healthy while a connection can be made.
-    #[arg(long)]
-    pub(super) check_tcp: bool,
-    /// How often it is checked.
-    #[arg(long, default_value = "5s", value_name = "DURATION")]
-    pub(super) check_interval: String,
-    /// The lease.
-    #[arg(long, value_name = "DURATION")]
-    pub(super) lease: Option<String>,
-    /// How long it stays draining before it is deleted.
-    #[arg(long, value_name = "DURATION")]
-    pub(super) drain: Option<String>,
 }
 
 impl From<NatsError> for CliError {
@@ -405,148 +302,4 @@ pub(super) async fn publish(args: PublishArgs, json: bool) -> Result<(), CliErro
         ttl: Some(event.ttl),
     };
     send(&args.nats, &args.how, draft, json).await
-}
-
-fn letter(letter: &DeadLetter) -> Value {
-    json!({
-        "number": letter.number,
-        "at": time(letter.at),
-        "reason": letter.reason,
-        "detail": letter.detail,
-        "stream": letter.stream,
-        "sequence": letter.sequence,
-        "subject": letter.subject,
-        "deliveries": letter.deliveries,
-        "agent": letter.agent,
-        "cut": letter.cut,
-        "payload": String::from_utf8_lossy(&letter.payload),
-    })
-}
-
-pub(super) async fn dlq(command: DlqCommand, json: bool) -> Result<(), CliError> {
-    match command {
-        DlqCommand::List { nats, limit } => {
-            let letters = connect(&nats).await?.dead_letters(1, limit.min(10_000)).await?;
-            if json {
-                let rows: Vec<Value> = letters.iter().map(letter).collect();
-                return print_json(&json!({ "dead_letters": rows }));
-            }
-            let mut table = Table::new(&["number", "at", "reason", "subject", "tries", "detail"]);
-            for letter in letters {
-                table.row([
-                    letter.number.to_string(),
-                    time(letter.at),
-                    letter.reason,
-                    letter.subject,
-                    letter.deliveries.to_string(),
-                    letter.detail,
-                ]);
-            }
-            stdout().write_all(table.render("No dead letter.").as_bytes())?;
-            Ok(())
-        }
-        DlqCommand::Show { nats, number } => {
-            let found = connect(&nats).await?.dead_letter(number).await?;
-            let found = found.ok_or_else(|| CliError::No(format!("no dead letter {number}")))?;
-            print_json(&letter(&found))
-        }
-        DlqCommand::Replay { nats, number } => {
-            let published = connect(&nats).await?.replay(number).await?;
-            if json {
-                return print_json(&json!({ "replayed": number, "sequence": published.sequence }));
-            }
-            writeln!(stdout(), "{number} is event {} now", published.sequence)?;
-            Ok(())
-        }
-        DlqCommand::Purge { nats, number, all } => {
-            let number = if all { None } else { number };
-            let purged = connect(&nats).await?.purge(number).await?;
-            if json {
-                print_json(&json!({ "purged": purged }))?;
-            } else {
-                writeln!(stdout(), "{purged} dead letters purged")?;
-            }
-            if purged == 0 && !all {
-                return Err(CliError::No("there was none of this number".to_owned()));
-            }
-            Ok(())
-        }
-    }
-}
-
-/// The `register` section that the flags come to.
-fn registration(args: &RegisterArgs) -> Result<RegisterConfig, CliError> {
-    let own = args.prefix.iter().filter(|_| args.format.is_none());
-    let prefix: Vec<String> = own.cloned().collect();
-    let origin = origin(&args.config, &[("etcd", &args.etcd), ("prefix", &prefix)]);
-    let etcd: EtcdConfig = origin.part("etcd")?;
-    let mut keys: Map<String, Value> = origin.part("register")?;
-    if let Some(format) = args.format {
-        keys.insert("format".to_owned(), json!(format.as_str()));
-        if let Some(prefix) = &args.prefix {
-            keys.insert("prefix".to_owned(), json!(prefix));
-        }
-        if let Some(scheme) = &args.scheme {
-            keys.insert("scheme".to_owned(), json!(scheme));
-        }
-    }
-    if let Some(service) = &args.service {
-        keys.insert("instances".to_owned(), json!([instance(service, args)?]));
-    }
-    for (key, value) in [("lease", &args.lease), ("drain", &args.drain)] {
-        if let Some(value) = value {
-            keys.insert(key.to_owned(), json!(value));
-        }
-    }
-    let config: RegisterConfig = pintle_settings::read("register", Value::Object(keys))
-        .map_err(|error| CliError::Usage(error.to_string()))?;
-    config.within(etcd).map_err(|error| CliError::Usage(error.to_string()))
-}
-
-/// The instance that the flags come to.
-fn instance(service: &str, args: &RegisterArgs) -> Result<Value, CliError> {
-    let mut metadata = Map::new();
-    for entry in &args.metadata {
-        let (key, value) = entry
-            .split_once('=')
-            .ok_or_else(|| CliError::Usage(format!("--metadata {entry:?} is not KEY=VALUE")))?;
-        metadata.insert(key.to_owned(), value.into());
-    }
-    let interval = &args.check_interval;
-    let check = if let Some(path) = &args.check_http {
-        json!({ "http": path, "interval": interval })
-    } else if let Some(service) = &args.check_grpc {
-        json!({ "grpc": service, "interval": interval })
-    } else if args.check_tcp {
-        json!({ "tcp": true, "interval": interval })
-    } else {
-        Value::Null
-    };
-    Ok(json!({
-        "name": service,
-        "id": args.id,
-        "address": args.address,
-        "port": args.port,
-        "metadata": metadata,
-        "tags": args.tag,
-        "check": check,
-    }))
-}
-
-pub(super) async fn register(args: RegisterArgs) -> Result<(), CliError> {
-    let config = registration(&args)?;
-    logs::start(&LogConfig::default()).map_err(|error| CliError::Usage(error.to_string()))?;
-    let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let on_signal = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        on_signal.cancel();
-    });
-    registration::register(config, stop).await;
-    Ok(())
 }
