@@ -14,8 +14,9 @@ use crate::shell::{output, run};
 const TAR: &str =
     "tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u+rw,go=rX";
 
-/// Builds and collects everything into `target/dist`.
-pub fn run_dist() -> Result<()> {
+/// Builds and collects everything into `target/dist`; with a secret key of minisign's, the sums of both
+/// directories are signed by it.
+pub fn run_dist(key: Option<&str>) -> Result<()> {
     crate::setup::bring(crate::setup::BUILD)?;
     let dist = tools::target_dir().join("dist");
     if dist.exists() {
@@ -39,6 +40,11 @@ pub fn run_dist() -> Result<()> {
         std::fs::remove_dir_all(&packages)?;
     }
     pack(&dist, &packages)?;
+    if let Some(key) = key {
+        crate::setup::bring(&[crate::setup::Tool::Minisign])?;
+        sign(&dist, key)?;
+        sign(&packages, key)?;
+    }
     println!("{}\n{}", dist.display(), packages.display());
     Ok(())
 }
@@ -115,6 +121,12 @@ fn sum(dir: &Path) -> Result<()> {
         sums += &format!("{sum}  {name}\n");
     }
     Ok(std::fs::write(dir.join("SHA256SUMS"), sums)?)
+}
+
+/// Signs the sums of a directory, and with them every file that they name: `SHA256SUMS.minisig`.
+fn sign(dir: &Path, key: &str) -> Result<()> {
+    let (sums, version) = (dir.join("SHA256SUMS"), env!("CARGO_PKG_VERSION"));
+    run(&format!("minisign -S -s {key} -m {} -t pintle-{version}", sums.display()), &[])
 }
 
 fn sha256(file: &Path) -> Result<String> {

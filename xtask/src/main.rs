@@ -38,9 +38,10 @@ usage: cargo xtask <command>
   fuzz [TARGET] [--runs N | --seconds N]  one target (or all) of fuzz/, a minute each unless said;
                    last lines: runs, edges reached, crashes
   matrix [VERSION]...  the core of the tests on each Envoy that is supported, and the table of it
-  dist             target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
+  dist [--sign KEY]  target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
                    docs/, envoy/, SHA256SUMS; target/packages: a tarball, a Debian package, a Helm
                    chart, the images of agent and module as OCI layouts
+                   --sign: the sums of both by this secret key of minisign's (SHA256SUMS.minisig)
   pictures         docs/pictures: the status page in four states, light and dark
   release [--dry-run]  says what stands in the way of this version, builds it by dist, makes its
                    tag (not with --dry-run); pushes nothing
@@ -58,7 +59,8 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => test::bench(rest),
         ["fuzz", rest @ ..] => fuzz::run_fuzz(rest),
         ["matrix", versions @ ..] => matrix::run(versions),
-        ["dist"] => dist::run_dist(),
+        ["dist"] => dist::run_dist(None),
+        ["dist", "--sign", key] => dist::run_dist(Some(key)),
         ["pictures"] => pictures::take(),
         ["release"] => release::release(false),
         ["release", "--dry-run"] => release::release(true),

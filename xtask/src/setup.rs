@@ -31,6 +31,8 @@ pub enum Tool {
     Chromium,
     /// Reads the images back.
     Skopeo,
+    /// Signs what is distributed.
+    Minisign,
     /// Measured beside, by `bench limits` alone.
     HaProxy,
 }
@@ -50,10 +52,11 @@ pub const ALL: &[Tool] = &[
     Tool::Prometheus,
     Tool::Chromium,
     Tool::Skopeo,
+    Tool::Minisign,
 ];
 
 /// What it is for, a binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(Tool, &str, &str, &str); 9] = [
+const PACKAGES: [(Tool, &str, &str, &str); 10] = [
     (Tool::Protoc, "protoc", "PROTOC", "protobuf-compiler"),
     (Tool::Etcd, "etcd", "ETCD", "etcd-server"),
     (Tool::Etcd, "etcdctl", "ETCDCTL", "etcd-client"),
@@ -62,6 +65,7 @@ const PACKAGES: [(Tool, &str, &str, &str); 9] = [
     (Tool::Prometheus, "promtool", "PROMTOOL", "prometheus"),
     (Tool::Skopeo, "skopeo", "SKOPEO", "skopeo"),
     (Tool::Chromium, "chromium", "CHROMIUM", "chromium"),
+    (Tool::Minisign, "minisign", "MINISIGN", "minisign"),
     (Tool::HaProxy, "haproxy", "HAPROXY", "haproxy"),
 ];
 

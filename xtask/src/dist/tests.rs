@@ -105,5 +105,18 @@ fn packages_are_what_their_readers_expect() {
         let completions = root.join("usr/share/bash-completion/completions/pintle");
         assert!(std::fs::read_to_string(completions).unwrap().contains("_pintle"));
     }
+    signed(&place, &to);
     std::fs::remove_dir_all(&place).unwrap();
+}
+
+/// By a key of its own, read back with its public half; another byte is noticed.
+fn signed(place: &Path, packages: &Path) {
+    let (secret, public) = (place.join("key"), place.join("key.pub"));
+    said(&format!("minisign -G -W -p {} -s {}", public.display(), secret.display()));
+    sign(packages, &secret.display().to_string()).unwrap();
+    let sums = packages.join("SHA256SUMS");
+    let verify = format!("minisign -V -p {} -m {}", public.display(), sums.display());
+    assert!(said(&verify).contains(concat!("pintle-", env!("CARGO_PKG_VERSION"))));
+    std::fs::write(&sums, std::fs::read_to_string(&sums).unwrap() + "\n").unwrap();
+    assert_eq!(output(&verify), None, "a changed file");
 }
