@@ -1,7 +1,7 @@
 //! What a request needs of the proxy that carries it.
 //!
 //! Reading, deciding and applying are written once, over [`Proxy`]; `wasm` is its implementation by host
-//! calls. Each call is a crossing with a price (docs/figures.md), so nothing is asked twice.
+//! calls. Each call is a crossing with a price (docs/benchmarks.md), so nothing is asked twice.
 
 use pintle_contract::Now;
 
