@@ -350,10 +350,16 @@ fn all_full_is_answered_here_and_counted_apart() {
         counts.map(|name| run.envoy.metrics().counter(format!("pintle_{name}_total")).unwrap_or(0));
     assert_eq!(counts, [1, 0, 0, 0]);
 
-    // The other workers know with their next tick.
+    // The other workers know with their next tick, and have their part all the same: one of the two.
     run.tick();
     run.tick();
-    assert!(fill(&mut run, 1).0.is_empty());
+    let (part, _) = fill(&mut run, 1);
+    assert_eq!(part.len(), 3, "one at each of three");
+    for (request, at) in part {
+        run.envoy.finish(request, Outcome::ok(at));
+    }
+    run.tick();
+    run.tick();
 
     let (request, first) = held.remove(0);
     run.envoy.finish(request, Outcome::ok(first.clone()));

@@ -411,7 +411,7 @@ fn a_clock_that_steps_an_hour_either_way_stops_nothing() {
 /// fifth second the policy is another.
 #[test]
 fn endpoints_and_policies_that_come_and_go_leave_no_memory_behind() {
-    const SECONDS: u32 = 4_000;
+    const SECONDS: u32 = 8_000;
     const STRATEGIES: [&str; 5] = ["p2c", "maglev", "round_robin", "ring_hash", "random"];
     let services = ["orders", "billing", "search"];
     let mut run = Run::start(ALL);
@@ -447,5 +447,9 @@ fn endpoints_and_policies_that_come_and_go_leave_no_memory_behind() {
         }
     }
     println!("{seen:?}");
-    assert_eq!(seen[seen.len() / 2], seen[seen.len() - 1], "{seen:?}");
+    // Where the last page of a heap that has found its size begins is chance: the same module's took one in
+    // the 3,200th second and one in the 11,200th, and none until the 24,000th. Eleven bytes a second show.
+    let (early, late) = (seen[seen.len() / 4], seen[seen.len() - 1]);
+    let grown = early.iter().zip(late).map(|(before, after)| after.saturating_sub(*before)).max();
+    assert!(grown <= Some(1), "{seen:?}");
 }
