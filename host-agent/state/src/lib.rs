@@ -42,6 +42,7 @@ pub mod entry;
 pub mod event;
 pub mod json;
 mod overlay;
+mod published;
 mod restore;
 mod saved;
 mod service;
@@ -53,11 +54,12 @@ mod tests;
 mod update;
 
 pub use overlay::MAX_OPINIONS;
+pub use published::{Frame, Patched, PolicyLayer, Service};
 pub use saved::{
     Saved, SavedEffect, SavedKey, SavedOverlay, SavedService, SavedStream, SavedValue,
 };
 pub use services::Services;
-pub use snapshot::{Frame, Held, Overlay, Patched, PolicyLayer, Rejected, Service, Snapshot};
+pub use snapshot::{Held, Overlay, Rejected, Snapshot};
 pub use state::{GAVE_WAY, MAX_TOTAL, State, show};
 pub use update::{
     BadPolicy, Change, Changes, Item, Listed, Listing, Moment, Notice, Outcome, Page, PolicyCheck,

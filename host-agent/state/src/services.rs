@@ -15,7 +15,7 @@ use std::cmp::Ordering;
 use std::ops::{Bound, Index};
 use std::sync::Arc;
 
-use crate::snapshot::Service;
+use crate::published::Service;
 
 /// Services of a chunk, at most: the square root of 10,000 makes copies and changes alike.
 const CHUNK: usize = 128;
@@ -242,7 +242,7 @@ mod tests {
         };
         Arc::new(Service {
             table,
-            frame: crate::snapshot::Frame::default(),
+            frame: crate::published::Frame::default(),
             patch: None,
             names: BTreeMap::new(),
             layers: Vec::new(),

@@ -1,11 +1,10 @@
 //! What the state publishes: an immutable value that every server reads.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use pintle_contract::{Down, Message as _, Table, Version};
-use serde_json::Value;
+use pintle_contract::Version;
 
 use crate::services::Services;
 
@@ -32,73 +31,6 @@ pub struct Snapshot {
     pub rejected: Arc<[Rejected]>,
     /// What events have laid over the registry, until it expires.
     pub overlays: Arc<[Overlay]>,
-}
-
-/// One service.
-#[derive(Clone, Debug)]
-pub struct Service {
-    /// The table; its version tells when it last changed.
-    pub table: Table,
-    /// The frame of the table while somebody is sent it.
-    pub frame: Frame,
-    /// What changed since the table before, where that is little.
-    pub patch: Option<Patched>,
-    /// The other ids of endpoints that have several, by the id that the table has.
-    pub names: BTreeMap<String, Vec<String>>,
-    /// What the table's policy was made of, lowest first.
-    pub layers: Vec<PolicyLayer>,
-    /// When etcd's change behind it was seen by the agent; for the propagation metric.
-    pub seen_at: SystemTime,
-}
-
-/// An encoded table, as long as anybody holds it. Proxies are told of a change at the same time and share
-/// it; kept for longer it would be as much again as the table.
-#[derive(Debug, Default)]
-pub struct Frame(Mutex<Weak<Vec<u8>>>);
-
-impl Clone for Frame {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
-}
-
-impl Service {
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.table.service
-    }
-
-    /// The encoded `Down::Table`.
-    #[must_use]
-    pub fn frame(&self) -> Arc<Vec<u8>> {
-        let mut shared = self.frame.0.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.upgrade().unwrap_or_else(|| {
-            let frame = Arc::new(Down::Table(self.table.clone()).encode());
-            *shared = Arc::downgrade(&frame);
-            frame
-        })
-    }
-}
-
-/// The encoded `Down::Patch` frame, for readers that hold the table before.
-#[derive(Clone, Debug)]
-pub struct Patched {
-    /// The version of that table.
-    pub from: Version,
-    /// The frame.
-    pub frame: Vec<u8>,
-}
-
-/// One of the patches that a service's policy is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyLayer {
-    /// Where it comes from: `file`, `registry` or `event`.
-    pub source: &'static str,
-    /// The merge patch.
-    pub patch: Value,
-    /// Whether it is in force; one that does not go with those below or above it is left out.
-    pub in_force: bool,
 }
 
 /// A removal that waits.

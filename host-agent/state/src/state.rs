@@ -24,9 +24,10 @@ use crate::demands::Demands;
 use crate::entry::Reject;
 use crate::event::Event;
 use crate::overlay::{Overlays, Place};
+use crate::published::{Frame, Patched, PolicyLayer, Service};
 use crate::saved::SavedStream;
 use crate::service::{Context, Raw, Service as Model};
-use crate::snapshot::{Frame, Patched, PolicyLayer, Service, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::update::{Changes, Moment, Notice, Outcome, Settings, Source, Trial, Tried, Update};
 
 mod lists;
