@@ -5,8 +5,12 @@ use pintle_state::Snapshot;
 use crate::condition::service_of;
 use crate::nearest::nearest;
 
-/// Why there is no service `name`: its entries are refused, or it is called otherwise.
+/// Why there is no service `name`: its entries are refused, or it is called otherwise. What can be no
+/// service's name is not looked for: it may be as long as a path.
 pub(super) fn absent(snapshot: &Snapshot, name: &str) -> String {
+    if !pintle_contract::is_name(name) {
+        return "that is no service's name".to_owned();
+    }
     let of_it = |it: &&pintle_state::Rejected| it.source != "event" && service_of(&it.key) == name;
     let refused: Vec<_> = snapshot.rejected.iter().filter(of_it).collect();
     if let Some(first) = refused.iter().find(|it| it.source == "registry").or(refused.first()) {
@@ -22,5 +26,31 @@ pub(super) fn absent(snapshot: &Snapshot, name: &str) -> String {
     match alike.as_slice() {
         [] => format!("no service {name} is registered here"),
         alike => format!("no service {name} is registered here, but {} is", alike.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use pintle_state::Rejected;
+
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_and_what_is_no_name_is_not_looked_for() {
+        let refused = Rejected {
+            source: "registry",
+            key: "/services/orders/orders-1".to_owned(),
+            reason: "port",
+            detail: "port is not an integer from 1 to 65535".to_owned(),
+            at: SystemTime::UNIX_EPOCH,
+        };
+        let snapshot = Snapshot { rejected: [refused].into(), ..Snapshot::default() };
+        let said = absent(&snapshot, "orders");
+        assert!(said.contains("1 of its entries is refused") && said.contains("65535"), "{said}");
+        assert_eq!(absent(&snapshot, "billing"), "no service billing is registered here");
+        assert_eq!(absent(&snapshot, "a\u{1b}b"), "that is no service's name");
+        assert_eq!(absent(&snapshot, &"a".repeat(8_000)), "that is no service's name");
     }
 }
