@@ -145,10 +145,12 @@ async fn tens_of_thousands_of_aborted_streams_leave_nothing_behind() {
     for one in &all {
         one.forget();
     }
-    for _ in 0..60 {
+    // A breaker of which the agent had not heard yet is open for 300 ms: all of them serve once it is over.
+    assert_eventually!(PATIENCE, {
         assert_eq!(world.get("orders").await.status, 200);
-    }
-    assert!(all.iter().all(|one| one.requests() > 0), "all of them serve");
+        all.iter().all(|one| one.requests() >= 20)
+    });
+    assert!(breakers(&world.agent).await.is_empty(), "none is left");
     assert_eventually!(PATIENCE, metric("http_requests_in_flight").await == Some(0.0));
     world.no_traps().await;
 }
