@@ -35,6 +35,7 @@ use crate::serve::descriptors;
 use crate::serve::eds::Eds;
 use crate::serve::metrics::{Metrics, Names, Served};
 use crate::serve::quota::Quotas;
+use crate::serve::recall::Recall;
 use crate::serve::socket::Socket;
 use crate::serve::sync::Sync;
 use crate::serve::transport::{Proxies, TlsFiles};
@@ -289,7 +290,8 @@ async fn proxies(
         certificates = Some((files.clone(), tx));
     }
     let socket = Socket::bind(config.socket.clone())?;
-    let eds = Eds::new(running.snapshots.clone(), Arc::clone(fleet), stop.clone())
+    let recall = if running.remembers { Recall::needless() } else { Recall::needed() };
+    let eds = Eds::new(running.snapshots.clone(), Arc::clone(fleet), recall.clone(), stop.clone())
         .with_clusters(config.clusters.clone());
     let served = Served {
         file: socket.status(),
@@ -303,6 +305,7 @@ async fn proxies(
             running.snapshots.clone(),
             Arc::clone(fleet),
             running.updates.clone(),
+            recall,
             stop.clone(),
         ),
         eds,

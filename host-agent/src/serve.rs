@@ -16,6 +16,7 @@ pub(crate) mod gate;
 pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod quota;
+pub(crate) mod recall;
 pub(crate) mod socket;
 pub(crate) mod sync;
 pub(crate) mod transport;

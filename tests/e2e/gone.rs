@@ -27,6 +27,46 @@ async fn a_cold_start_without_etcd_serves_what_was_last_known() {
     assert_eq!(report.by_upstream().len(), 2, "{}", report.summary());
 }
 
+/// An agent without its last good state, and a registry in which one of ten has registered again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_comes_back_with_one_of_ten_does_not_send_all_traffic_there() {
+    let mut world = World::with(in_turns).await;
+    let all = world.orders(10).await;
+    world.chosen().await;
+    let load = world.load(300.0).start();
+    everybody_serves(&all).await;
+    world.agent.kill9();
+    std::fs::remove_dir_all(world.agent.state_dir()).expect("its state");
+    for number in 2..=10 {
+        let name = format!("orders-{number}");
+        world.etcd.deregister("orders", &name).await.expect("a loss");
+    }
+    world.agent.restart().await.expect("the agent");
+    let started = Instant::now();
+    // Longer than it listens, and than Envoy takes to ask for its hosts again.
+    while started.elapsed() < Duration::from_secs(4) {
+        everybody_serves(&all).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let hosts = world.envoy.stat("cluster.orders.membership_total").await;
+    assert_eq!(hosts, Some(10), "Envoy keeps its hosts, too");
+    for upstream in &all[1..5] {
+        world.etcd.register(&Instance::of("orders", upstream)).await.expect("a registration");
+    }
+    assert!(started.elapsed() < Duration::from_secs(13), "the machine stood still");
+    let half = Instant::now();
+    assert_eventually!(PATIENCE, {
+        let from = Instant::now();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        all[5..].iter().all(|gone| gone.requests_since(from) == 0)
+    });
+    println!("half of them are enough after {:.0} ms", millis(half.elapsed()));
+    everybody_serves(&all[..5]).await;
+    let report = load.stop().await;
+    assert_eq!(report.failed(), 0, "{}", report.summary());
+    world.no_traps().await;
+}
+
 /// A rolling deployment, then a scale-down, by deletions without a drain.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_is_seen_at_once() {

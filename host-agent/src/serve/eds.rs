@@ -33,6 +33,8 @@ use crate::fleet::Fleet;
 use crate::link::Snapshots;
 use crate::serve::gate::Caller;
 use crate::serve::quota::{Kind, Place};
+use crate::serve::recall::{self, Recall};
+use crate::serve::sync::is_loaded;
 use proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -54,6 +56,7 @@ pub(crate) struct Eds {
     fleet: Arc<Fleet>,
     clusters: Option<Arc<Template>>,
     refusals: Refusals,
+    recall: Recall,
     stop: CancellationToken,
 }
 
@@ -89,6 +92,8 @@ trait Protocol: Send + 'static {
     type Response: Send + 'static;
     /// `clusters` or `hosts`.
     fn what(request: &Self::Request) -> &'static str;
+    /// Whether the first request of a stream says that Envoy holds something already.
+    fn holds(request: &Self::Request) -> bool;
     fn take(owed: &mut Owed, request: Self::Request) -> Answer;
     fn respond(owed: &mut Owed, snapshot: &pintle_state::Snapshot) -> Option<Self::Response>;
 }
@@ -101,6 +106,11 @@ impl Protocol for StateOfTheWorld {
 
     fn what(request: &DiscoveryRequest) -> &'static str {
         what(&request.type_url)
+    }
+
+    /// Envoy names the version that it took last, over whatever stream.
+    fn holds(request: &DiscoveryRequest) -> bool {
+        !request.version_info.is_empty()
     }
 
     fn take(owed: &mut Owed, request: DiscoveryRequest) -> Answer {
@@ -125,6 +135,10 @@ impl Protocol for Delta {
         what(&request.type_url)
     }
 
+    fn holds(request: &DeltaDiscoveryRequest) -> bool {
+        !request.initial_resource_versions.is_empty()
+    }
+
     fn take(owed: &mut Owed, request: DeltaDiscoveryRequest) -> Answer {
         match request.type_url == clusters::TYPE_URL {
             true => owed.clusters.request(request),
@@ -145,10 +159,16 @@ fn what(type_url: &str) -> &'static str {
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Eds {
-    /// Serves `snapshots`; `stop` ends all streams.
+    /// Serves `snapshots`; `recall` says who is to wait; `stop` ends all streams.
     #[must_use]
-    pub(crate) fn new(snapshots: Snapshots, fleet: Arc<Fleet>, stop: CancellationToken) -> Self {
-        Self { snapshots, fleet, clusters: None, refusals: Refusals::default(), stop }
+    pub(crate) fn new(
+        snapshots: Snapshots,
+        fleet: Arc<Fleet>,
+        recall: Recall,
+        stop: CancellationToken,
+    ) -> Self {
+        let refusals = Refusals::default();
+        Self { snapshots, fleet, clusters: None, refusals, recall, stop }
     }
 
     /// What Envoys have refused.
@@ -191,14 +211,20 @@ impl Eds {
         let refusals = self.refusals.of(caller.peer.to_string());
         let mut names = caller.take(Kind::Names, 0)?;
         let mut unanswered: Option<Place> = None;
-        let mut deadline = Instant::now() + REQUEST_WITHIN;
+        let began = Instant::now();
+        let mut deadline = began + REQUEST_WITHIN;
+        let mut holds = false;
         loop {
             let now = Arc::clone(&snapshots.borrow_and_update());
+            holds = holds && (!is_loaded(&now) || self.recall.holds(began, &now, Instant::now()));
             if !session.is_waiting() {
                 unanswered = caller.take(Kind::Unanswered, RESPONSE).ok();
             }
             let full = unanswered.is_none();
-            while !full && let Some(response) = P::respond(&mut session, &now) {
+            while !full
+                && !holds
+                && let Some(response) = P::respond(&mut session, &now)
+            {
                 deadline = Instant::now() + ANSWER_WITHIN;
                 tokio::select! {
                     sent = tx.send(Ok(response)) => {
@@ -214,6 +240,7 @@ impl Eds {
             tokio::select! {
                 request = incoming.message() => match request? {
                     Some(request) => {
+                        holds |= silent && P::holds(&request);
                         self.take::<P>(&refusals, &mut session, request);
                         names.resize(session.subscribed())?;
                     }
@@ -225,6 +252,7 @@ impl Eds {
                     return Err(Status::deadline_exceeded("no request came"));
                 }
                 () = sleep(AGAIN), if full => {}
+                () = sleep(recall::AGAIN), if holds => {}
                 () = self.stop.cancelled() => return Err(stopping()),
             }
         }

@@ -29,7 +29,7 @@ use bytes::Bytes;
 use pintle_contract::{Down, Hello, MAX_FRAME, Message, Schema, Up, Version};
 use pintle_state::{Snapshot, Update};
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -43,6 +43,7 @@ pub(crate) use fence::Fences;
 use crate::fleet::{Fleet, When};
 use crate::link::Snapshots;
 use crate::serve::gate::Caller;
+use crate::serve::recall::{self, Recall};
 use crate::updates::Updates;
 use flow::Flows;
 
@@ -69,6 +70,7 @@ pub(crate) struct Sync {
     fences: Fences,
     flows: Flows,
     updates: Updates,
+    recall: Recall,
     /// When proxies were last brought back from a higher epoch.
     outran: Arc<Mutex<Option<Instant>>>,
     stop: CancellationToken,
@@ -76,16 +78,17 @@ pub(crate) struct Sync {
 
 impl Sync {
     /// Serves `snapshots` and hands what comes up to `fleet`; `updates` takes epochs that proxies hold
-    /// and this agent has not reached; `stop` ends all streams.
+    /// and this agent has not reached; `recall` says who is to wait; `stop` ends all streams.
     #[must_use]
     pub(crate) fn new(
         snapshots: Snapshots,
         fleet: Arc<Fleet>,
         updates: Updates,
+        recall: Recall,
         stop: CancellationToken,
     ) -> Self {
         let (fences, flows, outran) = (Fences::default(), Flows::default(), Arc::default());
-        Self { snapshots, fleet, fences, flows, updates, outran, stop }
+        Self { snapshots, fleet, fences, flows, updates, recall, outran, stop }
     }
 
     async fn session(
@@ -212,6 +215,15 @@ impl Sync {
                 _ = beat.tick() => heartbeat(tx, schema, Version::default()),
             }
         };
+        let began = Instant::now();
+        let mut first = first;
+        while hello.have != Version::default() && self.recall.holds(began, &first, Instant::now()) {
+            tokio::select! {
+                _ = beat.tick() => heartbeat(tx, schema, Version::default()),
+                () = sleep(recall::AGAIN) => first = Arc::clone(&snapshots.borrow_and_update()),
+                () = tx.closed() => return Err(left()),
+            }
+        }
         let first = match hello.have.epoch > first.version.epoch {
             true => self.outrun(hello, &mut snapshots).await?,
             false => first,
@@ -264,7 +276,12 @@ impl Sync {
                 sleep_until(until).await;
             }
             match Up::decode(&frame) {
-                Ok(up) => self.fleet.received(proxy, up, When::now()),
+                Ok(up) => {
+                    if let Up::Report(report) = &up {
+                        self.recall.heard(report, Instant::now());
+                    }
+                    self.fleet.received(proxy, up, When::now());
+                }
                 Err(error) => {
                     self.fleet.refused(error.reason());
                     bad = bad.saturating_add(1);

@@ -70,6 +70,8 @@ const RECONNECT_PACE: Duration = Duration::from_secs(1);
 pub struct Running {
     /// The newest snapshot. At start it is the last good one from disk, if there was one, marked stale.
     pub snapshots: Snapshots,
+    /// Whether there was a last good state on disk.
+    pub remembers: bool,
     /// Where updates go; `release` is there.
     pub updates: Updates,
     /// Where reported transitions go.
@@ -134,6 +136,7 @@ pub fn start(
         demand,
         vm_budget: config.state.vm_budget,
     });
+    let remembers = saved.is_some();
     if let Some(saved) = saved {
         state.restore(saved, clock.now());
     }
@@ -203,7 +206,17 @@ pub fn start(
         to_fleet
     });
     tasks.spawn("relay", relay::run(source, agent, reported, to_fleet));
-    Running { snapshots, updates, outgoing, activities, sources, standing, config, tasks }
+    Running {
+        snapshots,
+        remembers,
+        updates,
+        outgoing,
+        activities,
+        sources,
+        standing,
+        config,
+        tasks,
+    }
 }
 
 /// What a service with this policy holds of every VM; what no proxy can read holds nothing.

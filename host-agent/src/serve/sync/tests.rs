@@ -24,6 +24,7 @@ use crate::link::Reported;
 use crate::serve::eds::Eds;
 use crate::serve::gate::TOKEN_HEADER;
 use crate::serve::quota::Quotas;
+use crate::serve::recall::Recall;
 use crate::serve::socket::{Socket, SocketOptions};
 use crate::serve::transport::{IDLE_WITHIN, Proxies};
 use crate::updates::Updates;
@@ -240,8 +241,14 @@ impl Agent {
         let proxies = Proxies {
             socket: Socket::bind(SocketOptions::at(dir.path().join("agent.sock"))).unwrap(),
             tcp: None,
-            sync: Sync::new(rx.clone(), Arc::clone(&fleet), Updates::nowhere(), stop.clone()),
-            eds: Eds::new(rx, Arc::clone(&fleet), stop.clone()),
+            sync: Sync::new(
+                rx.clone(),
+                Arc::clone(&fleet),
+                Updates::nowhere(),
+                Recall::default(),
+                stop.clone(),
+            ),
+            eds: Eds::new(rx, Arc::clone(&fleet), Recall::default(), stop.clone()),
             fleet: Arc::clone(&fleet),
             quotas: Quotas::new(512),
         };
@@ -372,7 +379,7 @@ fn hello(fence: u64, have: Version) -> Hello {
 async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     let met = async {
         while !check() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            sleep(Duration::from_millis(5)).await;
         }
     };
     timeout(SOON, met).await.unwrap_or_else(|_| panic!("never: {what}"));
@@ -608,7 +615,7 @@ async fn silent_connections_of_one_process_are_bounded_and_hung_up_on() {
     assert!(begun.elapsed() >= IDLE_WITHIN / 2, "not before they could have spoken");
     let mut stream = agent.watch(hello(1, Version::default())).await;
     assert_eq!(stream.up_to("end@3").await, ["+a@3", "end@3"]);
-    tokio::time::sleep(IDLE_WITHIN + HEARTBEAT).await;
+    sleep(IDLE_WITHIN + HEARTBEAT).await;
     agent.publish(snapshot(4, &[("a", 4)], &[]));
     assert_eq!(stream.next().await, "+a@4", "a connection with a stream stays");
     agent.stop().await;
@@ -631,7 +638,7 @@ async fn streams_of_one_process_are_bounded() {
         if again.is_ok() {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(50)).await;
     }
     assert!(again.is_ok());
     drop(again);

@@ -10,6 +10,7 @@ use tokio::sync::broadcast;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::*;
+use crate::serve::recall::Recall;
 use crate::serve::socket::SocketOptions;
 use crate::updates::Updates;
 
@@ -95,8 +96,14 @@ async fn only_a_client_with_a_certificate_of_the_authority_gets_in_and_a_reload_
     let proxies = Proxies {
         socket: Socket::bind(SocketOptions::at(dir.path().join("agent.sock"))).unwrap(),
         tcp: Some((listener, config_rx)),
-        sync: Sync::new(snapshots.clone(), Arc::clone(&fleet), Updates::nowhere(), stop.clone()),
-        eds: Eds::new(snapshots, Arc::clone(&fleet), stop.clone()),
+        sync: Sync::new(
+            snapshots.clone(),
+            Arc::clone(&fleet),
+            Updates::nowhere(),
+            Recall::default(),
+            stop.clone(),
+        ),
+        eds: Eds::new(snapshots, Arc::clone(&fleet), Recall::default(), stop.clone()),
         fleet: Arc::clone(&fleet),
         quotas: Quotas::new(512),
     };
