@@ -1,12 +1,13 @@
 //! `cargo xtask matrix`: the core of the tests on each Envoy that is supported, and the table of it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pintle_tests::{Error, Result, tools};
 
 use crate::counts::counts;
-use crate::shell::run_reading;
+use crate::shell::{output, run_reading};
 
 /// The Envoys of PyPI that are tried, oldest first.
 pub const VERSIONS: [&str; 5] =
@@ -46,12 +47,13 @@ const ROWS: [Row; 9] = [
 pub fn run(versions: &[&str]) -> Result<()> {
     crate::setup::bring(crate::setup::SERVERS)?;
     let versions = if versions.is_empty() { &VERSIONS[..] } else { versions };
+    let built = Built::new()?;
     let mut table = vec![Vec::new(); ROWS.len()];
     let mut clean = true;
     for version in versions {
         let envoy = crate::setup::fetched(version)?;
         for (row, cells) in ROWS.iter().zip(&mut table) {
-            let (passed, failed) = try_row(row, &envoy)?;
+            let (passed, failed) = built.try_row(row, &envoy)?;
             clean &= failed == 0 && passed > 0;
             cells.push(match failed {
                 0 => passed.to_string(),
@@ -68,29 +70,72 @@ pub fn run(versions: &[&str]) -> Result<()> {
 
 /// The rows of an ordinary run on the oldest Envoy: how many passed, and how many failed.
 pub fn run_oldest() -> Result<(u64, u64)> {
-    let envoy = tools::oldest_envoy()?;
+    let (envoy, built) = (tools::oldest_envoy()?, Built::new()?);
     let mut all = (0, 0);
     for row in ROWS.iter().filter(|row| row.always) {
-        let (passed, failed) = try_row(row, &envoy)?;
+        let (passed, failed) = built.try_row(row, &envoy)?;
         all = (all.0 + passed, all.1 + failed);
     }
     Ok(all)
 }
 
-/// How many passed and failed; a binary that counts nothing has failed as a whole.
-fn try_row(row: &Row, envoy: &Path) -> Result<(u64, u64)> {
-    let line = format!("cargo test -q {} --test {} {}", tools::NATIVE, row.binary, row.tests);
-    println!("\n== {}: ENVOY={} {line}", row.what, envoy.display());
-    let envoy = envoy.display().to_string();
-    let envs = [("ENVOY", envoy.as_str()), ("RUST_TEST_THREADS", "1")];
-    let (mut passed, mut failed) = (0, 0);
-    let good = run_reading(&line, &envs, |line| {
-        if let Some(counts) = counts(line) {
-            passed += counts.0;
-            failed += counts.1;
+/// The test binaries, agent and module, built once and set aside: every Envoy is tried with the same, whatever
+/// is edited meanwhile.
+struct Built {
+    tests: BTreeMap<&'static str, PathBuf>,
+    agent: PathBuf,
+    module: PathBuf,
+}
+
+impl Built {
+    fn new() -> Result<Self> {
+        let binaries: BTreeMap<_, _> = ROWS.iter().map(|row| (row.binary, ())).collect();
+        let named: String = binaries.keys().map(|name| format!(" --test {name}")).collect();
+        let line =
+            format!("cargo test --quiet {}{named} --no-run --message-format json", tools::NATIVE);
+        let said = output(&line).ok_or_else(|| Error::new(format!("`{line}` does not succeed")))?;
+        let dir = tools::target_dir().join("matrix");
+        std::fs::create_dir_all(&dir)?;
+        let aside = |from: &Path, name: &str| -> Result<PathBuf> {
+            // A new file, because the one before may be running.
+            let (to, new) = (dir.join(name), dir.join(format!("{name}.new")));
+            std::fs::copy(from, &new)?;
+            std::fs::rename(new, &to)?;
+            Ok(to)
+        };
+        let mut tests = BTreeMap::new();
+        for message in said.lines() {
+            let message: serde_json::Value = serde_json::from_str(message).unwrap_or_default();
+            let name = message["target"]["name"].as_str();
+            let name = binaries.keys().find(|binary| name == Some(binary));
+            if let (Some(name), Some(path)) = (name, message["executable"].as_str()) {
+                tests.insert(*name, aside(Path::new(path), name)?);
+            }
         }
-    })?;
-    Ok((passed, if good { failed } else { failed.max(1) }))
+        let agent = aside(&tools::agent()?, "pintle")?;
+        Ok(Self { tests, agent, module: aside(&tools::module()?, "pintle.wasm")? })
+    }
+
+    /// How many passed and failed; a binary that counts nothing has failed as a whole.
+    fn try_row(&self, row: &Row, envoy: &Path) -> Result<(u64, u64)> {
+        let Some(binary) = self.tests.get(row.binary) else {
+            return Err(Error::new(format!("the tests `{}` were not built", row.binary)));
+        };
+        let line = format!("{} {} --quiet", binary.display(), row.tests);
+        println!("\n== {}: ENVOY={} {line}", row.what, envoy.display());
+        let files = [("ENVOY", envoy), ("PINTLE", &self.agent), ("PINTLE_WASM", &self.module)];
+        let files = files.map(|(name, file)| (name, file.display().to_string()));
+        let mut envs = vec![("RUST_TEST_THREADS", "1")];
+        envs.extend(files.iter().map(|(name, file)| (*name, file.as_str())));
+        let (mut passed, mut failed) = (0, 0);
+        let good = run_reading(&line, &envs, |line| {
+            if let Some(counts) = counts(line) {
+                passed += counts.0;
+                failed += counts.1;
+            }
+        })?;
+        Ok((passed, if good { failed } else { failed.max(1) }))
+    }
 }
 
 /// As the documents carry it.
