@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -291,11 +292,16 @@ impl Settings for LogConfig {
 }
 
 fn socket(keys: &mut Section) -> SocketOptions {
-    let mode =
-        keys.parse("mode", "octal text such as \"0600\" or \"0660\"; others get nothing", |mode| {
+    let mode = keys.parse(
+        "mode",
+        "octal text: \"0600\", \"0660\", or \"0666\" for all that are admitted",
+        |mode| {
             let mode = u32::from_str_radix(mode.as_str()?, 8).ok()?;
-            (mode <= 0o777 && mode & 0o600 == 0o600 && mode & 0o007 == 0).then_some(mode)
-        });
+            // Of others all may ask, and whom the kernel names is admitted or not; or none.
+            let good = mode == 0o666 || mode <= 0o777 && mode & 0o600 == 0o600 && mode & 0o007 == 0;
+            good.then_some(mode)
+        },
+    );
     let path = keys.parse("path", "an absolute path of at most 103 bytes", |path| {
         let path = PathBuf::from(path.as_str()?);
         (path.is_absolute() && path.as_os_str().len() <= 103).then_some(path)
@@ -304,17 +310,36 @@ fn socket(keys: &mut Section) -> SocketOptions {
         path: path.unwrap_or_else(|| SOCKET.into()),
         mode: mode.unwrap_or(0o600),
         group: keys.parse("group", "a group of this machine", |name| group_id(name.as_str()?)),
-        allow_uids: ids(keys, "allow_uids"),
-        allow_gids: ids(keys, "allow_gids"),
+        allow_uids: users(keys),
+        allow_gids: groups(keys),
     }
 }
 
-fn ids(keys: &mut Section, key: &'static str) -> Vec<u32> {
-    let id = |path: &str, value: Value| {
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| Invalid::new(path, "a number of a user or group").found(&value))
+/// Uids, and ranges of them as OpenShift writes them: the first, and how many.
+fn users(keys: &mut Section) -> Vec<RangeInclusive<u32>> {
+    let accepts = "a number of a user, or \"1000660000/10000\" for so many from there on";
+    let user = |path: &str, value: Value| {
+        let range = match &value {
+            Value::String(text) => text.split_once('/').and_then(|(first, count)| {
+                let (first, count): (u32, u32) = (first.parse().ok()?, count.parse().ok()?);
+                Some(first..=first.checked_add(count.checked_sub(1)?)?)
+            }),
+            _ => number(&value).map(|uid| uid..=uid),
+        };
+        range.ok_or_else(|| Invalid::new(path, accepts).found(&value))
     };
-    keys.list(key, 0..=1024, id).unwrap_or_default()
+    keys.list("allow_uids", 0..=1024, user).unwrap_or_default()
+}
+
+fn groups(keys: &mut Section) -> Vec<u32> {
+    let group = |path: &str, value: Value| {
+        number(&value).ok_or_else(|| Invalid::new(path, "a number of a group").found(&value))
+    };
+    keys.list("allow_gids", 0..=1024, group).unwrap_or_default()
+}
+
+fn number(value: &Value) -> Option<u32> {
+    u32::try_from(value.as_u64()?).ok()
 }
 
 fn tcp(keys: &mut Section) -> (SocketAddr, TlsFiles) {

@@ -17,7 +17,8 @@
 //! | `rolling` | everything replaced in turn under one load |
 //! | `init` | what `pintle init` writes, booted |
 //! | `gateway` | the objects for Envoy Gateway, in what its translator would send to a real Envoy |
-//! | `istio` | the objects for Istio and Kubernetes, in a sidecar that is a real Envoy |
+//! | `istio` | the objects for Istio and Kubernetes, in a sidecar or a gateway that is a real Envoy |
+//! | `users` | who may connect to the socket, by users of a range as OpenShift gives them |
 
 mod check;
 mod clock;
@@ -35,4 +36,5 @@ mod rolling;
 mod skew;
 mod support;
 mod switches;
+mod users;
 mod way;

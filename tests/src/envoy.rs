@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Child;
 use std::time::Duration;
@@ -67,6 +68,29 @@ impl Envoy {
     /// So many workers, and more arguments, for example `["-l", "debug"]`.
     pub async fn start_with(config: EnvoyConfig, workers: u32, args: &[&str]) -> Result<Self> {
         let mut envoy = Self::launch(config, workers, args)?;
+        envoy.wait_ready().await?;
+        Ok(envoy)
+    }
+
+    /// As this user of root's group, from copies of the binary and the module that everybody may read;
+    /// whoever calls is root.
+    pub async fn start_as(user: u32, config: EnvoyConfig) -> Result<Self> {
+        let dir = TempDir::with_prefix("pintle-envoy-as-")?;
+        let all = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), all.clone())?;
+        let (program, module) = (dir.path().join("envoy"), dir.path().join("pintle.wasm"));
+        std::fs::copy(tools::envoy()?, &program)?;
+        std::fs::copy(tools::module()?, &module)?;
+        std::fs::set_permissions(&program, all)?;
+        let mut envoy = Self::launch(config.wasm(&module), 2, &[])?;
+        let spec = envoy.process.spec();
+        let become_user = format!(
+            "chmod -R a+rX $(dirname $2) && exec setpriv --reuid {user} --regid 0 --clear-groups -- {} \"$@\"",
+            program.display()
+        );
+        spec.program = "sh".into();
+        spec.args.splice(0..0, ["-c".to_owned(), become_user, "sh".to_owned()]);
+        envoy.process.restart()?;
         envoy.wait_ready().await?;
         Ok(envoy)
     }

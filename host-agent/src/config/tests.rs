@@ -98,6 +98,18 @@ fn what_is_not_known_or_out_of_range_is_refused_by_name_with_what_is_accepted() 
         (json!({"etcd": {}, "admin": {"port": 1}}), "admin.port", "listen"),
         (json!({"etcd": {}, "socket": {"mode": "0644"}}), "socket.mode", "\"0600\""),
         (json!({"etcd": {}, "socket": {"mode": "rw"}}), "socket.mode", "octal"),
+        (json!({"etcd": {}, "socket": {"mode": "0606"}}), "socket.mode", "\"0666\""),
+        (
+            json!({"etcd": {}, "socket": {"allow_uids": ["9/0"]}}),
+            "socket.allow_uids[0]",
+            "1000660000/",
+        ),
+        (
+            json!({"etcd": {}, "socket": {"allow_uids": ["4294967295/2"]}}),
+            "socket.allow_uids[0]",
+            "/",
+        ),
+        (json!({"etcd": {}, "socket": {"allow_uids": [-1]}}), "socket.allow_uids[0]", "a user"),
         (json!({"etcd": {}, "socket": {"path": "relative"}}), "socket.path", "absolute"),
         (json!({"etcd": {}, "socket": {"group": "no-such-group"}}), "socket.group", "group"),
         (
@@ -169,6 +181,10 @@ fn a_file_is_yaml_or_json_and_an_error_names_it() {
     };
     let yaml = "agent: edge-1.eu.internal\netcd:\n  endpoints: [\"http://127.0.0.1:2379\"]\nsocket:\n  mode: \"0660\"\n";
     assert_eq!(load(yaml).unwrap().socket.mode, 0o660);
+    let openshift = "etcd: {}\nsocket: {mode: \"0666\", allow_uids: [1337, 1000660000/10000]}\n";
+    let socket = load(openshift).unwrap().socket;
+    assert_eq!(socket.mode, 0o666);
+    assert_eq!(socket.allow_uids, [1337..=1337, 1_000_660_000..=1_000_669_999]);
     assert!(load(r#"{"file": {"path": "services.json"}}"#).is_ok());
     let error = load("etcd: [").unwrap_err().to_string();
     assert!(error.contains("agent.yaml"), "{error}");

@@ -15,6 +15,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{
     DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown,
@@ -42,8 +43,8 @@ pub struct SocketOptions {
     pub mode: u32,
     /// Group of the file and of a directory that is made.
     pub group: Option<u32>,
-    /// Uids that may connect, beside root and the agent's own.
-    pub allow_uids: Vec<u32>,
+    /// Uids that may connect, beside root and the agent's own, each first and last of a range.
+    pub allow_uids: Vec<RangeInclusive<u32>>,
     /// Gids that may connect whatever their uid; also as a supplementary group, where the process is
     /// in the agent's pid namespace.
     pub allow_gids: Vec<u32>,
@@ -326,10 +327,14 @@ impl SocketOptions {
     pub fn allows(&self, peer: Credentials, own_uid: u32) -> bool {
         peer.uid == 0
             || peer.uid == own_uid
-            || self.allow_uids.contains(&peer.uid)
+            || self.lists(peer.uid)
             || self.allow_gids.contains(&peer.gid)
             || !self.allow_gids.is_empty()
                 && peer.groups().iter().any(|gid| self.allow_gids.contains(gid))
+    }
+
+    fn lists(&self, uid: u32) -> bool {
+        self.allow_uids.iter().any(|range| range.contains(&uid))
     }
 }
 
@@ -343,7 +348,7 @@ fn prepare(options: &SocketOptions, own_uid: u32) -> Result<(), BindError> {
     match fs::metadata(dir) {
         Ok(there) => {
             let (mode, owner) = (there.mode(), there.uid());
-            if owner != 0 && owner != own_uid && !options.allow_uids.contains(&owner) {
+            if owner != 0 && owner != own_uid && !options.lists(owner) {
                 return Err(BindError::ForeignDirectory(dir.to_owned(), owner));
             }
             // A sticky directory (/tmp) keeps others from replacing the file.
@@ -451,7 +456,7 @@ mod tests {
     #[test]
     fn root_the_own_uid_and_those_named_may_connect() {
         let mut options = SocketOptions::at("/run/pintle/agent.sock");
-        options.allow_uids = vec![1337];
+        options.allow_uids = vec![1337..=1337, 1_000_660_000..=1_000_669_999];
         options.allow_gids = vec![500];
         let peer = |uid, gid| Credentials { uid, gid, pid: 7 };
         for (uid, gid, expect) in [
@@ -459,6 +464,9 @@ mod tests {
             (101, 101, true),
             (1337, 9, true),
             (8, 500, true),
+            (1_000_660_000, 0, true),
+            (1_000_669_999, 0, true),
+            (1_000_670_000, 0, false),
             (8, 8, false),
             (500, 1337, false),
         ] {

@@ -285,12 +285,24 @@ async fn accept_unix(
     quotas: Quotas,
     fleet: Arc<Fleet>,
 ) {
-    let refused = |peer: Credentials| {
+    // Whoever may open the file may try as often as it likes: a line a second, and each in the counter.
+    let (mut said, mut unsaid) = (None::<Instant>, 0_u64);
+    let mut refused = |peer: Credentials| {
         fleet.refused("peer");
-        tracing::warn!(uid = peer.uid, gid = peer.gid, "peer refused");
+        if said.is_some_and(|said| said.elapsed() < Duration::from_secs(1)) {
+            unsaid = unsaid.saturating_add(1);
+            return;
+        }
+        tracing::warn!(
+            uid = peer.uid,
+            gid = peer.gid,
+            unsaid,
+            "peer refused: socket.allow_uids and socket.allow_gids have neither"
+        );
+        (said, unsaid) = (Some(Instant::now()), 0);
     };
     loop {
-        match socket.accept(refused).await {
+        match socket.accept(&mut refused).await {
             Ok((stream, peer)) => {
                 let peer = Peer::Local(peer);
                 let Some(place) = place(&quotas, &peer, &fleet) else { continue };

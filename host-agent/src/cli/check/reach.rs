@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::finding::{Code, Finding};
@@ -13,6 +14,8 @@ use crate::events::{Events, NatsError};
 use crate::source::{EtcdConfig, NatsConfig};
 
 const WITHIN: Duration = Duration::from_secs(5);
+/// An agent that was stopped says nothing, and has refused nobody.
+const SPEAKS_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn etcd(config: &EtcdConfig) -> Vec<Finding> {
     let todo = "start etcd, or name its members by --etcd or etcd.endpoints; with TLS or users, \
@@ -61,6 +64,16 @@ pub(super) async fn nats(config: &NatsConfig) -> Finding {
     }
 }
 
+/// Whether the agent refuses us: it speaks first to whom it admits (HTTP/2's SETTINGS).
+async fn hangs_up(stream: &UnixStream) -> bool {
+    let said = timeout(SPEAKS_WITHIN, stream.readable()).await;
+    let gone = |read: io::Result<usize>| match read {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    };
+    matches!(said, Ok(Ok(()))) && gone(stream.try_read(&mut [0; 1]))
+}
+
 pub(super) async fn socket(path: &Path) -> Vec<Finding> {
     let shown = path.display();
     let start = "start the agent: pintle run; its --socket must be the path in Envoy's clusters";
@@ -76,7 +89,14 @@ pub(super) async fn socket(path: &Path) -> Vec<Finding> {
         }
     };
     let mut findings = Vec::new();
-    findings.push(match tokio::net::UnixStream::connect(path).await {
+    findings.push(match UnixStream::connect(path).await {
+        Ok(stream) if hangs_up(&stream).await => Finding::bad(
+            Code::SocketRefuses,
+            "socket",
+            format!("{shown} hangs up on this user"),
+            "for a proxy's user that is a number, or a range of them, in socket.allow_uids; the \
+             agent's log says who was refused",
+        ),
         Ok(_) => Finding::good("socket", format!("{shown} accepts")),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::bad(
             Code::SocketClosed,
@@ -89,7 +109,8 @@ pub(super) async fn socket(path: &Path) -> Vec<Finding> {
             Finding::bad(Code::SocketAbsent, "socket", format!("{shown}: {error}"), start)
         }
     });
-    if there.mode() & 0o007 != 0 {
+    // 0666 is a setting: whom the kernel names is admitted or not.
+    if there.mode() & 0o007 != 0 && there.mode() & 0o777 != 0o666 {
         findings.push(Finding::bad(
             Code::SocketOpen,
             "socket",
