@@ -79,8 +79,12 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
     fn host(config: &mut EnvoyConfig) -> &mut Value {
         &mut config.http_connection_manager()["route_config"]["virtual_hosts"][0]
     }
-    let mistakes: [Mistake; 31] = [
+    let mistakes: [Mistake; 32] = [
         ("node-unnamed", |it| it.root()["node"]["cluster"] = "".into()),
+        ("ambient-waypoint", |it| {
+            it.root()["node"]["id"] =
+                "waypoint~10.0.0.9~waypoint-0.shop~shop.svc.cluster.local".into();
+        }),
         ("wasm-failure-closed", |it| plugin(it)["failure_policy"] = "FAIL_CLOSED".into()),
         ("wasm-failure-open", |it| plugin(it)["failure_policy"] = "FAIL_OPEN".into()),
         ("wasm-backoff", |it| {

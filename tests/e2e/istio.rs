@@ -1,11 +1,13 @@
 //! The objects of `envoy/istio` and `envoy/kubernetes`, as far as they can be run without a cluster.
 //!
-//! istiod does not run here. [`Sidecar`] stands for what it would send to a sidecar: a listener and
-//! clusters in the form that Istio gives them, and the shipped objects applied to these by its rules. What
+//! istiod does not run here. [`Proxy`] stands for what it would send to a sidecar or a gateway: a listener
+//! and clusters in the form that Istio gives them, and the shipped objects applied to these by its rules. What
 //! comes out is run by a real Envoy, with real agent, etcd and mutual TLS.
 
+mod gateway;
+mod objects;
+mod proxy;
 mod shapes;
-mod sidecar;
 
 use std::time::Duration;
 
@@ -15,7 +17,8 @@ use pintle_tests::{
 };
 use serde_json::{Value, json};
 
-use self::sidecar::{Shape, Sidecar, objects};
+use self::objects::objects;
+use self::proxy::{Proxy, Shape};
 use crate::support::PATIENCE;
 
 const ORDERS: &str = "outbound|80||orders.shop.svc.cluster.local";
@@ -45,7 +48,7 @@ async fn a_service_of_the_mesh_is_chosen_by_the_registry_and_spoken_to_by_mutual
     }
     // One is in etcd and nothing that Istio knows.
     let stray = Upstream::start_tls("stray", &pod).await.expect("an upstream");
-    let mut sidecar = Sidecar::new(&agent);
+    let mut sidecar = Proxy::sidecar(&agent);
     let known: Vec<_> = pods.iter().collect();
     let workload = authority.issue(&["web"]).expect("a certificate");
     let mtls = Some((&authority, &workload));
@@ -123,7 +126,7 @@ async fn a_service_that_only_etcd_knows_has_its_hosts_from_the_agent() {
     const HOST: &str = "billing.pintle.internal";
     let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
     let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
-    let mut sidecar = Sidecar::new(&agent);
+    let mut sidecar = Proxy::sidecar(&agent);
     sidecar.apply("istio/pintle.yaml");
     sidecar.apply("istio/outside.yaml");
     let (envoy, _istiod) = sidecar.start().await;
@@ -156,7 +159,7 @@ async fn a_sidecar_that_starts_without_the_modules_file_answers_nothing() {
     let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
     let upstream = Upstream::start("orders-0").await.expect("an upstream");
     const HOST: &str = "orders.shop.svc.cluster.local";
-    let mut sidecar = Sidecar::new(&agent);
+    let mut sidecar = Proxy::sidecar(&agent);
     sidecar.service(&Shape::new(HOST, &[&upstream]));
     sidecar.apply("istio/pintle.yaml");
     let code = "/typed_config/config/vm_config/code/local/filename";
@@ -166,18 +169,26 @@ async fn a_sidecar_that_starts_without_the_modules_file_answers_nothing() {
     assert_eq!(upstream.requests(), 0);
 }
 
-/// What the DestinationRule of `orders.yaml` is there for.
+/// What the DestinationRule of `orders.yaml` is there for: locality weights, and Istio 1.31's
+/// `zoneAwareLbSetting`, which is sent as the second or, turned off, as the third.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn envoy_refuses_our_policy_beside_locality_weights() {
+async fn envoy_refuses_our_policy_beside_settings_of_localities() {
     let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
     let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
-    let mut sidecar = Sidecar::new(&agent);
-    sidecar.service(&Shape::new("orders.shop.svc.cluster.local", &[]));
-    sidecar.apply("istio/orders.yaml");
-    sidecar.clusters[0]["common_lb_config"] = json!({"locality_weighted_lb_config": {}});
-    let (envoy, _istiod) = sidecar.start().await;
-    assert_eq!(envoy.stat("cluster_manager.cds.update_rejected").await, Some(1));
-    assert!(envoy.hosts(ORDERS).await.expect("clusters").is_empty());
+    for setting in [
+        json!({"locality_weighted_lb_config": {}}),
+        json!({"zone_aware_lb_config": {"min_cluster_size": 6}}),
+        json!({"zone_aware_lb_config": {"routing_enabled": {"value": 0}}}),
+    ] {
+        let mut sidecar = Proxy::sidecar(&agent);
+        sidecar.service(&Shape::new("orders.shop.svc.cluster.local", &[]));
+        sidecar.apply("istio/orders.yaml");
+        sidecar.clusters[0]["common_lb_config"] = setting.clone();
+        let (envoy, _istiod) = sidecar.start().await;
+        let refused = envoy.stat("cluster_manager.cds.update_rejected").await;
+        assert_eq!(refused, Some(1), "{setting}");
+        assert!(envoy.hosts(ORDERS).await.expect("clusters").is_empty());
+    }
 }
 
 /// With the configuration, the variables, the user and the groups of the DaemonSet.

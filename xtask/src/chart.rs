@@ -28,6 +28,7 @@ fn releases() -> Vec<Value> {
         "volumes": [{"name": "ca", "configMap": {"name": "ca"}}],
         "volumeMounts": [{"name": "ca", "mountPath": "/etc/ca"}],
         "user": 1_000_660_000,
+        "socket": {"uids": [1337, "1000660000/10000"], "mode": "0666"},
         "envoy": {"config": "admin: {}\nstatic_resources: {}\n"},
         "nodeSelector": {"disk": "ssd"},
         "tolerations": [{"key": "edge", "operator": "Exists"}],
@@ -152,6 +153,8 @@ fn the_schema_takes_the_values_and_nothing_else() {
         json!({"config": {"etcd": null}}),
         json!({"tcp": {"replicas": 0}}),
         json!({"maxUnavailable": "0%"}),
+        json!({"socket": {"uids": ["1000660000-1000669999"]}}),
+        json!({"socket": {"mode": "0777"}}),
     ] {
         assert!(!takes(&wrong), "{wrong}");
     }
@@ -184,5 +187,21 @@ fn the_plain_manifests_are_the_charts() {
         }
         assert!(there == wanted, "{name} is not the chart's; BLESS=1 writes it:\n{wanted}");
         assert!(!parsed(&there).is_empty());
+    }
+}
+
+/// Its template has no annotations for volumes (`gateway-injection-template.yaml` of Istio).
+#[test]
+fn a_gateways_deployment_mounts_what_the_plugin_and_its_cluster_read() {
+    let text = std::fs::read_to_string(tools::root().join("envoy/istio/gateway.yaml")).unwrap();
+    let all = parsed(&text);
+    let deployment = all.iter().find(|it| it["kind"] == "Deployment").unwrap();
+    known::<Deployment>(deployment);
+    let template = &deployment["spec"]["template"];
+    assert_eq!(template["metadata"]["labels"]["pintle"], "enabled");
+    let mounts = template["spec"]["containers"][0]["volumeMounts"].as_array().unwrap();
+    // The module of the WasmPlugin and the socket of `pintle_agent` are below the first.
+    for path in ["/run/pintle", "/etc/istio/pintle"] {
+        assert!(mounts.iter().any(|mount| mount["mountPath"] == path), "{path}");
     }
 }

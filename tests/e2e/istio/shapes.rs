@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pintle_tests::{Agent, Authority, Envoy, Etcd, Instance, Nats, Upstream, http};
 
-use super::sidecar::{Shape, Sidecar};
+use super::proxy::{Proxy, Shape};
 
 /// Requests to each service.
 const REQUESTS: usize = 24;
@@ -55,11 +55,12 @@ async fn what_plain_istio_answers_is_answered_with_our_files() {
     let (pods, strict): (Vec<_>, Vec<_>) = (open.iter().collect(), closed.iter().collect());
     let (all, strict) = (&pods[..3], &strict[..3]);
     let host = |name: &str| format!("{name}.shop.svc.cluster.local");
-    let names = ["near", "ledger", "chat", "pool", "beta", "outlier", "strict"];
+    let names = ["near", "zonal", "ledger", "chat", "pool", "beta", "outlier", "strict"];
     let hosts = names.map(host);
-    let [near, ledger, chat, pool, beta, outlier, of_strict] = hosts.each_ref();
+    let [near, zonal, ledger, chat, pool, beta, outlier, of_strict] = hosts.each_ref();
     let shapes = [
         Shape { close: true, ..Shape::new(near, all) },
+        Shape { zonal: true, ..Shape::new(zonal, all) },
         Shape { headless: true, ..Shape::new(ledger, all) },
         Shape::new(chat, all),
         Shape { port: 9090, http2: true, ..Shape::new(chat, all) },
@@ -80,10 +81,10 @@ async fn what_plain_istio_answers_is_answered_with_our_files() {
         }
     }
 
-    let mut plain = Sidecar::new(&agent);
+    let mut plain = Proxy::sidecar(&agent);
     shapes.iter().for_each(|shape| plain.service(shape));
     let (plain, _plain) = plain.start().await;
-    let mut ours = Sidecar::new(&agent);
+    let mut ours = Proxy::sidecar(&agent);
     shapes.iter().for_each(|shape| ours.service(shape));
     ours.apply("istio/pintle.yaml");
     for name in names {

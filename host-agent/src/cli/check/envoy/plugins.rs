@@ -14,6 +14,15 @@ const LEAST_BACKOFF_S: f64 = 0.01;
 pub(super) fn node(dump: &Dump<'_>) -> Option<Finding> {
     let node = dump.all.iter().find_map(|object| object.get("node").and_then(Value::as_object))?;
     let named = |key| text(node, key).is_some_and(|value| !value.is_empty());
+    // Istio begins the id of each proxy with its kind.
+    if let Some(id) = text(node, "id").filter(|id| id.starts_with("waypoint~")) {
+        return Some(Finding::bad(
+            Code::AmbientWaypoint,
+            "node",
+            format!("{id} is a waypoint of Istio's ambient mode, which reaches pods by tunnels"),
+            "leave the module out of it: no choice is followed there",
+        ));
+    }
     Some(if named("id") && named("cluster") {
         Finding::good("node", format!("id {}", text(node, "id").unwrap_or_default()))
     } else {

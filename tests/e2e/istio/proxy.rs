@@ -2,97 +2,25 @@
 //!
 //! From its sources, `pilot/pkg/networking/core`: `cluster_builder.go` and `cluster_traffic_policy.go` for
 //! what a Service and a DestinationRule become, `loadbalancer/loadbalancer.go` for where locality weights
-//! come from, `envoyfilter/cluster_patch.go` for what a patch matches, `pkg/proto/merge/merge.go` for how it
-//! is merged. A `WasmPlugin` is an extension that is discovered, without a `vm_id`.
+//! come from, its test at 1.31 for which of several settings counts, `gateway.go` for a gateway's listener,
+//! `envoyfilter/cluster_patch.go` for what a patch matches, `pkg/proto/merge/merge.go` for how it is merged.
+//! A `WasmPlugin` is an extension that is discovered, without a `vm_id`.
 
 use std::path::Path;
 
 use pintle_artifact::PINTLE_PATH;
-use pintle_tests::{Agent, Authority, Envoy, EnvoyConfig, Identity, Upstream, tools};
-use serde::Deserialize;
+use pintle_tests::{Agent, Authority, Envoy, EnvoyConfig, Identity, Upstream};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use super::objects::{
+    ConfigPatch, Destination, DestinationRule, EnvoyFilter, Gateway, Object, ServiceEntry,
+    VirtualService, WasmPlugin, objects, objects_of, text,
+};
 
 const HCM: &str = "envoy.filters.network.http_connection_manager";
 const SOCKET: &str = "/run/pintle/agent.sock";
 const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-
-/// An object of Kubernetes' kind; what is in `spec` and is not read is refused.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Object {
-    #[serde(rename = "apiVersion")]
-    version: String,
-    pub kind: String,
-    metadata: Value,
-    #[serde(default)]
-    pub spec: Value,
-    #[serde(default)]
-    pub data: Value,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct WasmPlugin {
-    selector: Value,
-    url: String,
-    plugin_name: String,
-    fail_strategy: String,
-    r#match: Value,
-    plugin_config: Value,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct EnvoyFilter {
-    workload_selector: Value,
-    config_patches: Vec<ConfigPatch>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct ConfigPatch {
-    apply_to: String,
-    r#match: Value,
-    patch: Patch,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Patch {
-    operation: String,
-    value: Value,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ServiceEntry {
-    hosts: [String; 1],
-    ports: Value,
-    location: String,
-    resolution: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct DestinationRule {
-    host: String,
-    traffic_policy: Value,
-}
-
-/// The objects of a file of `envoy`.
-pub fn objects(file: &str) -> Vec<Object> {
-    objects_of(&text(file))
-}
-
-fn text(file: &str) -> String {
-    std::fs::read_to_string(tools::root().join("envoy").join(file)).expect("the file")
-}
-
-fn objects_of(text: &str) -> Vec<Object> {
-    let documents = serde_yaml_ng::Deserializer::from_str(text);
-    documents.map(|document| Object::deserialize(document).expect("an object")).collect()
-}
 
 /// A service of the mesh, and what of it and of its DestinationRule shapes its cluster.
 #[derive(Clone, Copy, Default)]
@@ -111,6 +39,9 @@ pub struct Shape<'a> {
     pub http2: bool,
     /// `trafficDistribution: PreferClose`.
     pub close: bool,
+    /// The mesh's `zoneAwareLbSetting`, and a proxy that knows where its own kind runs
+    /// (`ISTIO_META_ENABLE_SELF_DISCOVERY`).
+    pub zonal: bool,
     /// `clusterIP: None`.
     pub headless: bool,
     /// `connectionPool.http.maxRequestsPerConnection: 1`.
@@ -165,8 +96,10 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
-/// What a sidecar is sent, and where.
-pub struct Sidecar {
+/// What a proxy is sent, and where.
+pub struct Proxy {
+    /// Whose patches it takes.
+    context: &'static str,
     bootstrap: Value,
     pub clusters: Vec<Value>,
     pub extensions: Vec<Value>,
@@ -176,30 +109,53 @@ pub struct Sidecar {
     dir: TempDir,
 }
 
-impl Sidecar {
-    /// Before anything of ours: a listener for port 80.
-    pub fn new(agent: &Agent) -> Self {
+impl Proxy {
+    /// A sidecar before anything of ours: a listener for port 80.
+    pub fn sidecar(agent: &Agent) -> Self {
+        let node = "sidecar~10.0.0.7~web-0.shop~shop.svc.cluster.local";
+        let listener = json!({"name": "0.0.0.0_80"});
+        let manager = json!({"stat_prefix": "outbound_0.0.0.0_80", "normalize_path": true,
+            "route_config": {"name": "80", "validate_clusters": false, "virtual_hosts": []}});
+        Self::new(agent, "SIDECAR_OUTBOUND", node, listener, manager)
+    }
+
+    /// A gateway with a server for HTTP at port 80 of its Service, which is 8080 of its pod.
+    pub fn gateway(agent: &Agent) -> Self {
+        let node = "router~10.0.0.8~ingress-0.edge~edge.svc.cluster.local";
+        let listener = json!({"name": "0.0.0.0_8080"});
+        let manager = json!({"stat_prefix": "outbound_0.0.0.0_8080", "normalize_path": true,
+            "server_name": "istio-envoy", "use_remote_address": true,
+            "forward_client_cert_details": "SANITIZE_SET",
+            "set_current_client_cert_details": {"subject": true, "cert": true, "dns": true, "uri": true},
+            "route_config": {"name": "http.80", "validate_clusters": false, "virtual_hosts": []}});
+        Self::new(agent, "GATEWAY", node, listener, manager)
+    }
+
+    fn new(
+        agent: &Agent,
+        context: &'static str,
+        node: &str,
+        mut listener: Value,
+        mut manager: Value,
+    ) -> Self {
         let dir = TempDir::with_prefix("pintle-istiod-").expect("a directory");
+        manager["@type"] = json!(
+            "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+        );
+        manager["http_filters"] = json!([{"name": "envoy.filters.http.router", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]);
+        listener["traffic_direction"] = json!("OUTBOUND");
+        listener["filter_chains"] = json!([{"filters": [{"name": HCM, "typed_config": manager}]}]);
         let bootstrap = json!({
-            "node": {"id": "sidecar~10.0.0.7~web-0.shop~shop.svc.cluster.local", "cluster": "web.shop"},
+            "node": {"id": node, "cluster": "web.shop", "locality": {"region": "eu", "zone": "eu-0"}},
             "admin": {"address": null},
             "dynamic_resources": {"cds_config": from_file(dir.path(), "cds")},
-            "static_resources": {"clusters": [], "listeners": [{
-                "name": "0.0.0.0_80",
-                "traffic_direction": "OUTBOUND",
-                "filter_chains": [{"filters": [{"name": HCM, "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-                    "stat_prefix": "outbound_0.0.0.0_80",
-                    "normalize_path": true,
-                    "route_config": {"name": "80", "validate_clusters": false, "virtual_hosts": []},
-                    "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
-                }}]}],
-            }]},
+            "static_resources": {"clusters": [], "listeners": [listener]},
         });
         let socket = agent.socket().display().to_string();
         let (clusters, extensions, endpoints) = (Vec::new(), Vec::new(), Vec::new());
-        Self { bootstrap, clusters, extensions, endpoints, args: Vec::new(), socket, dir }
+        let args = Vec::new();
+        Self { context, bootstrap, clusters, extensions, endpoints, args, socket, dir }
     }
 
     /// What istiod makes of a service by itself.
@@ -257,6 +213,10 @@ impl Sidecar {
         if shape.close {
             built["common_lb_config"]["locality_weighted_lb_config"] = json!({});
         }
+        if shape.zonal {
+            built["common_lb_config"]["zone_aware_lb_config"] = json!({"min_cluster_size": 1});
+            self.discovers_itself(shape);
+        }
         if shape.outlier {
             built["outlier_detection"] =
                 json!({"consecutive_5xx": 5, "enforcing_success_rate": 0, "interval": "10s"});
@@ -280,14 +240,34 @@ impl Sidecar {
         self.route(shape, &cluster);
     }
 
+    /// The cluster of the proxy's own kind, one in each zone, that Envoy's zone-aware routing asks for.
+    fn discovers_itself(&mut self, shape: &Shape<'_>) {
+        let zones = shape.pods.iter().enumerate().map(|(zone, pod)| {
+            json!({"locality": {"region": "eu", "zone": format!("eu-{zone}")},
+                "lb_endpoints": [{"endpoint": {"address": {"socket_address": {
+                    "address": "10.0.0.7", "port_value": pod.addr().port()}}}}]})
+        });
+        self.bootstrap["cluster_manager"] = json!({"local_cluster_name": "local_cluster"});
+        self.bootstrap["static_resources"]["clusters"] = json!([{"name": "local_cluster",
+            "type": "STATIC", "load_assignment": {"cluster_name": "local_cluster",
+                "endpoints": zones.collect::<Vec<_>>()}}]);
+    }
+
     fn route(&mut self, shape: &Shape<'_>, cluster: &str) {
-        let mut domains = vec![json!(shape.authority())];
-        if shape.port() == 80 {
-            domains.push(json!(shape.host));
+        // A gateway has the hosts of VirtualServices.
+        if self.context == "SIDECAR_OUTBOUND" {
+            let mut domains = vec![shape.authority()];
+            if shape.port() == 80 {
+                domains.push(shape.host.to_owned());
+            }
+            self.virtual_host(&shape.authority(), &domains, cluster);
         }
+    }
+
+    fn virtual_host(&mut self, name: &str, domains: &[String], cluster: &str) {
         let hosts = &mut self.connection_manager()["route_config"]["virtual_hosts"];
         hosts.as_array_mut().expect("a list").push(json!({
-            "name": shape.authority(),
+            "name": name,
             "domains": domains,
             "routes": [{"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s",
                 "retry_policy": {
@@ -338,6 +318,23 @@ impl Sidecar {
                 ("networking.istio.io/v1", "DestinationRule") => {
                     self.rule(&serde_json::from_value(spec).expect("a DestinationRule"));
                 }
+                ("networking.istio.io/v1", "Gateway") => {
+                    let Gateway { selector, servers: [server] } =
+                        serde_json::from_value(spec).expect("a Gateway");
+                    // Each file has a gateway of its own kind; its pods carry this label.
+                    assert_eq!(selector["istio"], metadata["name"]);
+                    assert_eq!(
+                        server.port,
+                        json!({"number": 80, "name": "http", "protocol": "HTTP"})
+                    );
+                    assert_eq!(server.hosts.len(), 1);
+                }
+                ("networking.istio.io/v1", "VirtualService") => {
+                    let service = serde_json::from_value(spec).expect("a VirtualService");
+                    self.routes(&service);
+                }
+                // What a pod mounts is no part of what a proxy is sent.
+                ("apps/v1", "Deployment") => {}
                 ("v1", "ConfigMap") => {
                     let text = data["custom_bootstrap.json"].as_str().expect("a bootstrap");
                     assert!(text.contains(SOCKET));
@@ -349,8 +346,21 @@ impl Sidecar {
         }
     }
 
-    /// `localityLbSetting.enabled: false` wins over the mesh's setting and over the Service's
-    /// `trafficDistribution`: no weights, one priority.
+    /// To those of its destinations that a gateway knows; `mesh` are the sidecars.
+    fn routes(&mut self, service: &VirtualService) {
+        for http in &service.http {
+            let of = http.r#match.first().map_or(&service.gateways, |only| &only.gateways);
+            let destination = &http.route[0].destination;
+            let Destination { host, port } = destination;
+            let (cluster, name) = (format!("outbound|{}||{host}", port.number), &service.hosts[0]);
+            if self.context == "GATEWAY" && of.iter().any(|gateway| gateway != "mesh") {
+                self.virtual_host(&format!("{name}:80"), std::slice::from_ref(name), &cluster);
+            }
+        }
+    }
+
+    /// `localityLbSetting.enabled: false` wins over the mesh's settings, by zones or by weights, and over the
+    /// Service's `trafficDistribution`: no weights, one priority.
     fn rule(&mut self, rule: &DestinationRule) {
         let off = json!({"loadBalancer": {"localityLbSetting": {"enabled": false}}});
         assert_eq!(rule.traffic_policy, off);
@@ -359,6 +369,7 @@ impl Sidecar {
         for cluster in self.clusters.iter_mut().filter(|cluster| of_host(&cluster["name"])) {
             let config = cluster["common_lb_config"].as_object_mut().expect("a message");
             config.remove("locality_weighted_lb_config");
+            config.remove("zone_aware_lb_config");
         }
         let hosts = self.endpoints.iter_mut().filter(|hosts| of_host(&hosts["cluster_name"]));
         for zone in hosts.flat_map(|hosts| hosts["endpoints"].as_array_mut().expect("a list")) {
@@ -406,7 +417,11 @@ impl Sidecar {
     }
 
     fn patch(&mut self, patch: ConfigPatch) {
-        assert_eq!(patch.r#match["context"], "SIDECAR_OUTBOUND");
+        let context = patch.r#match["context"].as_str().expect("a context");
+        assert!(["SIDECAR_OUTBOUND", "GATEWAY"].contains(&context), "{context}");
+        if context != self.context {
+            return;
+        }
         let value = patch.patch.value;
         match (patch.apply_to.as_str(), patch.patch.operation.as_str()) {
             ("CLUSTER", "ADD") => {
@@ -457,7 +472,7 @@ impl Sidecar {
         }
     }
 
-    /// Writes what istiod would send, and starts a sidecar that reads it. The directory is istiod's.
+    /// Writes what istiod would send, and starts a proxy that reads it. The directory is istiod's.
     pub async fn start(mut self) -> (Envoy, TempDir) {
         let dir = self.dir.path();
         let write = |name: &str, resources: &[Value]| {
@@ -473,7 +488,7 @@ impl Sidecar {
         let mut config = EnvoyConfig::shipped().expect("a configuration");
         *config.root() = self.bootstrap.take();
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        (Envoy::start_with(config, 2, &args).await.expect("a sidecar"), self.dir)
+        (Envoy::start_with(config, 2, &args).await.expect("a proxy"), self.dir)
     }
 }
 
