@@ -43,6 +43,7 @@ codes! {
     EtcdAway = "etcd-away",
     EtcdEmpty = "etcd-empty",
     FormatForeign = "format-foreign",
+    SchemeForeign = "scheme-foreign",
     NatsAway = "nats-away",
     NatsStream = "nats-stream",
     NatsDenied = "nats-denied",

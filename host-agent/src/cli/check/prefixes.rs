@@ -5,7 +5,7 @@ use etcd_client::{Client, GetOptions, GetResponse};
 use super::finding::{Code, Finding, plural};
 use crate::source::EtcdConfig;
 use crate::source::etcd::{self, EtcdError};
-use crate::source::formats::{FormatName, SourceConfig, survey};
+use crate::source::formats::{FormatName, SourceConfig, groups, survey, untaken};
 
 /// Keys of a prefix that are looked at; the rest is counted.
 const SAMPLE: i64 = 200;
@@ -27,6 +27,7 @@ pub(super) async fn look(config: &EtcdConfig, member: usize) -> Result<Vec<Findi
         found += answer.count();
         let own = *prefix == services;
         findings.extend(foreign(prefix, own, &formats, &answer));
+        findings.extend(passed_by(config, prefix, &answer));
     }
     let shown = pintle_state::show(&prefixes.join(&b", "[..]));
     if found == 0 {
@@ -58,9 +59,28 @@ async fn sample(client: &mut Client, prefix: &[u8]) -> Result<GetResponse, EtcdE
 }
 
 fn foreign(prefix: &[u8], own: bool, formats: &[FormatName], answer: &GetResponse) -> Vec<Finding> {
-    let pairs =
-        answer.kvs().iter().filter_map(|kv| Some((kv.key().strip_prefix(prefix)?, kv.value())));
-    let lines = survey(prefix, own, formats, pairs).into_iter();
+    let lines = survey(prefix, own, formats, pairs(prefix, answer)).into_iter();
     let todo = "add the prefix and its format to etcd.sources (docs/registries.md)";
     lines.map(|line| Finding::warn(Code::FormatForeign, "etcd", line, todo)).collect()
+}
+
+/// Instances that no source of the prefix takes, because each wants another scheme.
+fn passed_by(config: &EtcdConfig, prefix: &[u8], answer: &GetResponse) -> Option<Finding> {
+    let group = groups(config).into_iter().find(|group| group.prefix == prefix)?;
+    let schemes = untaken(&group, pairs(prefix, answer));
+    if schemes.is_empty() {
+        return None;
+    }
+    let schemes = schemes.into_iter().collect::<Vec<_>>().join(", ");
+    let prefix = pintle_state::show(prefix);
+    let detail = format!("no key below {prefix} is served: their URLs are {schemes}");
+    let todo = "name one of these by the source's `scheme` in etcd.sources";
+    Some(Finding::bad(Code::SchemeForeign, "etcd", detail, todo))
+}
+
+fn pairs<'a>(
+    prefix: &'a [u8],
+    answer: &'a GetResponse,
+) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+    answer.kvs().iter().filter_map(move |kv| Some((kv.key().strip_prefix(prefix)?, kv.value())))
 }

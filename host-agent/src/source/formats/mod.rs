@@ -22,6 +22,7 @@ mod kratos;
 mod pattern;
 mod reader;
 mod recognise;
+mod schemes;
 #[cfg(test)]
 mod tests;
 mod translate;
@@ -32,6 +33,7 @@ pub use config::{FormatName, SourceConfig};
 pub(crate) use config::{prefix, sources_apart};
 pub(crate) use reader::groups;
 pub use recognise::{Guess, recognise, survey};
+pub(crate) use schemes::untaken;
 pub(crate) use translate::{Read, Translator};
 
 /// Bytes of a foreign value, at most; etcd's own bound is 1.5 MiB.

@@ -378,3 +378,28 @@ fn keys_of_another_format_are_counted_and_named() {
     let known = [super::FormatName::Kratos];
     assert_eq!(super::survey(b"/m/", false, &known, pairs()), [""; 0]);
 }
+
+#[test]
+fn instances_of_other_schemes_alone_are_named_by_these() {
+    let schemes = |wanted: &str, urls: &[&str]| {
+        let source = super::SourceConfig {
+            scheme: wanted.into(),
+            ..super::SourceConfig::new(super::FormatName::Kratos)
+        };
+        let etcd = EtcdConfig { sources: vec![source], ..Default::default() };
+        let group = groups(&etcd).pop().unwrap();
+        let values: Vec<String> = urls
+            .iter()
+            .map(|url| {
+                serde_json::json!({"id": "u", "name": "hello", "endpoints": [url]}).to_string()
+            })
+            .collect();
+        let pairs = values.iter().map(|value| (b"hello/u".as_slice(), value.as_bytes()));
+        super::untaken(&group, pairs).into_iter().collect::<Vec<_>>()
+    };
+    let both = ["grpc://10.0.0.5:9000", "grpc://10.0.0.6:9000?isSecure=true"];
+    assert_eq!(schemes("http", &both), ["grpc", "grpcs"]);
+    assert_eq!(schemes("grpc", &both), [""; 0], "one is taken");
+    assert_eq!(schemes("http", &["http://host:80"]), [""; 0], "it is refused, and said there");
+    assert_eq!(schemes("http", &[]), [""; 0]);
+}
