@@ -47,11 +47,12 @@ async fn run(mut trials: mpsc::Receiver<Trial>, updates: Updates, shutdown: Canc
             }
             Some(ended) = running.join_next() => results.extend(ended),
         }
-        // Those that ended meanwhile go along: an update a result would be a decision a result.
         while let Some(ended) = running.try_join_next() {
             results.extend(ended);
         }
-        if !results.is_empty() && updates.send(Update::Trials(results)).await.is_err() {
+        // A decision costs what is held, not what is told: until one is made, results gather for the
+        // next, and at most one of them stands between an update and its effect.
+        if !results.is_empty() && updates.apply(Update::Trials(results)).await.is_err() {
             return;
         }
     }

@@ -42,7 +42,7 @@ const DISK_PACE: Duration = Duration::from_secs(2);
 const DISK_RETRY: Duration = Duration::from_secs(5);
 /// A write that takes longer is said: a disk that does not answer is as bad as one that is full.
 const DISK_PATIENCE: Duration = Duration::from_secs(30);
-/// Orders applied before tables are built.
+/// Orders applied before tables are built, for as long as [`PACE`] at most.
 const BATCH: usize = 256;
 
 /// Reads both clocks.
@@ -165,8 +165,12 @@ impl Publisher {
                 () = shutdown.cancelled() => break,
                 order = inbox.recv() => {
                     let Some(order) = order else { break };
+                    let until = Instant::now() + PACE;
                     self.apply(order);
                     for _ in 1..BATCH {
+                        if Instant::now() >= until {
+                            break;
+                        }
                         let Ok(order) = inbox.try_recv() else { break };
                         self.apply(order);
                     }
