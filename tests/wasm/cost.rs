@@ -1,8 +1,10 @@
 //! How many host calls a request makes: crossings cost, instructions hardly do.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use pintle_artifact::PINTLE;
+use pintle_contract::Endpoint;
 use pintle_harness::{Calls, HostCall, Module, Outcome};
 
 use crate::support::{ALL, Run, builder_of, endpoints, get, list};
@@ -165,4 +167,27 @@ fn configurations_that_were_replaced_cost_nothing_while_their_streams_go_on() {
     let many = ticks(&mut run);
     println!("ten seconds of ticks: {one} instructions, {many} with 40 configurations before");
     assert!(one > 0 && many < 2 * one, "{one} and {many} instructions");
+}
+
+/// Ten thousand at full size, where `bench churn` sees what of a thread they cost.
+#[test]
+fn endpoints_that_do_well_cost_ticks_next_to_nothing() {
+    let mut run = counting(PINTLE, ALL);
+    let ticks = |run: &mut Run| {
+        calls_of(run, false);
+        run.live(Duration::from_secs(1));
+        let before = instructions(run, &["proxy_on_tick"]);
+        run.live(Duration::from_secs(2));
+        instructions(run, &["proxy_on_tick"]) - before
+    };
+    let few = ticks(&mut run);
+    let endpoint = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        Endpoint::new(format!("o-{number:05}"), SocketAddr::from(([10, 7, high, low], 80)))
+    };
+    run.table("orders", (0..2_000).map(endpoint).collect());
+    let many = ticks(&mut run);
+    let each = many.saturating_sub(few) / (2_000 * 20 * 3);
+    println!("two seconds of ticks: {few} instructions, {many} with 2,000 endpoints; {each} each");
+    assert!(few > 0 && each <= 60, "{few} and {many} instructions, {each} an endpoint and tick");
 }

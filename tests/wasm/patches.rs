@@ -1,5 +1,7 @@
 //! A patch changes the table that a VM has read, and the whole one that lies beside it.
 
+use std::time::Duration;
+
 use pintle_contract::{Down, Endpoint, Health, Message as _, Patch, Table, Up, Version};
 use pintle_harness::Outcome;
 
@@ -70,7 +72,43 @@ fn what_changed_reaches_who_has_read_the_table_and_who_has_not() {
     for worker in [0, 1] {
         assert_eq!(addresses(&mut run, worker), ["10.7.0.255:80"], "worker {worker}");
     }
+    // For those that know no patches.
+    run.live(Duration::from_secs(2));
     assert_eq!((run.whole().endpoints.len(), run.whole().version), (200, run.version()));
+    assert!(run.envoy.traps().is_empty());
+}
+
+/// Few endpoints, as one of ten thousand that changes ten times a second: the whole table is not
+/// written for each, and whoever comes meanwhile has what came since.
+#[test]
+fn patches_gather_and_lead_everybody_to_the_newest() {
+    let mut run = Run::start(ALL);
+    run.table(SERVICE, (1..=200).map(endpoint).collect());
+    run.complete();
+    assert!(addresses(&mut run, 0).len() > 10);
+    let written = run.whole().version;
+    let down = |it| Endpoint { health: Health::Draining, ..endpoint(it) };
+    for number in 1..=30 {
+        let from = run.version();
+        run.patch(from, vec![down(number)], &[]);
+    }
+    // As many as there must not be to go on gathering.
+    assert_eq!(run.whole().version, written, "what is whole was not written anew");
+    for worker in [0, 1] {
+        let all = addresses(&mut run, worker);
+        let drained = |at: &String| (1..=30).any(|it| *at == format!("10.7.0.{it}:80"));
+        assert!(all.len() > 10 && !all.iter().any(drained), "worker {worker}: {all:?}");
+    }
+    for number in 31..=199 {
+        let from = run.version();
+        run.patch(from, vec![down(number)], &[]);
+    }
+    assert!(run.whole().version > written);
+    for worker in [0, 1] {
+        assert_eq!(addresses(&mut run, worker), ["10.7.0.200:80"], "worker {worker}");
+    }
+    run.live(Duration::from_secs(2));
+    assert_eq!(run.whole().version, run.version());
     assert!(run.envoy.traps().is_empty());
 }
 

@@ -71,6 +71,8 @@ pub struct Balancer {
     /// Endpoints that are owed a probe.
     probes: Vec<u32>,
     workers: Workers,
+    /// Indices where requests of theirs are counted.
+    elsewhere: Vec<u32>,
     /// Nobody has a weight, and all count the same.
     weightless: bool,
     /// Some endpoint is in its slow start.
@@ -127,6 +129,7 @@ impl Balancer {
             sites: Vec::new(),
             field: Field::new(policy, now),
             active: 0,
+            elsewhere: Vec::new(),
             limits: Vec::new(),
             by_id: Vec::new(),
             by_address: Vec::new(),

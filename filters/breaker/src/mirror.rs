@@ -7,8 +7,8 @@
 //! |---|---|
 //! | a success at a quiet endpoint | a count in the worker's own window, nothing else |
 //! | a failure, a soft refusal, a probe's answer, a success after failures | read, [`Mirror::merge`], compare-and-swap |
-//! | a tick (at most 250 ms apart) while the record is not quiet | the same, so that counts and expiries get in |
-//! | a tick while it is quiet | nothing |
+//! | a tick (at most 250 ms apart) while it is watched, held or half-open | the same, for the counts |
+//! | any other tick | nothing |
 //!
 //! The first failure brings the worker's whole window into the record, which from then on is
 //! *watched*; the other workers learn of it ([`Merged::wake`]) and bring in theirs. So a rate is judged
@@ -80,6 +80,13 @@ impl Mirror {
     #[must_use]
     pub const fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// Whether nothing was ever written or said of the endpoint: no tick has anything to do.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        let said = self.opinion.is_some() || self.force.is_some();
+        self.record.revision == 0 && self.pending.is_empty() && !said
     }
 
     /// Whether the fleet advises against the endpoint, so that it should cost more.
@@ -255,7 +262,8 @@ impl Mirror {
     fn need(&self, now: Now) -> Need {
         let set_back = self.record.clock_set_back(now).is_some();
         let waits = match self.record.state {
-            State::Closed => !self.record.is_quiet(),
+            // A failure that nobody watches any more counts until a success; time does nothing to it.
+            State::Closed => self.record.is_watched() || self.record.held_until.0 != 0,
             // An open breaker waits for a worker that wants to send; time alone changes nothing.
             State::Open => false,
             State::HalfOpen => true,

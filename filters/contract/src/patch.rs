@@ -1,8 +1,9 @@
 //! What changed of a table: one endpoint of ten thousand is told in its own size, not in theirs.
 //!
-//! A patch leads from one version of a table to another and is of use to nobody else. It is of
-//! schema 2, on the stream and between workers; a table in shared data is always whole, for modules
-//! of both schemas.
+//! A patch leads from one version of a table to another. It is of schema 2, on the stream and
+//! between workers; the tables themselves are of both schemas.
+
+use std::collections::BTreeMap;
 
 use crate::frame::{TABLE, frame, unframe};
 use crate::wire::{DecodeError, Reader, Wire};
@@ -59,6 +60,43 @@ impl Patch {
         let few = endpoints.len().saturating_add(gone.len()) <= most;
         let (service, version) = (new.service.clone(), new.version);
         few.then_some(Self { service, from: old.version, version, endpoints, gone })
+    }
+
+    /// This one and the one that comes after it, as one. `None` where that one is of another table.
+    #[must_use]
+    pub fn then(self, next: &Self) -> Option<Self> {
+        if self.service != next.service || self.version != next.from {
+            return None;
+        }
+        let there = |endpoint: &Endpoint| (endpoint.id.clone(), Some(endpoint.clone()));
+        let gone = |id: &String| (id.clone(), None);
+        let mut all: BTreeMap<String, Option<Endpoint>> = self.gone.iter().map(gone).collect();
+        all.extend(
+            self.endpoints.into_iter().map(|endpoint| (endpoint.id.clone(), Some(endpoint))),
+        );
+        all.extend(next.gone.iter().map(gone));
+        all.extend(next.endpoints.iter().map(there));
+        let (mut endpoints, mut gone) = (Vec::new(), Vec::new());
+        for (id, endpoint) in all {
+            match endpoint {
+                Some(endpoint) => endpoints.push(endpoint),
+                None => gone.push(id),
+            }
+        }
+        Some(Self {
+            service: self.service,
+            from: self.from,
+            version: next.version,
+            endpoints,
+            gone,
+        })
+    }
+
+    /// Whether it leads from the table of this version to the newest: from where it begins, or from one
+    /// that it went over.
+    #[must_use]
+    pub fn leads_from(&self, held: Version) -> bool {
+        held.epoch == self.version.epoch && self.from <= held && held < self.version
     }
 
     /// The frame of the table that comes of the frame of the one before. Its other endpoints are
@@ -227,6 +265,39 @@ mod tests {
         for cut in 0..64 {
             assert!(patch.apply(&whole[..whole.len() - cut * 7 - 1]).is_err());
         }
+    }
+
+    #[test]
+    fn two_patches_are_one_from_every_table_on_the_way() {
+        let tables: Vec<Table> = [
+            (1, vec![0, 1, 2, 3, 4]),
+            (2, vec![1, 2, 3, 4, 9]),
+            (3, vec![0, 1, 2, 4, 5, 9]),
+            (4, vec![0, 1, 2, 4, 9]),
+        ]
+        .into_iter()
+        .map(|(sequence, mine)| {
+            let weight = |number| if number == 2 { sequence as u32 } else { 1 };
+            let mine = mine.into_iter().map(|number| endpoint(number, weight(number)));
+            table(sequence, mine.chain((100..300).map(|number| endpoint(number, 1))).collect())
+        })
+        .collect();
+        let steps = tables.windows(2).map(|two| Patch::between(&two[0], &two[1]).unwrap());
+        let whole = steps.reduce(|before, next| before.then(&next).unwrap()).unwrap();
+        assert_eq!(
+            Down::decode(&Down::Patch(whole.clone()).encode()),
+            Ok(Down::Patch(whole.clone()))
+        );
+        let newest = Down::Table(tables[3].clone()).encode();
+        assert_eq!(whole.apply(&Down::Table(tables[0].clone()).encode()), Ok(newest.clone()));
+        for held in &tables[..3] {
+            assert!(whole.leads_from(held.version));
+            // From where it says that it leads from, for the sake of its own check.
+            let from = Patch { from: held.version, ..whole.clone() };
+            assert_eq!(from.apply(&Down::Table(held.clone()).encode()), Ok(newest.clone()));
+        }
+        assert!(!whole.leads_from(tables[3].version));
+        assert_eq!(whole.clone().then(&whole), None, "of another table");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(crate) fn table(service: &str) -> Vec<u8> {
     format!("pintle/t/{service}").into_bytes()
 }
 
-/// What changed of a service's table last, as a frame: for a worker that has read the table before.
+/// What changed of a service's table since the whole one was written, as a frame.
 pub(crate) fn patch(service: &str) -> Vec<u8> {
     format!("pintle/p/{service}").into_bytes()
 }

@@ -41,6 +41,8 @@ pub(crate) struct Service {
     removed: BTreeMap<String, (u64, u64)>,
     /// Indices whose breaker is not closed, or was not when last looked at.
     tripped: BTreeSet<usize>,
+    /// Indices of whose breaker anything is known: of thousands that never failed, ticks look at none.
+    watched: BTreeSet<usize>,
     /// Whether nobody is eligible and panic is off, so that whoever is open is tried before its time. Of
     /// the service, not of a subset: the others' requests would carry its probes.
     last_resort: bool,
@@ -50,6 +52,8 @@ pub(crate) struct Service {
     told_over: bool,
     /// What the endpoints hold of the budget.
     hold: Option<Hold>,
+    /// Whether there was no load to tell, and no request has come since.
+    at_rest: bool,
 }
 
 /// An endpoint beside its load, which the balancer keeps.
@@ -78,6 +82,10 @@ impl Member {
         self.force = endpoint.force;
     }
 
+    fn is_watched(&self) -> bool {
+        !self.breaker.is_untouched() || self.opinion.is_some() || self.force.is_some()
+    }
+
     fn is_closed(&self) -> bool {
         self.breaker.record().state() == State::Closed
     }
@@ -95,10 +103,12 @@ impl Service {
             members: Vec::new(),
             removed: BTreeMap::new(),
             tripped: BTreeSet::new(),
+            watched: BTreeSet::new(),
             last_resort: false,
             told_miss: false,
             told_over: false,
             hold: None,
+            at_rest: false,
         }
     }
 
@@ -146,6 +156,7 @@ impl Service {
         self.told_miss = false;
         self.told_over = false;
         self.tripped.clear();
+        self.watched.clear();
         let mut new = Vec::new();
         for (index, (endpoint, kept)) in table.endpoints.iter().zip(kept).enumerate() {
             let mut member = kept.unwrap_or_else(|| {
@@ -156,6 +167,9 @@ impl Service {
             member.follow(endpoint);
             if !member.is_closed() {
                 self.tripped.insert(index);
+            }
+            if member.is_watched() {
+                self.watched.insert(index);
             }
             self.members.push(member);
         }
@@ -179,6 +193,7 @@ impl Service {
         for (at, endpoint) in known {
             if let Some(member) = self.members.get_mut(at) {
                 member.follow(endpoint);
+                self.watched.insert(at);
             }
         }
         self.version = patch.version;
@@ -219,10 +234,18 @@ impl Service {
         }
     }
 
+    /// Something is about to be known of an endpoint's breaker.
+    pub(crate) fn watch(&mut self, index: usize) {
+        self.watched.insert(index);
+    }
+
+    fn watched(&self) -> impl Iterator<Item = (usize, &Member)> {
+        self.watched.iter().filter_map(|&index| Some((index, self.members.get(index)?)))
+    }
+
     /// The ids of the endpoints whose breakers are not closed, or not for long.
     pub(crate) fn unquiet(&self) -> impl Iterator<Item = &str> {
-        let all = self.members.iter().enumerate();
-        let unquiet = all.filter(|(_, member)| !member.breaker.record().is_quiet());
+        let unquiet = self.watched().filter(|(_, member)| !member.breaker.record().is_quiet());
         unquiet.filter_map(|(index, _)| self.balancer.id_of(index))
     }
 
@@ -232,21 +255,22 @@ impl Service {
     /// Every breaker is told what the table says, also when that is nothing: an opinion that was taken
     /// back must not count for as long as it would have.
     pub(crate) fn need_sync(&mut self, now: Now) -> Vec<usize> {
-        let policy = &self.policy.breaker;
-        let all = self.members.iter_mut().enumerate();
-        all.filter_map(|(index, member)| {
-            let need = member.breaker.overlay(member.opinion, member.force, policy, now);
-            (need == Need::Sync).then_some(index)
-        })
-        .collect()
+        let Self { policy, members, watched, .. } = self;
+        let mut due = Vec::new();
+        watched.retain(|&index| {
+            let Some(member) = members.get_mut(index) else { return false };
+            let need = member.breaker.overlay(member.opinion, member.force, &policy.breaker, now);
+            due.extend((need == Need::Sync).then_some(index));
+            member.is_watched()
+        });
+        due
     }
 
     /// Raises the cost of the endpoints that the fleet advises against; to be called with every tick,
     /// because the score decays. What is advised against everywhere costs no more than elsewhere.
     pub(crate) fn apply_advice(&mut self, now: Now) {
         let policy = &self.policy.breaker;
-        let advised =
-            self.members.iter().enumerate().filter(|(_, m)| m.breaker.is_advised(policy, now));
+        let advised = self.watched().filter(|(_, m)| m.breaker.is_advised(policy, now));
         let entry = |(index, _)| {
             let key = self.balancer.key_of(index)?;
             Some(LoadEntry { key, failures_milli: ADVISED_MILLI, ..LoadEntry::default() })
@@ -346,7 +370,11 @@ impl Service {
     }
 
     /// What this worker tells the others of the load; `None` when there is nothing to tell.
-    pub(crate) fn load(&self, now: Now) -> Option<Vec<Load>> {
+    pub(crate) fn load(&mut self, now: Now) -> Option<Vec<Load>> {
+        self.at_rest &= !self.counts.is_changed();
+        if self.at_rest {
+            return None;
+        }
         let entry = |e: LoadEntry| Load {
             endpoint: e.key,
             in_flight: e.in_flight,
@@ -357,7 +385,8 @@ impl Service {
             retry_at: e.retry_at,
         };
         let load: Vec<Load> = self.balancer.local_load(now).map(entry).collect();
-        (!load.is_empty()).then_some(load)
+        self.at_rest = load.is_empty();
+        (!self.at_rest).then_some(load)
     }
 
     /// What another worker told of the load.

@@ -17,6 +17,7 @@ use pintle_policy::Config;
 use pintle_sync::Effect;
 use rand::{Rng as _, SeedableRng as _};
 
+mod amendments;
 mod breakers;
 mod leadership;
 mod membership;
@@ -26,6 +27,7 @@ mod tracer;
 mod turn;
 mod uplink;
 
+use amendments::Amendments;
 use breakers::{Breakers, Outgoing};
 use leadership::{Leadership, Role};
 use membership::Membership;
@@ -58,6 +60,7 @@ pub(crate) struct Worker {
     pub(crate) local: Local,
     membership: Membership,
     leadership: Leadership,
+    amendments: Amendments,
     uplink: Uplink,
     ticks: u64,
 }
@@ -152,6 +155,7 @@ impl Worker {
         let mut worker = Self {
             leadership: Leadership::new(membership.id()),
             membership,
+            amendments: Amendments::default(),
             uplink: Uplink::new(),
             ticks: 0,
             local: Local::new(config),
@@ -180,6 +184,9 @@ impl Worker {
         let peers = self.join(now);
         let role = self.leadership.elect(self.membership.slot(), now, &mut self.local.counters);
         let leading = role.fence().is_some();
+        if !matches!(role, Role::Leader { new: false, .. }) {
+            self.amendments.clear();
+        }
         self.run_uplink(&cluster, role, &peers, now);
         if !leading {
             self.hand_over();
@@ -190,7 +197,9 @@ impl Worker {
         self.run_breakers(now);
         self.local.services.build_tables();
         if self.ticks.is_multiple_of(SLOW) {
-            if !leading {
+            if leading {
+                self.amendments.settle(&mut self.local.counters);
+            } else {
                 self.load_index(now);
             }
             self.report(now);
@@ -210,10 +219,10 @@ impl Worker {
             return Vec::new();
         };
         if !round.peers.is_empty() {
-            let load = |(name, service): (&Rc<str>, &Service)| {
+            let load = |(name, service): (&Rc<str>, &mut Service)| {
                 Some((name.to_string(), service.load(now)?))
             };
-            let load = services.iter().filter_map(load).collect();
+            let load = services.iter_mut().filter_map(load).collect();
             self.membership.tell_load(load, counters);
         }
         for (number, slot) in &round.peers {
@@ -364,9 +373,8 @@ impl Worker {
             Effect::Store(table) => {
                 let name = table.service.clone();
                 self.store(&name, frame);
-                if table.endpoints.len() >= Patch::LARGE {
-                    // Whoever holds the table before must not stop at an older patch.
-                    self.store_patch(&name, b"");
+                if table.endpoints.len() >= Patch::LARGE || self.amendments.has(&name) {
+                    self.amendments.forget(&name, &mut self.local.counters);
                 }
                 let Local { config, services, rng, counters, .. } = &mut self.local;
                 let replaced = services.came(table, config, &mut Turn { now, rng, counters });
@@ -374,17 +382,19 @@ impl Worker {
                 Some(Note::Table(name))
             }
             Effect::Amend(patch) => {
-                let Some(whole) = Services::amended(&patch) else {
+                if !self.amendments.add(&patch, &mut self.local.counters) {
                     return self.ask_anew(&patch.service, now);
-                };
-                self.store(&patch.service, &whole);
-                self.store_patch(&patch.service, frame);
+                }
+                self.leadership.change_index();
                 self.local.amend(&patch, now);
                 Some(Note::Table(patch.service))
             }
             Effect::Lost(name) => return self.ask_anew(&name, now),
             Effect::Remove(name) => {
                 self.store(&name, b"");
+                if self.amendments.has(&name) {
+                    self.amendments.forget(&name, &mut self.local.counters);
+                }
                 self.local.services.remove(&name);
                 // No table says so.
                 self.local.services.reach(self.leadership.version());
@@ -404,12 +414,6 @@ impl Worker {
             self.membership.notify_all(&note, &mut self.local.counters);
         }
         self.tell_applied();
-    }
-
-    fn store_patch(&mut self, name: &str, frame: &[u8]) {
-        if Services::store_patch(name, frame).is_err() {
-            self.local.counters.add(Count::HostError);
-        }
     }
 
     /// The next stream begins as if nothing were held.

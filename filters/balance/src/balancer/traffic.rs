@@ -118,33 +118,44 @@ impl Balancer {
                     self.field.hear(i, entry);
                 }
             }
-            self.spread_remote();
+            self.spread_told();
         }
     }
 
     /// Forgets what a vanished worker had in flight; what it taught of latencies decays by itself.
     pub fn remove_worker(&mut self, worker: u32) {
         if self.workers.remove(worker) {
-            self.spread_remote();
+            self.spread_told();
         }
     }
 
-    /// Counts the other workers' requests, after one of them told of its own or the table changed.
+    /// Counts the other workers' requests, after the table changed.
     pub(super) fn spread_remote(&mut self) {
-        for load in &mut self.field.loads {
-            (load.elsewhere, load.waiting_elsewhere, load.sharers) = (0, 0.0, 0);
+        self.elsewhere = (0..u32::MAX).take(self.field.loads.len()).collect();
+        self.active = self.field.loads.iter().map(|l| u64::from(l.active())).sum();
+        self.spread_told();
+    }
+
+    /// The same after one of them told of its own: where none had any and none has, nothing is done.
+    fn spread_told(&mut self) {
+        for at in self.elsewhere.drain(..) {
+            if let Some(load) = self.field.loads.get_mut(at as usize) {
+                self.active = self.active.saturating_sub(load.elsewhere.into());
+                (load.elsewhere, load.waiting_elsewhere, load.sharers) = (0, 0.0, 0);
+            }
         }
         for remote in self.workers.all() {
             let at = self.by_key.partition_point(|&(k, _)| k < remote.key);
             if let Some(&(_, i)) = self.by_key.get(at).filter(|&&(k, _)| k == remote.key)
                 && let Some(load) = self.field.loads.get_mut(i as usize)
             {
+                self.active = self.active.saturating_add(remote.in_flight.into());
                 load.elsewhere = load.elsewhere.saturating_add(remote.in_flight);
                 load.waiting_elsewhere += remote.waiting;
                 load.sharers = load.sharers.saturating_add(u16::from(remote.in_flight > 0));
+                self.elsewhere.push(i);
             }
         }
-        self.active = self.field.loads.iter().map(|l| u64::from(l.active())).sum();
         if self.is_limited() {
             (0..self.sites.len()).for_each(|index| self.mark(index));
         }

@@ -162,6 +162,29 @@ fn a_watched_endpoint_is_written_by_ticks_and_not_by_successes() {
 
 // === one state for all ===
 
+/// Of thousands that one request each found dead, ticks read none again.
+#[test]
+fn a_failure_that_is_over_costs_no_tick_and_still_counts() {
+    let policy = plain();
+    let (mut store, [mut worker]) = (Store::default(), workers());
+    let failed = |store: &mut Store, worker: &mut Mirror, now| {
+        answer(store, worker, FAILURE, &policy, now);
+    };
+    failed(&mut store, &mut worker, at(0));
+    let mut ticks = 0;
+    for now in (1..=1_200).map(|tick| at(tick * 100)) {
+        if worker.tick(now) == Need::Sync {
+            ticks += 1;
+            sync(&mut store, &mut worker, &policy, now);
+        }
+    }
+    let window = policy.window.as_millis() / 100;
+    assert!(ticks <= window + window / 2, "{ticks} ticks");
+    assert_eq!(store.record().consecutive(), 1);
+    (1..5).for_each(|n| failed(&mut store, &mut worker, at(120_000 + n)));
+    assert_eq!(store.record().state(), State::Open, "five in a row");
+}
+
 #[test]
 fn five_failures_open_it_wherever_they_are_seen() {
     let policy = plain();

@@ -85,6 +85,11 @@ impl Counts {
         self.changed = true;
     }
 
+    /// Whether something changed since the last report.
+    pub(crate) const fn is_changed(&self) -> bool {
+        self.changed
+    }
+
     /// Whether something changed since the last report, which the next one is.
     pub(crate) const fn take_changed(&mut self) -> bool {
         std::mem::replace(&mut self.changed, false)

@@ -99,6 +99,7 @@ impl Breakers {
             _ => return,
         };
         let Ok(record) = record else { return turn.counters.add(Count::SharedRejected) };
+        service.watch(index);
         let need = service.breaker_mut(index).map(|breaker| breaker.refresh(record, turn.now));
         service.update_verdicts(Some(index), turn.now);
         if need == Some(Need::Sync) {
@@ -130,6 +131,7 @@ impl Breakers {
             return None;
         }
         let service = services.get_mut(name)?;
+        service.watch(index);
         let id = service.balancer.id_of(index)?.to_owned();
         let key = keys::breaker(name, &id);
         let mut bytes = Vec::new();

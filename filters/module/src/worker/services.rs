@@ -18,6 +18,7 @@ use pintle_hostcalls::{self as host, Cas, Level, Status};
 use pintle_policy::Config;
 use rand::Rng as _;
 
+use super::amendments::gathered;
 use super::leadership::read_index;
 use super::turn::Turn;
 use crate::counters::Count;
@@ -143,18 +144,6 @@ impl Services {
         host::set_shared_data(&keys::table(name), frame, None)
     }
 
-    /// The frame of a table in shared data, brought up to a patch. `None` where it is not of the
-    /// table before.
-    pub(crate) fn amended(patch: &Patch) -> Option<Vec<u8>> {
-        let (whole, _) = host::shared_data(&keys::table(&patch.service)).ok()?;
-        patch.apply(&whole).ok()
-    }
-
-    /// Stores the frame of a patch for the workers that hold the table before.
-    pub(crate) fn store_patch(name: &str, frame: &[u8]) -> host::Result<()> {
-        host::set_shared_data(&keys::patch(name), frame, None)
-    }
-
     /// Forgets a service.
     pub(crate) fn remove(&mut self, name: &str) {
         self.by_name.swap_remove(name);
@@ -201,11 +190,17 @@ impl Services {
     ) -> Option<Replaced> {
         if let Some(held) = self.by_name.get(name) {
             let held = held.version;
-            return match last_patch(name) {
+            return match gathered(name) {
                 Some(patch) if patch.version == held => None,
-                Some(patch) if patch.from == held => self.amend(&patch, config, turn),
+                Some(patch) if patch.leads_from(held) => self.amend(&patch, config, turn),
                 _ => self.load(name, config, turn),
             };
+        }
+        // Where patches say how far it goes, a table that nobody asks for here is not copied to see.
+        if let Some(known) = self.unread.get(name).copied()
+            && let Some(patch) = gathered(name).filter(|patch| patch.leads_from(known))
+        {
+            return self.amend(&patch, config, turn);
         }
         match host::shared_data(&keys::table(name)) {
             Ok((bytes, _)) if bytes.is_empty() => self.remove(name),
@@ -222,8 +217,8 @@ impl Services {
         None
     }
 
-    /// The table of a service was changed by this patch, and lies whole in shared data. What was read
-    /// of the one before is brought up to it, where that can be done.
+    /// The table of a service was changed by this patch, which lies beside it in shared data. What was
+    /// read of one before is brought up to it, where that can be done.
     pub(crate) fn amend(
         &mut self,
         patch: &Patch,
@@ -274,11 +269,9 @@ impl Services {
         self.unread.remove(name);
         match host::shared_data(&keys::table(name)) {
             Ok((bytes, _)) if bytes.is_empty() => self.remove(name),
-            Ok((bytes, _)) => match Down::decode(&bytes) {
-                Ok(Down::Table(table)) if table.service == name => {
-                    return self.replace(table, config, turn);
-                }
-                _ => turn.counters.add(Count::SharedRejected),
+            Ok((bytes, _)) => match decode(name, &bytes) {
+                Some(table) => return self.replace(table, config, turn),
+                None => turn.counters.add(Count::SharedRejected),
             },
             Err(Status::NOT_FOUND) => {}
             Err(_) => turn.counters.add(Count::HostError),
@@ -419,13 +412,16 @@ impl Services {
     }
 }
 
-/// What changed of a service's table last, if it came as a patch.
-fn last_patch(name: &str) -> Option<Patch> {
-    let (bytes, _) = host::shared_data(&keys::patch(name)).ok()?;
-    match Down::decode(&bytes) {
-        Ok(Down::Patch(patch)) if patch.service == name => Some(patch),
+/// The newest table of a service, by the frame of the whole one.
+fn decode(name: &str, whole: &[u8]) -> Option<Table> {
+    let read = |bytes: &[u8]| match Down::decode(bytes) {
+        Ok(Down::Table(table)) if table.service == name => Some(table),
         _ => None,
-    }
+    };
+    let table = read(whole)?;
+    let large = table.endpoints.len() >= Patch::LARGE;
+    let patch = large.then(|| gathered(name)).flatten().filter(|it| it.from == table.version);
+    patch.map_or(Some(table), |patch| read(&patch.apply(whole).ok()?))
 }
 
 /// Whether the table says something of the endpoint's breaker.
