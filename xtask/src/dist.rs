@@ -26,6 +26,7 @@ pub fn run_dist(key: Option<&str>) -> Result<()> {
     copy(&tools::target_dir().join("release/pintle"), &dist.join("pintle"))?;
     copy(&tools::module()?, &dist.join("pintle.wasm"))?;
     pages(&dist)?;
+    name_module(&dist)?;
     help(&dist)?;
     for (binary, package, target) in
         [("pintle", "pintle-agent", None), ("pintle.wasm", "pintle-module", Some("wasm32-wasip1"))]
@@ -67,6 +68,32 @@ fn pages(dist: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The module once more under a name with its hash, which the shipped manifests then have: a proxy that starts
+/// during a roll loads what its configuration means, the release before or this one.
+fn name_module(dist: &Path) -> Result<()> {
+    let module = dist.join("pintle.wasm");
+    let name = hashed(&module)?;
+    copy(&module, &dist.join(&name))?;
+    for manifest in ["envoy/istio/pintle.yaml", "envoy/istio/gateway.yaml"] {
+        let path = dist.join(manifest);
+        let text = std::fs::read_to_string(&path)?;
+        if !text.contains(IN_PODS) {
+            return Err(Error::new(format!("{manifest} does not name {IN_PODS}")));
+        }
+        std::fs::write(path, text.replace(IN_PODS, &format!("/run/pintle/{name}")))?;
+    }
+    Ok(())
+}
+
+/// Where a proxy's pod finds the module, before it has a hash.
+const IN_PODS: &str = "/run/pintle/pintle.wasm";
+
+/// `pintle-` and 16 digits of the module's SHA-256.
+fn hashed(module: &Path) -> Result<String> {
+    let hash = sha256(module)?;
+    Ok(format!("pintle-{}.wasm", hash.get(..16).unwrap_or(&hash)))
 }
 
 /// What the agent says of itself: man pages, and completions under the names that shells look for.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use pintle_tests::{Error, Result};
 use serde_json::{Value, json};
 
-use super::{TAR, architecture, copy, sha256};
+use super::{TAR, architecture, copy, hashed, sha256};
 use crate::shell::{output, run};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -107,12 +107,14 @@ pub fn module_artifact(dir: &Path, tag: &str, module: &Path) -> Result<()> {
     )
 }
 
-/// The agent with the libraries that it asks for, the system's authorities, the module, and the tools
-/// of the init container; nobody special runs it.
+/// The agent with the libraries that it asks for, the system's authorities, the module under both of its
+/// names, and the tools of the init container; nobody special runs it.
 pub fn agent_image(dir: &Path, tag: &str, agent: &Path, module: &Path) -> Result<()> {
     let root = dir.with_extension("root");
     copy(agent, &root.join("usr/local/bin/pintle"))?;
-    copy(module, &root.join("usr/share/pintle/pintle.wasm"))?;
+    for name in ["pintle.wasm", &hashed(module)?] {
+        copy(module, &root.join("usr/share/pintle").join(name))?;
+    }
     copy(Path::new(AUTHORITIES), &below(&root, Path::new(AUTHORITIES)))?;
     let user = "root:x:0:0::/:/bin/sh\npintle:x:65532:65532::/:/bin/sh\n";
     std::fs::write(root.join("etc/passwd"), user)?;
