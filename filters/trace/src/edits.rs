@@ -85,12 +85,35 @@ impl Edits {
         present: Option<&[u8]>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
+        self.put(name, present, write, is_field_value);
+    }
+
+    /// The same of ids and flags, which are a field value whatever they are.
+    pub(crate) fn set_ids(
+        &mut self,
+        name: &'static str,
+        present: Option<&[u8]>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.put(name, present, write, |value| {
+            debug_assert!(is_field_value(value), "{value:?}");
+            true
+        });
+    }
+
+    fn put(
+        &mut self,
+        name: &'static str,
+        present: Option<&[u8]>,
+        write: impl FnOnce(&mut Vec<u8>),
+        is_valid: impl FnOnce(&[u8]) -> bool,
+    ) {
         let start = self.values.len();
         write(&mut self.values);
         let value = self.values.get(start..).unwrap_or_default();
         if present == Some(value) {
             self.values.truncate(start);
-        } else if is_field_value(value) {
+        } else if is_valid(value) {
             self.list.push((name, Some(start..self.values.len())));
         } else {
             self.values.truncate(start);

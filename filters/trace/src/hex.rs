@@ -4,6 +4,8 @@
 //! Jaeger and X-Ray implementations write both cases; so there are two decoders. Every decoder wants the exact number of digits: an id that is cut or padded in silence
 //! joins two traces that have nothing to do with each other.
 
+const DIGITS: [u8; 16] = *b"0123456789abcdef";
+
 /// `2 * N` lower-case digits, nothing else.
 pub(crate) fn lower<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     if text.iter().any(u8::is_ascii_uppercase) { None } else { any_case(text) }
@@ -40,7 +42,7 @@ pub(crate) fn padded<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
 
 /// Appends lower-case digits.
 pub(crate) fn write<const N: usize>(out: &mut Vec<u8>, bytes: &[u8; N]) {
-    let digit = |d: u8| d.wrapping_add(if d < 10 { b'0' } else { b'a' - 10 });
+    let digit = |d: u8| DIGITS.get(usize::from(d)).copied().unwrap_or_default();
     let pairs = bytes.map(|byte| [digit(byte >> 4), digit(byte & 15)]);
     out.extend_from_slice(pairs.as_flattened());
 }

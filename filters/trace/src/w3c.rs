@@ -50,7 +50,7 @@ pub(crate) fn inject(
     own: Option<&str>,
     edits: &mut Edits,
 ) {
-    edits.set(Field::Traceparent.name(), carrier.get(Field::Traceparent), |out| {
+    edits.set_ids(Field::Traceparent.name(), carrier.get(Field::Traceparent), |out| {
         out.extend_from_slice(b"00-");
         hex::write(out, &context.trace_id);
         out.push(b'-');
