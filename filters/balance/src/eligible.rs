@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use pintle_contract::Now;
+use pintle_contract::{Now, nanos};
 use rand::Rng;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -191,7 +191,7 @@ impl Field {
             return;
         };
         let limit = self.service.middle.limit();
-        let slow = latency.is_some_and(|latency| latency.as_nanos() as f32 > limit);
+        let slow = latency.is_some_and(|latency| nanos(latency) as f32 > limit);
         load::observe(load, past, &self.clock, &self.service, (latency, failed));
         if !failed && latency.is_some() {
             if !slow {

@@ -27,7 +27,7 @@
 
 use std::time::Duration;
 
-use pintle_contract::Now;
+use pintle_contract::{Now, nanos};
 
 use crate::baseline::Baseline;
 use crate::meanwhile::Meanwhile;
@@ -423,7 +423,7 @@ pub(crate) fn observe(
 ) {
     let (latency, failed) = sample;
     if let Some(latency) = latency {
-        let ns = (latency.as_nanos() as f32).clamp(FLOOR, MAX_LATENCY);
+        let ns = (nanos(latency) as f32).clamp(FLOOR, MAX_LATENCY);
         if !failed || ns > load.latency(&service.middle) {
             load.sample(past, clock, service, ns);
         }
@@ -446,7 +446,7 @@ pub(crate) fn observe_at_least(
     service: &Service,
     waited: Duration,
 ) {
-    let ns = (waited.as_nanos() as f32).clamp(FLOOR, MAX_LATENCY);
+    let ns = (nanos(waited) as f32).clamp(FLOOR, MAX_LATENCY);
     if ns > load.latency(&service.middle) {
         load.sample(past, clock, service, ns);
     }

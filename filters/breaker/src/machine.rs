@@ -38,7 +38,7 @@
 
 use std::time::Duration;
 
-use pintle_contract::{Force, ForceAction, Now, Opinion};
+use pintle_contract::{Force, ForceAction, Now, Opinion, nanos};
 
 use crate::classify::Outcome;
 use crate::policy::{Fleet, Policy};
@@ -222,8 +222,7 @@ impl Record {
         let back = |time: &mut Now| {
             // Zero says "never" and stays; what would become zero is a moment later.
             if time.0 != 0 {
-                let ns = u64::try_from(behind.as_nanos()).unwrap_or(u64::MAX);
-                time.0 = time.0.saturating_sub(ns).max(1);
+                time.0 = time.0.saturating_sub(nanos(behind)).max(1);
             }
         };
         back(&mut self.since);
@@ -490,7 +489,7 @@ impl Record {
 
     /// One trip less for every whole interval without a failure.
     fn forgive(&mut self, context: &Context<'_>) {
-        let interval = u64::try_from(context.policy.window.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let interval = nanos(context.policy.window).max(1);
         if self.trips == 0 {
             return;
         }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pintle_contract::Now;
+use pintle_contract::{Now, nanos};
 
 /// Buckets in a window. Ten, as in Linkerd's breaker: the sum covers 90 to 100 % of the window's length.
 pub const BUCKETS: usize = 10;
@@ -55,8 +55,7 @@ impl Window {
     /// Nanoseconds of one bucket of a window of that length; at least 1.
     #[must_use]
     pub fn bucket_length(window: Duration) -> u64 {
-        let ns = u64::try_from(window.as_nanos()).unwrap_or(u64::MAX);
-        (ns / BUCKETS as u64).max(1)
+        (nanos(window) / BUCKETS as u64).max(1)
     }
 
     /// Adds `counts` at `now` to a window of buckets `bucket_ns` nanoseconds long.

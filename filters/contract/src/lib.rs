@@ -31,7 +31,7 @@ pub use report::{
     RequestCount, ServiceReport, Transition,
 };
 pub use shared::{Index, Lease, Load, Loads, Slot};
-pub use time::Now;
+pub use time::{Now, nanos};
 pub use types::{Endpoint, Force, ForceAction, Health, Opinion, ParseVersionError, Table, Version};
 pub use wire::DecodeError;
 

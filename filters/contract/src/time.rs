@@ -30,6 +30,32 @@ impl Now {
     /// `self` moved `by` into the future, at most to the end of time.
     #[must_use]
     pub fn after(self, by: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)))
+        Self(self.0.saturating_add(nanos(by)))
+    }
+}
+
+/// Whole nanoseconds, at most `u64::MAX`. `Duration::as_nanos` counts in 128 bits, which Wasm has not.
+#[must_use]
+pub const fn nanos(time: Duration) -> u64 {
+    const SECOND: u64 = 1_000_000_000;
+    if time.as_secs() >= u64::MAX / SECOND {
+        return u64::MAX;
+    }
+    time.as_secs().wrapping_mul(SECOND).wrapping_add(time.subsec_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nanoseconds_are_those_of_the_standard_library_as_far_as_they_fit() {
+        let far = u64::MAX / 1_000_000_000;
+        for time in [(0, 0), (0, 1), (1, 999_999_999), (far - 1, 999_999_999)] {
+            let time = Duration::new(time.0, time.1);
+            assert_eq!(u128::from(nanos(time)), time.as_nanos());
+        }
+        assert_eq!(nanos(Duration::new(far, 0)), u64::MAX);
+        assert_eq!(nanos(Duration::MAX), u64::MAX);
     }
 }

@@ -16,6 +16,8 @@
 
 use std::time::Duration;
 
+use pintle_contract::nanos;
+
 use super::Balancer;
 use crate::load::State;
 use crate::max_requests::MaxRequests;
@@ -68,7 +70,7 @@ impl Balancer {
             && let Some(limit) = self.limits.get_mut(index)
             && let Some(latency) = latency
         {
-            let (now, ns) = (self.field.clock.now, latency.as_nanos() as f32);
+            let (now, ns) = (self.field.clock.now, nanos(latency) as f32);
             limit.answered(range, now, ns, ticket.crowd, failed);
         }
     }

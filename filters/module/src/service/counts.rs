@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pintle_contract::{EndpointReport, LATENCY_BUCKETS_MS, RequestCount, ServiceReport};
+use pintle_contract::{EndpointReport, LATENCY_BUCKETS_MS, RequestCount, ServiceReport, nanos};
 
 /// Combinations of method and code that are counted apart, at most; ten methods by the codes in use.
 const MAX_REQUEST_COUNTS: usize = 512;
@@ -45,7 +45,7 @@ impl Counts {
         };
         let count = self.requests.entry(key).or_default();
         *count = count.saturating_add(1);
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let micros = nanos(took) / 1_000;
         self.latency_sum_us = self.latency_sum_us.saturating_add(micros);
         let bucket = LATENCY_BUCKETS_MS
             .iter()
