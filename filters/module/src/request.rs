@@ -21,12 +21,10 @@
 //! costs here is how much of it is touched. Parts that not every configuration needs are kept out of line.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use pintle_balance::Ticket;
-use pintle_breaker::classify::{parse_grpc_timeout, parse_timeout_ms};
 use pintle_breaker::{Logged, Outcome, Retries};
-use pintle_contract::{METHODS, Now};
+use pintle_contract::Now;
 use pintle_hostcalls::streams::Action;
 use pintle_policy::{Config, Select, Unknown, Via};
 use pintle_trace::{Edit, Kept, Ratio};
@@ -38,6 +36,7 @@ mod debug;
 mod end;
 mod head;
 mod question;
+mod said;
 mod shadow;
 mod span;
 
@@ -45,6 +44,7 @@ pub(crate) use attempt::RequestId;
 use debug::Answer;
 use head::Head;
 use question::{Named, named};
+use said::Said;
 use shadow::Shadow;
 
 use crate::boundary::{Headers, LocalResponse, Proxy};
@@ -56,11 +56,7 @@ pub(crate) struct Exchange<P: Proxy> {
     proxy: P,
     worker: Shared,
     started: Now,
-    /// Index into [`METHODS`].
-    method: u8,
-    grpc: bool,
-    /// The client's own.
-    deadline: Option<Duration>,
+    said: Said,
     id: Option<RequestId>,
     sent: Option<Sent>,
     /// Where the choice is only compared with Envoy's.
@@ -115,8 +111,8 @@ struct Decided {
 
 /// Where the request goes.
 enum Routing {
-    /// To the endpoints of this list, in Envoy's form.
-    Listed(String),
+    /// To the endpoints of [`Local::list`].
+    Listed,
     /// Where Envoy chooses.
     Unlisted,
     /// Nowhere: 503, with these seconds in `retry-after`.
@@ -166,9 +162,7 @@ impl<P: Proxy> Exchange<P> {
             proxy,
             worker,
             started: Now(0),
-            method: 0,
-            grpc: false,
-            deadline: None,
+            said: Said::default(),
             id: None,
             sent: None,
             shadow: None,
@@ -200,7 +194,7 @@ impl<P: Proxy> Exchange<P> {
 
     /// The response's headers pass. `None` where the worker is in the middle of something else.
     pub(crate) fn on_response_headers(&mut self) -> Option<()> {
-        if self.grpc {
+        if self.said.grpc {
             self.grpc_status = grpc_status(self.proxy.response_header("grpc-status"));
         }
         if let Some(answer) = &self.answer {
@@ -218,7 +212,7 @@ impl<P: Proxy> Exchange<P> {
 
     /// The response's trailers pass.
     pub(crate) fn on_response_trailers(&mut self) {
-        if self.grpc {
+        if self.said.grpc {
             self.grpc_status = grpc_status(self.proxy.response_trailer("grpc-status"));
         }
     }
@@ -276,13 +270,13 @@ impl<P: Proxy> Exchange<P> {
         let name = named.as_ref().map(|named| named.name.as_str());
         let service = name.and_then(|name| local.find(name));
         let service = service.map(|(at, name)| Known { name, at });
-        self.propagate(local, service.as_ref(), name, &headers);
+        self.hear(local, service.as_ref(), name, &headers);
         config.select.as_ref().map_or(Action::Continue, |select| {
             let routing = match service {
                 Some(known) => self.route(local, select, &known, &headers),
                 None => self.route_unknown(local, select, named.as_ref()),
             };
-            self.apply(local, select, &headers, &routing)
+            self.apply(local, select, &routing)
         })
     }
 
@@ -311,7 +305,8 @@ impl<P: Proxy> Exchange<P> {
             match self.proxy.request_headers() {
                 Some(headers) => {
                     self.kept = Kept::new(headers.iter(), &local.tracer.edits);
-                    self.read(&headers);
+                    let said = |(name, value)| self.said.hear(None, name, value);
+                    headers.iter().for_each(said);
                 }
                 None => local.counters.add(Count::HostError),
             }
@@ -320,7 +315,8 @@ impl<P: Proxy> Exchange<P> {
         true
     }
 
-    fn propagate(
+    /// Hears the headers in one walk, and propagates the trace that they bring.
+    fn hear(
         &mut self,
         local: &mut Local,
         service: Option<&Known>,
@@ -328,17 +324,24 @@ impl<P: Proxy> Exchange<P> {
         headers: &P::Headers,
     ) {
         let config = Rc::clone(&local.config);
-        let Some(trace) = &config.trace else { return };
-        let policy = service
-            .and_then(|known| local.services.at(known.at))
-            .map_or_else(|| config.trace_policy(named), |service| service.policy.trace);
-        let context = self.edit(local, trace, &policy, headers.iter());
-        local.tracer.continued = !context.new_root || context.link.is_some();
-        if context.is_recorded() {
-            self.kept = Kept::new(headers.iter(), &local.tracer.edits);
-            self.read(headers);
+        let list = config.select.as_ref().map(|select| select.header.as_bytes());
+        let mut said = Said::default();
+        let heard = headers.iter().inspect(|(name, value)| said.hear(list, name, value));
+        match &config.trace {
+            Some(trace) => {
+                let policy = service
+                    .and_then(|known| local.services.at(known.at))
+                    .map_or_else(|| config.trace_policy(named), |service| service.policy.trace);
+                let context = self.edit(local, trace, &policy, heard);
+                local.tracer.continued = !context.new_root || context.link.is_some();
+                self.trace = Some(context);
+            }
+            None => heard.for_each(drop),
         }
-        self.trace = Some(context);
+        self.said = said;
+        if self.is_recorded() {
+            self.kept = Kept::new(headers.iter(), &local.tracer.edits);
+        }
     }
 
     /// Decides the request's trace context and changes its headers accordingly.
@@ -363,28 +366,6 @@ impl<P: Proxy> Exchange<P> {
         context
     }
 
-    fn read(&mut self, headers: &P::Headers) {
-        for (name, value) in headers.iter() {
-            match name {
-                b":method" => {
-                    let known = METHODS.iter().position(|method| method.as_bytes() == value);
-                    let other = METHODS.len().saturating_sub(1);
-                    self.method = u8::try_from(known.unwrap_or(other)).unwrap_or_default();
-                }
-                b"content-type" => self.grpc = is_grpc(value),
-                b"grpc-timeout" => self.limit(parse_grpc_timeout(value)),
-                b"x-envoy-expected-rq-timeout-ms" | b"x-envoy-upstream-rq-timeout-ms" => {
-                    self.limit(parse_timeout_ms(value));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn limit(&mut self, deadline: Option<Duration>) {
-        self.deadline = self.deadline.into_iter().chain(deadline).min();
-    }
-
     #[inline(never)]
     fn route(
         &mut self,
@@ -400,7 +381,6 @@ impl<P: Proxy> Exchange<P> {
             self.decided.reason = "bypass";
             return Routing::Unlisted;
         }
-        self.read(headers);
         let retries = local.services.at(known.at).map(|service| service.policy.breaker.retries);
         if retries == Some(Retries::Logged) {
             self.id = headers.get(b"x-request-id").map(RequestId::of);
@@ -431,24 +411,16 @@ impl<P: Proxy> Exchange<P> {
     }
 
     #[inline(never)]
-    fn apply(
-        &self,
-        local: &mut Local,
-        select: &Select,
-        headers: &P::Headers,
-        routing: &Routing,
-    ) -> Action {
-        let spoofed = headers.get(select.header.as_bytes()).is_some();
+    fn apply(&self, local: &mut Local, select: &Select, routing: &Routing) -> Action {
+        let spoofed = self.said.spoofed;
         if spoofed {
             local.counters.add(Count::SpoofedHeader);
         }
         let done = match (routing, select.via) {
-            (Routing::Listed(list), Via::OverrideHost) => {
-                self.proxy.set_request_header(&select.header, list.as_bytes())
+            (Routing::Listed, Via::OverrideHost) => {
+                self.proxy.set_request_header(&select.header, local.list.as_bytes())
             }
-            (Routing::Listed(address), Via::OriginalDst) => {
-                self.proxy.set_original_destination(address)
-            }
+            (Routing::Listed, Via::OriginalDst) => self.proxy.set_original_destination(&local.list),
             (Routing::Unlisted, _) if spoofed => self.proxy.remove_request_header(&select.header),
             (Routing::Unlisted, _) => Ok(()),
             (Routing::Refused(reason, wait), _) => return self.refuse(local, *reason, *wait),
@@ -479,10 +451,4 @@ impl<P: Proxy> Exchange<P> {
 
 fn grpc_status(value: Option<Vec<u8>>) -> Option<u32> {
     std::str::from_utf8(&value?).ok()?.parse().ok()
-}
-
-/// Whether this content type is gRPC; gRPC-Web, whose status stands in the body, is none.
-fn is_grpc(value: &[u8]) -> bool {
-    let rest = value.strip_prefix(b"application/grpc");
-    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }

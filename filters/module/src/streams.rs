@@ -63,9 +63,13 @@ impl Open {
     }
 
     /// Keeps `exchange`. Of too many the oldest in its bucket gives way, as if its client had left.
-    fn insert(&mut self, stream: u32, exchange: Exchange<Wasm>) -> Option<Box<Exchange<Wasm>>> {
+    fn insert(
+        &mut self,
+        stream: u32,
+        exchange: Box<Exchange<Wasm>>,
+    ) -> Option<Box<Exchange<Wasm>>> {
         self.ids.extend(exchange.id().map(|id| (id, stream)));
-        self.bucket(stream)?.push((stream, Box::new(exchange)));
+        self.bucket(stream)?.push((stream, exchange));
         self.count = self.count.saturating_add(1);
         if self.count <= MAX_OPEN {
             return None;
@@ -163,6 +167,7 @@ fn headers(stream: u32, root: u32) -> Action {
         return Action::Continue;
     };
     if exchange.has_end() {
+        let exchange = Box::new(exchange);
         let evicted = OPEN.with(|open| open.try_borrow_mut().ok()?.insert(stream, exchange));
         drop(evicted);
     }

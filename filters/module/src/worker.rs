@@ -73,6 +73,8 @@ pub(crate) struct Local {
     pub(crate) counters: Counters,
     pub(crate) rng: Dice,
     pub(crate) probes: Probes,
+    /// The endpoints of the last request that got any, in Envoy's form.
+    pub(crate) list: String,
     /// What who asks for the debug header must bring.
     pub(crate) token: Option<Token>,
     breakers: Breakers,
@@ -86,6 +88,7 @@ impl Local {
             counters: Counters::default(),
             rng: Dice::seed_from_u64(RandomState::new().hash_one(2u8)),
             probes: Probes::default(),
+            list: String::new(),
             breakers: Breakers::new(config.breaker),
             token: config.debug.as_ref().and_then(Token::read),
             config,

@@ -54,7 +54,7 @@ impl<P: Proxy> Exchange<P> {
         let worker = shared.try_borrow().ok()?;
         let at = self.service_at(&worker.local);
         let Some(service) = at.and_then(|at| worker.local.services.at(at)) else { return Some(()) };
-        let grpc = self.grpc;
+        let grpc = self.said.grpc;
         let Some(sent) = &mut self.sent else { return Some(()) };
         if sent.head.is_some() || sent.logged.len() >= MAX_LOGGED {
             return Some(());

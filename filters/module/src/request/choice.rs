@@ -188,18 +188,18 @@ impl<P: Proxy> Exchange<P> {
         };
         sent.ticket = service.balancer.started(first, self.started);
         service.counts.start();
-        let mut text = String::with_capacity(72);
+        local.list.clear();
         for index in picks.as_slice() {
             let address = usize::try_from(*index).map_or("", |index| service.address(index));
-            if !text.is_empty() {
-                text.push(',');
+            if !local.list.is_empty() {
+                local.list.push(',');
             }
-            text.push_str(address);
+            local.list.push_str(address);
             if select.via == Via::OriginalDst {
                 break;
             }
         }
-        Routing::Listed(text)
+        Routing::Listed
     }
 }
 

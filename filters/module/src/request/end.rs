@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pintle_breaker::classify::{flag, overdue};
 use pintle_breaker::{Answered, FailureKind, Outcome, Report, Retries};
-use pintle_contract::{METHODS, Now};
+use pintle_contract::Now;
 
 use super::Exchange;
 use super::charge::{Charge, entry_at, find};
@@ -80,10 +80,6 @@ impl<P: Proxy> Exchange<P> {
         local.services.find_near(&known.name, known.at)
     }
 
-    pub(super) fn is_connect(&self) -> bool {
-        METHODS.get(usize::from(self.method)) == Some(&"CONNECT")
-    }
-
     /// Reads how it went: the flags, the code where there was no head, and beyond these only what they
     /// call for.
     fn ended(&self, service: Option<&Service>, local: &Local, now: Now) -> Ended {
@@ -99,13 +95,13 @@ impl<P: Proxy> Exchange<P> {
             code,
             flags,
             head: head.is_some(),
-            connect: self.is_connect(),
-            overdue: overdue(self.deadline, now.since(self.started)),
+            connect: self.said.is_connect(),
+            overdue: overdue(self.said.deadline, now.since(self.started)),
             took: Some(self.took(head, now)),
             retry_after: head.and_then(|head| head.retry_after),
             ..Report::default()
         };
-        if self.grpc && report.asks_grpc() {
+        if self.said.grpc && report.asks_grpc() {
             report.grpc = Some(self.grpc_status.unwrap_or(UNKNOWN));
         }
         let address = || proxy.upstream_address();
@@ -143,7 +139,7 @@ impl<P: Proxy> Exchange<P> {
     /// Whether a good head says all there is to say, where Envoy raises no flag at the end.
     fn is_final(&self, head: &Head) -> bool {
         let good = matches!(head.outcome, Outcome::Success { .. });
-        good && !self.grpc && self.deadline.is_none()
+        good && !self.said.grpc && self.said.deadline.is_none()
     }
 
     /// How long the answer took: to its head, where one came.
@@ -159,7 +155,7 @@ impl<P: Proxy> Exchange<P> {
         let took = self.took(head, now);
         let Some(service) = local.services.at_mut(at) else { return };
         service.counts.end();
-        service.counts.answer(self.method, ended.code.unwrap_or_default(), took);
+        service.counts.answer(self.said.method, ended.code.unwrap_or_default(), took);
 
         let left = ended.flags & flag::CLIENT != 0 || ended.overdue;
         let charge = Charge {

@@ -44,7 +44,7 @@ impl<P: Proxy> Exchange<P> {
         self.follow_envoy(local, now);
         let Some(at) = self.service_at(local) else { return };
         let Some(mut head) = self.read_head(local, at, now) else { return };
-        let waits = self.grpc && self.grpc_status.is_none();
+        let waits = self.said.grpc && self.grpc_status.is_none();
         let Some(sent) = &mut self.sent else { return };
         let first = sent.list.first().copied();
         let probe = first.filter(|first| first.breaker.is_probe());
@@ -84,15 +84,15 @@ impl<P: Proxy> Exchange<P> {
         if attempts == 0 {
             return None;
         }
-        let wishes = self.grpc || code == 429;
+        let wishes = self.said.grpc || code == 429;
         let wish = if wishes { proxy.response_header("retry-after") } else { None };
         let retry_after = wish.and_then(|value| parse_retry_after(&value, now));
         let took = now.since(self.started);
         let report = Report {
             code: Some(code),
             head: true,
-            connect: self.is_connect(),
-            overdue: overdue(self.deadline, took),
+            connect: self.said.is_connect(),
+            overdue: overdue(self.said.deadline, took),
             grpc: self.grpc_status.filter(|_| code == 200),
             took: Some(took),
             retry_after,
