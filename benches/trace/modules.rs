@@ -80,7 +80,6 @@ pub const ALL_CALLS: &str = r#"
   (func (export "proxy_on_response_trailers") (param i32 i32) (result i32) (i32.const 0))
   (func (export "proxy_on_log") (param i32))
   (func (export "proxy_on_delete") (param i32)
-    (call $clock)
     (call $property (i32.const 160) (i32.const 14)))"#;
 
 /// Where [`batch`] lies in the memory of a module.

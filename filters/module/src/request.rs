@@ -9,7 +9,7 @@
 //! | | the list (header or filter state) | 1 |
 //! | | each trace header that changes | 0 to 3 |
 //! | head | clock, status, attempts | 3 |
-//! | end | clock, flags | 2 |
+//! | end | flags | 1 |
 //!
 //! No shared data, no log line, no metric. With `trace` alone 1 where a context comes along, or 4 where the
 //! trace begins here, and none at the end; one more for the first request that is not like the one before; a
@@ -252,6 +252,7 @@ impl<P: Proxy> Exchange<P> {
         let config = Rc::clone(&local.config);
         if config.select.is_some() || config.exports() {
             self.started = self.proxy.now();
+            local.clock = self.started;
         }
         if self.begin_trace_unread(local, &config) {
             return Action::Continue;

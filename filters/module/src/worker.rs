@@ -75,6 +75,8 @@ pub(crate) struct Local {
     pub(crate) probes: Probes,
     /// The endpoints of the last request that got any, in Envoy's form.
     pub(crate) list: String,
+    /// The clock, as a request or a tick has last read it: a tick old at most.
+    pub(crate) clock: Now,
     /// What who asks for the debug header must bring.
     pub(crate) token: Option<Token>,
     breakers: Breakers,
@@ -89,6 +91,7 @@ impl Local {
             rng: Dice::seed_from_u64(RandomState::new().hash_one(2u8)),
             probes: Probes::default(),
             list: String::new(),
+            clock: Now(0),
             breakers: Breakers::new(config.breaker),
             token: config.debug.as_ref().and_then(Token::read),
             config,
@@ -180,6 +183,7 @@ impl Worker {
 
     pub(crate) fn tick(&mut self) {
         let now = host::now();
+        self.local.clock = now;
         self.ticks = self.ticks.wrapping_add(1);
         self.export(now);
         let Some(cluster) = self.local.config.agent.clone() else { return };

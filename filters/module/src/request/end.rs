@@ -61,10 +61,18 @@ impl Ended {
 
 impl<P: Proxy> Exchange<P> {
     pub(super) fn finish(&mut self, local: &mut Local) {
-        let now = self.proxy.now();
+        let flags = self.proxy.response_flags();
+        let head = self.sent.as_ref().and_then(|sent| sent.head);
+        let good = head.filter(|head| flags == 0 && self.is_final(head));
+        // Nothing is timed by the end of what went well, unless there is a span.
+        let untimed = good.is_some() && !self.is_recorded();
+        let now = if untimed { local.clock } else { self.proxy.now() };
         self.follow_envoy(local, now);
         let at = self.service_at(local);
-        let ended = self.ended(at.and_then(|at| local.services.at(at)), local, now);
+        let ended = match good {
+            Some(head) => Ended::of(&head),
+            None => self.ended(flags, at.and_then(|at| local.services.at(at)), local, now),
+        };
         if self.is_recorded() {
             self.record(local, at, &ended, now);
         }
@@ -80,15 +88,11 @@ impl<P: Proxy> Exchange<P> {
         local.services.find_near(&known.name, known.at)
     }
 
-    /// Reads how it went: the flags, the code where there was no head, and beyond these only what they
+    /// Reads how it went: the code where there was no head, and beyond it only what that and the flags
     /// call for.
-    fn ended(&self, service: Option<&Service>, local: &Local, now: Now) -> Ended {
+    fn ended(&self, flags: u64, service: Option<&Service>, local: &Local, now: Now) -> Ended {
         let proxy = &self.proxy;
         let head = self.sent.as_ref().and_then(|sent| sent.head);
-        let flags = proxy.response_flags();
-        if let Some(head) = head.filter(|head| flags == 0 && self.is_final(head)) {
-            return Ended::of(&head);
-        }
         let code = head.map_or_else(|| proxy.response_code(), |head| Some(head.code));
         let attempts = head.map_or_else(|| proxy.attempts(), |head| head.attempts);
         let mut report = Report {

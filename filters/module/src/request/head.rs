@@ -41,6 +41,7 @@ impl<P: Proxy> Exchange<P> {
     /// Takes the head for the answer, if it is an endpoint's.
     pub(super) fn answered(&mut self, local: &mut Local) {
         let now = self.proxy.now();
+        local.clock = now;
         self.follow_envoy(local, now);
         let Some(at) = self.service_at(local) else { return };
         let Some(mut head) = self.read_head(local, at, now) else { return };
