@@ -31,12 +31,8 @@ fn snapshot(sequence: u64, endpoints: u16) -> Arc<Snapshot> {
             policy: String::new(),
         };
         Arc::new(Service {
-            table,
-            frame: pintle_state::Frame::default(),
-            patch: None,
-            names: BTreeMap::new(),
-            layers: Vec::new(),
             seen_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000),
+            ..Service::of(table)
         })
     };
     Arc::new(Snapshot {

@@ -36,6 +36,19 @@ impl Clone for Frame {
 }
 
 impl Service {
+    /// One of which nothing is known but its table, seen now.
+    #[must_use]
+    pub fn of(table: Table) -> Self {
+        Self {
+            table,
+            frame: Frame::default(),
+            patch: None,
+            names: BTreeMap::new(),
+            layers: Vec::new(),
+            seen_at: SystemTime::now(),
+        }
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

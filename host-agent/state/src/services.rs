@@ -240,14 +240,7 @@ mod tests {
             endpoints: Vec::new(),
             policy: String::new(),
         };
-        Arc::new(Service {
-            table,
-            frame: crate::published::Frame::default(),
-            patch: None,
-            names: BTreeMap::new(),
-            layers: Vec::new(),
-            seen_at: SystemTime::UNIX_EPOCH,
-        })
+        Arc::new(Service { seen_at: SystemTime::UNIX_EPOCH, ..Service::of(table) })
     }
 
     /// A map of the standard library, and what is compared with it after each step.

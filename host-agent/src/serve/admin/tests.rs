@@ -1,6 +1,5 @@
 //! The admin address over real connections: what it answers, and to whom it does not.
 
-use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use pintle_contract::{
@@ -68,14 +67,7 @@ fn sample(stale: bool) -> Snapshot {
             endpoints,
             policy: r#"{"select":{"strategy":"p2c"}}"#.to_owned(),
         };
-        let service = Service {
-            table,
-            frame: pintle_state::Frame::default(),
-            patch: None,
-            names: BTreeMap::new(),
-            layers: Vec::new(),
-            seen_at: SystemTime::now(),
-        };
+        let service = Service::of(table);
         Arc::new(service)
     };
     let ago = |seconds| SystemTime::now() - Duration::from_secs(seconds);

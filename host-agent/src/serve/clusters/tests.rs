@@ -28,14 +28,7 @@ fn snapshot(sequence: u64, names: &[&str]) -> Snapshot {
             endpoints: Vec::new(),
             policy: String::new(),
         };
-        let service = Service {
-            table,
-            frame: pintle_state::Frame::default(),
-            patch: None,
-            names: BTreeMap::new(),
-            layers: Vec::new(),
-            seen_at: SystemTime::UNIX_EPOCH,
-        };
+        let service = Service { seen_at: SystemTime::UNIX_EPOCH, ..Service::of(table) };
         Arc::new(service)
     };
     let services = names.iter().map(|name| service(name)).collect();

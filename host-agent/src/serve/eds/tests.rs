@@ -1,6 +1,5 @@
 //! The discovery protocols, as Envoy would hold them: first the state machine, then over a socket.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -28,17 +27,13 @@ fn endpoint(id: u16, weight: u32, health: Health, zone: &str) -> Endpoint {
 
 fn service(name: &str, sequence: u64, endpoints: Vec<Endpoint>) -> Arc<Service> {
     Arc::new(Service {
-        table: Table {
+        seen_at: SystemTime::UNIX_EPOCH,
+        ..Service::of(Table {
             service: name.to_owned(),
             version: version(sequence),
             endpoints,
             policy: String::new(),
-        },
-        frame: pintle_state::Frame::default(),
-        patch: None,
-        names: BTreeMap::new(),
-        layers: Vec::new(),
-        seen_at: SystemTime::UNIX_EPOCH,
+        })
     })
 }
 

@@ -22,19 +22,12 @@ fn snapshot(sequence: u64, endpoints: u16) -> Snapshot {
     if let Some(first) = endpoints.first_mut() {
         first.opinion = Some(Opinion { expires_at: Now(u64::MAX), reporters: 2 });
     }
-    let service = Service {
-        table: Table {
-            service: "orders".to_owned(),
-            version: version(sequence),
-            endpoints,
-            policy: String::new(),
-        },
-        frame: pintle_state::Frame::default(),
-        patch: None,
-        names: BTreeMap::new(),
-        layers: Vec::new(),
-        seen_at: SystemTime::now(),
-    };
+    let service = Service::of(Table {
+        service: "orders".to_owned(),
+        version: version(sequence),
+        endpoints,
+        policy: String::new(),
+    });
     Snapshot {
         version: version(sequence),
         services: [Arc::new(service)].into_iter().collect(),

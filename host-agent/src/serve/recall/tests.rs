@@ -1,5 +1,3 @@
-use std::time::SystemTime;
-
 use pintle_contract::{BreakerState, Endpoint, EndpointReport, ServiceReport, Table, Version};
 use pintle_state::Service;
 
@@ -13,14 +11,7 @@ fn snapshot_of(service: &str, endpoints: u8) -> Snapshot {
         endpoints: (1..=endpoints).map(endpoint).collect(),
         policy: String::new(),
     };
-    let service = Service {
-        frame: pintle_state::Frame::default(),
-        table,
-        patch: None,
-        names: BTreeMap::new(),
-        layers: Vec::new(),
-        seen_at: SystemTime::now(),
-    };
+    let service = Service::of(table);
     Snapshot { services: std::iter::once(Arc::new(service)).collect(), ..Snapshot::default() }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
@@ -40,14 +40,7 @@ fn service(name: &str, at: u64) -> Arc<Service> {
         endpoints: vec![Endpoint::new("1", ([10, 0, 0, 1], 80).into())],
         policy: String::new(),
     };
-    Arc::new(Service {
-        frame: pintle_state::Frame::default(),
-        table,
-        patch: None,
-        names: BTreeMap::new(),
-        layers: Vec::new(),
-        seen_at: SystemTime::now(),
-    })
+    Arc::new(Service::of(table))
 }
 
 /// Services with the sequence of their last change; what is gone with that of its removal.
@@ -449,14 +442,7 @@ async fn a_slow_reader_gets_the_newest_state_and_no_backlog() {
                     .collect(),
                 policy: String::new(),
             };
-            let service = Service {
-                frame: pintle_state::Frame::default(),
-                table,
-                patch: None,
-                names: BTreeMap::new(),
-                layers: Vec::new(),
-                seen_at: SystemTime::now(),
-            };
+            let service = Service::of(table);
             Arc::new(service)
         });
         Snapshot { version: version(at), services: services.collect(), ..Snapshot::default() }

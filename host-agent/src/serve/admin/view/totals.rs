@@ -108,7 +108,6 @@ impl TotalsJson {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
     use std::time::SystemTime;
 
@@ -129,14 +128,7 @@ mod tests {
                 endpoints: vec![endpoint],
                 policy: String::new(),
             };
-            let service = Service {
-                table,
-                frame: pintle_state::Frame::default(),
-                patch: None,
-                names: BTreeMap::new(),
-                layers: Vec::new(),
-                seen_at: SystemTime::UNIX_EPOCH,
-            };
+            let service = Service { seen_at: SystemTime::UNIX_EPOCH, ..Service::of(table) };
             snapshot.services.insert(Arc::new(service));
             let minute = MinuteView {
                 requests: 10,
