@@ -58,9 +58,9 @@ pub enum CliError {
     /// The command or the configuration is wrong.
     #[error("{0}")]
     Usage(String),
-    /// What is needed can't be reached.
+    /// What is needed can't be reached: why, and what to do.
     #[error("{0}")]
-    Unavailable(String),
+    Unavailable(String, &'static str),
     /// The agent can't go on.
     #[error("{0}")]
     Broken(String),
@@ -74,7 +74,7 @@ impl CliError {
         match self {
             Self::No(_) | Self::Output(_) => EX_NO,
             Self::Usage(_) => EX_USAGE,
-            Self::Unavailable(_) => EX_UNAVAILABLE,
+            Self::Unavailable(..) => EX_UNAVAILABLE,
             Self::Broken(_) => EX_SOFTWARE,
         }
     }
@@ -259,6 +259,9 @@ pub fn main() -> ExitCode {
         }
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "pintle: {error}");
+            if let CliError::Unavailable(_, todo) = &error {
+                let _ = writeln!(std::io::stderr(), "      -> {todo}");
+            }
             ExitCode::from(error.code())
         }
     }

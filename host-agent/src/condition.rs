@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use pintle_state::Snapshot;
+use pintle_state::{Rejected, Snapshot};
 
 use crate::fleet::ProxyView;
 use crate::link::{SourceStatus, Sources};
@@ -54,6 +54,8 @@ pub(crate) enum Trouble {
         service: String,
         /// How many entries.
         entries: usize,
+        /// One of their keys, and why it is refused.
+        such: (String, String),
     },
 }
 
@@ -80,11 +82,11 @@ impl fmt::Display for Trouble {
                 "proxy {proxy} has not taken the newest tables for {} s",
                 behind.as_secs()
             ),
-            Self::Refused { service, entries: 1 } => {
-                write!(f, "the only entry of {service} is refused")
+            Self::Refused { service, entries: 1, such: (key, why) } => {
+                write!(f, "the only entry of {service} is refused, {key}: {why}")
             }
-            Self::Refused { service, entries } => {
-                write!(f, "all {entries} entries of {service} are refused")
+            Self::Refused { service, entries, such: (key, why) } => {
+                write!(f, "all {entries} entries of {service} are refused, such as {key}: {why}")
             }
         }
     }
@@ -168,18 +170,19 @@ fn silent(source: &'static str, status: &SourceStatus, now: Instant) -> Option<T
 
 /// Services of which entries are refused and none is served.
 fn refused(snapshot: &Snapshot) -> impl Iterator<Item = Trouble> {
-    let mut entries: BTreeMap<String, usize> = BTreeMap::new();
-    let rows = snapshot.rejected.iter();
-    for row in rows.filter(|row| row.source == "registry") {
-        let count = entries.entry(service_of(&row.key)).or_default();
-        *count = count.saturating_add(1);
+    let mut entries: BTreeMap<String, Vec<&Rejected>> = BTreeMap::new();
+    for row in snapshot.rejected.iter().filter(|row| row.source == "registry") {
+        entries.entry(service_of(&row.key)).or_default().push(row);
     }
     let served = |name: &str| {
         let service = snapshot.services.get(name);
         service.is_some_and(|service| !service.table.endpoints.is_empty())
     };
     let ill: Vec<_> = entries.into_iter().filter(|(service, _)| !served(service)).collect();
-    ill.into_iter().map(|(service, entries)| Trouble::Refused { service, entries })
+    ill.into_iter().filter_map(|(service, rows)| {
+        let such = rows.first().map(|row| (row.key.clone(), row.detail.clone()))?;
+        Some(Trouble::Refused { service, entries: rows.len(), such })
+    })
 }
 
 /// The service in a key such as `/services/orders/orders-1`; the whole key where it has another form.
@@ -193,7 +196,6 @@ pub(crate) fn service_of(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use pintle_contract::Version;
-    use pintle_state::Rejected;
 
     use super::*;
 

@@ -114,7 +114,7 @@ impl Events {
         headers: HeaderMap,
         payload: Vec<u8>,
     ) -> Result<Published, NatsError> {
-        let what = "publishing";
+        let what = &format!("publishing to {subject}");
         let sent = self.link.js.publish_with_headers(subject, headers, payload.into()).await;
         let sent = sent.map_err(|error| self.link.failed(what, error))?;
         let ack = self.link.ask(what, sent.into_future()).await?;
@@ -168,12 +168,13 @@ impl Events {
     /// There is none of this number, it was cut, or the stream did not confirm.
     pub async fn replay(&self, number: u64) -> Result<Published, NatsError> {
         let letter = self.dead_letter(number).await?;
-        let letter = letter.ok_or(NatsError::Replay("there is no such dead letter"))?;
+        let refused = |why| NatsError::Replay(number, why);
+        let letter = letter.ok_or(refused("is not there; pintle dlq list shows all"))?;
         if letter.cut.is_some() {
-            return Err(NatsError::Replay("the dead letter holds only a part of the message"));
+            return Err(refused("holds only the beginning of its message, which was too long"));
         }
         if !letter.subject.starts_with(&format!("{}.", self.config.prefix)) {
-            return Err(NatsError::Replay("the original is not known"));
+            return Err(refused("has no original: it had left the stream before it was kept"));
         }
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, format!("replay-{}-{number}", letter.sequence));

@@ -19,3 +19,4 @@ mod serve;
 pub mod source;
 mod tasks;
 mod updates;
+mod words;

@@ -14,6 +14,9 @@ pub(crate) enum LevelError {
     Directives(#[from] ParseError),
 }
 
+/// What async-nats logs of each attempt to connect: without the address, and the agent says it as well.
+const QUIET: &str = "async_nats::connector=off";
+
 /// A level or directives as a filter.
 ///
 /// # Errors
@@ -25,7 +28,7 @@ pub(crate) fn directives(level: &str) -> Result<EnvFilter, LevelError> {
     });
     match lone {
         Some(lone) => Err(LevelError::Word(lone.to_owned())),
-        None => Ok(EnvFilter::builder().parse(level)?),
+        None => Ok(EnvFilter::builder().parse(format!("{QUIET},{level}"))?),
     }
 }
 

@@ -100,16 +100,24 @@ async fn running(given: &Given, args: &CheckArgs) -> Vec<Finding> {
     let guess = agent.is_err();
     let mut findings = Vec::new();
     let etcd = given.etcd.clone().or_else(|| guess.then(EtcdConfig::default));
-    if let Some(config) = etcd {
-        findings.extend(reach::etcd(&config).await);
-    }
     let nats = given.nats.clone().or_else(|| guess.then(NatsConfig::default));
-    if let Some(config) = nats {
-        findings.push(reach::nats(&config).await);
-    }
     let of_agent = agent.as_ref().ok().map(|agent| agent.given.socket.path.clone());
     let socket = given.socket.clone().or(of_agent).unwrap_or_else(|| SOCKET.to_owned());
-    findings.extend(reach::socket(Path::new(&socket)).await);
+    let services = agent.as_ref().ok().map(|agent| agent.services.as_slice());
+    // Side by side: each of them may say nothing for its whole time.
+    let (etcd, nats, at_socket, envoy) = tokio::join!(
+        async { if let Some(it) = etcd { reach::etcd(&it).await } else { Vec::new() } },
+        async { if let Some(it) = nats { Some(reach::nats(&it).await) } else { None } },
+        reach::socket(Path::new(&socket)),
+        async {
+            if args.no_envoy {
+                Vec::new()
+            } else {
+                envoy::check(&args.envoy, &socket, services).await
+            }
+        },
+    );
+    findings.extend(etcd.into_iter().chain(nats).chain(at_socket));
     match &agent {
         Err(finding) => findings.push(finding.clone()),
         Ok(agent) => {
@@ -124,10 +132,7 @@ async fn running(given: &Given, args: &CheckArgs) -> Vec<Finding> {
             findings.extend(proxies::look(agent, !args.no_envoy));
         }
     }
-    if !args.no_envoy {
-        let services = agent.as_ref().ok().map(|agent| agent.services.as_slice());
-        findings.extend(envoy::check(&args.envoy, &socket, services).await);
-    }
+    findings.extend(envoy);
     findings
 }
 

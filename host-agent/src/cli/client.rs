@@ -1,5 +1,6 @@
 //! HTTP/1.1 to an admin address, plain, small: the agent's, by TCP or its unix socket, or Envoy's.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,28 +15,54 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::CliError;
+use crate::words;
 
 /// Bytes of an answer. Envoy's dump of 1,000 clusters has about 10 MB.
 const MAX_BODY: usize = 64 << 20;
 /// For a connection and for an answer.
 const WITHIN: Duration = Duration::from_secs(5);
 
+/// Who should answer at an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Role {
+    name: &'static str,
+    /// What to do where nobody does.
+    todo: &'static str,
+}
+
+/// The running agent.
+pub(super) const AGENT: Role = Role {
+    name: "the agent's admin address",
+    todo: "start it (pintle run), or name its admin address by --admin",
+};
+/// The same where it takes orders.
+pub(super) const ORDERS: Role = Role {
+    name: "the agent's socket for orders",
+    todo: "it is open to root, the agent's user and admin.groups",
+};
+/// An Envoy.
+pub(super) const ENVOY: Role = Role {
+    name: "Envoy's admin address",
+    todo: "start Envoy with an admin address, and name it by --envoy (or leave it out by --no-envoy)",
+};
+
 /// One address.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     address: String,
-    what: &'static str,
+    role: Role,
 }
 
 impl Client {
-    /// `what` is who should answer there, for the error.
-    pub(super) fn new(address: &str, what: &'static str) -> Self {
+    pub(super) fn new(address: &str, role: Role) -> Self {
         let address = address.strip_prefix("http://").unwrap_or(address);
-        Self { address: address.trim_end_matches('/').to_owned(), what }
+        Self { address: address.trim_end_matches('/').to_owned(), role }
     }
 
-    fn unreachable(&self, error: impl std::fmt::Display) -> CliError {
-        CliError::Unavailable(format!("{} at {}: {error}", self.what, self.address))
+    /// The error of an address that does not answer as it should.
+    pub(super) fn unreachable(&self, why: impl Display) -> CliError {
+        let Role { name, todo } = self.role;
+        CliError::Unavailable(format!("{name} at {}: {why}", self.address), todo)
     }
 
     /// A response whose body has not been read.
@@ -71,12 +98,12 @@ impl Client {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let stream = stream.map_err(|error| self.unreachable(error))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| self.unreachable(error))?;
+        let stream = stream.map_err(|error| self.unreachable(words::of(&error)))?;
+        let failed = |error: hyper::Error| self.unreachable(words::of(&error));
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
         tokio::spawn(connection);
-        sender.send_request(request).await.map_err(|error| self.unreachable(error))
+        sender.send_request(request).await.map_err(failed)
     }
 
     /// A path is a unix socket.
@@ -95,7 +122,7 @@ impl Client {
         let body = timeout(WITHIN, Limited::new(response.into_body(), MAX_BODY).collect())
             .await
             .map_err(|_| self.unreachable("no answer within 5 s"))?
-            .map_err(|error| self.unreachable(error))?;
+            .map_err(|error| self.unreachable(words::of(&*error)))?;
         Ok((status, body.to_bytes()))
     }
 
@@ -109,12 +136,16 @@ impl Client {
         if !status.is_success() {
             let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
             let error = said.get("error").and_then(|error| error.as_str());
-            return Err(CliError::No(
-                error.map_or_else(|| format!("{path}: {status}"), ToOwned::to_owned),
-            ));
+            return Err(match error {
+                Some(error) => CliError::No(error.to_owned()),
+                None => self.unreachable(format!("it answers {path} with {status}")),
+            });
         }
-        serde_json::from_slice(&body)
-            .map_err(|error| self.unreachable(format!("not the expected answer: {error}")))
+        serde_json::from_slice(&body).map_err(|error| {
+            self.unreachable(format!(
+                "its answer to {path} is of another server or release: {error}"
+            ))
+        })
     }
 
     /// GET.

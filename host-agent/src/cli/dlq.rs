@@ -72,6 +72,10 @@ fn letter(letter: &DeadLetter) -> Value {
     })
 }
 
+fn absent(number: u64) -> CliError {
+    CliError::No(format!("there is no dead letter {number}; pintle dlq list shows all"))
+}
+
 pub(super) async fn dlq(command: DlqCommand, json: bool) -> Result<(), CliError> {
     match command {
         DlqCommand::List { nats, limit } => {
@@ -96,7 +100,7 @@ pub(super) async fn dlq(command: DlqCommand, json: bool) -> Result<(), CliError>
         }
         DlqCommand::Show { nats, number } => {
             let found = connect(&nats).await?.dead_letter(number).await?;
-            let found = found.ok_or_else(|| CliError::No(format!("no dead letter {number}")))?;
+            let found = found.ok_or_else(|| absent(number))?;
             print_json(&letter(&found))
         }
         DlqCommand::Replay { nats, number } => {
@@ -113,10 +117,11 @@ pub(super) async fn dlq(command: DlqCommand, json: bool) -> Result<(), CliError>
             if json {
                 print_json(&json!({ "purged": purged }))?;
             } else {
-                writeln!(stdout(), "{purged} dead letters purged")?;
+                let letters = if purged == 1 { "dead letter" } else { "dead letters" };
+                writeln!(stdout(), "{purged} {letters} purged")?;
             }
-            if purged == 0 && !all {
-                return Err(CliError::No("there was none of this number".to_owned()));
+            if let Some(number) = number.filter(|_| purged == 0) {
+                return Err(absent(number));
             }
             Ok(())
         }

@@ -99,19 +99,22 @@ pub(super) struct FailoverArgs {
     pub(super) region: Option<String>,
 }
 
+const NATS: &str = "start nats-server with JetStream (-js) there, or name the server by --nats";
+const ANSWER: &str = "pintle check --nats URL says what that server lacks";
+
 impl From<NatsError> for CliError {
     fn from(error: NatsError) -> Self {
         match error {
             NatsError::Config(_) | NatsError::Credentials { .. } | NatsError::Absent(_) => {
                 Self::Usage(error.to_string())
             }
-            NatsError::Replay(_) => Self::No(error.to_string()),
-            NatsError::Connect { .. }
-            | NatsError::Denied { .. }
+            NatsError::Replay(..) => Self::No(error.to_string()),
+            NatsError::Connect { .. } => Self::Unavailable(format!("NATS: {error}"), NATS),
+            NatsError::Denied { .. }
             | NatsError::NoJetStream { .. }
             | NatsError::Request { .. }
             | NatsError::Lost(_)
-            | NatsError::Gone => Self::Unavailable(format!("NATS: {error}")),
+            | NatsError::Gone => Self::Unavailable(format!("NATS: {error}"), ANSWER),
         }
     }
 }
@@ -163,11 +166,23 @@ async fn send(args: &NatsArgs, how: &HowArgs, draft: Draft, json: bool) -> Resul
     for (agent, why) in &done.refused {
         writeln!(stdout(), "not on {agent}: {why}")?;
     }
-    if matches!(draft.action, Action::Failover(Some(_))) {
+    if let Action::Failover(Some(to)) = &draft.action {
         let service = &draft.target.service;
-        writeln!(stdout(), "pintle explain {service} says whether anybody eligible matches")?;
+        writeln!(
+            stdout(),
+            "requests go to those of {service} with {} while any of them is eligible, else as before; \
+             pintle explain {service} says whether one is",
+            to_words(to)
+        )?;
     }
     Ok(())
+}
+
+/// A failover's goal, such as `region eu-2`.
+fn to_words(to: &Value) -> String {
+    let fields = to.as_object().into_iter().flatten();
+    let words = fields.filter_map(|(key, value)| Some(format!("{key} {}", value.as_str()?)));
+    words.collect::<Vec<_>>().join(" and ")
 }
 
 fn unasked(published: Published) -> Done {

@@ -7,11 +7,11 @@ use clap::{Args, ValueEnum};
 use http::Method;
 use http_body_util::BodyExt;
 use serde::Serialize;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::CliError;
 use super::args::AdminArgs;
-use super::client::Client;
+use super::client::{AGENT, Client};
 use super::table::Table;
 use crate::serve::admin::view::{
     ActivitiesJson, ActivityJson, BreakerJson, BreakersJson, EndpointJson, HeldJson, OverlayJson,
@@ -71,9 +71,11 @@ pub(super) struct EventsArgs {
 }
 
 const EVERY: Duration = Duration::from_secs(1);
+/// A stream of events that is silent for so long is dead: the agent writes something every 10 s.
+const SIGN: Duration = Duration::from_secs(60);
 
 pub(super) fn agent(args: &AdminArgs) -> Client {
-    Client::new(&args.admin, "the agent's admin address")
+    Client::new(&args.admin, AGENT)
 }
 
 /// A name within a path or query: all of its bytes but the percent sign may stand there.
@@ -99,7 +101,7 @@ where
         let text = match make().await {
             Ok(text) => text,
             // A watch outlives the agent's restart.
-            Err(CliError::Unavailable(why)) if watch && !last.is_empty() => format!("{why}\n"),
+            Err(CliError::Unavailable(why, _)) if watch && !last.is_empty() => format!("{why}\n"),
             Err(error) => return Err(error),
         };
         if text != last {
@@ -387,12 +389,17 @@ pub(super) async fn events(args: &EventsArgs, json: bool) -> Result<(), CliError
     }
     let response = agent.open(Method::GET, "/v1/events").await?;
     if !response.status().is_success() {
-        return Err(CliError::Unavailable(format!("the agent answers {}", response.status())));
+        return Err(agent.unreachable(format!("it answers /v1/events with {}", response.status())));
+    }
+    let kind = response.headers().get(http::header::CONTENT_TYPE).and_then(|it| it.to_str().ok());
+    if kind != Some("text/event-stream") {
+        return Err(agent.unreachable("its answer to /v1/events is of another server or release"));
     }
     let mut body = response.into_body();
     let mut pending = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| CliError::Unavailable(error.to_string()))?;
+    let silent = |_| agent.unreachable(format!("no sign of life for {} s", SIGN.as_secs()));
+    while let Some(frame) = timeout(SIGN, body.frame()).await.map_err(silent)? {
+        let frame = frame.map_err(|error| agent.unreachable(crate::words::of(&error)))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -414,7 +421,7 @@ pub(super) async fn events(args: &EventsArgs, json: bool) -> Result<(), CliError
             }
         }
     }
-    Err(CliError::Unavailable("the agent has ended the stream".to_owned()))
+    Err(agent.unreachable("it has ended the stream of events"))
 }
 
 #[cfg(test)]

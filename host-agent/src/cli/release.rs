@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::CliError;
 use super::args::{AdminArgs, NatsArgs, waiting};
-use super::client::Client;
+use super::client::{Client, ORDERS};
 use super::orders::connect;
 use super::reads::{self, escaped, print_json};
 use crate::events::Released;
@@ -35,10 +35,6 @@ pub(super) struct ReleaseArgs {
     #[arg(required_unless_present = "all", value_name = "SERVICE")]
     pub(super) services: Vec<String>,
 }
-
-/// Who should answer where orders are given.
-const ORDERS: &str =
-    "the agent's socket for orders (open to root, the agent's user and admin.groups)";
 
 /// What was released, by agent and service.
 #[derive(Default)]

@@ -84,6 +84,9 @@ pub(super) async fn run(args: &RunArgs) -> Result<(), CliError> {
         RunError::Config(_) | RunError::Logs(_) | RunError::Admin(_) | RunError::Tls(_) => {
             CliError::Usage(error.to_string())
         }
-        RunError::Socket(_) | RunError::Tcp(..) => CliError::Unavailable(error.to_string()),
+        RunError::Socket(_) | RunError::Tcp(..) => CliError::Unavailable(
+            error.to_string(),
+            "free that path or address, or name another (--socket, tcp.listen)",
+        ),
     })
 }

@@ -117,16 +117,16 @@ pub(super) async fn overlays(args: &WatchArgs, json: bool) -> Result<(), CliErro
 /// This binary's release, and that of the agent that answers, if one does.
 pub(super) async fn version(args: &AdminArgs, json: bool) -> Result<(), CliError> {
     let own = env!("CARGO_PKG_VERSION");
-    let found: Option<AgentJson> = agent(args).get("/v1/agent").await.ok();
+    let found: Result<AgentJson, CliError> = agent(args).get("/v1/agent").await;
     if json {
-        let agent = found.map(|it| json!({ "agent": it.agent, "version": it.version }));
+        let agent = found.ok().map(|it| json!({ "agent": it.agent, "version": it.version }));
         return super::reads::print_json(&json!({ "version": own, "running": agent }));
     }
     let mut out = stdout().lock();
     writeln!(out, "pintle {own}")?;
     match found {
-        Some(it) => writeln!(out, "agent {} at {}: {}", it.agent, args.admin, it.version)?,
-        None => writeln!(out, "no agent answers at {}", args.admin)?,
+        Ok(it) => writeln!(out, "agent {} at {}: {}", it.agent, args.admin, it.version)?,
+        Err(error) => writeln!(out, "no agent answers: {error}")?,
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::transport::Endpoint;
 
 use super::config::{Check, Instance};
+use crate::words;
 
 /// What a check has found so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +82,7 @@ pub(crate) enum Unhealthy {
     #[error("{0}")]
     Connect(#[from] std::io::Error),
     /// What answers does not speak HTTP/1.1.
-    #[error("{0}")]
+    #[error("{}", words::of(.0))]
     Http(#[from] hyper::Error),
     /// The path can't be asked for.
     #[error("{0}")]
@@ -90,17 +91,27 @@ pub(crate) enum Unhealthy {
     #[error("status {0}")]
     Status(http::StatusCode),
     /// What answers does not speak HTTP/2.
-    #[error("{0}")]
+    #[error("{}", words::of(.0))]
     Transport(#[from] tonic::transport::Error),
     /// The call of `grpc.health.v1.Health/Check` failed.
-    #[error("{0}")]
+    #[error("{}", words::of_status(.0))]
     Call(#[from] Box<tonic::Status>),
     /// A serving status other than `SERVING`.
-    #[error("serving status {0}")]
+    #[error("its serving status is {}", serving(*.0))]
     NotServing(i32),
     /// No answer within the check's timeout.
     #[error("no answer in time")]
     Late,
+}
+
+/// `grpc.health.v1.HealthCheckResponse.ServingStatus`.
+fn serving(status: i32) -> &'static str {
+    match status {
+        1 => "SERVING",
+        2 => "NOT_SERVING",
+        3 => "SERVICE_UNKNOWN",
+        _ => "UNKNOWN",
+    }
 }
 
 /// Asks once.

@@ -31,6 +31,9 @@ use crate::source::formats::{Writer, Written};
 /// Draining and deleting are tried again for this long beyond the drain time itself.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// Instances that are named in a line of the log.
+const NAMED: usize = 3;
+
 /// Keeps the instances registered until shutdown, then drains and deletes them.
 ///
 /// Nothing that happens to etcd ends it: it is tried again with full jitter, at most 2 s.
@@ -159,8 +162,10 @@ impl Registrar {
         loop {
             let began = Instant::now();
             let Err(error) = self.session(&mut backoff).await;
-            let text = show(error.to_string().as_bytes());
-            tracing::warn!(error = %text, "registration is not kept alive; trying again");
+            self.warn(
+                &error,
+                "not kept in the registry, and tried again; --etcd names its members",
+            );
             self.member = self.member.wrapping_add(1);
             sleep_until(backoff.reconnect(began)).await;
         }
@@ -191,6 +196,15 @@ impl Registrar {
             self.find_what_is_gone(&mut client).await?;
             self.put_what_differs(&mut client).await?;
         }
+    }
+
+    fn warn(&self, error: &EtcdError, what: &'static str) {
+        let endpoint = self.config.etcd.member(self.member);
+        let instances = self.seats.iter().map(|seat| &seat.instance);
+        let mut names: Vec<_> = instances.map(|it| format!("{}/{}", it.name, it.id)).collect();
+        let more = names.split_off(names.len().min(NAMED)).len();
+        let (instances, error) = (names.join(", "), show(error.to_string().as_bytes()));
+        tracing::warn!(endpoint, %instances, more, %error, "{what}");
     }
 
     /// The lease that there is, if it still lives, or another.
@@ -313,14 +327,17 @@ impl Registrar {
             let mut backoff = Backoff::default();
             let mut until = None;
             while let Err(error) = self.try_leave(&mut until).await {
-                let text = show(error.to_string().as_bytes());
-                tracing::warn!(error = %text, "leaving the registry failed; trying again");
+                self.warn(&error, "not yet deleted from the registry, and tried again");
                 self.member = self.member.wrapping_add(1);
                 sleep(backoff.next()).await;
             }
         };
         if timeout(most, leaving).await.is_err() {
-            tracing::warn!("not deleted in time; the lease will end the registration");
+            let lease = self.config.lease;
+            tracing::warn!(
+                ?lease,
+                "not deleted in time; the lease's end takes it from the registry"
+            );
         }
     }
 

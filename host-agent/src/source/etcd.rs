@@ -50,19 +50,19 @@ const PATIENCE: Duration = Duration::from_secs(24);
 #[derive(Debug, thiserror::Error)]
 pub enum EtcdError {
     /// etcd or the connection to it said no.
-    #[error("{0}")]
+    #[error("{}", words(.0))]
     Client(#[from] etcd_client::Error),
     /// A file or variable that the configuration names.
     #[error("{0}")]
     Config(#[from] super::Unreadable),
     /// The configuration names no server.
-    #[error("no endpoints")]
+    #[error("etcd.endpoints names no server")]
     NoEndpoint,
     /// No answer in time, and nothing else on the connection either.
-    #[error("{0}: silent for longer than {1:?}")]
+    #[error("{0}: no answer within {1:?}")]
     Timeout(&'static str, Duration),
     /// Nothing was heard.
-    #[error("silent for longer than {0:?}")]
+    #[error("no sign of life for {0:?}")]
     Silent(Duration),
     /// The watch was ended by the server.
     #[error("the watch was cancelled: {0}")]
@@ -76,6 +76,17 @@ pub enum EtcdError {
     /// The agent is shutting down.
     #[error("shutting down")]
     Gone,
+}
+
+/// What the client says; its own display is a status with the types below it.
+fn words(error: &etcd_client::Error) -> String {
+    use etcd_client::Error::{GRpcStatus, IoError, TransportError};
+    match error {
+        GRpcStatus(status) => crate::words::of_status(status),
+        TransportError(error) => crate::words::of(error),
+        IoError(error) => crate::words::of(error),
+        other => other.to_string(),
+    }
 }
 
 /// Keeps the state as the registry is, for ever.
@@ -162,8 +173,11 @@ async fn sessions(context: Context) {
         let text = show(error.to_string().as_bytes());
         let was_connected = context.etcd_lost(&text);
         if was_connected {
-            tracing::warn!(endpoint = at, error = %text, "etcd lost");
-            context.tell(format!("etcd at {at} lost: {text}"));
+            tracing::warn!(
+                endpoint = at, error = %text,
+                "etcd is away and tried again; etcd.endpoints (--etcd) names its members"
+            );
+            context.tell(format!("etcd at {at} is away: {text}"));
         }
         tokio::select! {
             () = sleep_until(again) => {}

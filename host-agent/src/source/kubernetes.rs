@@ -44,7 +44,7 @@ const TOLD: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KubernetesError {
     /// The server, or the connection to it, said no.
-    #[error("{0}")]
+    #[error("{}", crate::words::of(&**.0))]
     Client(#[from] Box<kube::Error>),
     /// The kubeconfig can't be used.
     #[error("{0}")]
@@ -53,7 +53,7 @@ pub(crate) enum KubernetesError {
     #[error("{0}; set kubernetes.kubeconfig outside of a pod")]
     InCluster(#[from] kube::config::InClusterError),
     /// No answer in time.
-    #[error("{0}: silent for longer than {1:?}")]
+    #[error("{0}: no answer within {1:?}")]
     Silent(&'static str, Duration),
     /// The watch's revision is gone.
     #[error("the watch is too old; listing again")]

@@ -44,9 +44,9 @@ pub enum Reject {
     NotAnObject,
     /// A field that must be there is not.
     Missing(&'static str),
-    /// A field has another type than it must.
-    Type(&'static str),
-    /// A key of an object has another type than it must: the object, the key, what it must be.
+    /// A field is something else than it must be: the field, what it must be.
+    Type(&'static str, &'static str),
+    /// A key of an object is something else than it must be: the object, the key, what it must be.
     Member(&'static str, String, &'static str),
     /// `name` or `id` is not 1 to 253 of `[A-Za-z0-9._:-]`, with any other byte as `%XX`.
     Name(&'static str),
@@ -66,8 +66,8 @@ pub enum Reject {
     Time(&'static str),
     /// More than 64 tags or metadata entries, or one over 4 KiB.
     Labels(&'static str),
-    /// The service has 10,000 endpoints already, or the source 100,000.
-    TooMany,
+    /// There are so many already that no more are taken: what there are.
+    TooMany(&'static str),
     /// All values together would be more than `state.budget`, these bytes.
     OverBudget(usize),
     /// The service's table would not fit into its frame.
@@ -92,10 +92,10 @@ pub enum Reject {
     EventVersion,
     /// An event's `ttl` is missing or outside of 1 s to 24 h.
     Ttl,
-    /// An event whose NATS subject is not that of its type and subject.
-    Subject,
-    /// An event's `action` is not one of its type.
-    Action,
+    /// An event whose NATS subject is not that of its type and subject, in words.
+    Subject(String),
+    /// An event's `action` is not one of its type, which these are.
+    Action(&'static str),
 }
 
 impl Reject {
@@ -111,7 +111,7 @@ impl Reject {
             Self::Json(JsonError::DuplicateKey(_)) => "json_duplicate_key",
             Self::NotAnObject => "not_an_object",
             Self::Missing(_) => "missing_field",
-            Self::Type(_) | Self::Member(..) => "field_type",
+            Self::Type(..) | Self::Member(..) => "field_type",
             Self::Name(_) => "name",
             Self::Identity(_) => "identity",
             Self::AddressForm => "address_form",
@@ -129,7 +129,7 @@ impl Reject {
             Self::Weight => "weight",
             Self::Time(_) => "time",
             Self::Labels(_) => "labels",
-            Self::TooMany => "too_many",
+            Self::TooMany(_) => "too_many",
             Self::OverBudget(_) => OVER_BUDGET,
             Self::FrameTooLarge => "frame_too_large",
             Self::Policy(_) => "policy",
@@ -137,8 +137,8 @@ impl Reject {
             Self::EventType => "event_type",
             Self::EventVersion => "event_version",
             Self::Ttl => "ttl",
-            Self::Subject => "subject",
-            Self::Action => "action",
+            Self::Subject(_) => "subject",
+            Self::Action(_) => "action",
         }
     }
 }
@@ -155,17 +155,15 @@ impl fmt::Display for Reject {
             Self::Json(error) => write!(f, "the value is {error}"),
             Self::NotAnObject => f.write_str("the value is not a JSON object"),
             Self::Missing(field) => write!(f, "{field} is missing"),
-            Self::Type(field) => write!(f, "{field} has the wrong type"),
-            Self::Member(field, key, expect) => {
-                write!(f, "{field} has the wrong type: {field}.{key} is not {expect}")
-            }
+            Self::Type(field, expect) => write!(f, "{field} is not {expect}"),
+            Self::Member(field, key, expect) => write!(f, "{field}.{key} is not {expect}"),
             Self::Name(field) => {
                 write!(
                     f,
                     "{field} is not 1 to {MAX_NAME} characters of [A-Za-z0-9._:-], any other as %XX"
                 )
             }
-            Self::Identity(field) => write!(f, "{field} differs from the key"),
+            Self::Identity(field) => write!(f, "{field} is not the one in the key"),
             Self::AddressForm => f.write_str("address is not an IP address"),
             Self::Address(error) => write!(f, "address is {error}"),
             Self::Port => f.write_str("port is not an integer from 1 to 65535"),
@@ -180,7 +178,7 @@ impl fmt::Display for Reject {
                     "{field} has more than {MAX_LABELS} entries or one over {MAX_LABEL} bytes"
                 )
             }
-            Self::TooMany => f.write_str("there are too many already"),
+            Self::TooMany(what) => write!(f, "there are {what} already, and no more are taken"),
             Self::OverBudget(budget) => {
                 let budget = pintle_settings::size_text(u64::try_from(*budget).unwrap_or(u64::MAX));
                 write!(f, "all values together would be more than state.budget, {budget}")
@@ -196,8 +194,8 @@ impl fmt::Display for Reject {
             Self::EventType => f.write_str("type is not endpoint, service, trace or breaker"),
             Self::EventVersion => f.write_str("version is not 1"),
             Self::Ttl => f.write_str("ttl is missing, or no duration from 1s to 24h"),
-            Self::Subject => f.write_str("the subject is not that of the event's type and subject"),
-            Self::Action => f.write_str("action is not known for this type of event"),
+            Self::Subject(why) => f.write_str(why),
+            Self::Action(these) => write!(f, "action is none of {these}"),
         }
     }
 }
@@ -339,7 +337,7 @@ fn text<'a>(fields: &'a Map<String, Value>, field: &'static str) -> Result<&'a s
     match fields.get(field) {
         None | Some(Value::Null) => Err(Reject::Missing(field)),
         Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(Reject::Type(field)),
+        Some(_) => Err(Reject::Type(field, "text")),
     }
 }
 
@@ -360,7 +358,7 @@ fn time(fields: &Map<String, Value>, field: &'static str) -> Result<Now, Reject>
     match fields.get(field) {
         None | Some(Value::Null) => Ok(Now(0)),
         Some(Value::String(text)) => parse_time(text).ok_or(Reject::Time(field)),
-        Some(_) => Err(Reject::Type(field)),
+        Some(_) => Err(Reject::Type(field, "text")),
     }
 }
 
@@ -402,7 +400,7 @@ fn tags(fields: &Map<String, Value>) -> Result<Vec<String>, Reject> {
     let list = match fields.get("tags") {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Array(list)) => list,
-        Some(_) => return Err(Reject::Type("tags")),
+        Some(_) => return Err(Reject::Type("tags", "a list of texts")),
     };
     if list.len() > MAX_LABELS {
         return Err(Reject::Labels("tags"));
@@ -424,7 +422,7 @@ fn metadata(fields: &Map<String, Value>) -> Result<Vec<(String, String)>, Reject
     let map = match fields.get("metadata") {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Object(map)) => map,
-        Some(_) => return Err(Reject::Type("metadata")),
+        Some(_) => return Err(Reject::Type("metadata", "an object of texts")),
     };
     if map.len() > MAX_LABELS {
         return Err(Reject::Labels("metadata"));

@@ -35,6 +35,8 @@ pub const ENDING_TTL: Duration = Duration::from_secs(60);
 pub const VERSION: &str = "1";
 /// Bytes of `id`, `source`, `proxy` and a reason, at most.
 const MAX_TEXT: usize = 512;
+const TEXT: &str = "text of at most 512 bytes";
+const RATIO: &str = "a number from 0 to 1, or null, which ends it";
 
 /// What an event does.
 #[derive(Clone, Debug, PartialEq)]
@@ -280,7 +282,7 @@ impl Draft {
         if let Action::Trace(Some(ratio)) = self.action
             && !ratio.is_finite()
         {
-            return Err(Reject::Type("ratio"));
+            return Err(Reject::Type("ratio", RATIO));
         }
         let subject = self.subject("events");
         let bytes = self.encode(Now(0));
@@ -318,18 +320,23 @@ pub fn parse(
         _ => return Err(Reject::EventType),
     };
     let subject = text(&fields, "subject")?;
-    let target = Target::parse(subject, of_endpoint).ok_or(Reject::Subject)?;
-    if nats_subject(prefix, kind, subject) != on {
-        return Err(Reject::Subject);
+    let form = if of_endpoint { "SERVICE/ID" } else { "SERVICE" };
+    let odd = || Reject::Subject(format!("subject is not {form}, as {kind} events have it"));
+    let target = Target::parse(subject, of_endpoint).ok_or_else(odd)?;
+    let wanted = nats_subject(prefix, kind, subject);
+    if wanted != on {
+        let why =
+            format!("it came on the NATS subject {on}, and by its type and subject is {wanted}");
+        return Err(Reject::Subject(why));
     }
     let happened = parse_time(text(&fields, "timestamp")?).ok_or(Reject::Time("timestamp"))?;
     if !matches!(fields.get("metadata"), None | Some(Value::Null | Value::Object(_))) {
-        return Err(Reject::Type("metadata"));
+        return Err(Reject::Type("metadata", "an object"));
     }
     let data = match fields.get("data") {
         Some(Value::Object(data)) => data,
         None => return Err(Reject::Missing("data")),
-        Some(_) => return Err(Reject::Type("data")),
+        Some(_) => return Err(Reject::Type("data", "an object")),
     };
     let action = action(kind, data, check)?;
     let ttl = match data.get("ttl") {
@@ -352,9 +359,9 @@ fn text<'a>(fields: &'a Map<String, Value>, field: &'static str) -> Result<&'a s
     match fields.get(field) {
         None | Some(Value::Null) => Err(Reject::Missing(field)),
         Some(Value::String(text)) if text.is_empty() => Err(Reject::Missing(field)),
-        Some(Value::String(text)) if text.len() > MAX_TEXT => Err(Reject::Labels(field)),
+        Some(Value::String(text)) if text.len() > MAX_TEXT => Err(Reject::Type(field, TEXT)),
         Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(Reject::Type(field)),
+        Some(_) => Err(Reject::Type(field, TEXT)),
     }
 }
 
@@ -381,7 +388,7 @@ fn action(
                 .as_f64()
                 .filter(|ratio| (0.0..=1.0).contains(ratio))
                 .map(|ratio| Action::Trace(Some(ratio)))
-                .ok_or(Reject::Type("ratio")),
+                .ok_or(Reject::Type("ratio", RATIO)),
         },
         "endpoint" => match text(data, "action")? {
             "drain" => Ok(Action::Drain),
@@ -395,14 +402,14 @@ fn action(
                 .filter(|weight| *weight <= MAX_WEIGHT)
                 .map(Action::Weight)
                 .ok_or(Reject::Weight),
-            _ => Err(Reject::Action),
+            _ => Err(Reject::Action("drain, undrain, eject, restore and weight")),
         },
         _ => match text(data, "action")? {
             "force-open" => Ok(Action::ForceOpen),
             "force-close" => Ok(Action::ForceClose),
             "clear" => Ok(Action::Clear),
             "transition" => transition(data),
-            _ => Err(Reject::Action),
+            _ => Err(Reject::Action("force-open, force-close, clear and transition")),
         },
     }
 }
@@ -411,10 +418,9 @@ fn action(
 fn of_service(data: &Map<String, Value>, check: crate::PolicyCheck) -> Result<Action, Reject> {
     const KINDS: [&str; 4] = ["policy", "bypass", "mode", "failover"];
     let mut said = KINDS.iter().filter_map(|kind| Some((*kind, data.get(*kind)?)));
-    let (kind, value) = said.next().ok_or(Reject::Missing("policy"))?;
-    if said.next().is_some() {
-        return Err(Reject::Action);
-    }
+    let one =
+        Reject::Type("data", "an object with exactly one of policy, bypass, mode and failover");
+    let (Some((kind, value)), None) = (said.next(), said.next()) else { return Err(one) };
     match (kind, value) {
         ("policy", policy) if policy.is_object() => {
             check(policy).map_err(|error| Reject::Policy(error.to_string()))?;
@@ -428,7 +434,10 @@ fn of_service(data: &Map<String, Value>, check: crate::PolicyCheck) -> Result<Ac
             check(&failover(to)).map_err(|error| Reject::Policy(error.to_string()))?;
             Ok(Action::Failover(Some(to.clone())))
         }
-        _ => Err(Reject::Type(kind)),
+        ("bypass", _) => Err(Reject::Type("bypass", "true or false")),
+        ("mode", _) => Err(Reject::Type("mode", "shadow or active")),
+        ("failover", _) => Err(Reject::Type("failover", "an object with tag or region, or null")),
+        _ => Err(Reject::Type("policy", "an object")),
     }
 }
 
@@ -446,19 +455,19 @@ fn transition(data: &Map<String, Value>) -> Result<Action, Reject> {
         "closed" => Ok(BreakerState::Closed),
         "open" => Ok(BreakerState::Open),
         "half-open" => Ok(BreakerState::HalfOpen),
-        _ => Err(Reject::Type(field)),
+        _ => Err(Reject::Type(field, "closed, open or half-open")),
     };
     let reason = match data.get("reason") {
         None => "",
         Some(Value::String(reason)) if reason.len() <= MAX_TEXT => reason,
-        Some(_) => return Err(Reject::Type("reason")),
+        Some(_) => return Err(Reject::Type("reason", TEXT)),
     };
     let trips = match data.get("trips") {
         None => 0,
         Some(trips) => trips
             .as_u64()
             .and_then(|trips| u32::try_from(trips).ok())
-            .ok_or(Reject::Type("trips"))?,
+            .ok_or(Reject::Type("trips", "a whole number"))?,
     };
     Ok(Action::Transition {
         proxy: text(data, "proxy")?.to_owned(),

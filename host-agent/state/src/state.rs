@@ -405,7 +405,13 @@ impl State {
             }
             Outcome::Full => {
                 let key = target.subject();
-                self.reject("event", key.as_bytes(), &Reject::TooMany, now, work);
+                self.reject(
+                    "event",
+                    key.as_bytes(),
+                    &Reject::TooMany("100,000 orders in force, or 32 MiB of them,"),
+                    now,
+                    work,
+                );
             }
             Outcome::Duplicate | Outcome::Stale | Outcome::Own => {}
         }

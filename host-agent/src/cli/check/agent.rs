@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use super::finding::{Code, Finding};
 use crate::cli::CliError;
-use crate::cli::client::Client;
+use crate::cli::client::{AGENT, Client};
 use crate::cli::reads::all_services;
 use crate::serve::admin::view::{
     AgentJson, HeldJson, HeldRowJson, ProxiesJson, ProxyJson, ReadyJson, RejectedJson,
@@ -33,7 +33,7 @@ pub(super) struct Agent {
 impl Agent {
     /// Asks the agent at `address`, or says why that can't be done.
     pub(super) async fn ask(address: &str) -> Result<Self, Finding> {
-        let client = Client::new(address, "the agent's admin address");
+        let client = Client::new(address, AGENT);
         let (_, ready) = client.ask(Method::GET, "/readyz").await.map_err(|error| {
             let todo = "start it (pintle run), or name its admin address by --admin";
             Finding::bad(Code::AgentAway, "agent", error.to_string(), todo)

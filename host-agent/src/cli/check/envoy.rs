@@ -17,7 +17,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::finding::{Code, Finding};
-use crate::cli::client::Client;
+use crate::cli::client::{Client, ENVOY};
 use crate::serve::admin::view::ServiceJson;
 use dump::{Dump, text};
 
@@ -27,7 +27,7 @@ pub(super) async fn check(
     socket: &str,
     services: Option<&[ServiceJson]>,
 ) -> Vec<Finding> {
-    let envoy = Client::new(address, "Envoy's admin address");
+    let envoy = Client::new(address, ENVOY);
     let dump: Value = match envoy.get("/config_dump").await {
         Ok(dump) => dump,
         Err(error) => {

@@ -1,5 +1,7 @@
 //! What `pintle check` says: findings, each with a code that stays, the cause and what to type.
 
+use std::fmt::Display;
+
 use serde::{Serialize, Serializer};
 
 /// How something is.
@@ -169,8 +171,8 @@ impl Finding {
 }
 
 /// `1 endpoint`, `2 endpoints`.
-pub(super) fn plural(count: usize, what: &str) -> String {
-    let s = if count == 1 { "" } else { "s" };
+pub(super) fn plural<N: Display + PartialEq + From<u8>>(count: N, what: &str) -> String {
+    let s = if count == N::from(1) { "" } else { "s" };
     format!("{count} {what}{s}")
 }
 

@@ -5,6 +5,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesOrdered;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -14,22 +17,24 @@ use crate::events::{Events, NatsError};
 use crate::source::{EtcdConfig, NatsConfig};
 
 const WITHIN: Duration = Duration::from_secs(5);
-/// An agent that was stopped says nothing, and has refused nobody.
-const SPEAKS_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn etcd(config: &EtcdConfig) -> Vec<Finding> {
     let todo = "start etcd, or name its members by --etcd or etcd.endpoints; with TLS or users, \
                 see etcd.tls, etcd.user and etcd.password";
-    let mut last = String::new();
-    for member in 0..config.endpoints.len() {
-        match timeout(WITHIN, prefixes::look(config, member)).await {
+    let mut away = Vec::new();
+    let ask =
+        |member| async move { (member, timeout(WITHIN, prefixes::look(config, member)).await) };
+    // Side by side, and in their order.
+    let mut answers: FuturesOrdered<_> = (0..config.endpoints.len()).map(ask).collect();
+    while let Some((member, answer)) = answers.next().await {
+        let why = match answer {
             Ok(Ok(findings)) => return findings,
-            Ok(Err(error)) => last = error.to_string(),
-            Err(_) => "no answer within 5 s".clone_into(&mut last),
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "no answer within 5 s".to_owned(),
+        };
+        away.push(format!("{}: {why}", config.member(member)));
     }
-    let at = config.endpoints.join(", ");
-    vec![Finding::bad(Code::EtcdAway, "etcd", format!("{at}: {last}"), todo)]
+    vec![Finding::bad(Code::EtcdAway, "etcd", away.join("; "), todo)]
 }
 
 pub(super) async fn nats(config: &NatsConfig) -> Finding {
@@ -64,14 +69,18 @@ pub(super) async fn nats(config: &NatsConfig) -> Finding {
     }
 }
 
-/// Whether the agent refuses us: it speaks first to whom it admits (HTTP/2's SETTINGS).
-async fn hangs_up(stream: &UnixStream) -> bool {
-    let said = timeout(SPEAKS_WITHIN, stream.readable()).await;
-    let gone = |read: io::Result<usize>| match read {
-        Ok(count) => count == 0,
-        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-    };
-    matches!(said, Ok(Ok(()))) && gone(stream.try_read(&mut [0; 1]))
+/// Whether the server answers the beginning of HTTP/2 with a frame of SETTINGS, as it must first (RFC
+/// 9113, 3.4).
+///
+/// # Errors
+/// It ends the connection.
+async fn greeted(mut stream: UnixStream) -> io::Result<bool> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const SETTINGS: u8 = 4;
+    stream.write_all(PREFACE).await?;
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await?;
+    Ok(head.get(3) == Some(&SETTINGS))
 }
 
 pub(super) async fn socket(path: &Path) -> Vec<Finding> {
@@ -90,14 +99,25 @@ pub(super) async fn socket(path: &Path) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     findings.push(match UnixStream::connect(path).await {
-        Ok(stream) if hangs_up(&stream).await => Finding::bad(
-            Code::SocketRefuses,
-            "socket",
-            format!("{shown} hangs up on this user"),
-            "for a proxy's user that is a number, or a range of them, in socket.allow_uids; the \
-             agent's log says who was refused",
-        ),
-        Ok(_) => Finding::good("socket", format!("{shown} accepts")),
+        Ok(stream) => match timeout(WITHIN, greeted(stream)).await {
+            Ok(Ok(true)) => Finding::good("socket", format!("{shown} answers")),
+            Ok(Ok(false)) => {
+                let detail = format!("what answers at {shown} does not speak gRPC");
+                Finding::bad(Code::SocketAbsent, "socket", detail, start)
+            }
+            Ok(Err(_)) => Finding::bad(
+                Code::SocketRefuses,
+                "socket",
+                format!("{shown} hangs up on this user"),
+                "for a proxy's user that is a number, or a range of them, in socket.allow_uids; the \
+                 agent's log says who was refused",
+            ),
+            Err(_) => {
+                let detail = format!("{shown} accepts, and no answer comes within 5 s");
+                let todo = "the agent behind it is stopped or hangs: restart it";
+                Finding::bad(Code::SocketAbsent, "socket", detail, todo)
+            }
+        },
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::bad(
             Code::SocketClosed,
             "socket",

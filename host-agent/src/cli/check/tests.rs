@@ -197,7 +197,7 @@ async fn a_running_envoy_is_asked_for_all_of_it() {
         [
             "/ready answers 503 Service Unavailable",
             "no VM is active",
-            "a VM has trapped and was reloaded 7 times",
+            "a VM has trapped: 7 reloads since Envoy's start",
             "no connection to the agent (4 failed)",
             "none is listening",
         ]

@@ -45,7 +45,7 @@ fn service(service: &ServiceJson) -> Option<Finding> {
             &what,
             format!(
                 "{} in the last minute answered 503, because no endpoint was eligible",
-                plural(service.minute.no_endpoint as usize, "request")
+                plural(service.minute.no_endpoint, "request")
             ),
             format!("pintle services {name} shows which are ill or draining; register others"),
         ));
@@ -57,7 +57,7 @@ fn service(service: &ServiceJson) -> Option<Finding> {
             format!(
                 "{} in the last minute spread over all endpoints, because only {} of {} are \
                  eligible",
-                plural(service.minute.panics as usize, "request"),
+                plural(service.minute.panics, "request"),
                 count - usable().filter(ill).count(),
                 count
             ),
@@ -70,7 +70,7 @@ fn service(service: &ServiceJson) -> Option<Finding> {
             &what,
             format!(
                 "{} in the last minute went by p2c and not by their hash",
-                plural(service.minute.unplaced as usize, "request")
+                plural(service.minute.unplaced, "request")
             ),
             format!(
                 "if it goes on, Envoy's log says \"of {name} refused\" with the sum: make the ring or \

@@ -15,10 +15,11 @@ pub(super) fn absent(snapshot: &Snapshot, name: &str) -> String {
     let refused: Vec<_> = snapshot.rejected.iter().filter(of_it).collect();
     if let Some(first) = refused.iter().find(|it| it.source == "registry").or(refused.first()) {
         return format!(
-            "{name} has no endpoint here: {} of its entries {} refused, the first because {} \
+            "{name} has no endpoint here: {} of its entries {} refused, such as {}: {} \
              (pintle services --rejected)",
             refused.len(),
             if refused.len() == 1 { "is" } else { "are" },
+            first.key,
             first.detail
         );
     }
@@ -48,7 +49,9 @@ mod tests {
         };
         let snapshot = Snapshot { rejected: [refused].into(), ..Snapshot::default() };
         let said = absent(&snapshot, "orders");
-        assert!(said.contains("1 of its entries is refused") && said.contains("65535"), "{said}");
+        for part in ["1 of its entries is refused", "/services/orders/orders-1: port", "65535"] {
+            assert!(said.contains(part), "{said}");
+        }
         assert_eq!(absent(&snapshot, "billing"), "no service billing is registered here");
         assert_eq!(absent(&snapshot, "a\u{1b}b"), "that is no service's name");
         assert_eq!(absent(&snapshot, &"a".repeat(8_000)), "that is no service's name");

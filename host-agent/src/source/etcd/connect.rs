@@ -79,17 +79,24 @@ impl Ear {
         let began = Instant::now();
         tokio::pin!(call);
         loop {
-            let until = began.max(self.at(&self.last)) + patience;
+            let until = self.patient_until(began, patience);
             tokio::select! {
                 biased;
                 result = &mut call => return result.map_err(EtcdError::Client),
                 () = sleep_until(until) => {
-                    if began.max(self.at(&self.last)) + patience <= Instant::now() {
+                    if self.patient_until(began, patience) <= Instant::now() {
                         return Err(EtcdError::Timeout(what, patience));
                     }
                 }
             }
         }
+    }
+
+    /// How long what began then may go without an answer: while data comes. Pings are answered by a
+    /// process that hangs, too, so that fewer bytes count once.
+    fn patient_until(&self, began: Instant, patience: Duration) -> Instant {
+        let sign = self.at(&self.last).min(began + patience);
+        began.max(sign).max(self.at(&self.busy)) + patience
     }
 }
 
@@ -257,5 +264,33 @@ impl AsyncWrite for Listened {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_answers_pings_alone_is_left_and_one_that_sends_data_is_not() {
+        for (bytes, left_after) in [(17, Some(12)), (BUSY, None)] {
+            let ear = Arc::new(Ear::new());
+            let heard = Arc::clone(&ear);
+            let speaks = tokio::spawn(async move {
+                loop {
+                    sleep(Duration::from_secs(2)).await;
+                    heard.hear(usize::try_from(bytes).unwrap());
+                }
+            });
+            let call = std::future::pending::<Result<(), etcd_client::Error>>();
+            let call = ear.within("asking", Duration::from_secs(6), call);
+            let began = Instant::now();
+            let ended = timeout(Duration::from_secs(60), call).await;
+            let ended = ended.is_ok().then(|| began.elapsed().as_secs());
+            assert_eq!(ended, left_after, "{bytes} bytes");
+            speaks.abort();
+        }
     }
 }

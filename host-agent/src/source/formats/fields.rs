@@ -75,7 +75,9 @@ pub(super) fn must(fields: &Map<String, Value>, name: &'static str) -> Result<St
     use pintle_state::entry::Reject;
     match get(fields, name) {
         None => Err(Reject::Missing(name).into()),
-        Some(Value::Object(_) | Value::Array(_) | Value::Bool(_)) => Err(Reject::Type(name).into()),
+        Some(Value::Object(_) | Value::Array(_) | Value::Bool(_)) => {
+            Err(Reject::Type(name, "text or a number").into())
+        }
         Some(value) => match text(value) {
             Some(text) if !text.is_empty() => Ok(text),
             _ => Err(Reject::Missing(name).into()),

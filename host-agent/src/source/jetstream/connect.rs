@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 use super::FLEET;
 use crate::source::NatsConfig;
 use crate::source::settings::read_text;
+use crate::words;
 
 /// Every request may take this long.
 const REQUEST: Duration = Duration::from_secs(5);
@@ -76,15 +77,15 @@ pub enum NatsError {
     #[error("{what} at {server}: {why}")]
     Request {
         /// What was asked.
-        what: &'static str,
+        what: String,
         /// The server.
         server: String,
         /// What came back.
         why: String,
     },
     /// A dead letter cannot be replayed.
-    #[error("replaying: {0}")]
-    Replay(&'static str),
+    #[error("dead letter {0} {1}")]
+    Replay(u64, &'static str),
     /// It is not there, and may not be created.
     #[error("stream {0} does not exist and nats.create is false")]
     Absent(String),
@@ -157,7 +158,7 @@ impl Connection {
                 return Err(refused(silent));
             }
             Ok(Err(error)) => {
-                let mut text = show(said(&error).as_bytes());
+                let mut text = show(words::of(&error).as_bytes());
                 if text.to_lowercase().contains("authorization") {
                     text.push_str("; the user, the account or the secret is not known there");
                 }
@@ -165,8 +166,14 @@ impl Connection {
             }
             Err(_) => return Err(refused(silent)),
         };
-        let info = client.server_info();
-        let server = format!("{}:{}", info.host, info.port);
+        let server = match config.servers.as_slice() {
+            // As it is configured: what the server says of itself may be an address of its own net.
+            [one] => one.split_once("://").map_or(one.as_str(), |(_, at)| at).to_owned(),
+            _ => {
+                let info = client.server_info();
+                format!("{}:{}", info.host, info.port)
+            }
+        };
         let (mut js, prefix) = match (&config.domain, &config.api_prefix) {
             (Some(domain), _) => {
                 (jetstream::with_domain(client.clone(), domain), format!("$JS.{domain}.API"))
@@ -191,7 +198,7 @@ impl Connection {
     /// [`NatsError::Denied`], [`NatsError::NoJetStream`] or [`NatsError::Request`].
     pub(crate) async fn ask<T, E: Display>(
         &self,
-        what: &'static str,
+        what: &str,
         request: impl Future<Output = Result<T, E>>,
     ) -> Result<T, NatsError> {
         let mut denied = self.signs.denied.subscribe();
@@ -220,14 +227,15 @@ impl Connection {
     }
 
     /// The error of a request.
-    pub(crate) fn failed(&self, what: &'static str, why: impl Display) -> NatsError {
+    pub(crate) fn failed(&self, what: &str, why: impl Display) -> NatsError {
         let (server, why) = (self.server.clone(), show(why.to_string().as_bytes()));
         // As async-nats 0.51 and nats-server 2.9 (codes 10039 and 10076) say it.
         let off = ["no responders", "not enabled"].iter().any(|text| why.contains(text));
         if off {
             NatsError::NoJetStream { server, prefix: self.prefix.clone(), why }
         } else {
-            NatsError::Request { what, server, why }
+            let why = words::meaning(&why).map_or(why, ToOwned::to_owned);
+            NatsError::Request { what: what.to_owned(), server, why }
         }
     }
 }
@@ -263,20 +271,6 @@ fn options(config: &NatsConfig) -> Result<ConnectOptions, NatsError> {
         }
     }
     Ok(options)
-}
-
-/// An error with what lies below it, each said once: some name a kind alone, some their source as well.
-fn said(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut below = error.source();
-    while let Some(source) = below {
-        let more = source.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        below = source.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -145,8 +145,11 @@ impl Consumer<'_> {
             nats.error = Some(text.clone());
         });
         if news {
-            tracing::warn!(error = %text, "nats lost");
-            self.context.tell(format!("nats lost: {text}"));
+            tracing::warn!(
+                error = %text,
+                "NATS is away and tried again; nats.servers (--nats) names its servers"
+            );
+            self.context.tell(format!("NATS is away: {text}"));
         }
     }
 }

@@ -99,8 +99,8 @@ async fn ensure(
     wanted: stream::Config,
     create: bool,
 ) -> Result<Found, NatsError> {
-    let what = "looking for a stream";
     let name = wanted.name.clone();
+    let what = &format!("looking for stream {name}");
     let asked = async { Ok::<_, GetStreamError>(link.js.get_stream(&name).await) };
     let found = match link.ask(what, asked).await? {
         Ok(stream) => stream,
@@ -109,7 +109,8 @@ async fn ensure(
                 return Err(NatsError::Absent(name));
             }
             tracing::info!(stream = %name, "creating");
-            let stream = link.ask("creating a stream", link.js.create_stream(wanted)).await?;
+            let stream =
+                link.ask(&format!("creating stream {name}"), link.js.create_stream(wanted)).await?;
             return Ok(Found { stream, note: None });
         }
         Err(error) => return Err(link.failed(what, error)),
@@ -195,8 +196,8 @@ pub(crate) async fn consumer(
     kind: &str,
     start: Start,
 ) -> Result<PullConsumer, NatsError> {
-    let what = "looking for the consumer";
     let name = durable(agent, kind);
+    let what = &format!("looking for consumer {name}");
     let mut wanted = wanted(config, &name, kind);
     let mut first = start.sequence;
     match stream.consumer_info(&name).await {
@@ -210,7 +211,7 @@ pub(crate) async fn consumer(
                 tracing::info!(consumer = name, differences, "is made anew as configured");
             }
             first = first.min(info.ack_floor.stream_sequence.saturating_add(1));
-            link.ask("making the consumer anew", stream.delete_consumer(&name)).await?;
+            link.ask(&format!("deleting consumer {name}"), stream.delete_consumer(&name)).await?;
         }
         Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {}
         Err(error) => return Err(link.failed(what, error)),
@@ -218,7 +219,7 @@ pub(crate) async fn consumer(
     if first > 1 {
         wanted.deliver_policy = DeliverPolicy::ByStartSequence { start_sequence: first };
     }
-    link.ask("creating the consumer", stream.create_consumer(wanted)).await
+    link.ask(&format!("creating consumer {name}"), stream.create_consumer(wanted)).await
 }
 
 fn wanted(config: &NatsConfig, name: &str, kind: &str) -> pull::Config {

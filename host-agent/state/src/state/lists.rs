@@ -111,7 +111,13 @@ impl State {
     }
 }
 
-/// Bytes from outside, made safe to show: one line, no control characters, at most 256 characters.
+/// Characters of a text that is shown.
+const SHOWN: usize = 256;
+/// What ends one that was longer.
+const CUT: &str = " ...";
+
+/// Bytes from outside, made safe to show: one line, no control characters, at most 256 characters. A
+/// longer one is cut between two words where it has some, and says so.
 #[must_use]
 pub fn show(bytes: &[u8]) -> String {
     let head = bytes.get(..1024).unwrap_or(bytes);
@@ -121,5 +127,13 @@ pub fn show(bytes: &[u8]) -> String {
         let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         if c.is_control() || hidden { '\u{fffd}' } else { c }
     });
-    safe.take(256).collect()
+    let mut shown: String = safe.take(SHOWN).collect();
+    if shown.chars().count() == SHOWN && (text.chars().count() > SHOWN || head.len() < bytes.len())
+    {
+        let end = shown.char_indices().nth(SHOWN - CUT.len()).map_or(shown.len(), |(at, _)| at);
+        let word = shown.get(..end).and_then(|text| text.rfind(' ')).filter(|at| *at > end / 2);
+        shown.truncate(word.unwrap_or(end));
+        shown.push_str(CUT);
+    }
+    shown
 }

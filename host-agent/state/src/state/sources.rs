@@ -20,6 +20,9 @@ pub(super) struct KeyValue<'a> {
     pub(super) lease: u64,
 }
 
+/// What there is when a further endpoint is refused ([`MAX_ENDPOINTS`], [`MAX_TOTAL`]).
+const FULL: &str = "10,000 endpoints of its service, or 100,000 of all,";
+
 /// What a registry's key stands for.
 pub(super) enum Named {
     Endpoint(Result<(String, String), Reject>),
@@ -226,7 +229,7 @@ impl State {
         }
         let before = model.map_or(0, Model::count);
         if replaces.is_none() && (before >= MAX_ENDPOINTS || self.total >= MAX_TOTAL) {
-            return Err(Reject::TooMany);
+            return Err(Reject::TooMany(FULL));
         }
         let registration = Registration { endpoint, told, revision, created, lease, size };
         let about = Context {
@@ -270,7 +273,7 @@ impl State {
         }
         let (value, revision) = (held.bytes, held.revision);
         if !self.services.contains_key(name) && self.services.len() >= MAX_TOTAL {
-            return Err(Reject::TooMany);
+            return Err(Reject::TooMany("100,000 services"));
         }
         let place = |model: &Model| model.policy(source).map(|old| (old.revision, old.bytes));
         let (newest, before) = self.services.get(name).and_then(place).unwrap_or_default();

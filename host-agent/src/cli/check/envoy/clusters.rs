@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::dump::{Dump, Object, at, members, overridden, seconds, text};
 use crate::cli::check::finding::{Code, Finding, some};
+use crate::nearest::nearest;
 use crate::serve::admin::view::ServiceJson;
 
 /// What a cluster calls its service: by metadata, else by EDS.
@@ -119,14 +120,16 @@ pub(super) fn unknown(dump: &Dump<'_>, services: &[ServiceJson]) -> Vec<Finding>
         let Some(service) = service(name, cluster).filter(|it| !known.contains(it)) else {
             continue;
         };
-        let near = nearest(service, &known);
+        let near = nearest(service, known.iter().copied());
         findings.push(Finding::bad(
             Code::ServiceUnknown,
             &format!("cluster {name}"),
-            if near.is_empty() {
-                format!("its service is {service}, and the agent knows no such service")
-            } else {
-                format!("its service is {service}, and the agent knows none but {}", some(near, 3))
+            match near.as_slice() {
+                [] => format!("its service is {service}, and nothing of that name is registered"),
+                near => format!(
+                    "its service is {service}, and nothing of that name is registered; {} is",
+                    near.join(", ")
+                ),
             },
             format!(
                 "correct filter_metadata.pintle.service or eds_cluster_config.service_name, or \
@@ -135,31 +138,4 @@ pub(super) fn unknown(dump: &Dump<'_>, services: &[ServiceJson]) -> Vec<Finding>
         ));
     }
     findings
-}
-
-/// Names that are like `name`, or a few where none is.
-fn nearest<'a>(name: &str, known: &BTreeSet<&'a str>) -> Vec<&'a str> {
-    let mut all: Vec<(usize, &str)> = known.iter().map(|it| (distance(name, it), *it)).collect();
-    all.sort_unstable();
-    all.truncate(3);
-    all.into_iter().map(|(_, name)| name).collect()
-}
-
-/// Edits from one name to the other.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut corner = i;
-        let mut left = i + 1;
-        for (cell, y) in row.iter_mut().skip(1).zip(b.bytes()) {
-            let best = (corner + usize::from(x != y)).min(left + 1).min(*cell + 1);
-            corner = *cell;
-            *cell = best;
-            left = best;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }

@@ -32,8 +32,10 @@ pub(super) fn headers(dump: &Dump<'_>) -> Vec<Finding> {
                 Code::ClientChoosesHost,
                 &what,
                 format!("a client may choose its host through {}", open.join(", ")),
-                "add early_header_mutation_extensions to the HTTP connection manager, with \
-                 mutations: [{remove: <header>}]",
+                format!(
+                    "add early_header_mutation_extensions to the HTTP connection manager, with \
+                     mutations: [{{remove: {header}}}], as in envoy/envoy.yaml"
+                ),
             )
         });
         let removed_too_early = dump.all.iter().any(|object| {

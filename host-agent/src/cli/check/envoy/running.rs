@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::dump::{at, text, visit};
-use crate::cli::check::finding::{Code, Finding};
+use crate::cli::check::finding::{Code, Finding, plural};
 
 pub(super) fn wasm_stats(stats: &Value) -> Vec<Finding> {
     let list = stats.get("stats").and_then(Value::as_array);
@@ -17,7 +17,7 @@ pub(super) fn wasm_stats(stats: &Value) -> Vec<Finding> {
     let active = count("v8.active");
     let reloads = count("vm_reload_success") + count("vm_reload_failure");
     let mut findings = vec![if active > 0 {
-        Finding::good("wasm", format!("{active} VMs are active"))
+        Finding::good("wasm", format!("{} active", plural(active, "VM")))
     } else {
         Finding::bad(
             Code::WasmInactive,
@@ -30,7 +30,7 @@ pub(super) fn wasm_stats(stats: &Value) -> Vec<Finding> {
         findings.push(Finding::warn(
             Code::WasmTrapped,
             "wasm",
-            format!("a VM has trapped and was reloaded {reloads} times"),
+            format!("a VM has trapped: {} since Envoy's start", plural(reloads, "reload")),
             "look for \"panicked\" in Envoy's log and report it",
         ));
     }
@@ -62,7 +62,7 @@ pub(super) fn agent_cluster(clusters: &Value, socket: &str) -> Option<Finding> {
         }
     });
     Some(if connections > 0 {
-        Finding::good(&what, format!("{connections} connections to the agent"))
+        Finding::good(&what, format!("{} to the agent", plural(connections, "connection")))
     } else {
         Finding::bad(
             Code::AgentClusterIdle,

@@ -2,12 +2,14 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "the exemption for tests does not reach the helpers of an integration test"
 )]
 
+mod servers;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -63,56 +65,6 @@ fn exit_codes_are_those_that_the_help_names() {
         assert_eq!(output.status.code(), Some(*code), "{arguments:?}\n{words}");
         assert!(words.contains(text), "{arguments:?}: {text:?}\n{words}");
     }
-}
-
-/// A server that accepts and says nothing: each command gives up by itself and says where it waited.
-#[test]
-fn a_silent_server_is_named_and_not_waited_for() {
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = silent.local_addr().unwrap().to_string();
-    let nats = format!("nats://{at}");
-    let etcd = format!("http://{at}");
-    let table: &[&[&str]] = &[
-        &["services", "--admin", &at],
-        &["services", "orders", "--admin", &at],
-        &["explain", "orders", "--admin", &at],
-        &["breakers", "--admin", &at],
-        &["events", "--admin", &at],
-        &["proxies", "--admin", &at],
-        &["sources", "--admin", &at],
-        &["overlays", "--admin", &at],
-        &["policy", "show", "orders", "--admin", &at],
-        &["version", "--admin", &at],
-        &["release", "orders", "--local", "--admin", &at],
-        &["release", "orders", "--nats", &nats],
-        &["fleet", "--nats", &nats],
-        &["drain", "orders/1", "--nats", &nats],
-        &["bypass", "orders", "--nats", &nats],
-        &["breaker", "clear", "orders/1", "--nats", &nats],
-        &["publish", "trace", "orders", "{\"ratio\":1,\"ttl\":\"5m\"}", "--nats", &nats],
-        &["dlq", "list", "--nats", &nats],
-        &["check", "--no-envoy", "--admin", &at, "--etcd", &etcd, "--nats", &nats],
-        &["check", "--envoy", &at, "--admin", &at, "--etcd", &etcd, "--nats", &nats],
-    ];
-    let began = Instant::now();
-    let waiting: Vec<_> = table
-        .iter()
-        .map(|arguments| {
-            let arguments: Vec<String> = arguments.iter().map(|it| (*it).to_owned()).collect();
-            std::thread::spawn(move || {
-                let line: Vec<&str> = arguments.iter().map(String::as_str).collect();
-                said(&pintle(&line))
-            })
-        })
-        .collect();
-    for (arguments, said) in table.iter().zip(waiting) {
-        let said = said.join().unwrap();
-        assert!(said.contains(&at), "{arguments:?}: {said}");
-        let wait = ["no answer within", "no agent answers"].iter().any(|text| said.contains(text));
-        assert!(wait, "{arguments:?}: {said}");
-    }
-    // Each waits for a few seconds, at several servers one after the other.
-    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 #[test]
