@@ -88,17 +88,28 @@ impl Fleet {
 
     /// A stream has opened. False when there are [`MAX_PROXIES`] already, all of them connected.
     pub(crate) fn connected(&self, hello: &Hello, schema: Schema, peer: &str, when: When) -> bool {
-        let fresh = self.ledger().connected(hello, schema, peer, when);
+        let (fresh, streams) = {
+            let mut ledger = self.ledger();
+            (ledger.connected(hello, schema, peer, when), ledger.streams(&hello.proxy))
+        };
         if fresh {
-            self.tell("proxy", None, None, format!("{} connected", hello.proxy));
+            // Another leader's stream opens before the one of the leader before has ended.
+            let how = if streams > 1 { "is led by another worker" } else { "connected" };
+            self.tell("proxy", None, None, format!("{} {how}", hello.proxy));
         }
         fresh
     }
 
     /// A stream has closed.
     pub(crate) fn disconnected(&self, proxy: &str, when: When) {
-        self.ledger().disconnected(proxy, when);
-        self.tell("proxy", None, None, format!("{proxy} disconnected"));
+        let streams = {
+            let mut ledger = self.ledger();
+            ledger.disconnected(proxy, when);
+            ledger.streams(proxy)
+        };
+        if streams == 0 {
+            self.tell("proxy", None, None, format!("{proxy} disconnected"));
+        }
     }
 
     /// One message of a proxy, in whatever order it comes.

@@ -15,6 +15,15 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> V
     alike.into_iter().take(NEAREST).map(|(_, name)| name.to_owned()).collect()
 }
 
+/// `, but a and b are`, after a sentence that says what is not there; nothing where nothing is alike.
+pub(crate) fn but(alike: &[String]) -> String {
+    match alike {
+        [] => String::new(),
+        [one] => format!(", but {one} is"),
+        [first @ .., last] => format!(", but {} and {last} are", first.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -24,5 +33,8 @@ mod tests {
         let names = ["orders", "orders-2", "billing", "order"];
         assert_eq!(nearest("odrers", names.into_iter()), ["orders", "order", "orders-2"]);
         assert!(nearest("zzz", names.into_iter()).is_empty());
+        let alike = nearest("odrers", names.into_iter());
+        assert_eq!(but(&alike), ", but orders, order and orders-2 are");
+        assert_eq!((but(&alike[..1]).as_str(), but(&[]).as_str()), (", but orders is", ""));
     }
 }

@@ -79,7 +79,7 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
     fn host(config: &mut EnvoyConfig) -> &mut Value {
         &mut config.http_connection_manager()["route_config"]["virtual_hosts"][0]
     }
-    let mistakes: [Mistake; 32] = [
+    let mistakes: [Mistake; 35] = [
         ("node-unnamed", |it| it.root()["node"]["cluster"] = "".into()),
         ("ambient-waypoint", |it| {
             it.root()["node"]["id"] =
@@ -93,6 +93,15 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
         ("wasm-vm-id", |it| remove(&mut plugin(it)["vm_config"], "vm_id")),
         ("wasm-precompiled", |it| plugin(it)["vm_config"]["allow_precompiled"] = true.into()),
         ("wasm-unchecked", |it| plugin(it)["vm_config"]["code"] = json!({"remote": {}})),
+        ("plugin-refused", |it| settings(it, |all| all["selct"] = json!({}))),
+        ("plugin-twice", |it| {
+            let filters = it.http_connection_manager()["http_filters"].as_array_mut();
+            let filters = filters.expect("filters");
+            filters.insert(0, filters[0].clone());
+        }),
+        ("agent-cluster-http1", |it| {
+            remove(it.cluster("pintle_agent"), "typed_extension_protocol_options");
+        }),
         ("plugin-sync-cluster", |it| settings(it, |all| all["sync"]["cluster"] = "agnet".into())),
         ("plugin-header-unread", |it| settings(it, |all| all["select"]["header"] = "x-a".into())),
         ("client-chooses-host", |it| {
@@ -228,8 +237,29 @@ async fn mistakes_in_what_runs_are_found_on_other_ports_than_the_defaults() {
         assert_eventually!(PATIENCE, check().await == well);
     }
 
-    // Ordered by hand, for both.
+    // One that may not be used, and is all that its service has.
+    let ill = json!({"id": "ill-1", "name": "ill", "address": "127.0.0.1", "port": 9,
+        "health": "draining"});
+    world.etcd.put("/services/ill/ill-1", &ill.to_string()).await.expect("a put");
+    assert_eventually!(PATIENCE, check().await == one("endpoints-unusable"));
+    world.etcd.delete("/services/ill/ill-1").await.expect("a removal");
+    assert_eventually!(PATIENCE, check().await == well);
+
+    // Ordered, and forgotten.
     let nats = world.nats.url();
+    for (order, code, bad) in [
+        (["bypass", "orders", "--ttl", "10m"], "switch-in-force", false),
+        (["failover", "orders", "--tag", "dr"], "failover-unmatched", true),
+    ] {
+        let order = [&order[..], &["--nats", &nats]].concat();
+        assert!(Agent::command(&order).await.expect("pintle").status.success());
+        assert_eventually!(PATIENCE, check().await == (one(code).0, bad));
+        let off = [order[0], "orders", "--off", "--nats", &nats];
+        assert!(Agent::command(&off).await.expect("pintle").status.success());
+    }
+    assert_eventually!(PATIENCE, check().await == well);
+
+    // Ordered by hand, for both.
     for id in ["orders/orders-1", "orders/orders-2"] {
         let order = ["breaker", "force-open", id, "--ttl", "10m", "--nats", &nats];
         assert!(Agent::command(&order).await.expect("pintle").status.success());

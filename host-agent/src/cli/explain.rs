@@ -69,7 +69,7 @@ struct Row {
 }
 
 /// Why an endpoint takes nothing by itself, whatever the others do.
-fn amiss(endpoint: &EndpointJson) -> Option<String> {
+pub(super) fn amiss(endpoint: &EndpointJson) -> Option<String> {
     if endpoint.weight == 0 {
         return Some("weight 0".to_owned());
     }
@@ -90,7 +90,7 @@ fn amiss(endpoint: &EndpointJson) -> Option<String> {
     Some(format!("breaker {} on {}{more}: {}{due}", on.state, on.proxy, on.reason))
 }
 
-fn matches(failover: &Failover, endpoint: &EndpointJson) -> bool {
+pub(super) fn matches(failover: &Failover, endpoint: &EndpointJson) -> bool {
     match failover {
         Failover::Tag(tag) => endpoint.tags.contains(tag),
         Failover::Region(region) => endpoint.metadata.get("region") == Some(region),
@@ -180,7 +180,7 @@ fn by_tier(
     }
 }
 
-fn words(failover: &Failover) -> String {
+pub(super) fn words(failover: &Failover) -> String {
     match failover {
         Failover::Tag(tag) => format!("tag {tag}"),
         Failover::Region(region) => format!("region {region}"),

@@ -14,6 +14,7 @@ use super::client::{Client, ORDERS};
 use super::orders::connect;
 use super::reads::{self, escaped, print_json};
 use crate::events::Released;
+use crate::nearest::but;
 use crate::serve::admin::view::{AgentJson, HeldJson, ReleasedJson};
 
 #[derive(Debug, Args)]
@@ -154,9 +155,8 @@ fn say(outcome: &Outcome, local: bool) -> Result<(), CliError> {
 }
 
 fn unknown(services: &BTreeMap<String, Vec<String>>) -> String {
-    let each = services.iter().map(|(service, nearest)| match &nearest[..] {
-        [] => format!("{service} is not registered at any agent"),
-        some => format!("{service} is not registered at any agent, but {} is", some.join(", ")),
+    let each = services.iter().map(|(service, nearest)| {
+        format!("{service} is not registered at any agent{}", but(nearest))
     });
     each.collect::<Vec<_>>().join("; ")
 }

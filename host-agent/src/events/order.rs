@@ -17,6 +17,7 @@ use futures::StreamExt as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Draft, Events, NatsError, Published};
+use crate::nearest::but;
 use crate::source::jetstream::words::{self, ANSWER, About, Ask, Said, Word};
 
 /// Without a further word for so long, all agents have spoken.
@@ -74,7 +75,7 @@ pub enum OrderError {
     #[error(
         "{target} is not registered at {}{}; nothing was ordered (add --force if it is still to come)",
         asked(*.agents),
-        like(.nearest)
+        but(.nearest)
     )]
     Unknown {
         /// `SERVICE` or `SERVICE/ID`.
@@ -101,10 +102,6 @@ fn asked(agents: usize) -> String {
         1 => "the one agent that answered".to_owned(),
         _ => format!("any of the {agents} agents that answered"),
     }
-}
-
-fn like(nearest: &[String]) -> String {
-    if nearest.is_empty() { String::new() } else { format!(", but {} is", nearest.join(", ")) }
 }
 
 fn why(refused: &BTreeMap<String, String>, wait: &Duration) -> String {

@@ -138,6 +138,11 @@ impl Ledger {
         }
     }
 
+    /// How many streams a proxy holds; more than one while its leader changes.
+    pub(crate) fn streams(&self, proxy: &str) -> u32 {
+        self.proxies.get(proxy).map_or(0, |proxy| proxy.streams)
+    }
+
     /// Counts a refusal.
     pub(crate) fn refused(&mut self, reason: &'static str) {
         let count = self.refused.entry(reason).or_default();

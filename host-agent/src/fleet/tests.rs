@@ -425,3 +425,17 @@ fn made_up_statuses_are_counted_by_class_and_add_no_series() {
     assert!(requests.len() <= 250, "{} series", requests.len());
     assert_eq!(requests.values().sum::<u64>(), 3 * 10 * 1_100, "and none is lost");
 }
+
+#[test]
+fn a_change_of_leader_does_not_read_as_a_proxy_that_comes_and_goes() {
+    let (activities, mut heard) = broadcast::channel(16);
+    let (outgoing, _reported) = mpsc::channel(1);
+    let fleet = Fleet::new(activities, outgoing);
+    let now = When::now();
+    fleet.connected(&hello("p"), Schema::Two, "", now);
+    fleet.connected(&hello("p"), Schema::Two, "", now);
+    fleet.disconnected("p", now);
+    fleet.disconnected("p", now);
+    let said: Vec<_> = std::iter::from_fn(|| Some(heard.try_recv().ok()?.text)).collect();
+    assert_eq!(said, ["p connected", "p is led by another worker", "p disconnected"]);
+}

@@ -352,7 +352,9 @@ impl State {
         if work.changes.released > 0 {
             work.changes.meta = true;
             work.dirty.insert(name.to_owned());
-            let text = format!("{} removals released by a person", work.changes.released);
+            let count = work.changes.released;
+            let removals = if count == 1 { "removal" } else { "removals" };
+            let text = format!("{count} {removals} released by a person");
             work.notice("removal", name, None, text, false);
         }
         self.confirmed_at = self.confirmed_at.or(Some(now.wall));

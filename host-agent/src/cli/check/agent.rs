@@ -9,8 +9,8 @@ use crate::cli::CliError;
 use crate::cli::client::{AGENT, Client};
 use crate::cli::reads::all_services;
 use crate::serve::admin::view::{
-    AgentJson, HeldJson, HeldRowJson, ProxiesJson, ProxyJson, ReadyJson, RejectedJson,
-    RejectedRowJson, ServiceJson, SourcesJson,
+    AgentJson, HeldJson, HeldRowJson, OverlayJson, OverlaysJson, ProxiesJson, ProxyJson, ReadyJson,
+    RejectedJson, RejectedRowJson, ServiceJson, SourcesJson,
 };
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ pub(super) struct Agent {
     pub(super) sources: SourcesJson,
     pub(super) services: Vec<ServiceJson>,
     pub(super) proxies: Vec<ProxyJson>,
+    pub(super) overlays: Vec<OverlayJson>,
     pub(super) held: Vec<HeldRowJson>,
     pub(super) rejected: Vec<RejectedRowJson>,
 }
@@ -51,6 +52,7 @@ impl Agent {
                 sources: get(&client, "/v1/sources").await?,
                 services: all_services(&client).await?.services,
                 proxies: get::<ProxiesJson>(&client, "/v1/proxies").await?.proxies,
+                overlays: get::<OverlaysJson>(&client, "/v1/overlays").await?.overlays,
                 held: get::<HeldJson>(&client, "/v1/held").await?.held,
                 rejected: get::<RejectedJson>(&client, "/v1/rejected").await?.rejected,
             };
@@ -146,7 +148,7 @@ pub(super) fn sources(agent: &Agent, ill: &[Code]) -> Vec<Finding> {
     let away = all
         .iter()
         .filter(|(_, source, code)| source.enabled && !source.connected && !ill.contains(code));
-    away.map(|(name, source, code)| {
+    let away = away.map(|(name, source, code)| {
         let why = source.error.as_deref().unwrap_or("no answer");
         Finding::bad(
             *code,
@@ -164,6 +166,15 @@ pub(super) fn sources(agent: &Agent, ill: &[Code]) -> Vec<Finding> {
                 _ => "bring the file back, or correct file.path",
             },
         )
-    })
-    .collect()
+    });
+    // What is missing of a source that answers: its own words name the remedy.
+    let answering = all.iter().filter(|(_, source, _)| source.enabled && source.connected);
+    let lacks = answering.flat_map(|(name, source, _)| {
+        let said = source.error.iter().chain(&source.warnings);
+        said.map(|line| {
+            let todo = "grant or change what it names, or what the configuration asks for";
+            Finding::bad(Code::SourceImpaired, name, line.clone(), todo)
+        })
+    });
+    away.chain(lacks).collect()
 }

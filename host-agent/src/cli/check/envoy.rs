@@ -116,6 +116,7 @@ fn all(value: &Value, socket: &str, services: &[ServiceJson]) -> Vec<Finding> {
     findings.extend(headers::on_the_wire(&dump));
     findings.extend(headers::original_dst(&dump));
     findings.extend(clusters::shape(&dump));
+    findings.extend(clusters::without_http2(&dump, socket));
     findings.extend(hosts::configured(&dump));
     findings.extend(routes::retries(&dump, services));
     if !dump.all.iter().any(|object| text(object, "path") == Some(socket)) {

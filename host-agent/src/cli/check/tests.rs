@@ -24,7 +24,7 @@ fn good() -> Value {
             "route_config": {"virtual_hosts": []}
         }}]}]}}]},
         {"static_clusters": [
-            {"cluster": {"name": "sync", "type": "STATIC", "load_assignment": {"endpoints": [{"lb_endpoints": [
+            {"cluster": {"name": "sync", "type": "STATIC", "http2_protocol_options": {}, "load_assignment": {"endpoints": [{"lb_endpoints": [
                 {"endpoint": {"address": {"pipe": {"path": SOCK}}}}]}]}}},
             {"cluster": {"name": "orders", "type": "EDS",
                 "eds_cluster_config": {"eds_config": {"api_config_source": {}, "initial_fetch_timeout": "2s"}},

@@ -3,7 +3,7 @@
 use pintle_state::Snapshot;
 
 use crate::condition::service_of;
-use crate::nearest::nearest;
+use crate::nearest::{but, nearest};
 
 /// Why there is no service `name`: its entries are refused, or it is called otherwise. What can be no
 /// service's name is not looked for: it may be as long as a path.
@@ -24,10 +24,7 @@ pub(super) fn absent(snapshot: &Snapshot, name: &str) -> String {
         );
     }
     let alike = nearest(name, snapshot.services.keys().map(|name| &**name));
-    match alike.as_slice() {
-        [] => format!("no service {name} is registered here"),
-        alike => format!("no service {name} is registered here, but {} is", alike.join(", ")),
-    }
+    format!("no service {name} is registered here{}", but(&alike))
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::dump::{Dump, Object, at, members, overridden, seconds, text};
+use super::dump::{Dump, Object, at, members, overridden, seconds, text, visit};
 use crate::cli::check::finding::{Code, Finding, some};
-use crate::nearest::nearest;
+use crate::nearest::{but, nearest};
 use crate::serve::admin::view::ServiceJson;
 
 /// What a cluster calls its service: by metadata, else by EDS.
@@ -65,6 +65,30 @@ pub(super) fn shape(dump: &Dump<'_>) -> Vec<Finding> {
         findings.extend(eds(&what, cluster));
     }
     findings
+}
+
+/// The agent's clusters by whose protocol it can't be reached: it speaks gRPC alone.
+pub(super) fn without_http2(dump: &Dump<'_>, socket: &str) -> Vec<Finding> {
+    let has = |cluster: &Object, mark: &dyn Fn(&Object) -> bool| {
+        let mut found = mark(cluster);
+        cluster.values().for_each(|value| visit(value, &mut |object| found |= mark(object)));
+        found
+    };
+    let clusters = dump.clusters().into_iter();
+    let of_agent = clusters.filter(|(_, it)| has(it, &|at| text(at, "path") == Some(socket)));
+    let silent =
+        of_agent.filter(|(_, it)| !has(it, &|at| at.contains_key("http2_protocol_options")));
+    silent
+        .map(|(name, _)| {
+            Finding::bad(
+                Code::AgentClusterHttp1,
+                &format!("cluster {name}"),
+                "Envoy speaks HTTP/1.1 to the agent's socket, and the agent gRPC alone",
+                "give it http2_protocol_options (HttpProtocolOptions, explicit_http_config), as in \
+                 envoy/envoy.yaml",
+            )
+        })
+        .collect()
 }
 
 /// Aggregates of clusters that would follow the choice: inside of one the list is not read (seen on
@@ -124,13 +148,10 @@ pub(super) fn unknown(dump: &Dump<'_>, services: &[ServiceJson]) -> Vec<Finding>
         findings.push(Finding::bad(
             Code::ServiceUnknown,
             &format!("cluster {name}"),
-            match near.as_slice() {
-                [] => format!("its service is {service}, and nothing of that name is registered"),
-                near => format!(
-                    "its service is {service}, and nothing of that name is registered; {} is",
-                    near.join(", ")
-                ),
-            },
+            format!(
+                "its service is {service}, and nothing of that name is registered{}",
+                but(&near)
+            ),
             format!(
                 "correct filter_metadata.pintle.service or eds_cluster_config.service_name, or \
                  register {service}"

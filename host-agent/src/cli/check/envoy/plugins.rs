@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use pintle_policy::Via;
+use pintle_policy::{Config, Via};
 use serde_json::Value;
 
-use super::dump::{Dump, at, seconds, text};
+use super::dump::{Dump, Object, at, seconds, text};
 use crate::cli::check::finding::{Code, Finding};
 
 /// Envoy 1.36 to 1.40 end with SIGFPE at the first reload when the base interval is below this.
@@ -134,9 +134,10 @@ pub(super) fn plugins(dump: &Dump<'_>) -> Vec<Finding> {
 
 /// What our own plugins are told must have its other half in Envoy's configuration.
 pub(super) fn settings(dump: &Dump<'_>) -> Vec<Finding> {
+    let mut findings = refused(dump);
+    findings.extend(twice(dump));
     let headers = dump.override_headers();
     let clusters = dump.clusters();
-    let mut findings = Vec::new();
     for (name, config) in dump.plugins() {
         let what = format!("settings of {name}");
         match &config.agent {
@@ -178,4 +179,56 @@ pub(super) fn settings(dump: &Dump<'_>) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// A plugin's settings as the module gets them.
+fn told(plugin: &Object) -> Option<String> {
+    Some(match at(plugin, &["configuration", "value"])? {
+        Value::String(json) => json.clone(),
+        tree => tree.to_string(),
+    })
+}
+
+/// Whether a plugin with settings is ours, by its name or by what only ours is told.
+fn is_ours(plugin: &Object) -> bool {
+    let named = ["name", "root_id"].iter().any(|key| text(plugin, key) == Some("pintle"));
+    let said = told(plugin).and_then(|told| serde_json::from_str::<Object>(&told).ok());
+    plugin.contains_key("vm_config") && (named || said.is_some_and(|it| it.contains_key("sync")))
+}
+
+/// Settings that the module does not take, which cost Envoy the listener.
+fn refused(dump: &Dump<'_>) -> Vec<Finding> {
+    let ours = dump.all.iter().filter(|plugin| is_ours(plugin));
+    ours.filter_map(|plugin| {
+        let error = Config::parse(told(plugin)?.as_bytes()).err()?;
+        Some(Finding::bad(
+            Code::PluginRefused,
+            &format!("settings of {}", text(plugin, "name").unwrap_or("(no name)")),
+            format!("the module refuses them: {error}"),
+            "correct what is named (docs/configuration.md has all keys)",
+        ))
+    })
+    .collect()
+}
+
+/// Connection managers that ask us more than once for a request.
+fn twice(dump: &Dump<'_>) -> Vec<Finding> {
+    let managers = dump.all.iter().filter(|it| it.contains_key("stat_prefix"));
+    let counted = managers.filter_map(|manager| {
+        let filters = manager.get("http_filters")?.as_array()?.iter();
+        let configs = filters.filter_map(|it| it.pointer("/typed_config/config")?.as_object());
+        let count = configs.filter(|config| is_ours(config)).count();
+        Some((text(manager, "stat_prefix")?, count))
+    });
+    let several = counted.filter(|(_, count)| *count > 1);
+    several
+        .map(|(name, count)| {
+            Finding::bad(
+                Code::PluginTwice,
+                &format!("filters of {name}"),
+                format!("the module stands there {count} times, and books each request as often"),
+                "leave one of them",
+            )
+        })
+        .collect()
 }
