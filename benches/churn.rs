@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, Txn, TxnOp};
+use pintle_benches::Run;
 use pintle_tests::{
     Agent, Behaviour, Envoy, EnvoyConfig, Error, Etcd, Instance, Latency, Load, Result, Running,
     Upstream, tools,
@@ -49,8 +50,12 @@ const PAGE: f64 = 1.0 / 16.0;
 /// Operations of one transaction; etcd takes 128.
 const OPERATIONS: usize = 100;
 
+#[derive(clap::Parser)]
 struct Options {
-    check: bool,
+    #[command(flatten)]
+    run: Run,
+    /// Of each case
+    #[arg(long, default_value_t = 30)]
     seconds: u64,
 }
 
@@ -167,25 +172,6 @@ impl World {
     }
 }
 
-fn options() -> std::result::Result<Option<Options>, String> {
-    let mut options = Options { check: false, seconds: 30 };
-    let mut benching = false;
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--bench" => benching = true,
-            "--check" => options.check = true,
-            "--seconds" => {
-                let number = args.next().and_then(|value| value.parse().ok());
-                options.seconds = number.ok_or("--seconds: a number")?;
-            }
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    // `cargo test --benches` runs this without the flag: building is the test there.
-    Ok(benching.then_some(options))
-}
-
 async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
     let mut world = World::start().await?;
     let (mut figures, mut short) = (json!({}), Vec::new());
@@ -225,5 +211,5 @@ async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    pintle_benches::conclude("churn", options(), |options| options.check, run).await
+    pintle_benches::conclude("churn", |options: &Options| &options.run, run).await
 }

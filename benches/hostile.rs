@@ -18,7 +18,9 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::builder::PossibleValuesParser;
 use futures::future::join_all;
+use pintle_benches::Run;
 use pintle_tests::{
     Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Latency, Load, Report, Result, Running,
     Server, Upstream, tools,
@@ -38,10 +40,15 @@ const COOKIES: &str = "cookies";
 const COOKIE_RATE: f64 = 100.0;
 const CASES: [&str; 6] = ["none", "rings", "weights", "values", "value-rings", COOKIES];
 
+#[derive(clap::Parser)]
 struct Options {
-    check: bool,
+    #[command(flatten)]
+    run: Run,
+    /// Of each case
+    #[arg(long, default_value_t = 120)]
     seconds: u64,
-    /// Only this one, beside `none`.
+    /// Only this one, beside `none`
+    #[arg(long, value_parser = PossibleValuesParser::new(CASES))]
     case: Option<String>,
 }
 
@@ -176,29 +183,6 @@ impl World {
     }
 }
 
-fn options() -> std::result::Result<Option<Options>, String> {
-    let mut options = Options { check: false, seconds: 120, case: None };
-    let mut benching = false;
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--bench" => benching = true,
-            "--check" => options.check = true,
-            "--seconds" => {
-                let number = args.next().and_then(|value| value.parse().ok());
-                options.seconds = number.ok_or("--seconds: a number")?;
-            }
-            "--case" => {
-                let case = args.next().filter(|case| CASES.contains(&case.as_str()));
-                options.case = Some(case.ok_or_else(|| format!("--case: {}", CASES.join(", ")))?);
-            }
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    // `cargo test --benches` runs this without the flag: building is the test there.
-    Ok(benching.then_some(options))
-}
-
 async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
     let mut world = World::start().await?;
     let (mut figures, mut short) = (json!({}), Vec::new());
@@ -261,5 +245,5 @@ async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    pintle_benches::conclude("hostile", options(), |options| options.check, run).await
+    pintle_benches::conclude("hostile", |options: &Options| &options.run, run).await
 }

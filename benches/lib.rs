@@ -1,27 +1,41 @@
-//! Questions of speed and endurance, one file each; here is how each of them ends.
+//! Questions of speed and endurance, one file each; here is how each of them begins and ends.
 
 use std::process::ExitCode;
 
+use clap::Parser;
 use pintle_tests::Result;
 use serde_json::{Value, json};
 
-/// Runs a bench by its options, `None` where it was only to be built (`cargo test --benches`), and tells what
-/// came of it: whatever falls short, then the figures as a last line of JSON. The code is 0, or 1 when it
-/// falls short and `check` minds, 64 for options that are none.
-pub async fn conclude<O>(
+/// What every bench is asked.
+#[derive(Debug, clap::Args)]
+#[command(about = None, long_about = None)]
+pub struct Run {
+    /// End with 1 where a figure falls short
+    #[arg(long)]
+    check: bool,
+    /// Said by `cargo bench`; `cargo test --benches` does not say it, for which building is the test.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Runs a bench by its options and tells what came of it: whatever falls short, then the figures as a last
+/// line of JSON. The code is 0, or 1 when it falls short and `--check` minds, 64 for options that are none.
+pub async fn conclude<O: Parser>(
     name: &str,
-    options: std::result::Result<Option<O>, String>,
-    check: impl Fn(&O) -> bool,
+    run: impl Fn(&O) -> &Run,
     measure: impl AsyncFnOnce(&O) -> Result<(Value, Vec<String>)>,
 ) -> ExitCode {
-    let options = match options {
-        Ok(Some(options)) => options,
-        Ok(None) => return ExitCode::SUCCESS,
+    let options = match O::try_parse() {
+        Ok(options) => options,
         Err(error) => {
-            eprintln!("{name}: {error}");
-            return ExitCode::from(64);
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
         }
     };
+    let run = run(&options);
+    if !run.bench {
+        return ExitCode::SUCCESS;
+    }
     match measure(&options).await {
         Ok((mut figures, short)) => {
             short.iter().for_each(|short| println!("SHORT: {short}"));
@@ -29,7 +43,7 @@ pub async fn conclude<O>(
             figures["met"] = json!(short.is_empty());
             figures["short"] = json!(short);
             println!("{figures}");
-            ExitCode::from(u8::from(check(&options) && !short.is_empty()))
+            ExitCode::from(u8::from(run.check && !short.is_empty()))
         }
         Err(error) => {
             eprintln!("{name}: {error}");

@@ -17,6 +17,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::builder::PossibleValuesParser;
+use pintle_benches::Run;
 use pintle_tests::{
     Agent, Behaviour, Envoy, EnvoyConfig, Etcd, HaProxy, Instance, Latency, Load, Outcome, Result,
     Upstream, Written, tools,
@@ -64,9 +66,15 @@ struct Cell {
     most: Vec<usize>,
 }
 
+#[derive(clap::Parser)]
 struct Options {
-    check: bool,
+    #[command(flatten)]
+    run: Run,
+    /// Of each cell
+    #[arg(long, default_value_t = 10.0)]
     seconds: f64,
+    /// Only these
+    #[arg(long = "case", value_parser = PossibleValuesParser::new(CASES.map(|case| case.name)))]
     cases: Vec<String>,
 }
 
@@ -187,29 +195,6 @@ fn short(case: &Case, policy: Policy, ours: &Cell, theirs: &Cell) -> Vec<String>
     bounds.into_iter().filter_map(|(broken, why)| broken.then_some(why)).collect()
 }
 
-fn options() -> std::result::Result<Option<Options>, String> {
-    let mut options = Options { check: false, seconds: 10.0, cases: Vec::new() };
-    let mut benching = false;
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or(format!("{arg} wants a value"));
-        match arg.as_str() {
-            "--bench" => benching = true,
-            "--check" => options.check = true,
-            "--seconds" => options.seconds = value()?.parse().map_err(|_| "--seconds: a number")?,
-            "--case" => options.cases.push(value()?),
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    for name in &options.cases {
-        if !CASES.iter().any(|case| case.name == name) {
-            return Err(format!("--case is one of {}", CASES.map(|case| case.name).join(", ")));
-        }
-    }
-    // `cargo test --benches` runs this without the flag: building is the test there.
-    Ok(benching.then_some(options))
-}
-
 async fn measure(options: &Options) -> Result<(Value, Vec<String>)> {
     let world = World::start().await?;
     let (mut table, mut missed) = (serde_json::Map::new(), Vec::new());
@@ -248,5 +233,5 @@ async fn measure(options: &Options) -> Result<(Value, Vec<String>)> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    pintle_benches::conclude("limits", options(), |options| options.check, measure).await
+    pintle_benches::conclude("limits", |options: &Options| &options.run, measure).await
 }

@@ -16,6 +16,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use pintle_benches::Run;
 use pintle_tests::{
     Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Instance, Latency, Load, Nats, Report, Result,
     Running, Server as _, Upstream, tools,
@@ -32,9 +33,14 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// How much p99 may rise.
 const MOST: f64 = 1.10;
 
+#[derive(clap::Parser)]
 struct Options {
-    check: bool,
-    away: Duration,
+    #[command(flatten)]
+    run: Run,
+    /// For which somebody is away, in each round
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    #[arg(long, default_value_t = 7)]
     rounds: usize,
 }
 
@@ -110,39 +116,20 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn options() -> std::result::Result<Option<Options>, String> {
-    let mut options = Options { check: false, away: Duration::from_secs(10), rounds: 7 };
-    let mut benching = false;
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut number = || args.next().and_then(|value| value.parse().ok());
-        match arg.as_str() {
-            "--bench" => benching = true,
-            "--check" => options.check = true,
-            "--seconds" => {
-                options.away = Duration::from_secs(number().ok_or("--seconds: a number")?);
-            }
-            "--rounds" => options.rounds = number().ok_or("--rounds: a number")? as usize,
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    // `cargo test --benches` runs this without the flag: building is the test there.
-    Ok(benching.then_some(options))
-}
-
 async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
     let mut world = World::start().await?;
     tokio::time::sleep(SETTLE).await;
     let (mut figures, mut short) = (json!({}), Vec::new());
     println!("{:>6} {:>14} {:>14} {:>14} {:>14}", "away", "p50 there", "away", "p99 there", "away");
+    let half = Duration::from_secs(options.seconds);
     for who in ["agent", "etcd", "nats"] {
         let (mut p50s, mut p99s) = (Vec::new(), Vec::new());
         let began = Instant::now();
         for _ in 0..options.rounds {
-            let there = world.half(options.away).await;
+            let there = world.half(half).await;
             world.kill(who);
             tokio::time::sleep(SETTLE).await;
-            let away = world.half(options.away).await;
+            let away = world.half(half).await;
             world.bring_back(who).await?;
             tokio::time::sleep(SETTLE).await;
             let of = |share| (there.quantile(share), away.quantile(share));
@@ -165,12 +152,12 @@ async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
         figures[who] = json!({"requests": total, "failed": failed,
             "p50_ratio": p50, "p99_ratio": p99});
     }
-    figures["seconds"] = json!(options.away.as_secs());
+    figures["seconds"] = json!(options.seconds);
     figures["rounds"] = json!(options.rounds);
     Ok((figures, short))
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    pintle_benches::conclude("outage", options(), |options| options.check, run).await
+    pintle_benches::conclude("outage", |options: &Options| &options.run, run).await
 }

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use pintle_benches::Run;
 use pintle_tests::{
     Agent, Behaviour, Collector, Envoy, EnvoyConfig, Etcd, Fault, Instance, Latency, Load, Nats,
     Result, Upstream, http, tools,
@@ -43,9 +44,14 @@ const ILLNESSES: [&str; 5] =
     ["ill: 503", "ill: resets", "ill: half an answer", "ill: hangs", "ill: slow"];
 const FAILED_AN_ILLNESS: [usize; 5] = [7, 7, 7, 25, 0];
 
+#[derive(clap::Parser)]
 struct Options {
-    check: bool,
+    #[command(flatten)]
+    run: Run,
+    #[arg(long, default_value_t = 30.0)]
     minutes: f64,
+    /// Of what happens
+    #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
@@ -332,24 +338,6 @@ fn grown(sizes: &[Size]) -> Vec<String> {
     grown
 }
 
-fn options() -> std::result::Result<Option<Options>, String> {
-    let mut options = Options { check: false, minutes: 30.0, seed: 1 };
-    let mut benching = false;
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or(format!("{arg} wants a value"));
-        match arg.as_str() {
-            "--bench" => benching = true,
-            "--check" => options.check = true,
-            "--minutes" => options.minutes = value()?.parse().map_err(|_| "--minutes: a number")?,
-            "--seed" => options.seed = value()?.parse().map_err(|_| "--seed: a number")?,
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    // `cargo test --benches` runs this without the flag: building is the test there.
-    Ok(benching.then_some(options))
-}
-
 async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
     let mut soak = Soak::start(options.seed).await?;
     let loads = SERVICES.map(|service| {
@@ -411,5 +399,5 @@ async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    pintle_benches::conclude("soak", options(), |options| options.check, run).await
+    pintle_benches::conclude("soak", |options: &Options| &options.run, run).await
 }

@@ -23,6 +23,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::builder::PossibleValuesParser;
+use pintle_benches::Run;
 use pintle_tests::{
     Agent, Behaviour, Envoy, EnvoyConfig, Etcd, Fault, Instance, Latency, Load, Report, Result,
     Upstream, tools,
@@ -90,10 +92,18 @@ struct Cell {
     total: usize,
 }
 
+#[derive(clap::Parser)]
 struct Options {
-    check: bool,
+    #[command(flatten)]
+    run: Run,
+    /// Of each cell
+    #[arg(long, default_value_t = 20.0)]
     seconds: f64,
+    /// Only these
+    #[arg(long = "case", value_parser = PossibleValuesParser::new(CASES.map(|case| case.name)))]
     cases: Vec<String>,
+    /// Only these
+    #[arg(long = "policy", value_parser = PossibleValuesParser::new(Policy::ALL.map(Policy::name)))]
     policies: Vec<String>,
 }
 
@@ -333,38 +343,6 @@ impl Case {
     }
 }
 
-fn options() -> std::result::Result<Option<Options>, String> {
-    let mut options =
-        Options { check: false, seconds: 20.0, cases: Vec::new(), policies: Vec::new() };
-    let mut benching = false;
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or(format!("{arg} wants a value"));
-        match arg.as_str() {
-            "--bench" => benching = true,
-            "--check" => options.check = true,
-            "--seconds" => options.seconds = value()?.parse().map_err(|_| "--seconds: a number")?,
-            "--case" => options.cases.push(value()?),
-            "--policy" => options.policies.push(value()?),
-            _ => return Err(format!("unknown argument {arg}")),
-        }
-    }
-    for name in &options.cases {
-        if !CASES.iter().any(|case| case.name == name) {
-            let known: Vec<_> = CASES.iter().map(|case| case.name).collect();
-            return Err(format!("--case is one of {}", known.join(", ")));
-        }
-    }
-    for name in &options.policies {
-        if !Policy::ALL.iter().any(|policy| policy.name() == name) {
-            let known: Vec<_> = Policy::ALL.iter().map(|policy| policy.name()).collect();
-            return Err(format!("--policy is one of {}", known.join(", ")));
-        }
-    }
-    // `cargo test --benches` runs this without the flag: building is the test there.
-    Ok(benching.then_some(options))
-}
-
 async fn measure(options: &Options) -> Result<(Value, Vec<String>)> {
     println!(
         "{:<22} {:<22} {:>9} {:>9} {:>9} {:>9} {:>12}",
@@ -420,5 +398,5 @@ async fn measure(options: &Options) -> Result<(Value, Vec<String>)> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    pintle_benches::conclude("tail", options(), |options| options.check, measure).await
+    pintle_benches::conclude("tail", |options: &Options| &options.run, measure).await
 }
