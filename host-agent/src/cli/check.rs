@@ -126,7 +126,7 @@ async fn running(given: &Given, args: &CheckArgs) -> Vec<Finding> {
                 // A socket that is not there was found already.
                 finding.code != Some(Code::SocketAbsent) || !ill.contains(&Code::SocketAbsent)
             }));
-            findings.extend(agent::sources(agent, &ill));
+            findings.extend(agent::sources(&agent.sources, &ill));
             findings.extend(registry::look(agent));
             findings.extend(traffic::look(agent));
             findings.extend(proxies::look(agent, !args.no_envoy));

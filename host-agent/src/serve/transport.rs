@@ -357,7 +357,7 @@ async fn accept_tls(
                         }
                         Ok(Err(error)) => {
                             fleet.refused("peer");
-                            tracing::warn!(%address, %error, "peer refused");
+                            tracing::warn!(%address, %error, "a connection to tcp.listen is refused");
                         }
                         Err(_) => fleet.refused("peer"),
                     }
@@ -376,7 +376,7 @@ fn certificate(stream: &TlsStream<TcpStream>) -> u64 {
 
 /// No descriptor left, most likely: going round at once would only burn the processor.
 async fn tired(error: &io::Error) {
-    tracing::warn!(%error, "can't accept");
+    tracing::warn!(%error, "can't accept a proxy's connection, tried again in 100 ms");
     sleep(Duration::from_millis(100)).await;
 }
 

@@ -129,8 +129,7 @@ pub(super) fn health(agent: &Agent) -> Vec<Finding> {
 
 /// The sources, by the agent's own word. Those that were asked themselves are left out when they were
 /// found ill.
-pub(super) fn sources(agent: &Agent, ill: &[Code]) -> Vec<Finding> {
-    let sources = &agent.sources;
+pub(super) fn sources(sources: &SourcesJson, ill: &[Code]) -> Vec<Finding> {
     let all = [
         ("etcd", &sources.etcd, Code::EtcdAway),
         ("nats", &sources.nats, Code::NatsAway),

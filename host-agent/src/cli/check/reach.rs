@@ -100,7 +100,7 @@ pub(super) async fn socket(path: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.push(match UnixStream::connect(path).await {
         Ok(stream) => match timeout(WITHIN, greeted(stream)).await {
-            Ok(Ok(true)) => Finding::good("socket", format!("{shown} answers")),
+            Ok(Ok(true)) => Finding::good("socket", format!("{shown} accepts and answers")),
             Ok(Ok(false)) => {
                 let detail = format!("what answers at {shown} does not speak gRPC");
                 Finding::bad(Code::SocketAbsent, "socket", detail, start)

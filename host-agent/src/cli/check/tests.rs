@@ -5,6 +5,7 @@ use wiremock::matchers::{method, path};
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
 use super::*;
+use crate::serve::admin::view::{SourceJson, SourcesJson};
 
 const SOCK: &str = "/run/pintle/agent.sock";
 
@@ -209,6 +210,31 @@ async fn an_envoy_that_is_not_there_is_one_finding() {
     let findings = envoy::check("127.0.0.1:1", SOCK, None).await;
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].state, State::Bad);
+}
+
+#[test]
+fn what_a_source_says_of_itself_is_found_whether_it_answers_or_not() {
+    let source = |connected, error: Option<&str>, warnings: &[&str]| SourceJson {
+        enabled: true,
+        connected,
+        endpoint: "http://etcd-1:2379".to_owned(),
+        error: error.map(ToOwned::to_owned),
+        warnings: warnings.iter().map(|it| (*it).to_owned()).collect(),
+        ..SourceJson::default()
+    };
+    for (etcd, expect) in [
+        (source(true, None, &[]), vec![]),
+        (source(false, Some("no answer"), &["old"]), vec!["etcd-away"]),
+        (source(true, Some("no permission to read /a/"), &["x"]), vec!["source-impaired"; 2]),
+        (SourceJson::default(), vec!["sources-none"]),
+    ] {
+        let sources = SourcesJson { etcd: etcd.clone(), ..SourcesJson::default() };
+        let found = agent::sources(&sources, &[]);
+        let codes: Vec<_> = found.iter().filter_map(|it| Some(it.code?.as_str())).collect();
+        assert_eq!(codes, expect, "{etcd:?}");
+    }
+    let away = SourcesJson { etcd: source(false, None, &[]), ..SourcesJson::default() };
+    assert!(agent::sources(&away, &[Code::EtcdAway]).is_empty(), "it was found already");
 }
 
 /// A code that is printed has a section to be looked up in, and no section is about nothing.

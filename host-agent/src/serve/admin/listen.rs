@@ -71,7 +71,11 @@ impl Admin {
         let stop = self.inner.stop.clone();
         let mut server = Server::new(self);
         let refused = |peer: Credentials| {
-            tracing::warn!(uid = peer.uid, gid = peer.gid, "peer refused at the admin socket");
+            tracing::warn!(
+                uid = peer.uid,
+                gid = peer.gid,
+                "a connection to the socket for orders is refused: root, the agent's user and admin.groups may"
+            );
         };
         loop {
             let accepted = tokio::select! {
@@ -98,7 +102,7 @@ impl Admin {
 
 /// No descriptor left, most likely: going round at once would only burn the processor.
 async fn tired(error: &std::io::Error) {
-    tracing::warn!(%error, "can't accept on the admin address");
+    tracing::warn!(%error, "can't accept on the admin address, tried again in 100 ms");
     sleep(Duration::from_millis(100)).await;
 }
 

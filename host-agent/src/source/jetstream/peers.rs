@@ -146,7 +146,10 @@ impl<'a> Peers<'a> {
         }
         self.second.1 = self.second.1.saturating_add(1);
         if self.second.1 == ASKS {
-            tracing::warn!(most = ASKS, "more questions a second than are answered");
+            tracing::warn!(
+                most = ASKS,
+                "more questions of commands and agents a second than are answered: some get no word"
+            );
         }
         self.second.1 <= ASKS
     }

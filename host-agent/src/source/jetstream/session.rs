@@ -102,7 +102,7 @@ impl<'a> Session<'a> {
         let clock = match ServerClock::ask(link, &events).await {
             Ok(clock) => clock,
             Err(error) => {
-                tracing::warn!(%error, "ages of events are told by this machine's clock");
+                tracing::warn!(%error, "NATS does not say its time; ages of events are told by this machine's clock");
                 ServerClock::local()
             }
         };
@@ -387,7 +387,7 @@ impl<'a> Session<'a> {
         self.find_letters().await;
         for kind in KINDS {
             if let Err(error) = self.sweep(kind).await {
-                tracing::warn!(%error, "exhausted messages could not be looked for");
+                tracing::warn!(%error, "events that ran out of deliveries could not be looked for; done again in 30 s");
             }
         }
         Ok(())
@@ -463,7 +463,8 @@ impl Undertaker {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a dead letter could not be written yet");
+                let subject = pintle_state::show(letter.subject.as_bytes());
+                tracing::warn!(%error, subject, "a dead letter could not be written, tried again");
                 ack(&message, AckKind::Nak(Some(later))).await;
             }
         }

@@ -108,7 +108,7 @@ async fn ensure(
             if !create {
                 return Err(NatsError::Absent(name));
             }
-            tracing::info!(stream = %name, "creating");
+            tracing::info!(stream = %name, "the stream is not there and is created");
             let stream =
                 link.ask(&format!("creating stream {name}"), link.js.create_stream(wanted)).await?;
             return Ok(Found { stream, note: None });
@@ -208,7 +208,11 @@ pub(crate) async fn consumer(
             }
             if !differences.is_empty() {
                 let differences = differences.join(", ");
-                tracing::info!(consumer = name, differences, "is made anew as configured");
+                tracing::info!(
+                    consumer = name,
+                    differences,
+                    "the consumer differs and is made anew as configured"
+                );
             }
             first = first.min(info.ack_floor.stream_sequence.saturating_add(1));
             link.ask(&format!("deleting consumer {name}"), stream.delete_consumer(&name)).await?;

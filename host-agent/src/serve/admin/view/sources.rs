@@ -6,7 +6,7 @@ use super::{clean, time};
 use crate::link::{SourceStatus, Sources};
 
 /// `/v1/sources`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct SourcesJson {
     /// The registry.
     pub etcd: SourceJson,
