@@ -2,8 +2,9 @@
 //! configuration by ECDS and by LDS, Envoy by hot restart; from the release before to this one and back. No
 //! request fails, and what changes afterwards is served.
 //!
-//! `PINTLE_ROLLING_ROUNDS=5` does it five times, with a drain that is longer than Envoy takes to compile a
-//! module, and so sends modules by LDS as well.
+//! `ROLLING_ROUNDS=5` does it five times, with a drain that is longer than Envoy takes to compile a
+//! module, and so sends modules by LDS as well. With `ROLLING_OLDER_AGENT`, the agent of the release before takes
+//! turns with this one under either module. `cargo xtask rolling` does both.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -166,6 +167,18 @@ impl World {
         self.rolled("agent, killed", 0).await;
     }
 
+    /// To the agent of the release before and back; each reads what the other kept on disk.
+    async fn older_agent(&mut self, module: &str) {
+        let Some(older) = std::env::var_os("ROLLING_OLDER_AGENT") else { return };
+        let this = self.agent.process().spec().program.clone();
+        for (what, program) in [("agent, back to 0.1.0", older.into()), ("agent, of now", this)] {
+            self.agent.process().spec().program = program;
+            self.agent.terminate(PATIENCE).await.expect("an end");
+            self.agent.restart().await.expect("the agent");
+            self.rolled(&format!("{what}, with {module}"), 0).await;
+        }
+    }
+
     async fn etcd(&mut self) {
         for member in 0..self.etcd.members.len() {
             let etcd = &mut self.etcd.members[member];
@@ -260,12 +273,14 @@ async fn registered(etcd: &EtcdCluster, member: usize, name: &str) -> Upstream {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_is_rolled_and_no_request_fails() {
-    let rounds = std::env::var("PINTLE_ROLLING_ROUNDS");
+    let rounds = std::env::var("ROLLING_ROUNDS");
     let rounds: u32 = rounds.map_or(1, |text| text.parse().expect("a whole number"));
     let long = rounds > 1;
     let mut world = World::start(if long { LONG_DRAIN } else { DRAIN }).await;
     for _ in 0..rounds {
+        world.older_agent("0.1.0's module").await;
         world.module().await;
+        world.older_agent("this module").await;
         world.envoy().await;
         // The Envoy before drains meanwhile.
         world.agent().await;

@@ -252,7 +252,6 @@ fn launch(spec: &Spec, log: &Path) -> Result<Child> {
         // Ours, and the agent refuses what it does not know under its prefix.
         .env_remove("PINTLE_WASM")
         .env_remove("PINTLE_OUTAGE_SECONDS")
-        .env_remove("PINTLE_ROLLING_ROUNDS")
         .env_remove("PINTLE_SERVICES")
         .envs(spec.envs.iter().map(|(k, v)| (k, v)))
         .stdin(Stdio::null())

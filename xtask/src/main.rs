@@ -16,6 +16,7 @@ mod fuzz;
 mod matrix;
 mod pictures;
 mod release;
+mod rolling;
 mod sbom;
 mod setup;
 mod shell;
@@ -38,6 +39,7 @@ usage: cargo xtask <command>
   fuzz [TARGET] [--runs N | --seconds N]  one target (or all) of fuzz/, a minute each unless said;
                    last lines: runs, edges reached, crashes
   matrix [VERSION]...  the core of the tests on each Envoy that is supported, and the table of it
+  rolling          everything rolled under load, three rounds, with the agent of the release before
   dist [--sign KEY]  target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
                    docs/, envoy/, SHA256SUMS; target/packages: a tarball, a Debian package, a Helm
                    chart, the images of agent and module as OCI layouts
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         ["bench", rest @ ..] => test::bench(rest),
         ["fuzz", rest @ ..] => fuzz::run_fuzz(rest),
         ["matrix", versions @ ..] => matrix::run(versions),
+        ["rolling"] => rolling::run_long(),
         ["dist"] => dist::run_dist(None),
         ["dist", "--sign", key] => dist::run_dist(Some(key)),
         ["pictures"] => pictures::take(),
