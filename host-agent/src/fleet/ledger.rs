@@ -42,6 +42,8 @@ const IN_TRANSIT: usize = 4096;
 pub(crate) struct Ledger {
     known: Arc<Snapshot>,
     services: HashMap<String, Service>,
+    /// Pairs of method and status beyond each service's own.
+    pairs: usize,
     proxies: BTreeMap<String, Proxy>,
     counters: BTreeMap<String, u64>,
     refused: BTreeMap<&'static str, u64>,
@@ -267,7 +269,7 @@ impl Ledger {
             // By class, several become one, whose counts are added up before they are compared.
             let mut pairs: BTreeMap<(u8, u16), u64> = BTreeMap::new();
             for requests in &report.requests {
-                let pair = total.pair(requests.method, requests.code);
+                let pair = total.pair(requests.method, requests.code, &mut self.pairs);
                 let sum = pairs.entry(pair).or_default();
                 *sum = sum.saturating_add(requests.count);
             }
@@ -342,6 +344,7 @@ impl Ledger {
             .map(|(name, _)| name.clone())
             .collect();
         self.services.retain(|_, service| !service.absent.is_some_and(|since| old(since, ABSENT)));
+        self.pairs = self.services.values().map(Service::shared_pairs).sum();
         let mut dropped: Vec<(String, String)> = Vec::new();
         for (name, service) in &mut self.services {
             let totals = service.totals();

@@ -12,9 +12,14 @@ use super::{When, wall};
 
 /// A report may be older than a transition that overtook it; after this long it is not.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Pairs of method and status that one service counts apart. What comes beyond them is counted by the
-/// class of its status (`500` for 5xx), so that a proxy that makes them up adds no series for ever.
+/// Pairs of method and status that one service counts apart, at most. What comes beyond is counted by
+/// the class of its status (`500` for 5xx) and as of any other method, so that a proxy that makes them
+/// up adds no series for ever.
 const MAX_PAIRS: usize = 128;
+/// So many of them every service has, whatever is made up of the others,
+const OWN_PAIRS: usize = 16;
+/// and so many more all of them share.
+const SHARED_PAIRS: usize = 8_192;
 pub(super) const BUCKETS: usize = LATENCY_BUCKETS_MS.len() + 1;
 
 /// The method that stands for all that are not counted apart.
@@ -23,6 +28,8 @@ pub(super) const LAST_METHOD: u8 = METHODS.len() as u8 - 1;
 #[derive(Debug, Default)]
 pub(super) struct Service {
     pub(super) requests: BTreeMap<(u8, u16), u64>,
+    /// Whether a pair was counted by its class: from then on each new one is, or it would count twice.
+    crowded: bool,
     pub(super) latency: [u64; BUCKETS],
     pub(super) latency_sum_us: u64,
     pub(super) panics: u64,
@@ -47,15 +54,27 @@ pub(super) struct Endpoint {
 }
 
 impl Service {
-    /// Under what a method and a status are counted; a pair that is new takes its entry at once.
-    pub(super) fn pair(&mut self, method: u8, code: u16) -> (u8, u16) {
+    /// Under what a method and a status are counted; a pair that is new takes its entry at once, and
+    /// where it is not one of the service's own, one of the `shared` ones.
+    pub(super) fn pair(&mut self, method: u8, code: u16, shared: &mut usize) -> (u8, u16) {
         let method = method.min(LAST_METHOD);
         let code = if (100..1000).contains(&code) { code } else { 0 };
-        if !self.requests.contains_key(&(method, code)) && self.requests.len() >= MAX_PAIRS {
-            return (method, code / 100 * 100);
+        if self.requests.contains_key(&(method, code)) {
+            return (method, code);
         }
+        let held = self.requests.len();
+        self.crowded |= held >= MAX_PAIRS || (held >= OWN_PAIRS && *shared >= SHARED_PAIRS);
+        if self.crowded {
+            return (LAST_METHOD, code / 100 * 100);
+        }
+        *shared = shared.saturating_add(usize::from(held >= OWN_PAIRS));
         self.requests.entry((method, code)).or_default();
         (method, code)
+    }
+
+    /// How many of the shared pairs it has.
+    pub(super) fn shared_pairs(&self) -> usize {
+        self.requests.len().saturating_sub(OWN_PAIRS)
     }
 
     /// Requests, errors, timed ones, their microseconds, panics, local answers, and attempts that
