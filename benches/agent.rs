@@ -28,8 +28,6 @@ mod changes;
 mod deployments;
 #[path = "agent/formats.rs"]
 mod formats;
-#[path = "agent/reader.rs"]
-mod reader;
 #[path = "agent/registry.rs"]
 mod registry;
 
@@ -41,7 +39,8 @@ use etcd_client::Client;
 use pintle_tests::{Agent, Error, Etcd, Nats, Result, Server as _, http, text};
 use serde_json::{Value, json};
 
-use crate::reader::Reader;
+use pintle_benches::reader::{self, Reader};
+
 use crate::registry::{EACH, Model, Random, SERVICES};
 
 /// Changes a second.
@@ -345,13 +344,8 @@ fn most_in_a_second(times: &[Instant]) -> usize {
     most
 }
 
-/// The highest resident memory, in MiB.
 fn peak(agent: &mut Agent) -> f64 {
-    let path = format!("/proc/{}/status", agent.process().pid());
-    let status = std::fs::read_to_string(path).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
-    kib.map_or(f64::INFINITY, |kib| kib / 1024.0)
+    pintle_benches::peak_mib(agent.process().pid())
 }
 
 fn flag(value: bool) -> f64 {

@@ -1,11 +1,11 @@
 //! What do other services notice while policies, weights and clients ask for too much?
 //!
 //! Two Envoys of two workers on one machine, as shipped and without the module, serve the same load of one
-//! service at the same time, so that a machine that is busy is busy for both. Beside it the one with the
-//! module is asked for the largest rings of twelve services, for a weight of 1 beside 1,000,000, and for 256
-//! values of a subset with a large Maglev table each, or a ring; the p99 of the quiet service is compared.
-//! Last, both are sent cookies of 50 KB, of which the last decides on the endpoint, and what such a request
-//! costs each of CPU is compared as well.
+//! service at the same time, so that a machine that is busy is busy for both. Beside it both are sent the
+//! same requests of others, and of the one with the module they ask the largest rings of twelve services, a
+//! weight of 1 beside 1,000,000, and 256 values of a subset with a large Maglev table each, or a ring; the
+//! p99 of the quiet service is compared. Last come cookies of 50 KB, of which the last decides on the
+//! endpoint, and what such a request costs each of CPU is compared as well.
 //!
 //! ```text
 //! cargo xtask bench hostile            # ~12 minutes
@@ -84,7 +84,10 @@ impl World {
         }
         ours = ours.service(COOKIES);
         let ours = Envoy::start_with(ours, 2, &[]).await?;
-        let native = shipped()?.without_filter().node("native").service(COOKIES);
+        let mut native = shipped()?.without_filter().node("native").service(COOKIES);
+        for number in 0..RINGS {
+            native = native.service(&service(number));
+        }
         let native = native.native_policy(QUIET, "least_request", &json!({}));
         let mut native = native.native_policy(COOKIES, "ring_hash", &json!({}));
         let hosts = &mut native.http_connection_manager()["route_config"]["virtual_hosts"];
@@ -133,14 +136,17 @@ impl World {
     }
 
     async fn ask_for(&self, case: &str) -> Result<Vec<Running>> {
-        let load = |name: &str| Load::to(self.ours.addr()).host(name).rate(RATES[1]).connections(2);
+        let load = |envoy: &Envoy, name: &str| {
+            Load::to(envoy.addr()).host(name).rate(RATES[1]).connections(2)
+        };
+        let both = [&self.ours, &self.native];
         let ring = |size: u64| json!({"strategy": "ring_hash", "minimum_ring_size": size, "hash_key": [{"path": true}]});
         match case {
             "rings" => {
                 let mut loads = Vec::new();
                 for name in (0..RINGS).map(service) {
                     self.serve(&name, &ring(8_388_608), |at| self.instance(at)).await?;
-                    loads.push(load(&name).start());
+                    loads.extend(both.map(|envoy| load(envoy, &name).start()));
                 }
                 Ok(loads)
             }
@@ -148,7 +154,7 @@ impl World {
                 let weight = |at: usize| if at == 0 { "1" } else { "1000000" };
                 let instance = |at| self.instance(at).metadata("weight", weight(at));
                 self.serve(&service(0), &ring(1_024), instance).await?;
-                Ok(vec![load(&service(0)).start()])
+                Ok(both.map(|envoy| load(envoy, &service(0)).start()).into())
             }
             COOKIES => {
                 let select = json!({"strategy": "ring_hash",
@@ -161,7 +167,7 @@ impl World {
                     let load = Load::to(envoy.addr()).host(COOKIES).header("cookie", &cookie);
                     load.rate(COOKIE_RATE).start()
                 };
-                Ok(vec![load(&self.ours), load(&self.native)])
+                Ok(both.map(load).into())
             }
             _ => {
                 let mut select = json!({"strategy": "maglev", "table_size": 1_000_003,
@@ -175,9 +181,10 @@ impl World {
                 let instance = |at| Instance { tags: tags(at), ..self.instance(at) };
                 self.serve(&service(0), &select, instance).await?;
                 let of = |number| {
-                    load(&service(0)).header("x-tag", &tag(number)).rate(RATES[2]).connections(1)
+                    let of = |envoy| load(envoy, &service(0)).header("x-tag", &tag(number));
+                    both.map(|envoy| of(envoy).rate(RATES[2]).connections(1).start())
                 };
-                Ok((0..self.upstreams.len() * TAGS).map(|number| of(number).start()).collect())
+                Ok((0..self.upstreams.len() * TAGS).flat_map(of).collect())
             }
         }
     }

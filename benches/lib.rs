@@ -1,5 +1,7 @@
 //! Questions of speed and endurance, one file each; here is how each of them begins and ends.
 
+pub mod reader;
+
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -50,4 +52,13 @@ pub async fn conclude<O: Parser>(
             ExitCode::FAILURE
         }
     }
+}
+
+/// The highest resident memory of a process so far, in MiB.
+#[must_use]
+pub fn peak_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
+    kib.map_or(f64::INFINITY, |kib| kib / 1024.0)
 }

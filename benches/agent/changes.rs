@@ -14,9 +14,9 @@ use etcd_client::{Client, DeleteOptions, Txn, TxnOp};
 use pintle_tests::{Agent, Error, Etcd, Instance, Result, Server as _};
 use serde_json::json;
 
-use crate::reader::Reader;
 use crate::registry::{OPERATIONS, failed};
 use crate::{Bound, Figures, PATIENCE, put};
+use pintle_benches::reader::Reader;
 
 /// Of a full run.
 const ENDPOINTS: usize = 10_000;

@@ -7,9 +7,9 @@ use etcd_client::{Client, Txn, TxnOp};
 use pintle_tests::{Agent, Error, Etcd, Result, Server as _};
 use serde_json::json;
 
-use crate::reader::Reader;
 use crate::registry::{OPERATIONS, failed};
 use crate::{Bound, Figures, PATIENCE, put};
+use pintle_benches::reader::Reader;
 
 /// Instances of each.
 const INSTANCES: usize = 10_000;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, Txn, TxnOp};
 use pintle_tests::{Error, Instance, Result};
 
-use crate::reader::Tables;
+use pintle_benches::reader::Tables;
 
 /// Services, and endpoints of each.
 pub const SERVICES: usize = 1_000;

@@ -18,7 +18,7 @@ use http::Request;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use pintle_contract::{Down, Hello, Message as _, Table, Up, Version};
+use pintle_contract::{Down, Hello, Message as _, Schema, Table, Up, Version};
 use pintle_tests::{Error, Result};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -90,6 +90,15 @@ pub struct Reader {
 impl Reader {
     /// Connects and says hello as the proxy of this name, holding nothing.
     pub async fn connect(socket: &Path, proxy: &str) -> Result<Self> {
+        Self::connect_saying(socket, proxy, stream::empty().boxed()).await
+    }
+
+    /// The same, and sends these messages as fast as they are taken.
+    pub async fn connect_saying(
+        socket: &Path,
+        proxy: &str,
+        more: BoxStream<'static, Up>,
+    ) -> Result<Self> {
         let io = TokioIo::new(UnixStream::connect(socket).await?);
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
@@ -99,11 +108,11 @@ impl Reader {
         });
         let hello =
             Up::Hello(Hello { proxy: proxy.into(), worker: 1, fence: 1, have: Version::default() });
+        let said = stream::once(async { hello }).chain(more);
+        let said = said.map(|up| Ok(Frame::data(framed(&up.encode_for(Schema::Two)))));
         // A proxy's side stays open for as long as it lives.
         let up: BoxStream<'static, std::result::Result<Frame<Bytes>, Infallible>> =
-            stream::iter([Ok(Frame::data(framed(&hello.encode())))])
-                .chain(stream::pending())
-                .boxed();
+            said.chain(stream::pending()).boxed();
         let request = Request::post("http://agent/pintle.v1.Sync/Watch")
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -156,7 +165,9 @@ impl Drop for Reader {
     }
 }
 
-fn framed(message: &[u8]) -> Bytes {
+/// A message as gRPC sends it.
+#[must_use]
+pub fn framed(message: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(message.len() + 5);
     out.put_u8(0);
     out.put_u32(message.len() as u32);
