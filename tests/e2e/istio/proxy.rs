@@ -377,13 +377,14 @@ impl Proxy {
         }
     }
 
-    /// As an extension that is discovered by name, in front of the router.
+    /// As an extension that is discovered by name, in front of the router. From 1.30 on it is called as the
+    /// TrafficExtension that istiod makes of it; before, `extensions.istio.io/wasmplugin/` and its name.
     fn plugin(&mut self, metadata: &Value, plugin: WasmPlugin) {
         assert_eq!(plugin.selector, json!({"matchLabels": {"pintle": "enabled"}}));
         assert_eq!(plugin.r#match, json!([{"mode": "CLIENT"}]));
         assert_eq!(plugin.url, "file:///run/pintle/pintle.wasm");
         let name = format!(
-            "{}.{}",
+            "extensions.istio.io/trafficextension/{}.{}~istio-translated-wasmplugin",
             metadata["namespace"].as_str().expect("a namespace"),
             metadata["name"].as_str().expect("a name")
         );
