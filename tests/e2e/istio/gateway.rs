@@ -59,3 +59,27 @@ async fn gateways_choose_by_the_registry_and_obey_no_clients_header() {
     }
     assert_eq!(envoy.vm_reloads().await.expect("stats"), 0);
 }
+
+/// There `override_host` would obey it, were it not removed first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_without_the_module_obeys_no_clients_header() {
+    let etcd = Etcd::start().await.expect("etcd");
+    let agent = Agent::builder().etcd(etcd.url()).start().await.expect("the agent");
+    let mut pods = Vec::new();
+    for name in ["orders-0", "orders-1", "orders-2"] {
+        pods.push(Upstream::start(name).await.expect("a pod"));
+    }
+    let mut gateway = Proxy::gateway(&agent);
+    let known: Vec<_> = pods.iter().collect();
+    gateway.service(&Shape::new("orders.shop.svc.cluster.local", &known));
+    for file in ["pintle", "orders", "gateway"] {
+        gateway.apply(&format!("istio/{file}.yaml"));
+    }
+    gateway.without_the_module();
+    let (envoy, _istiod) = gateway.start().await;
+    let one = pods[2].addr().to_string();
+    for _ in 0..60 {
+        assert_eq!(ask(&envoy, OUTSIDE, &[("x-pintle-endpoints", &one)]).await.status, 200);
+    }
+    assert!(pods.iter().all(|pod| pod.requests() > 0), "every one of them is asked");
+}

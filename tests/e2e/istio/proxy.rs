@@ -417,6 +417,13 @@ impl Proxy {
         );
     }
 
+    /// As after a trap, or where the WasmPlugin is not applied.
+    pub fn without_the_module(&mut self) {
+        self.extensions.clear();
+        let filters = self.connection_manager()["http_filters"].as_array_mut().expect("a list");
+        filters.retain(|filter| filter.get("config_discovery").is_none());
+    }
+
     fn patch(&mut self, patch: ConfigPatch) {
         let context = patch.r#match["context"].as_str().expect("a context");
         assert!(["SIDECAR_OUTBOUND", "GATEWAY"].contains(&context), "{context}");
