@@ -37,7 +37,7 @@ use crate::serve::metrics::{Metrics, Names, Served};
 use crate::serve::quota::Quotas;
 use crate::serve::recall::Recall;
 use crate::serve::socket::Socket;
-use crate::serve::sync::Sync;
+use crate::serve::sync::{Sync, is_loaded};
 use crate::serve::transport::{Proxies, TlsFiles};
 use crate::source::{self, Running};
 use crate::tasks::{self, Ended, Pulse, Stalled, Tasks};
@@ -133,8 +133,10 @@ pub(crate) async fn run(origin: Origin) -> Result<(), RunError> {
     let recent = Recent::default();
     let mut readers = Tasks::new();
     let pulse = readers.pulse("ledger");
+    let recall = if running.remembers { Recall::needless() } else { Recall::needed() };
     let ledger = Follow {
         fleet: Arc::clone(&fleet),
+        recall: recall.clone(),
         sources: running.sources.clone(),
         standing: running.standing.clone(),
         logs: logs.clone(),
@@ -143,7 +145,7 @@ pub(crate) async fn run(origin: Origin) -> Result<(), RunError> {
     let ledger = ledger.run(running.snapshots.clone());
     readers.spawn("ledger", ledger);
     readers.spawn("activities", recent.clone().listen(running.activities.subscribe()));
-    let (server, certificates, served) = proxies(&config, &running, &fleet, &stop).await?;
+    let (server, certificates, served) = proxies(&config, &running, &fleet, recall, &stop).await?;
     let mut servers = Tasks::new();
     servers.spawn_fallible("proxies' server", server.serve(stop.clone()));
     let listener = admin::bind(&config.admin).await?;
@@ -278,6 +280,7 @@ async fn proxies(
     config: &Config,
     running: &Running,
     fleet: &Arc<Fleet>,
+    recall: Recall,
     stop: &CancellationToken,
 ) -> Result<(Proxies, Certificates, Served), RunError> {
     let mut tcp = None;
@@ -290,7 +293,6 @@ async fn proxies(
         certificates = Some((files.clone(), tx));
     }
     let socket = Socket::bind(config.socket.clone())?;
-    let recall = if running.remembers { Recall::needless() } else { Recall::needed() };
     let eds = Eds::new(running.snapshots.clone(), Arc::clone(fleet), recall.clone(), stop.clone())
         .with_clusters(config.clusters.clone());
     let served = Served {
@@ -383,6 +385,7 @@ fn reload(
 /// Tells the ledger of every snapshot and of time, and the sources how the agent stands.
 struct Follow {
     fleet: Arc<Fleet>,
+    recall: Recall,
     sources: SourcesWatch,
     standing: watch::Sender<Standing>,
     logs: Logs,
@@ -396,7 +399,7 @@ impl Follow {
         let mut report = interval(logs::REPORT_EVERY);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let first = Arc::clone(&snapshots.borrow_and_update());
-        self.fleet.published(&first, When::now());
+        self.published(&first);
         loop {
             self.pulse.beat();
             tokio::select! {
@@ -405,7 +408,7 @@ impl Follow {
                         return;
                     }
                     let snapshot = Arc::clone(&snapshots.borrow_and_update());
-                    self.fleet.published(&snapshot, When::now());
+                    self.published(&snapshot);
                 }
                 _ = second.tick() => {
                     self.fleet.tick(When::now());
@@ -414,6 +417,13 @@ impl Follow {
                 _ = report.tick() => self.logs.report(),
             }
         }
+    }
+
+    fn published(&self, snapshot: &Arc<Snapshot>) {
+        if is_loaded(snapshot) {
+            self.recall.listed(Instant::now());
+        }
+        self.fleet.published(snapshot, When::now());
     }
 
     fn stand(&self, snapshot: &Snapshot) {

@@ -79,7 +79,7 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
     fn host(config: &mut EnvoyConfig) -> &mut Value {
         &mut config.http_connection_manager()["route_config"]["virtual_hosts"][0]
     }
-    let mistakes: [Mistake; 35] = [
+    let mistakes: [Mistake; 36] = [
         ("node-unnamed", |it| it.root()["node"]["cluster"] = "".into()),
         ("ambient-waypoint", |it| {
             it.root()["node"]["id"] =
@@ -172,6 +172,9 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
             let more = json!({"metadata": {"filter_metadata": {"pintle": {"service": "bills"}}}});
             members(it, "bills", more);
         }),
+        ("metadata-unread", |it| {
+            it.cluster("orders")["metadata"]["filter_metadata"]["pintle"]["servce"] = "o".into();
+        }),
         ("health-beside", |it| it.cluster("orders")["outlier_detection"] = json!({})),
         ("health-beside", |it| {
             it.cluster("orders")["health_checks"] = json!([{"timeout": "1s"}]);
@@ -236,6 +239,13 @@ async fn mistakes_in_what_runs_are_found_on_other_ports_than_the_defaults() {
         world.etcd.delete(key).await.expect("a removal");
         assert_eventually!(PATIENCE, check().await == well);
     }
+
+    // A policy that nobody reads.
+    world.etcd.put("/pintle/policy/orders", "{}").await.expect("a put");
+    let etcd = world.etcd.url();
+    let asked = found(&["--admin", &admin, "--envoy", &envoy, "--etcd", &etcd]).await;
+    assert_eq!(asked, (one("keys-unread").0, false));
+    world.etcd.delete("/pintle/policy/orders").await.expect("a removal");
 
     // One that may not be used, and is all that its service has.
     let ill = json!({"id": "ill-1", "name": "ill", "address": "127.0.0.1", "port": 9,

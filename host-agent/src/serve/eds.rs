@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use pintle_contract::Version;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
@@ -92,8 +93,9 @@ trait Protocol: Send + 'static {
     type Response: Send + 'static;
     /// `clusters` or `hosts`.
     fn what(request: &Self::Request) -> &'static str;
-    /// Whether the first request of a stream says that Envoy holds something already.
-    fn holds(request: &Self::Request) -> bool;
+    /// Whether a stream's first request says that Envoy holds what another agent told, or this one
+    /// before `epoch`.
+    fn holds(request: &Self::Request, epoch: u64) -> bool;
     fn take(owed: &mut Owed, request: Self::Request) -> Answer;
     fn respond(owed: &mut Owed, snapshot: &pintle_state::Snapshot) -> Option<Self::Response>;
 }
@@ -109,8 +111,9 @@ impl Protocol for StateOfTheWorld {
     }
 
     /// Envoy names the version that it took last, over whatever stream.
-    fn holds(request: &DiscoveryRequest) -> bool {
-        !request.version_info.is_empty()
+    fn holds(request: &DiscoveryRequest, epoch: u64) -> bool {
+        let held = request.version_info.parse::<Version>();
+        held.map_or(!request.version_info.is_empty(), |held| held.epoch != epoch)
     }
 
     fn take(owed: &mut Owed, request: DiscoveryRequest) -> Answer {
@@ -135,7 +138,8 @@ impl Protocol for Delta {
         what(&request.type_url)
     }
 
-    fn holds(request: &DeltaDiscoveryRequest) -> bool {
+    /// Versions of resources are their hashes, whoever told them.
+    fn holds(request: &DeltaDiscoveryRequest, _: u64) -> bool {
         !request.initial_resource_versions.is_empty()
     }
 
@@ -240,7 +244,7 @@ impl Eds {
             tokio::select! {
                 request = incoming.message() => match request? {
                     Some(request) => {
-                        holds |= silent && P::holds(&request);
+                        holds |= silent && P::holds(&request, now.version.epoch);
                         self.take::<P>(&refusals, &mut session, request);
                         names.resize(session.subscribed())?;
                     }

@@ -3,8 +3,9 @@
 //! Such an agent believes the first listing. Where the registry has lost everything and one of ten
 //! instances has come back so far, that one would get all the traffic at once. A proxy that holds tables
 //! or hosts goes on with them meanwhile: its stream is told nothing but that the agent lives, until each
-//! service has half of the endpoints that proxies send requests to, for [`AT_MOST`] from the first such
-//! proxy on. Where nothing is short it waits for [`LISTEN`]; a proxy that holds nothing does not wait.
+//! service has half of the endpoints that proxies send requests to, for [`AT_MOST`] from the first listing
+//! on. Where nothing is short it waits for [`LISTEN`]; a proxy that holds nothing does not wait, nor one
+//! that was told by this agent itself, nor any that comes later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +31,7 @@ pub(crate) struct Recall(Option<Arc<Mutex<Memory>>>);
 
 #[derive(Debug, Default)]
 struct Memory {
-    /// When nothing is held any more.
+    /// When nothing is held any more; `None` before the first listing.
     until: Option<Instant>,
     /// By service, the endpoints that requests were sent to.
     used: BTreeMap<String, BTreeSet<String>>,
@@ -49,6 +50,13 @@ impl Recall {
     #[must_use]
     pub(crate) fn needed() -> Self {
         Self(Some(Arc::default()))
+    }
+
+    /// The registry has been listed.
+    pub(crate) fn listed(&self, now: Instant) {
+        if let Some(mut memory) = self.memory() {
+            memory.until.get_or_insert(now + AT_MOST);
+        }
     }
 
     /// What a worker has counted.
@@ -73,8 +81,7 @@ impl Recall {
     /// newest, and somebody has confirmed it.
     pub(crate) fn holds(&self, began: Instant, snapshot: &Snapshot, now: Instant) -> bool {
         let Some(mut memory) = self.memory() else { return false };
-        let until = *memory.until.get_or_insert(now + AT_MOST);
-        if now >= until {
+        if memory.until.is_some_and(|until| now >= until) {
             return false;
         }
         let Some((service, used, there)) = memory.short(snapshot) else {

@@ -217,7 +217,8 @@ impl Sync {
         };
         let began = Instant::now();
         let mut first = first;
-        while hello.have != Version::default() && self.recall.holds(began, &first, Instant::now()) {
+        let by_another = ![0, first.version.epoch].contains(&hello.have.epoch);
+        while by_another && self.recall.holds(began, &first, Instant::now()) {
             tokio::select! {
                 _ = beat.tick() => heartbeat(tx, schema, Version::default()),
                 () = sleep(recall::AGAIN) => first = Arc::clone(&snapshots.borrow_and_update()),

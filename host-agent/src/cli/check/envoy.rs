@@ -7,6 +7,7 @@ mod clusters;
 mod dump;
 mod headers;
 mod hosts;
+mod metadata;
 mod plugins;
 mod routes;
 mod running;
@@ -118,6 +119,7 @@ fn all(value: &Value, socket: &str, services: &[ServiceJson]) -> Vec<Finding> {
     findings.extend(clusters::shape(&dump));
     findings.extend(clusters::without_http2(&dump, socket));
     findings.extend(hosts::configured(&dump));
+    findings.extend(metadata::unread(&dump));
     findings.extend(routes::retries(&dump, services));
     if !dump.all.iter().any(|object| text(object, "path") == Some(socket)) {
         findings.push(Finding::bad(

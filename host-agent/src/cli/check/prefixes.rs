@@ -3,6 +3,7 @@
 use etcd_client::{Client, GetOptions, GetResponse};
 
 use super::finding::{Code, Finding, plural};
+use crate::nearest::nearest;
 use crate::source::EtcdConfig;
 use crate::source::etcd::{self, EtcdError};
 use crate::source::formats::{FormatName, SourceConfig, groups, survey, untaken};
@@ -29,6 +30,7 @@ pub(super) async fn look(config: &EtcdConfig, member: usize) -> Result<Vec<Findi
         findings.extend(foreign(prefix, own, &formats, &answer));
         findings.extend(passed_by(config, prefix, &answer));
     }
+    findings.extend(misspelt(&mut client, config).await);
     let shown = pintle_state::show(&prefixes.join(&b", "[..]));
     if found == 0 {
         for format in FormatName::WITH_PREFIX {
@@ -76,6 +78,30 @@ fn passed_by(config: &EtcdConfig, prefix: &[u8], answer: &GetResponse) -> Option
     let detail = format!("no key below {prefix} is served: their URLs are {schemes}");
     let todo = "name one of these by the source's `scheme` in etcd.sources";
     Some(Finding::bad(Code::SchemeForeign, "etcd", detail, todo))
+}
+
+/// Policies under a prefix that is like theirs and is not.
+async fn misspelt(client: &mut Client, config: &EtcdConfig) -> Option<Finding> {
+    let policies = config.policies.as_str();
+    let (folder, name) = policies.trim_end_matches('/').rsplit_once('/')?;
+    if folder.is_empty() {
+        return None;
+    }
+    let options = GetOptions::new().with_prefix().with_keys_only().with_limit(SAMPLE);
+    // Who may read the prefixes alone is told nothing of what lies beside them.
+    let answer = client.get(format!("{folder}/"), Some(options)).await.ok()?;
+    let keys = answer.kvs().iter().filter_map(|kv| std::str::from_utf8(kv.key()).ok());
+    let alike = |key: &&str| {
+        let rest = key.get(folder.len().saturating_add(1)..).unwrap_or_default();
+        let other = rest.split_once('/').map_or("", |(other, _)| other);
+        other != name && !nearest(other, std::iter::once(name)).is_empty()
+    };
+    let keys: Vec<&str> = keys.filter(alike).collect();
+    let first = keys.first()?;
+    let count = plural(keys.len(), "key");
+    let detail = format!("{count} like policies, read by nobody, such as {first}");
+    let todo = format!("policies are read below {policies}, each under its service's name");
+    Some(Finding::warn(Code::KeysUnread, "etcd", detail, todo))
 }
 
 fn pairs<'a>(

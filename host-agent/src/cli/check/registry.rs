@@ -14,7 +14,19 @@ pub(super) fn look(agent: &Agent) -> Vec<Finding> {
     let mut findings = refused(agent);
     findings.extend(held(agent));
     findings.extend(several_ids(agent));
+    findings.extend(untaken(agent));
     findings
+}
+
+/// Keys of foreign registries of which none is an instance: those of a scheme that no source takes, mostly.
+fn untaken(agent: &Agent) -> Option<Finding> {
+    let keys = agent.sources.keys_beside;
+    if keys == 0 || agent.services.iter().any(|service| !service.endpoints.is_empty()) {
+        return None;
+    }
+    let detail = format!("{} of other registries, and no instance among them", plural(keys, "key"));
+    let todo = "pintle check --config FILE reads the keys and says what they are";
+    Some(Finding::bad(Code::EtcdEmpty, "registry", detail, todo))
 }
 
 /// Each is one endpoint, and most often its older keys are forgotten ones.

@@ -34,6 +34,7 @@ fn a_proxy_waits_for_half_of_what_it_uses_and_no_longer_than_said() {
     let began = Instant::now();
     let recall = Recall::needed();
     let at = |seconds: f64| began + Duration::from_secs_f64(seconds);
+    recall.listed(began);
     let (one, five) = (snapshot_of("orders", 1), snapshot_of("orders", 5));
     assert!(recall.holds(began, &one, at(0.0)), "nobody has said yet what is used");
     recall.heard(&report("orders", 10), at(1.0));
@@ -44,12 +45,15 @@ fn a_proxy_waits_for_half_of_what_it_uses_and_no_longer_than_said() {
     assert!(recall.holds(began, &five, at(3.0)), "a service that is not there at all");
     assert!(!recall.holds(began, &one, at(15.0)), "what the registry says holds in the end");
     assert!(!recall.holds(at(20.0), &one, at(20.0)), "for whoever comes later, too");
+    recall.listed(at(30.0));
+    assert!(!recall.holds(at(30.0), &one, at(30.0)), "the first listing counts");
 }
 
 #[test]
 fn an_agent_that_remembers_holds_nobody() {
     let recall = Recall::needless();
     let now = Instant::now();
+    recall.listed(now);
     recall.heard(&report("orders", 10), now);
     assert!(!recall.holds(now, &snapshot_of("orders", 1), now));
 }
