@@ -40,6 +40,7 @@ use pintle_tests::{Agent, Error, Etcd, Nats, Result, Server as _, http, text};
 use serde_json::{Value, json};
 
 use pintle_benches::reader::{self, Reader};
+use pintle_benches::transaction::failed;
 
 use crate::registry::{EACH, Model, Random, SERVICES};
 
@@ -135,7 +136,7 @@ async fn run(options: Options) -> Result<bool> {
         return Ok(report(&figures, options) || !options.check);
     }
     let (etcd, mut nats) = tokio::try_join!(Etcd::start(), Nats::start())?;
-    let client = Client::connect([etcd.url()], None).await.map_err(registry::failed)?;
+    let client = Client::connect([etcd.url()], None).await.map_err(failed)?;
     let model = registry::fill(&client).await?;
     println!("{} endpoints in {SERVICES} services", model.len());
     let (agent, reader) = cold(&etcd, &model, &mut figures).await?;

@@ -22,8 +22,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Txn, TxnOp};
+use etcd_client::{Client, TxnOp};
 use pintle_benches::Run;
+use pintle_benches::transaction::{commit, failed};
 use pintle_tests::{
     Agent, Behaviour, Envoy, EnvoyConfig, Error, Etcd, Instance, Latency, Load, Result, Running,
     Upstream, tools,
@@ -47,8 +48,6 @@ const IDLE: f64 = 0.02;
 const THREADS: f64 = WORKERS as f64 + 1.0;
 /// Bytes of a page of Wasm's, in MiB.
 const PAGE: f64 = 1.0 / 16.0;
-/// Operations of one transaction; etcd takes 128.
-const OPERATIONS: usize = 100;
 
 #[derive(clap::Parser)]
 struct Options {
@@ -66,10 +65,6 @@ struct World {
     native: Envoy,
     _etcd: Etcd,
     _upstreams: Vec<Upstream>,
-}
-
-fn failed(e: etcd_client::Error) -> Error {
-    Error::new(format!("etcd: {e}"))
 }
 
 fn address(number: usize) -> SocketAddr {
@@ -108,10 +103,7 @@ impl World {
         let operation = |it: Instance| TxnOp::put(it.key(), it.value().to_string(), None);
         let all: Vec<TxnOp> = instances.map(operation).collect();
         let mut client = self.client.clone();
-        for some in all.chunks(OPERATIONS) {
-            client.txn(Txn::new().and_then(some)).await.map_err(failed)?;
-        }
-        Ok(())
+        commit(&mut client, &all).await
     }
 
     fn quiet(&self) -> [Running; 2] {

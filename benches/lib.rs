@@ -1,6 +1,7 @@
 //! Questions of speed and endurance, one file each; here is how each of them begins and ends.
 
 pub mod reader;
+pub mod transaction;
 
 use std::process::ExitCode;
 

@@ -27,13 +27,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
-use etcd_client::{Client, Txn, TxnOp};
+use etcd_client::{Client, TxnOp};
 use futures::StreamExt as _;
 use futures::stream;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pintle_benches::reader::{Reader, framed};
+use pintle_benches::transaction::commit;
 use pintle_benches::{Run, peak_mib};
 use pintle_contract::{
     BreakerState, EndpointReport, Report, RequestCount, ServiceReport, Up, Version,
@@ -54,8 +55,6 @@ const STREAMS: usize = 500;
 const SILENT: usize = 520;
 /// Bytes of forged reports.
 const FORGED: usize = 40_000_000;
-/// Operations of one transaction; etcd takes 128.
-const OPERATIONS: usize = 100;
 /// Far above every bound.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The agent's reconcile time where its registry stands still.
@@ -277,10 +276,7 @@ async fn register(etcd: &Etcd, instances: impl Iterator<Item = Instance>) -> Res
     let mut client = Client::connect([etcd.url()], None).await.map_err(failed)?;
     let put = |it: Instance| TxnOp::put(it.key(), it.value().to_string(), None);
     let all: Vec<TxnOp> = instances.map(put).collect();
-    for some in all.chunks(OPERATIONS) {
-        client.txn(Txn::new().and_then(some)).await.map_err(failed)?;
-    }
-    Ok(())
+    commit(&mut client, &all).await
 }
 
 fn service(number: usize) -> String {

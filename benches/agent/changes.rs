@@ -14,9 +14,9 @@ use etcd_client::{Client, DeleteOptions, Txn, TxnOp};
 use pintle_tests::{Agent, Error, Etcd, Instance, Result, Server as _};
 use serde_json::json;
 
-use crate::registry::{OPERATIONS, failed};
 use crate::{Bound, Figures, PATIENCE, put};
 use pintle_benches::reader::Reader;
+use pintle_benches::transaction::{OPERATIONS, commit, failed};
 
 /// Of a full run.
 const ENDPOINTS: usize = 10_000;
@@ -68,9 +68,7 @@ async fn filled(
     let places = (0..services).flat_map(|at| (0..each).map(move |number| (at, number)));
     let all: Vec<TxnOp> =
         places.map(|(at, number)| operation(&instance(kind, at, number, 0))).collect();
-    for some in all.chunks(OPERATIONS) {
-        client.txn(Txn::new().and_then(some)).await.map_err(failed)?;
-    }
+    commit(&mut client, &all).await?;
     let agent = Agent::builder().etcd(etcd.url()).launch()?;
     let mut held = Vec::new();
     for number in 0..readers {

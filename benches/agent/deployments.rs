@@ -10,8 +10,8 @@ use pintle_tests::{
 };
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::registry::failed;
 use crate::{Bound, Figures, PATIENCE, put};
+use pintle_benches::transaction::failed;
 
 const SERVICE: &str = "orders";
 /// Requests a second.

@@ -3,13 +3,13 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
-use etcd_client::{Client, Txn, TxnOp};
+use etcd_client::{Client, TxnOp};
 use pintle_tests::{Agent, Error, Etcd, Result, Server as _};
 use serde_json::json;
 
-use crate::registry::{OPERATIONS, failed};
 use crate::{Bound, Figures, PATIENCE, put};
 use pintle_benches::reader::Reader;
+use pintle_benches::transaction::{commit, failed};
 
 /// Instances of each.
 const INSTANCES: usize = 10_000;
@@ -101,9 +101,7 @@ pub async fn measure(figures: &mut Figures, brief: bool) -> Result<()> {
                 TxnOp::put(key, value, None)
             })
             .collect();
-        for puts in puts.chunks(OPERATIONS) {
-            client.txn(Txn::new().and_then(puts)).await.map_err(failed)?;
-        }
+        commit(&mut client, &puts).await?;
         let sources = (framework.sources)();
         let config = json!({"etcd": {"endpoints": [etcd.url()], "sources": sources}});
         let began = Instant::now();

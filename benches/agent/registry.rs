@@ -10,10 +10,11 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Txn, TxnOp};
+use etcd_client::{Client, TxnOp};
 use pintle_tests::{Error, Instance, Result};
 
 use pintle_benches::reader::Tables;
+use pintle_benches::transaction::{commit, failed};
 
 /// Services, and endpoints of each.
 pub const SERVICES: usize = 1_000;
@@ -25,8 +26,6 @@ const HOT: usize = 10;
 const QUIET: usize = 100;
 /// Writers.
 const WRITERS: usize = 32;
-/// Operations of one transaction; etcd takes 128.
-pub const OPERATIONS: usize = 100;
 
 /// An endpoint by number.
 pub type Place = (usize, usize);
@@ -71,9 +70,7 @@ pub async fn fill(client: &Client) -> Result<Model> {
     let model: Model = places.map(|place| (place, 1)).collect();
     let mut client = client.clone();
     let puts: Vec<TxnOp> = model.keys().map(|place| put(*place, 1)).collect();
-    for puts in puts.chunks(OPERATIONS) {
-        client.txn(Txn::new().and_then(puts)).await.map_err(failed)?;
-    }
+    commit(&mut client, &puts).await?;
     Ok(model)
 }
 
@@ -197,9 +194,4 @@ impl Random {
         self.0 ^= self.0 << 17;
         (self.0 >> 11) as usize % bound.max(1)
     }
-}
-
-/// What etcd's client says, as an error of ours.
-pub fn failed(e: etcd_client::Error) -> Error {
-    Error::new(format!("etcd: {e}"))
 }

@@ -127,7 +127,7 @@ async fn running(given: &Given, args: &CheckArgs) -> Vec<Finding> {
                 finding.code != Some(Code::SocketAbsent) || !ill.contains(&Code::SocketAbsent)
             }));
             findings.extend(agent::sources(&agent.sources, &ill));
-            findings.extend(registry::look(agent));
+            findings.extend(registry::look(agent, &ill));
             findings.extend(traffic::look(agent));
             findings.extend(proxies::look(agent, !args.no_envoy));
         }

@@ -6,7 +6,7 @@ use super::finding::{Code, Finding, plural};
 use crate::nearest::nearest;
 use crate::source::EtcdConfig;
 use crate::source::etcd::{self, EtcdError};
-use crate::source::formats::{FormatName, SourceConfig, groups, survey, untaken};
+use crate::source::formats::{FormatName, SourceConfig, groups, survey};
 
 /// Keys of a prefix that are looked at; the rest is counted.
 const SAMPLE: i64 = 200;
@@ -69,11 +69,12 @@ fn foreign(prefix: &[u8], own: bool, formats: &[FormatName], answer: &GetRespons
 /// Instances that no source of the prefix takes, because each wants another scheme.
 fn passed_by(config: &EtcdConfig, prefix: &[u8], answer: &GetResponse) -> Option<Finding> {
     let group = groups(config).into_iter().find(|group| group.prefix == prefix)?;
-    let schemes = untaken(&group, pairs(prefix, answer));
+    let schemes = group.untaken(pairs(prefix, answer));
     if schemes.is_empty() {
         return None;
     }
-    let schemes = schemes.into_iter().collect::<Vec<_>>().join(", ");
+    let schemes: Vec<_> = schemes.iter().map(|it| pintle_state::show(it.as_bytes())).collect();
+    let schemes = schemes.join(", ");
     let prefix = pintle_state::show(prefix);
     let detail = format!("no key below {prefix} is served: their URLs are {schemes}");
     let todo = "name one of these by the source's `scheme` in etcd.sources";

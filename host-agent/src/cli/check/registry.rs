@@ -10,11 +10,14 @@ use super::finding::{Code, Finding, plural, some};
 use crate::condition::service_of;
 use crate::serve::admin::view::RejectedRowJson;
 
-pub(super) fn look(agent: &Agent) -> Vec<Finding> {
+/// `ill`: what was found already.
+pub(super) fn look(agent: &Agent, ill: &[Code]) -> Vec<Finding> {
     let mut findings = refused(agent);
     findings.extend(held(agent));
     findings.extend(several_ids(agent));
-    findings.extend(untaken(agent));
+    if !ill.contains(&Code::SchemeForeign) {
+        findings.extend(untaken(agent));
+    }
     findings
 }
 

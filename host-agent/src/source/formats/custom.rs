@@ -237,6 +237,19 @@ impl Format for Custom {
         }
     }
 
+    fn schemes(&self, value: &[u8]) -> Vec<String> {
+        let Ok(document) = self.document(value) else { return Vec::new() };
+        let of = &self.is.fields;
+        let nodes = match &of.nodes {
+            Some(nodes) => fields::point(&document, nodes).and_then(Value::as_array),
+            None => None,
+        };
+        let nodes = nodes.map_or(std::slice::from_ref(&document), Vec::as_slice);
+        let lists = nodes.iter().filter_map(|node| fields::point(node, of.urls.as_deref()?));
+        let urls = lists.filter_map(Value::as_array).flatten().filter_map(Value::as_str);
+        urls.filter_map(address::split_url).map(|(scheme, ..)| scheme.to_owned()).collect()
+    }
+
     fn read(&self, key: &[u8], value: &[u8]) -> Result<Vec<Found>, Refusal> {
         let Some(parts) = self.pattern.parts(key) else {
             return Ok(Vec::new());

@@ -4,6 +4,8 @@
 //! "endpoints":["http://10.0.0.5:8000?isSecure=false","grpc://10.0.0.5:9000"]}`, under a lease of 15 s.
 //! A weight of nothing is 100 (`selector/node/direct`).
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use super::{Format, Found, MAX_FOUND, Refusal, Weight, Written, address, fields, split_last};
@@ -37,7 +39,7 @@ impl Format for Kratos {
         let weight = Weight { said: fields::label(&metadata, "weight"), default: 100, zero: 0 };
         let matching = urls.iter().filter_map(Value::as_str).filter_map(|url| {
             let (scheme, authority, query) = address::split_url(url)?;
-            is_scheme(scheme, query, &self.scheme).then_some(authority)
+            named(scheme, query).eq_ignore_ascii_case(&self.scheme).then_some(authority)
         });
         let found = matching.take(MAX_FOUND).map(|authority| Found {
             name: name.to_vec(),
@@ -48,6 +50,13 @@ impl Format for Kratos {
             ..Found::default()
         });
         Ok(found.collect())
+    }
+
+    fn schemes(&self, value: &[u8]) -> Vec<String> {
+        let Ok(said) = fields::object(value) else { return Vec::new() };
+        let urls = fields::get(&said, "endpoints").and_then(Value::as_array).into_iter().flatten();
+        let urls = urls.filter_map(Value::as_str).filter_map(address::split_url);
+        urls.map(|(scheme, _, query)| named(scheme, query).into_owned()).collect()
     }
 
     fn write(&self, instance: &Written<'_>) -> Option<(String, String)> {
@@ -68,11 +77,8 @@ impl Format for Kratos {
     }
 }
 
-/// `isSecure=true` is how older ones wrote the scheme's secure sister.
-fn is_scheme(scheme: &str, query: &str, wanted: &str) -> bool {
+/// The scheme of a URL as a source names it: `isSecure=true` is how older ones wrote its secure sister.
+fn named<'a>(scheme: &'a str, query: &str) -> Cow<'a, str> {
     let secure = query.split('&').any(|pair| pair == "isSecure=true");
-    match (secure, scheme.ends_with('s')) {
-        (true, false) => wanted.strip_suffix('s').is_some_and(|w| w.eq_ignore_ascii_case(scheme)),
-        _ => scheme.eq_ignore_ascii_case(wanted),
-    }
+    if secure && !scheme.ends_with('s') { format!("{scheme}s").into() } else { scheme.into() }
 }

@@ -22,7 +22,6 @@ mod kratos;
 mod pattern;
 mod reader;
 mod recognise;
-mod schemes;
 #[cfg(test)]
 mod tests;
 mod translate;
@@ -33,7 +32,6 @@ pub use config::{FormatName, SourceConfig};
 pub(crate) use config::{prefix, sources_apart};
 pub(crate) use reader::groups;
 pub use recognise::{Guess, recognise, survey};
-pub(crate) use schemes::untaken;
 pub(crate) use translate::{Read, Translator};
 
 /// Bytes of a foreign value, at most; etcd's own bound is 1.5 MiB.
@@ -94,6 +92,11 @@ pub(crate) trait Format: Send + Sync + std::fmt::Debug {
 
     /// The instances; none for a key that stands beside them.
     fn read(&self, key: &[u8], value: &[u8]) -> Result<Vec<Found>, Refusal>;
+
+    /// The schemes of the value's URLs, each as a source's `scheme` names it.
+    fn schemes(&self, _: &[u8]) -> Vec<String> {
+        Vec::new()
+    }
 
     /// The key, after the prefix, and the value of an instance; `None` while it is not to be found.
     fn write(&self, instance: &Written<'_>) -> Option<(String, String)>;

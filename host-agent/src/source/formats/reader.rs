@@ -1,5 +1,7 @@
 //! Which source takes a key, and what becomes of it.
 
+use std::collections::BTreeSet;
+
 use pintle_contract::AddressPolicy;
 
 use super::admit::{Admitted, admit};
@@ -98,5 +100,22 @@ impl Group {
                 _ => refusal,
             }),
         }
+    }
+
+    /// The schemes of keys none of which is an instance, because no source takes a URL of theirs; none
+    /// where any is one, or is refused. `pairs` are keys without the prefix, and values.
+    pub(crate) fn untaken<'a>(
+        &self,
+        pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> BTreeSet<String> {
+        let allowed = AddressPolicy::default();
+        let mut schemes = BTreeSet::new();
+        for (key, value) in pairs {
+            if self.read(key, value, &allowed) != Reading::Beside {
+                return BTreeSet::new();
+            }
+            schemes.extend(self.sources.iter().flat_map(|(_, format)| format.schemes(value)));
+        }
+        schemes
     }
 }

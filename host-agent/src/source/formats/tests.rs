@@ -381,25 +381,25 @@ fn keys_of_another_format_are_counted_and_named() {
 
 #[test]
 fn instances_of_other_schemes_alone_are_named_by_these() {
-    let schemes = |wanted: &str, urls: &[&str]| {
-        let source = super::SourceConfig {
-            scheme: wanted.into(),
-            ..super::SourceConfig::new(super::FormatName::Kratos)
-        };
-        let etcd = EtcdConfig { sources: vec![source], ..Default::default() };
-        let group = groups(&etcd).pop().unwrap();
-        let values: Vec<String> = urls
-            .iter()
-            .map(|url| {
-                serde_json::json!({"id": "u", "name": "hello", "endpoints": [url]}).to_string()
-            })
-            .collect();
-        let pairs = values.iter().map(|value| (b"hello/u".as_slice(), value.as_bytes()));
-        super::untaken(&group, pairs).into_iter().collect::<Vec<_>>()
+    let schemes = |source: &str, key: &str, values: &[&str]| {
+        let group = groups(&config(&format!("[{{format: {source}}}]")).unwrap()).pop().unwrap();
+        let pairs = values.iter().map(|value| (key.as_bytes(), value.as_bytes()));
+        group.untaken(pairs).into_iter().collect::<Vec<_>>()
     };
-    let both = ["grpc://10.0.0.5:9000", "grpc://10.0.0.6:9000?isSecure=true"];
-    assert_eq!(schemes("http", &both), ["grpc", "grpcs"]);
-    assert_eq!(schemes("grpc", &both), [""; 0], "one is taken");
-    assert_eq!(schemes("http", &["http://host:80"]), [""; 0], "it is refused, and said there");
-    assert_eq!(schemes("http", &[]), [""; 0]);
+    let plain = r#"{"name":"hello","endpoints":["grpc://10.0.0.5:9000"]}"#;
+    let secure = r#"{"name":"hello","endpoints":["grpc://10.0.0.6:9000?isSecure=true"]}"#;
+    let by_name = r#"{"name":"hello","endpoints":["http://host:80"]}"#;
+    for (source, values, expect) in [
+        ("kratos", vec![plain, secure], vec!["grpc", "grpcs"]),
+        ("kratos, scheme: grpcs", vec![plain], vec!["grpc"]),
+        ("kratos, scheme: grpc", vec![plain, secure], vec![]),
+        // It is refused, and said there.
+        ("kratos", vec![plain, by_name], vec![]),
+        ("kratos", vec![], vec![]),
+    ] {
+        assert_eq!(schemes(source, "hello/u", &values), expect, "{source}: {values:?}");
+    }
+    let custom = r#"custom, prefix: /x/, key: "{name}/{id}", fields: {urls: /at/urls}"#;
+    let nested = r#"{"at":{"urls":["h2c://10.0.0.5:80?isSecure=true"]}}"#;
+    assert_eq!(schemes(custom, "hello/u", &[nested]), ["h2c"], "no key is looked for by its name");
 }

@@ -33,12 +33,8 @@ impl<'a> Dump<'a> {
         let plugins = self.all.iter().filter(|object| object.contains_key("vm_config"));
         plugins
             .filter_map(|plugin| {
-                let config = match at(plugin, &["configuration", "value"])? {
-                    Value::String(json) => Config::parse(json.as_bytes()),
-                    // A `Struct`, which Envoy prints as what it holds.
-                    tree => Config::parse(tree.to_string().as_bytes()),
-                };
-                Some((text(plugin, "name").unwrap_or("(no name)"), config.ok()?))
+                let config = Config::parse(told(plugin)?.as_bytes()).ok()?;
+                Some((text(plugin, "name").unwrap_or("(no name)"), config))
             })
             .collect()
     }
@@ -56,6 +52,15 @@ impl<'a> Dump<'a> {
         let read = self.all.iter().flat_map(|object| sources(object)).filter_map(header);
         read.chain(moved).collect()
     }
+}
+
+/// A plugin's settings as the module gets them.
+pub(super) fn told(plugin: &Object) -> Option<String> {
+    Some(match at(plugin, &["configuration", "value"])? {
+        Value::String(json) => json.clone(),
+        // A `Struct`, which Envoy prints as what it holds.
+        tree => tree.to_string(),
+    })
 }
 
 /// An object's `override_host_sources`.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use pintle_policy::{Config, Via};
 use serde_json::Value;
 
-use super::dump::{Dump, Object, at, seconds, text};
+use super::dump::{Dump, Object, at, seconds, text, told};
 use crate::cli::check::finding::{Code, Finding};
 
 /// Envoy 1.36 to 1.40 end with SIGFPE at the first reload when the base interval is below this.
@@ -179,14 +179,6 @@ pub(super) fn settings(dump: &Dump<'_>) -> Vec<Finding> {
         }
     }
     findings
-}
-
-/// A plugin's settings as the module gets them.
-fn told(plugin: &Object) -> Option<String> {
-    Some(match at(plugin, &["configuration", "value"])? {
-        Value::String(json) => json.clone(),
-        tree => tree.to_string(),
-    })
 }
 
 /// Whether a plugin with settings is ours, by its name or by what only ours is told.
