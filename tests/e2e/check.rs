@@ -1,9 +1,11 @@
 //! `pintle check`: mistakes that are planted are found by their codes, and nothing else is.
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 
 use pintle_artifact::PINTLE_PATH;
-use pintle_tests::{Agent, Envoy, EnvoyConfig, Server as _, assert_eventually};
+use pintle_tests::{Agent, Envoy, EnvoyConfig, Instance, Server as _, assert_eventually};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
@@ -23,6 +25,10 @@ async fn found(args: &[&str]) -> (BTreeSet<String>, bool) {
     }
     let codes = findings.iter().filter_map(|it| Some(it["code"].as_str()?.to_owned()));
     (codes.collect(), done.status.code() == Some(1))
+}
+
+fn with_code((codes, no): &(BTreeSet<String>, bool), code: &str) -> bool {
+    codes.contains(code) && *no
 }
 
 /// The exit code is 0 for what works all the same.
@@ -281,6 +287,18 @@ async fn mistakes_in_what_runs_are_found_on_other_ports_than_the_defaults() {
     }
     assert_eventually!(PATIENCE, check().await == well);
 
+    // Whoever may open the socket, and one address under two ids.
+    let socket = world.agent.socket().to_owned();
+    let mode = |mode| std::fs::set_permissions(&socket, Permissions::from_mode(mode));
+    let before = std::fs::metadata(&socket).expect("the socket").permissions().mode();
+    mode(0o777).expect("its mode");
+    assert_eq!(check().await.0, one("socket-open").0);
+    mode(before).expect("its mode");
+    world.etcd.register(&Instance::new("orders", "again", all[0].addr())).await.expect("a put");
+    assert_eventually!(PATIENCE, check().await == (one("ids-several").0, false));
+    world.etcd.deregister("orders", "again").await.expect("a removal");
+    assert_eventually!(PATIENCE, check().await == well);
+
     // An Envoy whose cluster has hosts of its own, and one whose service nobody registers.
     let shipped = || {
         let config = EnvoyConfig::shipped().expect("the shipped configuration");
@@ -301,14 +319,47 @@ async fn mistakes_in_what_runs_are_found_on_other_ports_than_the_defaults() {
         drop(other);
     }
 
+    // An agent without any proxy, whose registry is of another scheme than it takes.
+    let foreign = r#"{"id":"u","name":"hello","endpoints":["grpc://127.0.0.1:9"]}"#;
+    world.etcd.put("/microservices/hello/u", foreign).await.expect("a put");
+    let etcd = world.etcd.url();
+    let sources = json!({"etcd": {"endpoints": [etcd], "sources": [{"format": "kratos"}]}});
+    let other = Agent::builder().config("agent.yaml", &sources.to_string());
+    let other = other.start().await.expect("an agent");
+    let (at, file) = (other.admin().to_string(), other.state_dir().with_file_name("agent.yaml"));
+    let asked = ["--admin", &at, "--config", &file.display().to_string(), "--envoy", &envoy];
+    let codes = found(&asked).await;
+    for code in ["scheme-foreign", "proxies-absent"] {
+        assert!(with_code(&codes, code), "{codes:?}");
+    }
+    drop(other);
+
     // A process that takes all places that one may have.
     let mut silent = Vec::new();
     for _ in 0..80 {
         silent.push(UnixStream::connect(world.agent.socket()).await.expect("a connection"));
     }
-    let with = |codes: (BTreeSet<String>, bool), code: &str| codes.0.contains(code) && codes.1;
+    let with = |codes: (BTreeSet<String>, bool), code: &str| with_code(&codes, code);
     assert_eventually!(PATIENCE, with(check().await, "quota-full"));
     drop(silent);
+
+    // Fewer than half may be chosen; then an Envoy that stands still while the registry goes on.
+    for number in 5..9 {
+        let ill = json!({"id": format!("ill-{number}"), "name": "orders",
+            "address": "127.0.0.1", "port": number, "health": "unhealthy"});
+        let key = format!("/services/orders/ill-{number}");
+        world.etcd.put(&key, &ill.to_string()).await.expect("a put");
+    }
+    assert_eventually!(PATIENCE, {
+        world.get("/").await;
+        with(check().await, "service-panics")
+    });
+    world.envoy.stop();
+    let _fourth = world.newcomer("orders-4").await;
+    assert_eventually!(PATIENCE, {
+        with(found(&["--admin", &admin, "--no-envoy"]).await, "workers-behind")
+    });
+    world.envoy.cont();
 
     // All but one vanish at once: the rest is held.
     world.etcd.delete_prefix("/services/orders/").await.expect("a removal");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use pintle_tests::{Instance, NetworkFault, Server as _, assert_eventually, http};
+use pintle_tests::{Agent, Instance, NetworkFault, Port, Server as _, assert_eventually, http};
 
 use crate::support::{PATIENCE, World, everybody_serves, in_turns, millis, quick};
 
@@ -65,6 +65,73 @@ async fn a_registry_that_comes_back_with_one_of_ten_does_not_send_all_traffic_th
     let report = load.stop().await;
     assert_eq!(report.failed(), 0, "{}", report.summary());
     world.no_traps().await;
+}
+
+/// Ten ids of one dead address, and a service that a put moves to where nobody listens.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_one_endpoint_and_a_move_to_nowhere_moves_nobody() {
+    let world = World::with(in_turns).await;
+    let all = world.orders(2).await;
+    let nobody = Port::take().expect("a port");
+    let ids: Vec<String> = (0..10).map(|number| format!("dead-{number}")).collect();
+    for id in &ids {
+        let dead = Instance::new("orders", id, nobody.addr());
+        world.etcd.register(&dead).await.expect("a registration");
+    }
+    let several = async || world.agent.metric("pintle_endpoints_with_several_ids", &[]).await;
+    assert_eventually!(PATIENCE, several().await == Some(1.0));
+    world.chosen().await;
+    let report = world.load(200.0).run_for_secs(1.0).await;
+    assert_eq!(report.failed(), 0, "{}", report.summary());
+    let admin = world.agent.admin().to_string();
+    let services = async || {
+        let args = ["services", "orders", "--admin", &admin];
+        let said = Agent::command(&args).await.expect("pintle");
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    };
+    let said = services().await;
+    assert_eq!(said.matches(&nobody.addr().to_string()).count(), 1, "{said}");
+    assert!(ids.iter().all(|id| said.contains(id.as_str())), "{said}");
+    // An order by any of its ids is for the endpoint.
+    let order = ["drain", "orders/dead-3", "--ttl", "1m", "--nats", &world.nats.url()];
+    let done = Agent::command(&order).await.expect("pintle");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eventually!(PATIENCE, services().await.matches("draining").count() == 1);
+
+    let load = world.load(200.0).start();
+    for id in ["orders-1", "orders-2"] {
+        let nowhere = Port::take().expect("a port");
+        let moved = Instance::new("orders", id, nowhere.addr());
+        world.etcd.register(&moved).await.expect("a move");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let moved = Instant::now();
+    assert_eventually!(PATIENCE, all.iter().any(|it| it.requests_since(moved) > 50));
+    let report = load.stop().await;
+    assert_eq!(report.failed(), 0, "{}", report.summary());
+    world.no_traps().await;
+}
+
+/// What the registry loses while no agent looks may be a mistake: of those that answer one goes in a window
+/// of time, and a restart of the agent does not begin it anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_go_untested_is_remembered_over_restarts_of_the_agent() {
+    let mut world = World::with(in_turns).await;
+    let all = world.orders(6).await;
+    for number in 1..=3 {
+        // What is on disk may lag behind what is served by the time of one write.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        world.agent.kill9();
+        world.etcd.deregister("orders", &format!("orders-{number}")).await.expect("a loss");
+        world.agent.restart().await.expect("the agent");
+        assert_eventually!(PATIENCE, world.held().await >= f64::from(number - 1));
+    }
+    world.chosen().await;
+    let from = Instant::now();
+    let report = world.load(200.0).run_for_secs(1.0).await;
+    assert_eq!(report.failed(), 0, "{}", report.summary());
+    let serving = all.iter().filter(|it| it.requests_since(from) > 0).count();
+    assert!(serving >= 5, "{serving} of six");
 }
 
 /// A rolling deployment, then a scale-down, by deletions without a drain.

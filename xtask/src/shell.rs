@@ -2,6 +2,7 @@
 //!
 //! Children share our process group, so that a Ctrl-C reaches cargo and everything below it directly.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -43,14 +44,19 @@ pub fn build(line: &str, total: usize) -> Result<()> {
     let line = format!("{line} --quiet --message-format json-render-diagnostics");
     let child = command(&line, &[]).stdout(Stdio::piped()).spawn();
     let mut child = child.map_err(|e| Error::from(e).during(&line))?;
-    let (began, mut said, mut done) = (Instant::now(), Instant::now(), 0);
+    let (began, mut said) = (Instant::now(), Instant::now());
+    // One that is built for the machine and for its build scripts is one.
+    let mut done = BTreeSet::new();
     read_each(child.stdout.take(), |message| {
         let message: serde_json::Value = serde_json::from_str(message).unwrap_or_default();
         let kind = &message["target"]["kind"][0];
-        done += usize::from(message["reason"] == "compiler-artifact" && kind != "custom-build");
+        if message["reason"] == "compiler-artifact" && kind != "custom-build" {
+            done.insert(message["package_id"].to_string());
+        }
         if said.elapsed() >= EVERY {
             said = Instant::now();
-            println!("  {done} of about {total} crates, {:.0} s", began.elapsed().as_secs_f64());
+            let (done, seconds) = (done.len(), began.elapsed().as_secs());
+            println!("  {done} of about {total} crates, {seconds} s");
         }
     })?;
     match child.wait()?.success() {

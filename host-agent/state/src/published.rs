@@ -55,6 +55,13 @@ impl Service {
         &self.table.service
     }
 
+    /// Whether one of its endpoints has this id, by which the table knows it or beside that.
+    #[must_use]
+    pub fn has(&self, id: &str) -> bool {
+        let mut beside = self.names.values().flatten();
+        self.table.endpoints.iter().any(|endpoint| endpoint.id == id) || beside.any(|it| it == id)
+    }
+
     /// The encoded `Down::Table`.
     #[must_use]
     pub fn frame(&self) -> Arc<Vec<u8>> {

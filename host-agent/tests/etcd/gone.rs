@@ -15,9 +15,12 @@ async fn a_registry_restored_to_a_lower_revision_is_listed_again_and_met_with_pr
         etcd.put("/other", &n.to_string()).await.unwrap();
     }
     put_many(&etcd.url(), "orders", 0..10, 0).await;
+    etcd.put("/pintle/policies/orders", r#"{"strategy":"random"}"#).await.unwrap();
     let agent = Agent::start(with_etcd(vec![etcd.url()]));
     agent.until(secs(5), "listed", |a| a.ids("orders").len() == 10).await;
     agent.watching().await;
+    let policy = |a: &Agent| a.snapshot().services["orders"].table.policy.clone();
+    agent.until(secs(5), "its policy", |a| policy(a).contains("random")).await;
     let high = agent.snapshot().version;
 
     etcd.restart_empty().await.unwrap();
@@ -31,6 +34,9 @@ async fn a_registry_restored_to_a_lower_revision_is_listed_again_and_met_with_pr
     assert!(agent.snapshot().version > high);
     etcd.put(&key("orders", "later"), &value("orders", "later", 1)).await.unwrap();
     agent.until(secs(5), "the watch goes on", |a| a.ids("orders").contains(&"later".into())).await;
+    assert!(policy(&agent).contains("random"), "policies are protected like endpoints");
+    let held = |a: &Agent| a.snapshot().held.iter().any(|it| it.endpoint.is_empty());
+    agent.until(secs(5), "and that is said", held).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

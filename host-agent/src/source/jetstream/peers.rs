@@ -6,7 +6,6 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use pintle_contract::Table;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::connect::{Connection, NatsError};
@@ -178,7 +177,7 @@ impl<'a> Peers<'a> {
             return Said::Unknown { nearest: nearest(service, names) };
         };
         match endpoint {
-            Some(id) if !has(&known.table, id) => {
+            Some(id) if !known.has(id) => {
                 let ids = known.table.endpoints.iter().map(|endpoint| endpoint.id.as_str());
                 let nearest = nearest(id, ids);
                 Said::Unknown {
@@ -188,8 +187,4 @@ impl<'a> Peers<'a> {
             _ => Said::Known,
         }
     }
-}
-
-fn has(table: &Table, id: &str) -> bool {
-    table.endpoints.iter().any(|endpoint| endpoint.id == id)
 }
