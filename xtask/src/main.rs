@@ -13,6 +13,8 @@ mod demo;
 mod dependencies;
 mod dist;
 mod fuzz;
+#[cfg(test)]
+mod gateway;
 mod matrix;
 mod pictures;
 mod release;
