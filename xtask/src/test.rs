@@ -2,6 +2,7 @@
 //!
 //! The tests themselves run to the end even when one fails, so that the last line counts all of them.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use pintle_tests::tools::NATIVE;
@@ -78,22 +79,23 @@ struct Lane {
     threads: &'static str,
 }
 
+/// What runs an Envoy, an agent and a load beside each other and holds them to milliseconds: two such
+/// on two cores would measure each other.
+const IN_TURNS: [&str; 3] = ["breakers", "e2e", "selection"];
+
 /// All tests of what is native; the cdylib has no native test binary, because the host's calls are not
-/// there to link.
-///
-/// Those of the agent's package wait for its servers most of their time. The others run an Envoy, an agent
-/// and a load beside each other and hold them to milliseconds: two such on two cores would measure each
-/// other, so these take turns.
+/// there to link. Most wait for servers most of their time, and go side by side.
 fn lanes() -> Result<[Lane; 3]> {
     let lane = |what, which: &str, threads| {
         let line = format!("cargo test {NATIVE} --no-fail-fast{which}");
         Lane { what, line, threads }
     };
-    let (agents, others) = integration_tests()?;
-    let side_by_side = format!(" --lib --bins{}", named(&agents));
+    let (in_turns, others): (Vec<String>, Vec<String>) =
+        integration_tests()?.into_iter().partition(|name| IN_TURNS.contains(&name.as_str()));
+    let side_by_side = format!(" --lib --bins{}", named(&others));
     Ok([
-        lane("side by side", &side_by_side, "2"),
-        lane("in turns", &named(&others), "1"),
+        lane("side by side", &side_by_side, "3"),
+        lane("in turns", &named(&in_turns), "1"),
         lane("documents", " --doc", "1"),
     ])
 }
@@ -102,24 +104,16 @@ fn named(tests: &[String]) -> String {
     tests.iter().map(|name| format!(" --test {name}")).collect()
 }
 
-/// The names of the workspace's integration tests: those of the agent's package, and the others'.
-fn integration_tests() -> Result<(Vec<String>, Vec<String>)> {
+/// The names of the workspace's integration tests, each once.
+fn integration_tests() -> Result<BTreeSet<String>> {
     let line = "cargo metadata --no-deps --format-version 1";
     let said = output(line).ok_or_else(|| Error::new(format!("`{line}` does not succeed")))?;
     let all: serde_json::Value =
         serde_json::from_str(&said).map_err(|e| Error::new(e.to_string()))?;
-    let (mut agents, mut others) = (Vec::new(), Vec::new());
-    for package in all["packages"].as_array().into_iter().flatten() {
-        let targets = package["targets"].as_array().into_iter().flatten();
-        let tests = targets.filter(|target| target["kind"][0] == "test");
-        let names = tests.filter_map(|target| target["name"].as_str().map(str::to_owned));
-        match package["name"] == "pintle-agent" {
-            true => agents.extend(names),
-            false => others.extend(names),
-        }
-    }
-    others.retain(|name| !agents.contains(name));
-    Ok((agents, others))
+    let packages = all["packages"].as_array().into_iter().flatten();
+    let targets = packages.filter_map(|package| package["targets"].as_array()).flatten();
+    let tests = targets.filter(|target| target["kind"][0] == "test");
+    Ok(tests.filter_map(|target| target["name"].as_str().map(str::to_owned)).collect())
 }
 
 /// The `test --quick` command: what needs no server, for the minutes between two edits.

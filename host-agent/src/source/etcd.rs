@@ -27,6 +27,7 @@ use rand::RngExt as _;
 use tokio::time::{Instant, sleep_until};
 
 mod board;
+mod config;
 mod connect;
 mod intake;
 mod list;
@@ -34,6 +35,7 @@ mod session;
 mod version;
 mod watch;
 
+pub use config::EtcdConfig;
 pub use connect::connect;
 pub(crate) use connect::within;
 
@@ -41,7 +43,7 @@ use self::connect::REQUEST;
 use self::session::Session;
 use self::watch::Position;
 use super::formats::{Translator, groups};
-use super::{Backoff, Context, EtcdConfig, SourceConfig};
+use super::{Backoff, Context, SourceConfig};
 
 /// A member that did not answer in time is given twice as long, up to this.
 const PATIENCE: Duration = Duration::from_secs(24);

@@ -48,8 +48,10 @@ mod leases;
 mod relay;
 mod settings;
 
-pub use config::{EtcdConfig, FileConfig, NatsConfig, SourcesConfig, StateConfig};
+pub use config::{FileConfig, SourcesConfig, StateConfig};
+pub use etcd::EtcdConfig;
 pub use formats::{FormatName, SourceConfig};
+pub use jetstream::NatsConfig;
 pub use kubernetes::KubernetesConfig;
 pub(crate) use settings::text;
 pub use settings::{Secret, SecretRef, Tls, Unreadable};

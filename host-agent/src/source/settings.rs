@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use pintle_settings::{Found, Section, Settings};
+use pintle_settings::{Found, Invalid, Section, Settings};
 use serde_json::Value;
 
 /// A secret, kept out of every log: its text is reached by [`Secret::expose`] only.
@@ -151,6 +151,58 @@ pub(crate) fn is_loopback(authority: &str) -> bool {
         || host
             .parse::<std::net::IpAddr>()
             .is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Servers of one cluster, and whether they are spoken to by TLS.
+pub(crate) fn servers(
+    keys: &mut Section,
+    key: &'static str,
+    schemes: [&str; 2],
+    plaintext: bool,
+) -> Option<(Vec<String>, bool)> {
+    let [plain, secure] = schemes;
+    let all = keys.list(key, 1..=64, |path, server| {
+        // What was found is not repeated: somebody may have written a password into it.
+        let server = server.as_str().unwrap_or_default();
+        check_server(path, server, schemes, plaintext)?;
+        Ok(server.to_owned())
+    })?;
+    let begins = format!("{secure}://");
+    let is_secure = |server: &String| server.starts_with(&begins);
+    let any = all.iter().any(is_secure);
+    keys.ensure(any == all.iter().all(is_secure), key, format!("all {plain} or all {secure}"));
+    Some((all, any))
+}
+
+fn check_server(
+    path: &str,
+    url: &str,
+    [plain, secure]: [&str; 2],
+    plaintext: bool,
+) -> Result<(), Invalid> {
+    let accepts = || Invalid::new(path, format!("{plain}://host:port or {secure}://host:port"));
+    let (scheme, rest) = url.split_once("://").ok_or_else(accepts)?;
+    if scheme != plain && scheme != secure {
+        return Err(accepts());
+    }
+    if rest.contains('@') {
+        return Err(Invalid::new(
+            path,
+            "an address with no secrets in it; use user, password or token",
+        ));
+    }
+    let authority: http::uri::Authority = rest.parse().map_err(|_| accepts())?;
+    if authority.port_u16().is_none_or(|port| port == 0) {
+        return Err(accepts());
+    }
+    if scheme == plain && !plaintext && !is_loopback(authority.as_str()) {
+        let section = path.split('.').next().unwrap_or(path);
+        let accepts = format!(
+            "{secure}:// for an address other than loopback, unless {section}.plaintext is true"
+        );
+        return Err(Invalid::new(path, accepts));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -14,46 +14,40 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pintle_contract::{
-    Down, MAX_ENDPOINTS, MAX_FRAME, MAX_POLICY, Message as _, Patch, Table, Version,
-};
-use serde_json::Value;
+use pintle_contract::{MAX_FRAME, MAX_POLICY, Version};
 
 use crate::agenda::Agenda;
 use crate::demands::Demands;
 use crate::entry::Reject;
 use crate::event::Event;
 use crate::overlay::{Overlays, Place};
-use crate::published::{Frame, Patched, PolicyLayer, Service};
 use crate::saved::SavedStream;
-use crate::service::{Context, Raw, Service as Model};
+use crate::service::{Context, Service as Model};
 use crate::snapshot::Snapshot;
-use crate::update::{Changes, Moment, Notice, Outcome, Settings, Source, Trial, Tried, Update};
+use crate::update::{Changes, Moment, Outcome, Settings, Trial, Tried, Update};
 
 mod lists;
+mod publishing;
 mod refusals;
 mod relisting;
+mod restoring;
 mod sources;
+mod work;
 
 use refusals::Refusals;
 use relisting::Relisting;
-use sources::{KeyValue, Named};
+use sources::Named;
+use work::Work;
 
 pub use lists::show;
 
 /// Endpoints of both sources together, at most.
 pub const MAX_TOTAL: usize = 100_000;
-/// Services that went and are remembered; beyond it the oldest readers get everything.
-const MAX_GONE: usize = 1_000;
 /// Entries of the lists for people in a snapshot; they are copied with every change.
 const MAX_LISTED: usize = 1_000;
 /// How an opinion that gave way to a newer one is counted: source and reason.
 pub const GAVE_WAY: (&str, &str) = ("event", "opinion_gave_way");
-/// Notices of one update: a listing of broken values must not become a flood of lines.
-const MAX_NOTICES: usize = 32;
 
-/// A table, the further ids of its endpoints, and what its policy is made of.
-type Built = (Table, BTreeMap<String, Vec<String>>, Vec<PolicyLayer>);
 /// What a frame holds beside endpoints: header, checksum, names, versions and the largest policy.
 const FRAME_ROOM: usize = MAX_FRAME - MAX_POLICY - 4096;
 
@@ -222,119 +216,10 @@ impl State {
         Arc::clone(&self.published)
     }
 
-    /// Builds the tables of these services and publishes those that differ from what was published,
-    /// each under a version of its own; with `lists`, what stands beside the tables as well. Whether
-    /// there is a new snapshot at all.
-    pub fn publish<'a>(
-        &mut self,
-        names: impl IntoIterator<Item = &'a str>,
-        lists: bool,
-        now: Moment,
-    ) -> bool {
-        let mut next: Option<Snapshot> = None;
-        let published = Arc::clone(&self.published);
-        for name in names {
-            let seen_at = self.seen.remove(name).unwrap_or(now.wall);
-            let old = published.services.get(name);
-            let built = self.build(name);
-            let next = match (old, built) {
-                (None, None) => continue,
-                (Some(old), Some((built, names, layers)))
-                    if old.table.endpoints == built.endpoints
-                        && old.table.policy == built.policy =>
-                {
-                    if old.names != names || old.layers != layers {
-                        let next = next.get_or_insert_with(|| Snapshot::clone(&published));
-                        let service = Service { names, layers, ..Service::clone(old) };
-                        next.services.insert(Arc::new(service));
-                    }
-                    continue;
-                }
-                (_, built) => {
-                    let next = next.get_or_insert_with(|| Snapshot::clone(&published));
-                    self.version.sequence = self.version.sequence.saturating_add(1);
-                    (next, built)
-                }
-            };
-            let (next, built) = next;
-            let demand = built.as_ref().map(|(table, ..)| {
-                let policy = serde_json::from_str(&table.policy).unwrap_or_default();
-                (self.settings.demand)(&policy, &table.endpoints)
-            });
-            self.demands.set(name, demand);
-            if let Some((mut table, names, layers)) = built {
-                table.version = self.version;
-                if next.gone.contains_key(name) {
-                    Arc::make_mut(&mut next.gone).remove(name);
-                }
-                let frame = Frame::default();
-                let patch = old.and_then(|old| Patch::between(&old.table, &table));
-                let patch = patch
-                    .map(|patch| Patched { from: patch.from, frame: Down::Patch(patch).encode() });
-                let service = Service { table, frame, patch, names, layers, seen_at };
-                next.services.insert(Arc::new(service));
-            } else {
-                next.services.remove(name);
-                Arc::make_mut(&mut next.gone).insert(name.to_owned(), self.version);
-                forget_gone(next);
-            }
-        }
-        let lists = lists && self.meta_changed;
-        if next.is_none() && !lists {
-            return false;
-        }
-        let mut next = next.unwrap_or_else(|| Snapshot::clone(&published));
-        next.version = self.version;
-        next.stale = self.stale;
-        next.confirmed_at = self.confirmed_at;
-        if lists {
-            self.meta_changed = false;
-            next.held = self.list_held(now).into();
-            next.rejected = self.list_rejected().into();
-            next.overlays = self.list_overlays().into();
-        }
-        self.published = Arc::new(next);
-        true
-    }
-
-    /// The published snapshot with the time of the registry's last word in it: for readers that ask,
-    /// not for those that are told.
-    pub fn confirm(&mut self) -> Arc<Snapshot> {
-        if self.published.confirmed_at != self.confirmed_at {
-            let mut next = Snapshot::clone(&self.published);
-            next.confirmed_at = self.confirmed_at;
-            self.published = Arc::new(next);
-        }
-        self.snapshot()
-    }
-
     /// The stream and the highest sequence applied.
     #[must_use]
     pub const fn stream(&self) -> SavedStream {
         self.stream
-    }
-
-    /// Publishes everything anew under an epoch above this one, which a proxy holds: it was told by an
-    /// agent whose clock was ahead, and refuses what is older.
-    fn outrun(&mut self, epoch: u64) {
-        if epoch < self.version.epoch {
-            return;
-        }
-        self.version = Version { epoch: epoch.saturating_add(1), sequence: 0 };
-        let mut next = Snapshot::clone(&self.published);
-        let anew = |service: &Arc<Service>| {
-            self.version.sequence = self.version.sequence.saturating_add(1);
-            let mut anew = Service::clone(service);
-            anew.table.version = self.version;
-            anew.patch = None;
-            Arc::new(anew)
-        };
-        next.services = self.published.services.values().map(anew).collect();
-        // Nobody goes on from a version of this epoch, so nobody has to hear what went before.
-        next.gone = Arc::default();
-        next.version = self.version;
-        next.complete_since = self.version;
-        self.published = Arc::new(next);
     }
 
     // === people, events, time ===
@@ -483,54 +368,6 @@ impl State {
 
     // === tables ===
 
-    fn build(&self, name: &str) -> Option<Built> {
-        let model = self.services.get(name)?;
-        let (mut endpoints, names) = model.merged();
-        if endpoints.is_empty() {
-            return None;
-        }
-        endpoints.truncate(MAX_ENDPOINTS);
-        self.overlays.lay_over(name, &mut endpoints, |id| model.address_of(id));
-        let (policy, layers) = self.policy(name, model);
-        let service = name.to_owned();
-        let table = Table { service, version: Version::default(), endpoints, policy };
-        Some((table, names, layers))
-    }
-
-    /// The sources' patches and the events', composed; an event's that would break the whole is left out.
-    fn policy(&self, name: &str, model: &Model) -> (String, Vec<PolicyLayer>) {
-        let mut whole = Value::Null;
-        let mut layers: Vec<PolicyLayer> = Vec::new();
-        let sources = [("file", &model.file_policy), ("registry", &model.registry_policy)];
-        for (source, policy) in sources {
-            let Some(policy) = policy else { continue };
-            let mut tried = whole;
-            crate::json::compose(&mut tried, policy.value.clone());
-            // Each is good by itself. Where both together are not, the registry's stands alone.
-            let good = (self.settings.check_policy)(&tried).is_ok();
-            whole = if good { tried } else { policy.value.clone() };
-            for below in layers.iter_mut().filter(|_| !good) {
-                below.in_force = false;
-            }
-            layers.push(PolicyLayer { source, patch: policy.value.clone(), in_force: true });
-        }
-        for patch in self.overlays.patches(name) {
-            let mut tried = whole.clone();
-            crate::json::compose(&mut tried, patch.clone());
-            let in_force = (self.settings.check_policy)(&tried).is_ok();
-            if in_force {
-                whole = tried;
-            }
-            layers.push(PolicyLayer { source: "event", patch, in_force });
-        }
-        if whole.is_null() {
-            return (String::new(), layers);
-        }
-        whole.sort_all_objects();
-        let text = whole.to_string();
-        (if text.len() > MAX_POLICY { String::new() } else { text }, layers)
-    }
-
     pub(crate) const fn parts(&self) -> (&BTreeMap<String, Model>, &Overlays, &Settings, u64) {
         (&self.services, &self.overlays, &self.settings, self.revision)
     }
@@ -539,100 +376,7 @@ impl State {
         (&mut self.overlays, &mut self.stream, &mut self.revision)
     }
 
-    /// One value from disk, as if its source had just said it.
-    pub(crate) fn restore_endpoint(
-        &mut self,
-        source: Source,
-        (name, id): (&str, &str),
-        value: &str,
-        created: u64,
-        now: Moment,
-    ) {
-        let mut work = Work::default();
-        let held = KeyValue { bytes: value.as_bytes(), created, ..KeyValue::default() };
-        // What is not good under today's configuration is not served from yesterday's disk.
-        let _ = self.put_endpoint(source, (name, id), held, now, &mut work);
-    }
-
-    /// An endpoint that was held before a restart is held again.
-    pub(crate) fn restore_departure(&mut self, name: &str, id: &str, value: &str, now: Moment) {
-        let read = crate::entry::parse(name, id, value.as_bytes(), &self.settings.addresses);
-        let Ok(endpoint) = read else { return };
-        let model = self.services.entry(name.to_owned()).or_default();
-        let (before, bytes) = (model.count(), model.bytes());
-        model.restore_departure(endpoint, Raw::of(value.as_bytes()), now);
-        self.total = self.total.saturating_sub(before).saturating_add(model.count());
-        self.bytes = self.bytes.saturating_sub(bytes).saturating_add(model.bytes());
-    }
-
-    /// When an endpoint of the service last went untested, `ago` before now.
-    pub(crate) fn restore_untested(&mut self, name: &str, ago: Duration, now: Moment) {
-        let window = self.settings.protection.window;
-        if let Some(model) = self.services.get_mut(name).filter(|_| ago < window) {
-            model.remember_untested(now.mono.saturating_sub(ago));
-        }
-    }
-
-    /// Who was about to go is so again.
-    pub(crate) fn settle_restored(&mut self, names: &[String], now: Moment) {
-        let mut work = Work { touched: names.iter().cloned().collect(), ..Work::default() };
-        self.settle(now, &mut work);
-    }
-
-    pub(crate) fn restore_policy(&mut self, source: Source, name: &str, value: &str) {
-        let mut work = Work::default();
-        let held = KeyValue { bytes: value.as_bytes(), ..KeyValue::default() };
-        let _ = self.put_policy(source, name, held, &mut work);
-    }
-
     pub(crate) fn names(&self) -> Vec<String> {
         self.services.keys().cloned().collect()
-    }
-}
-
-/// What one update collects.
-#[derive(Debug, Default)]
-struct Work {
-    changes: Changes,
-    /// Services whose table may be another.
-    dirty: BTreeSet<String>,
-    /// Services of which somebody may have to be held, or let go.
-    touched: BTreeSet<String>,
-}
-
-impl Work {
-    fn notice(
-        &mut self,
-        kind: &'static str,
-        service: &str,
-        endpoint: Option<&str>,
-        text: String,
-        alarm: bool,
-    ) {
-        self.push(Notice {
-            kind,
-            service: Some(service.to_owned()),
-            endpoint: endpoint.map(ToOwned::to_owned),
-            text,
-            alarm,
-        });
-    }
-
-    fn push(&mut self, notice: Notice) {
-        if notice.alarm || self.changes.notices.len() < MAX_NOTICES {
-            self.changes.notices.push(notice);
-            self.changes.notices.truncate(MAX_NOTICES.saturating_mul(2));
-        }
-    }
-}
-
-fn forget_gone(next: &mut Snapshot) {
-    while next.gone.len() > MAX_GONE {
-        let oldest = next.gone.iter().min_by_key(|(_, version)| **version);
-        let Some((name, version)) = oldest.map(|(name, version)| (name.clone(), *version)) else {
-            return;
-        };
-        Arc::make_mut(&mut next.gone).remove(&name);
-        next.complete_since = next.complete_since.max(version);
     }
 }

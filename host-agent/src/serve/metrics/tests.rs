@@ -7,10 +7,11 @@ use pintle_contract::{
     BreakerState, Endpoint, EndpointReport, Hello, Now, Opinion, Report, RequestCount,
     ServiceReport, Table, Transition, Up, Version,
 };
-use pintle_state::{Held, Rejected, Service};
+use pintle_state::{Held, Rejected, Service, Snapshot};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::*;
+use crate::link::Sources;
 
 fn version(sequence: u64) -> Version {
     Version { epoch: 1, sequence }

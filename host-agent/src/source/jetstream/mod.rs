@@ -24,6 +24,7 @@ use super::{Backoff, Context, SourcesConfig};
 use crate::link::Reported;
 
 mod clock;
+mod config;
 pub(crate) mod connect;
 mod lanes;
 pub(crate) mod letters;
@@ -34,6 +35,8 @@ mod session;
 pub(crate) mod setup;
 pub(crate) mod words;
 
+pub(crate) use self::config::APART;
+pub use self::config::NatsConfig;
 pub use self::connect::NatsError;
 pub(crate) use self::words::FLEET;
 
