@@ -18,6 +18,7 @@
 //! | `init` | what `pintle init` writes, booted |
 //! | `gateway` | the objects for Envoy Gateway, in what its translator would send to a real Envoy |
 //! | `istio` | the objects for Istio and Kubernetes, in a sidecar or a gateway that is a real Envoy |
+//! | `quota` | how many proxies one agent takes over TCP, and how it says that it takes no more |
 //! | `users` | who may connect to the socket, by users of a range as OpenShift gives them |
 
 mod check;
@@ -32,6 +33,7 @@ mod minute;
 mod observe;
 mod page;
 mod pages;
+mod quota;
 mod rolling;
 mod skew;
 mod support;
