@@ -7,6 +7,7 @@
 mod gateway;
 mod objects;
 mod proxy;
+mod shape;
 mod shapes;
 
 use std::time::Duration;
@@ -18,7 +19,8 @@ use pintle_tests::{
 use serde_json::{Value, json};
 
 use self::objects::objects;
-use self::proxy::{Proxy, Shape};
+use self::proxy::Proxy;
+use self::shape::{Found, Shape};
 use crate::support::PATIENCE;
 
 const ORDERS: &str = "outbound|80||orders.shop.svc.cluster.local";
@@ -126,13 +128,26 @@ async fn a_service_that_only_etcd_knows_has_its_hosts_from_the_agent() {
     const HOST: &str = "billing.pintle.internal";
     let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
     let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
+    let authority = Authority::new().expect("an authority");
+    let server = authority.issue(&["billing.example"]).expect("a certificate");
     let mut sidecar = Proxy::sidecar(&agent);
+    sidecar.labels.push("pintle-outside");
     sidecar.apply("istio/pintle.yaml");
     sidecar.apply("istio/outside.yaml");
+    // What a DestinationRule with `tls: {mode: SIMPLE}` puts in the place of Istio's own.
+    let billing = sidecar.clusters.iter_mut().find(|it| it["metadata"].to_string().contains(HOST));
+    let billing = billing.and_then(Value::as_object_mut).expect("its cluster");
+    billing.remove("transport_socket_matches");
+    let tls = json!({"name": "envoy.transport_sockets.tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "sni": "billing.example", "common_tls_context": {"validation_context": {
+            "trusted_ca": {"filename": authority.certificate()}, "match_typed_subject_alt_names": [
+                {"san_type": "DNS", "matcher": {"exact": "billing.example"}}]}}}});
+    billing.insert("transport_socket".to_owned(), tls);
     let (envoy, _istiod) = sidecar.start().await;
     let mut upstreams = Vec::new();
     for name in ["billing-0", "billing-1"] {
-        let upstream = Upstream::start(name).await.expect("an upstream");
+        let upstream = Upstream::start_tls(name, &server).await.expect("an upstream");
         etcd.register(&Instance::of("billing", &upstream)).await.expect("a registration");
         upstreams.push(upstream);
     }
@@ -150,6 +165,22 @@ async fn a_service_that_only_etcd_knows_has_its_hosts_from_the_agent() {
     assert_eq!(report.failed(), 0, "{}", report.summary());
     assert_eq!(report.by_upstream().len(), 1, "{}", report.summary());
     assert_eq!(unknown().await, before, "with a table every request is the module's");
+}
+
+/// A pod that calls no such service has no cluster for them in its bootstrap, and Envoy would refuse one that
+/// asks for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_without_the_label_for_outside_is_left_alone() {
+    let etcd = Etcd::start().await.expect("etcd");
+    let agent = Agent::builder().etcd(etcd.url()).start().await.expect("the agent");
+    for (label, refused) in [(None, 0), (Some("pintle-outside"), 1)] {
+        let mut sidecar = Proxy::sidecar(&agent);
+        sidecar.labels.extend(label);
+        sidecar.apply("istio/outside.yaml");
+        sidecar.without_the_bootstrap();
+        let (envoy, _istiod) = sidecar.start().await;
+        assert_eq!(envoy.stat("cluster_manager.cds.update_rejected").await, Some(refused));
+    }
 }
 
 /// What the head of `pintle.yaml` warns of: a discovered filter that never had a configuration.
@@ -170,24 +201,31 @@ async fn a_sidecar_that_starts_without_the_modules_file_answers_nothing() {
 }
 
 /// What the DestinationRule of `orders.yaml` is there for: locality weights, and Istio 1.31's
-/// `zoneAwareLbSetting`, which is sent as the second or, turned off, as the third.
+/// `zoneAwareLbSetting`, which is sent as the second or, turned off, as the third. And what the file's head
+/// warns of: a cluster without hosts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn envoy_refuses_our_policy_beside_settings_of_localities() {
+async fn envoy_refuses_our_policy_beside_settings_of_localities_and_without_hosts() {
     let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");
     let agent = Agent::with(&etcd, &nats).start().await.expect("the agent");
-    for setting in [
-        json!({"locality_weighted_lb_config": {}}),
-        json!({"zone_aware_lb_config": {"min_cluster_size": 6}}),
-        json!({"zone_aware_lb_config": {"routing_enabled": {"value": 0}}}),
+    for (found, setting) in [
+        (Found::Told, json!({"locality_weighted_lb_config": {}})),
+        (Found::Told, json!({"zone_aware_lb_config": {"min_cluster_size": 6}})),
+        (Found::Told, json!({"zone_aware_lb_config": {"routing_enabled": {"value": 0}}})),
+        (Found::Original, json!({})),
     ] {
         let mut sidecar = Proxy::sidecar(&agent);
-        sidecar.service(&Shape::new("orders.shop.svc.cluster.local", &[]));
+        sidecar.service(&Shape { found, ..Shape::new("orders.shop.svc.cluster.local", &[]) });
         sidecar.apply("istio/orders.yaml");
         sidecar.clusters[0]["common_lb_config"] = setting.clone();
         let (envoy, _istiod) = sidecar.start().await;
         let refused = envoy.stat("cluster_manager.cds.update_rejected").await;
-        assert_eq!(refused, Some(1), "{setting}");
+        assert_eq!(refused, Some(1), "{found:?}, {setting}");
         assert!(envoy.hosts(ORDERS).await.expect("clusters").is_empty());
+        assert_eq!(ask(&envoy, "orders.shop.svc.cluster.local", &[]).await.status, 503);
+        let (admin, of_envoy) = (agent.admin().to_string(), envoy.admin().to_string());
+        let check = ["check", "--admin", &admin, "--envoy", &of_envoy];
+        let said = Agent::command(&check).await.expect("pintle").stdout;
+        assert!(String::from_utf8_lossy(&said).contains("route-without-cluster"), "{setting}");
     }
 }
 

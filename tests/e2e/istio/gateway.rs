@@ -2,7 +2,8 @@
 
 use pintle_tests::{Agent, Etcd, Instance, Nats, Upstream, assert_eventually};
 
-use super::proxy::{Proxy, Shape};
+use super::proxy::Proxy;
+use super::shape::Shape;
 use super::{ask, load};
 use crate::support::PATIENCE;
 
@@ -20,6 +21,7 @@ async fn gateways_choose_by_the_registry_and_obey_no_clients_header() {
     let billing = Upstream::start("billing-0").await.expect("an upstream");
     let mut gateway = Proxy::gateway(&agent);
     let known: Vec<_> = pods.iter().collect();
+    gateway.labels.push("pintle-outside");
     gateway.service(&Shape::new("orders.shop.svc.cluster.local", &known));
     for file in ["pintle", "orders", "outside", "gateway"] {
         gateway.apply(&format!("istio/{file}.yaml"));
@@ -82,4 +84,31 @@ async fn a_gateway_without_the_module_obeys_no_clients_header() {
         assert_eq!(ask(&envoy, OUTSIDE, &[("x-pintle-endpoints", &one)]).await.status, 200);
     }
     assert!(pods.iter().all(|pod| pod.requests() > 0), "every one of them is asked");
+}
+
+/// What passes a gateway as it comes (TLS by mode PASSTHROUGH, or TCP) has no connection manager, and so no module:
+/// a cluster with our policy balances by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_passes_connections_on_balances_by_itself() {
+    let etcd = Etcd::start().await.expect("etcd");
+    let agent = Agent::builder().etcd(etcd.url()).start().await.expect("the agent");
+    let mut pods = Vec::new();
+    for name in ["orders-0", "orders-1", "orders-2"] {
+        pods.push(Upstream::start(name).await.expect("a pod"));
+    }
+    etcd.register(&Instance::of("orders", &pods[0])).await.expect("a registration");
+    let known: Vec<_> = pods.iter().collect();
+    for port in [80, 443] {
+        let shape = Shape { port, ..Shape::new("orders.shop.svc.cluster.local", &known) };
+        let mut gateway = Proxy::tcp(&agent, &shape.cluster());
+        gateway.service(&shape);
+        gateway.apply("istio/pintle.yaml");
+        gateway.apply("istio/orders.yaml");
+        let (envoy, _istiod) = gateway.start().await;
+        pods.iter().for_each(Upstream::forget);
+        for _ in 0..60 {
+            assert_eq!(ask(&envoy, "orders.example.com", &[]).await.status, 200);
+        }
+        assert!(pods.iter().all(|pod| pod.requests() > 0), "every one of them is asked");
+    }
 }

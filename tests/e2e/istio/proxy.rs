@@ -1,15 +1,14 @@
 //! What istiod makes of services and of the shipped objects, and a real Envoy that runs it.
 //!
-//! From its sources, `pilot/pkg/networking/core`: `cluster_builder.go` and `cluster_traffic_policy.go` for
-//! what a Service and a DestinationRule become, `loadbalancer/loadbalancer.go` for where locality weights
-//! come from, its test at 1.31 for which of several settings counts, `gateway.go` for a gateway's listener,
-//! `envoyfilter/cluster_patch.go` for what a patch matches, `pkg/proto/merge/merge.go` for how it is merged.
-//! A `WasmPlugin` is an extension that is discovered, without a `vm_id`.
+//! From its sources, `pilot/pkg/networking/core`: `gateway.go` for a gateway's listener, `loadbalancer`'s test at
+//! 1.31 for which of several settings counts, `envoyfilter/cluster_patch.go` (2392533c) for what a patch
+//! matches, `pkg/proto/merge/merge.go` for how it is merged. A `WasmPlugin` is an extension that is
+//! discovered, without a `vm_id`.
 
 use std::path::Path;
 
 use pintle_artifact::PINTLE_PATH;
-use pintle_tests::{Agent, Authority, Envoy, EnvoyConfig, Identity, Upstream};
+use pintle_tests::{Agent, Envoy, EnvoyConfig};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -17,59 +16,11 @@ use super::objects::{
     ConfigPatch, Destination, DestinationRule, EnvoyFilter, Gateway, Object, ServiceEntry,
     VirtualService, WasmPlugin, objects, objects_of, text,
 };
+use super::shape::Shape;
 
 const HCM: &str = "envoy.filters.network.http_connection_manager";
 const SOCKET: &str = "/run/pintle/agent.sock";
-const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-
-/// A service of the mesh, and what of it and of its DestinationRule shapes its cluster.
-#[derive(Clone, Copy, Default)]
-pub struct Shape<'a> {
-    /// The service's name in the mesh.
-    pub host: &'a str,
-    /// The port that requests go to; 80 where it is 0.
-    pub port: u16,
-    /// A subset that a VirtualService routes to.
-    pub subset: &'a str,
-    /// The pods behind it, all in one zone or each in its own.
-    pub pods: &'a [&'a Upstream],
-    /// The mesh's authority, and the sidecar's certificate.
-    pub mtls: Option<(&'a Authority, &'a Identity)>,
-    /// The port is called `grpc`, or `h2UpgradePolicy` asks for it.
-    pub http2: bool,
-    /// `trafficDistribution: PreferClose`.
-    pub close: bool,
-    /// The mesh's `zoneAwareLbSetting`, and a proxy that knows where its own kind runs
-    /// (`ISTIO_META_ENABLE_SELF_DISCOVERY`).
-    pub zonal: bool,
-    /// `clusterIP: None`.
-    pub headless: bool,
-    /// `connectionPool.http.maxRequestsPerConnection: 1`.
-    pub pool: bool,
-    /// `outlierDetection`.
-    pub outlier: bool,
-}
-
-impl<'a> Shape<'a> {
-    /// One HTTP port and nothing else.
-    pub fn new(host: &'a str, pods: &'a [&'a Upstream]) -> Self {
-        Self { host, pods, ..Self::default() }
-    }
-
-    fn port(&self) -> u16 {
-        if self.port == 0 { 80 } else { self.port }
-    }
-
-    /// As istiod calls the cluster.
-    pub fn cluster(&self) -> String {
-        format!("outbound|{}|{}|{}", self.port(), self.subset, self.host)
-    }
-
-    /// As the application calls it.
-    pub fn authority(&self) -> String {
-        format!("{}:{}", self.host, self.port())
-    }
-}
+const TCP: &str = "envoy.filters.network.tcp_proxy";
 
 /// Merges as protobuf does: messages field by field, lists one behind the other; but an entry of a map
 /// replaces the entry, and of a oneof one member remains.
@@ -100,6 +51,8 @@ fn merge(into: &mut Value, from: &Value) {
 pub struct Proxy {
     /// Whose patches it takes.
     context: &'static str,
+    /// The labels of its pod, by which files are for it.
+    pub labels: Vec<&'static str>,
     bootstrap: Value,
     pub clusters: Vec<Value>,
     pub extensions: Vec<Value>,
@@ -131,6 +84,16 @@ impl Proxy {
         Self::new(agent, "GATEWAY", node, listener, manager)
     }
 
+    /// A gateway that passes a connection on as it comes, to one cluster: TLS by its name there (mode
+    /// PASSTHROUGH), or TCP. What istiod sends has no connection manager then.
+    pub fn tcp(agent: &Agent, cluster: &str) -> Self {
+        let mut gateway = Self::gateway(agent);
+        gateway.bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"] = json!([{"name": TCP, "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                "stat_prefix": cluster, "cluster": cluster}}]);
+        gateway
+    }
+
     fn new(
         agent: &Agent,
         context: &'static str,
@@ -155,88 +118,18 @@ impl Proxy {
         let socket = agent.socket().display().to_string();
         let (clusters, extensions, endpoints) = (Vec::new(), Vec::new(), Vec::new());
         let args = Vec::new();
-        Self { context, bootstrap, clusters, extensions, endpoints, args, socket, dir }
+        let labels = vec!["pintle"];
+        Self { context, labels, bootstrap, clusters, extensions, endpoints, args, socket, dir }
     }
 
     /// What istiod makes of a service by itself.
     pub fn service(&mut self, shape: &Shape<'_>) {
         let cluster = shape.cluster();
-        let mut built = json!({
-            "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
-            "name": cluster,
-            "type": "EDS",
-            "eds_cluster_config": {"eds_config": from_file(self.dir.path(), &cluster),
-                "service_name": cluster},
-            "connect_timeout": "10s",
-            "lb_policy": "LEAST_REQUEST",
-            "common_lb_config": {},
-            "circuit_breakers": {"thresholds": [{"max_connections": u32::MAX,
-                "max_pending_requests": u32::MAX, "max_requests": u32::MAX, "max_retries": u32::MAX,
-                "track_remaining": true}]},
-            "metadata": {"filter_metadata": {"istio": {"services": [{"host": shape.host}]}}},
-        });
-        let raw = json!({"name": "envoy.transport_sockets.raw_buffer", "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"}});
-        let mut matches =
-            vec![json!({"name": "tlsMode-disabled", "match": {}, "transport_socket": raw})];
-        if let Some((authority, workload)) = shape.mtls {
-            matches.insert(0, json!({"name": "tlsMode-istio", "match": {"tlsMode": "istio"},
-                "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                    "common_tls_context": {
-                        "tls_certificates": [{"certificate_chain": {"filename": workload.certificate},
-                            "private_key": {"filename": workload.key}}],
-                        "validation_context": {"trusted_ca": {"filename": authority.certificate()}},
-                    }}}}));
-        }
-        // Without hosts that could be matched, the first is for all.
-        if shape.headless {
-            built["type"] = json!("ORIGINAL_DST");
-            built["lb_policy"] = json!("CLUSTER_PROVIDED");
-            built.as_object_mut().expect("a cluster").remove("eds_cluster_config");
-            built["transport_socket"] = matches[0]["transport_socket"].take();
-        } else {
-            built["transport_socket_matches"] = json!(matches);
-        }
-        let mut options = json!({"@type": format!("type.googleapis.com/{OPTIONS}")});
-        if shape.http2 {
-            options["explicit_http_config"] = json!({"http2_protocol_options": {}});
-        } else if shape.pool {
-            options["explicit_http_config"] = json!({"http_protocol_options": {}});
-        }
-        if shape.pool {
-            options["common_http_protocol_options"] = json!({"max_requests_per_connection": 1});
-        }
-        if shape.http2 || shape.pool {
-            built["typed_extension_protocol_options"] = json!({OPTIONS: options});
-        }
-        if shape.close {
-            built["common_lb_config"]["locality_weighted_lb_config"] = json!({});
-        }
+        self.clusters.push(shape.built(&from_file(self.dir.path(), &cluster)));
+        self.endpoints.push(shape.endpoints());
         if shape.zonal {
-            built["common_lb_config"]["zone_aware_lb_config"] = json!({"min_cluster_size": 1});
             self.discovers_itself(shape);
         }
-        if shape.outlier {
-            built["outlier_detection"] =
-                json!({"consecutive_5xx": 5, "enforcing_success_rate": 0, "interval": "10s"});
-            built["common_lb_config"]["healthy_panic_threshold"] = json!({});
-        }
-        self.clusters.push(built);
-        let metadata =
-            json!({"filter_metadata": {"envoy.transport_socket_match": {"tlsMode": "istio"}}});
-        let hosts = shape.pods.iter().map(|pod| {
-            json!({"endpoint": {"address": {"socket_address": {
-                "address": pod.addr().ip(), "port_value": pod.addr().port()}}}, "metadata": metadata})
-        });
-        let zones = hosts.enumerate().map(|(zone, host)| {
-            json!({"lb_endpoints": [host], "load_balancing_weight": 1,
-                "locality": {"region": "eu", "zone": format!("eu-{zone}")},
-                "priority": if shape.close { zone } else { 0 }})
-        });
-        self.endpoints.push(json!({
-            "@type": "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
-            "cluster_name": cluster, "endpoints": zones.collect::<Vec<_>>()}));
         self.route(shape, &cluster);
     }
 
@@ -255,28 +148,36 @@ impl Proxy {
 
     fn route(&mut self, shape: &Shape<'_>, cluster: &str) {
         // A gateway has the hosts of VirtualServices.
-        if self.context == "SIDECAR_OUTBOUND" {
+        if self.context == "SIDECAR_OUTBOUND" && self.speaks_http() {
             let mut domains = vec![shape.authority()];
             if shape.port() == 80 {
                 domains.push(shape.host.to_owned());
             }
-            self.virtual_host(&shape.authority(), &domains, cluster);
+            let mut action = json!({"cluster": cluster});
+            if shape.sticky {
+                action["hash_policy"] = json!([{"header": {"header_name": "x-user"}}]);
+            }
+            self.virtual_host(&shape.authority(), &domains, &action);
         }
     }
 
-    fn virtual_host(&mut self, name: &str, domains: &[String], cluster: &str) {
+    /// A host whose requests are routed so.
+    pub fn virtual_host(&mut self, name: &str, domains: &[String], action: &Value) {
+        let mut route = json!({"timeout": "0s", "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
+            "num_retries": 2,
+            "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"}}],
+            "host_selection_retry_max_attempts": "5"}});
+        merge(&mut route, action);
         let hosts = &mut self.connection_manager()["route_config"]["virtual_hosts"];
-        hosts.as_array_mut().expect("a list").push(json!({
-            "name": name,
-            "domains": domains,
-            "routes": [{"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s",
-                "retry_policy": {
-                    "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
-                    "num_retries": 2,
-                    "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts",
-                        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"}}],
-                    "host_selection_retry_max_attempts": "5"}}}],
-        }));
+        hosts.as_array_mut().expect("a list").push(json!({"name": name, "domains": domains,
+            "routes": [{"match": {"prefix": "/"}, "route": route}]}));
+    }
+
+    fn speaks_http(&self) -> bool {
+        let filter = "/static_resources/listeners/0/filter_chains/0/filters/0/name";
+        self.bootstrap.pointer(filter).is_some_and(|name| name == HCM)
     }
 
     fn connection_manager(&mut self) -> &mut Value {
@@ -289,9 +190,12 @@ impl Proxy {
         self.apply_objects(objects(file));
     }
 
-    /// As a user does who copies the file and puts in the name of a service of the namespace `shop`.
-    pub fn apply_for(&mut self, file: &str, named: &str, service: &str) {
-        self.apply_objects(objects_of(&text(file).replace(named, service)));
+    /// As a user does who copies the file and puts in the name of a service of the namespace `shop`, and
+    /// a port of it.
+    pub fn apply_for(&mut self, file: &str, named: &str, service: &str, port: u16) {
+        let of = format!("portNumber: {port}}}");
+        let text = text(file).replace(named, service).replace("portNumber: 80}", &of);
+        self.apply_objects(objects_of(&text));
     }
 
     fn apply_objects(&mut self, objects: Vec<Object>) {
@@ -303,8 +207,11 @@ impl Proxy {
                 }
                 ("networking.istio.io/v1alpha3", "EnvoyFilter") => {
                     let filter: EnvoyFilter = serde_json::from_value(spec).expect("an EnvoyFilter");
-                    assert_eq!(filter.workload_selector, json!({"labels": {"pintle": "enabled"}}));
-                    filter.config_patches.into_iter().for_each(|patch| self.patch(patch));
+                    let labels = filter.workload_selector["labels"].as_object().expect("labels");
+                    assert!(!labels.is_empty() && labels.values().all(|value| value == "enabled"));
+                    if labels.keys().all(|label| self.labels.contains(&label.as_str())) {
+                        filter.config_patches.into_iter().for_each(|patch| self.patch(patch));
+                    }
                 }
                 ("networking.istio.io/v1", "ServiceEntry") => {
                     let entry: ServiceEntry = serde_json::from_value(spec).expect("a ServiceEntry");
@@ -353,8 +260,10 @@ impl Proxy {
             let destination = &http.route[0].destination;
             let Destination { host, port } = destination;
             let (cluster, name) = (format!("outbound|{}||{host}", port.number), &service.hosts[0]);
-            if self.context == "GATEWAY" && of.iter().any(|gateway| gateway != "mesh") {
-                self.virtual_host(&format!("{name}:80"), std::slice::from_ref(name), &cluster);
+            let takes = self.context == "GATEWAY" && self.speaks_http();
+            if takes && of.iter().any(|gateway| gateway != "mesh") {
+                let action = json!({"cluster": cluster});
+                self.virtual_host(&format!("{name}:80"), std::slice::from_ref(name), &action);
             }
         }
     }
@@ -380,6 +289,9 @@ impl Proxy {
     /// As an extension that is discovered by name, in front of the router. From 1.30 on it is called as the
     /// TrafficExtension that istiod makes of it; before, `extensions.istio.io/wasmplugin/` and its name.
     fn plugin(&mut self, metadata: &Value, plugin: WasmPlugin) {
+        if !self.speaks_http() {
+            return;
+        }
         assert_eq!(plugin.selector, json!({"matchLabels": {"pintle": "enabled"}}));
         assert_eq!(plugin.r#match, json!([{"mode": "CLIENT"}]));
         assert_eq!(plugin.url, "file:///run/pintle/pintle.wasm");
@@ -417,6 +329,11 @@ impl Proxy {
         );
     }
 
+    /// A pod without the annotation `bootstrapOverride`.
+    pub fn without_the_bootstrap(&mut self) {
+        self.args.clear();
+    }
+
     /// As after a trap, or where the WasmPlugin is not applied.
     pub fn without_the_module(&mut self) {
         self.extensions.clear();
@@ -442,23 +359,26 @@ impl Proxy {
                 self.clusters.push(cluster);
             }
             ("CLUSTER", "MERGE") => {
-                let service = patch.r#match["cluster"]["service"].as_str().expect("a service");
-                let suffix = format!("|{service}");
-                let mut matched = 0;
+                let matched = &patch.r#match["cluster"];
+                let service = matched["service"].as_str().expect("a service");
+                let port = matched["portNumber"].as_u64().expect("a port").to_string();
+                let of = |name: &str| {
+                    let parts: Vec<_> = name.split('|').collect();
+                    matches!(parts[..], [_, at, _, host] if at == port && host == service)
+                };
                 for cluster in &mut self.clusters {
-                    if cluster["name"].as_str().is_some_and(|name| name.ends_with(&suffix)) {
+                    if cluster["name"].as_str().is_some_and(of) {
                         merge(cluster, &value);
                         // What istiod sends on its own stream is in a file here.
                         let name = cluster["name"].as_str().unwrap_or_default().to_owned();
-                        let config = &mut cluster["eds_cluster_config"]["eds_config"];
-                        if config.get("ads").is_some() {
+                        let config = cluster.pointer_mut("/eds_cluster_config/eds_config");
+                        if let Some(config) = config.filter(|it| it.get("ads").is_some()) {
                             *config = from_file(self.dir.path(), &name);
                         }
-                        matched += 1;
                     }
                 }
-                assert!(matched > 0, "{service}");
             }
+            ("NETWORK_FILTER" | "HTTP_FILTER", _) if !self.speaks_http() => {}
             ("NETWORK_FILTER", "MERGE") => {
                 assert_eq!(
                     patch.r#match["listener"],

@@ -57,6 +57,7 @@ pub(super) async fn check(
         findings.extend(running::wasm_stats(&stats));
     }
     let known = Dump::of(&dump);
+    findings.extend(routes::lost(&known));
     if let Some(services) = services {
         findings.extend(clusters::unknown(&known, services));
     }

@@ -118,6 +118,7 @@ codes! {
     HostsMissing = "hosts-missing",
     HostsUnnamed = "hosts-unnamed",
     HostsByName = "hosts-by-name",
+    RouteWithoutCluster = "route-without-cluster",
     RetriesUnfit = "retries-unfit",
     UpstreamLogAbsent = "upstream-log-absent",
     HealthBeside = "health-beside",

@@ -50,14 +50,44 @@ pub(super) fn retries(dump: &Dump<'_>, services: &[ServiceJson]) -> Vec<Finding>
         visit(log, &mut |object| logs |= object.contains_key("vm_config"));
     }
     let known = Known { clusters: dump.clusters(), plugins, logs, services };
-    let mut findings = Vec::new();
-    for host in dump.all.iter().filter(|it| it.contains_key("domains")) {
-        let routes = host.get("routes").and_then(Value::as_array);
-        for route in routes.into_iter().flatten().filter_map(Value::as_object) {
-            findings.extend(known.of_route(host, route));
-        }
-    }
-    findings
+    each(dump).flat_map(|(host, route)| known.of_route(host, route)).collect()
+}
+
+/// Routes of an Envoy that runs to clusters that it does not have: it was not sent them, or refused them.
+pub(super) fn lost(dump: &Dump<'_>) -> Option<Finding> {
+    let clusters = dump.clusters();
+    let actions = each(dump).filter_map(|(_, route)| route.get("route")?.as_object());
+    let lost: BTreeSet<&str> =
+        actions.flat_map(named).filter(|name| !clusters.contains_key(name)).collect();
+    let first = lost.first()?;
+    Some(Finding::bad(
+        Code::RouteWithoutCluster,
+        "routes",
+        format!(
+            "they lead to what this Envoy has no cluster of, and answers 503: {}",
+            some(&lost, 3)
+        ),
+        format!(
+            "look for \"{first}\" in Envoy's log, which says why it refuses a cluster: override_host \
+             stands neither beside settings of localities nor in a cluster without hosts"
+        ),
+    ))
+}
+
+/// Every route with its virtual host.
+fn each<'a>(dump: &Dump<'a>) -> impl Iterator<Item = (&'a Object, &'a Object)> {
+    let hosts = dump.all.iter().copied().filter(|it| it.contains_key("domains"));
+    hosts.flat_map(|host| {
+        let routes = host.get("routes").and_then(Value::as_array).into_iter().flatten();
+        routes.filter_map(Value::as_object).map(move |route| (host, route))
+    })
+}
+
+/// The clusters that a route names.
+fn named(action: &Object) -> impl Iterator<Item = &str> {
+    let weighted = at(action, &["weighted_clusters", "clusters"]).and_then(Value::as_array);
+    let weighted = weighted.into_iter().flatten().filter_map(|it| it.get("name")?.as_str());
+    text(action, "cluster").into_iter().chain(weighted)
 }
 
 impl<'a> Known<'a> {
@@ -120,9 +150,7 @@ impl<'a> Known<'a> {
         if action.contains_key("cluster_header") {
             return self.clusters.keys().copied().collect();
         }
-        let weighted = at(action, &["weighted_clusters", "clusters"]).and_then(Value::as_array);
-        let weighted = weighted.into_iter().flatten().filter_map(|it| it.get("name")?.as_str());
-        text(action, "cluster").into_iter().chain(weighted).collect()
+        named(action).collect()
     }
 
     /// How a plugin's breakers are for a service.
