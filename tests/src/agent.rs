@@ -243,6 +243,11 @@ impl Agent {
         sum
     }
 
+    /// User and system time that it has used.
+    pub fn cpu_time(&self) -> Duration {
+        self.process.cpu_time()
+    }
+
     /// Resident memory in bytes.
     pub fn resident_bytes(&self) -> u64 {
         self.process.resident_bytes()

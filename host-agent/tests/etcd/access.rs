@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, ConnectOptions, Permission, PermissionType};
+use etcd_client::{Client, ConnectOptions, Permission, PermissionType, PutOptions};
 use pintle_agent::source::{EtcdConfig, SecretRef, SourcesConfig, Tls};
 use pintle_tests::{Authority, Etcd, Port, Process, Server as _, Spec, assert_eventually};
 
@@ -13,14 +13,24 @@ use crate::support::{Agent, key, secs, value, with_etcd};
 async fn a_token_that_expires_is_made_anew_and_nothing_is_missed() {
     let etcd = Etcd::start_with(&["--auth-token-ttl", "2"]).await.unwrap();
     etcd.put(&key("orders", "i0"), &value("orders", "i0", 1)).await.unwrap();
-    add_users(&mut Client::connect([etcd.url()], None).await.unwrap()).await;
-    let options = ConnectOptions::new().with_user("root", "secret").with_auto_token_refresh(true);
+    let mut client = Client::connect([etcd.url()], None).await.unwrap();
+    roles_of_the_file(&etcd.url()).await;
+    turn_on(&mut client).await;
+    let user = |name, password| ConnectOptions::new().with_user(name, password);
+    let orders = user("pintle-orders", "orders");
+    let mut orders = Client::connect([etcd.url()], Some(orders)).await.unwrap();
+    let lease = orders.lease_grant(30, None).await.unwrap().id();
+    let leased = || Some(PutOptions::new().with_lease(lease));
+    orders.put(key("orders", "own"), value("orders", "own", 1), leased()).await.unwrap();
+    orders.delete(key("orders", "own"), None).await.unwrap();
+    assert!(orders.put(key("ledger", "x"), "x", leased()).await.is_err(), "another service");
+    let options = user("root", "secret").with_auto_token_refresh(true);
     let mut writer = Client::connect([etcd.url()], Some(options)).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("password"), "right").unwrap();
     let mut config = with_etcd(vec![etcd.url()]);
     let own = config.etcd.as_mut().unwrap();
-    own.user = Some("agent".into());
+    own.user = Some("pintle-agent".into());
     own.password = Some(SecretRef::File(dir.path().join("password")));
     own.reconcile = secs(4);
     let agent = Agent::start(config);
@@ -40,7 +50,26 @@ async fn a_token_that_expires_is_made_anew_and_nothing_is_missed() {
     assert_eq!(agent.snapshot().services["orders"].table.endpoints.len(), 13);
 }
 
-/// `root`, and `agent` who may only read what agents read; then authentication is on.
+/// The users of `envoy/etcd/roles.sh`.
+async fn roles_of_the_file(url: &str) {
+    let file = pintle_tests::tools::root().join("envoy/etcd/roles.sh");
+    let mut sh = tokio::process::Command::new("sh");
+    let passwords = [("AGENT_PASSWORD", "right"), ("ORDERS_PASSWORD", "orders")];
+    // 3.3 spoke another version unless it was told.
+    sh.arg(file).env("ETCDCTL_ENDPOINTS", url).env("ETCDCTL_API", "3").envs(passwords);
+    let done = sh.output().await.unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// `root`, and authentication.
+async fn turn_on(client: &mut Client) {
+    client.role_add("root").await.unwrap();
+    client.user_add("root", "secret", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.auth_enable().await.unwrap();
+}
+
+/// `agent`, who may only read what agents read; then authentication is on.
 async fn add_users(client: &mut Client) {
     client.role_add("reader").await.unwrap();
     for prefix in ["/services/", "/pintle/policies/"] {
@@ -49,10 +78,7 @@ async fn add_users(client: &mut Client) {
     }
     client.user_add("agent", "right", None).await.unwrap();
     client.user_grant_role("agent", "reader").await.unwrap();
-    client.role_add("root").await.unwrap();
-    client.user_add("root", "secret", None).await.unwrap();
-    client.user_grant_role("root", "root").await.unwrap();
-    client.auth_enable().await.unwrap();
+    turn_on(client).await;
 }
 
 /// RELIABILITY R28: SIGHUP takes other certificates over, and says so when they are wrong.

@@ -122,29 +122,16 @@ async fn events_go_on_without_dead_letters_and_with_another_back_off() {
     assert_eq!(info.config.backoff, [secs(1), secs(2)]);
 }
 
-/// What an agent needs and nothing else: the table in docs/operations.md.
-const PERMISSIONS: &str = r#"publish: [
-    "$JS.API.INFO", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.MSG.GET.*",
-    "$JS.API.STREAM.MSG.DELETE.PINTLE_DLQ", "$JS.API.CONSUMER.>", "$JS.ACK.PINTLE_EVENTS.>",
-    "events.*.>", "pintle.dlq.>", "pintle.fleet.>"
-], subscribe: ["_INBOX.>", "pintle.fleet.>", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>"]"#;
-
 #[tokio::test(flavor = "multi_thread")]
-async fn the_permissions_of_the_table_are_enough_and_a_denied_subject_is_named() {
+async fn the_permissions_of_the_file_are_enough_and_a_denied_subject_is_named() {
     let place = Place::new();
-    let few = PERMISSIONS.replace("\"$JS.API.STREAM.INFO.*\", ", "");
-    let user = |name: &str, may: &str| {
-        format!("{{ user: {name}, password: right, permissions: {{ {may} }} }}")
-    };
-    let conf = format!(
-        "authorization {{ users: [ {}, {} ] }}\n",
-        user("enough", PERMISSIONS),
-        user("few", &few)
-    );
-    let nats = nats_with(&place, &conf).await;
+    let file = pintle_tests::tools::root().join("envoy/nats/pintle.conf");
+    let file = std::fs::read_to_string(file).unwrap();
+    let passwords = "PINTLE_AGENT_PASSWORD: right\nPINTLE_OPERATOR_PASSWORD: right\n";
+    let nats = nats_with(&place, &format!("{passwords}{file}")).await;
     let secret = place.dir.path().join("secret");
     std::fs::write(&secret, "right").unwrap();
-    let with = |user: &str| {
+    let with = |nats: &Nats, user: &str| {
         let mut config = place.config(&nats.url());
         config.agent = user.into();
         config.state.dir = None;
@@ -154,16 +141,18 @@ async fn the_permissions_of_the_table_are_enough_and_a_denied_subject_is_named()
         }
         config
     };
-    let config = with("enough");
-    let agent = Agent::start(config.clone());
+    let agent = Agent::start(with(&nats, "pintle-agent"));
     ready(&agent).await;
-    let events = Events::connect(&nats_config(&config)).await.unwrap();
+    let operator = nats_config(&with(&nats, "pintle-operator"));
+    let events = Events::connect(&operator).await.unwrap();
     let how = How { wait: secs(5), force: false };
     let done = events.order(&draft("orders", "e1", Action::Drain, 60), how).await.unwrap();
     assert_eq!(done.applied.len(), 1, "{done:?}");
     assert!(agent.sources().nats.warnings.is_empty(), "{:?}", agent.sources().nats);
 
-    let agent = Agent::start(with("few"));
+    let few = file.replace("\"$JS.API.STREAM.INFO.*\", ", "");
+    let nats = nats_with(&place, &format!("{passwords}{few}")).await;
+    let agent = Agent::start(with(&nats, "pintle-agent"));
     let named = |a: &Agent| {
         let error = a.sources().nats.error.unwrap_or_default();
         error.contains("publish to \"$JS.API.STREAM.INFO.PINTLE_EVENTS\"")
