@@ -16,6 +16,7 @@
 
 mod abi;
 mod header_map;
+mod small;
 pub mod streams;
 
 use std::time::Duration;

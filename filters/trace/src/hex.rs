@@ -4,8 +4,6 @@
 //! Jaeger and X-Ray implementations write both cases; so there are two decoders. Every decoder wants the exact number of digits: an id that is cut or padded in silence
 //! joins two traces that have nothing to do with each other.
 
-const DIGITS: [u8; 16] = *b"0123456789abcdef";
-
 /// `2 * N` lower-case digits, nothing else.
 pub(crate) fn lower<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     if text.iter().any(u8::is_ascii_uppercase) { None } else { any_case(text) }
@@ -42,9 +40,30 @@ pub(crate) fn padded<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
 
 /// Appends lower-case digits.
 pub(crate) fn write<const N: usize>(out: &mut Vec<u8>, bytes: &[u8; N]) {
-    let digit = |d: u8| DIGITS.get(usize::from(d)).copied().unwrap_or_default();
-    let pairs = bytes.map(|byte| [digit(byte >> 4), digit(byte & 15)]);
-    out.extend_from_slice(pairs.as_flattened());
+    let mut text = [[0; 2]; N];
+    let (fours, rest) = bytes.as_chunks::<4>();
+    let (eights, last) = text.as_flattened_mut().as_chunks_mut::<8>();
+    for (digits, four) in eights.iter_mut().zip(fours) {
+        *digits = eight_digits(*four);
+    }
+    for (digits, byte) in last.chunks_exact_mut(2).zip(rest) {
+        let [pair @ .., _, _, _, _, _, _] = eight_digits([*byte, 0, 0, 0]);
+        digits.copy_from_slice(&pair);
+    }
+    out.extend_from_slice(text.as_flattened());
+}
+
+/// The digits of four bytes, all at once in the bytes of one word: the first byte is the lowest, as the
+/// processors have it that this runs on.
+const fn eight_digits(four: [u8; 4]) -> [u8; 8] {
+    let mut bytes = u32::from_le_bytes(four) as u64;
+    bytes = (bytes | bytes << 16) & 0x0000_ffff_0000_ffff;
+    bytes = (bytes | bytes << 8) & 0x00ff_00ff_00ff_00ff;
+    let digits = (bytes >> 4 | bytes << 8) & 0x0f0f_0f0f_0f0f_0f0f;
+    // Ten and above carry into the upper half of their byte.
+    let letters = (digits.wrapping_add(0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
+    let from_zero = digits.wrapping_add(0x3030_3030_3030_3030);
+    from_zero.wrapping_add(letters.wrapping_mul((b'a' - b'0' - 10) as u64)).to_le_bytes()
 }
 
 const fn digit(c: u8) -> Option<u8> {
@@ -83,5 +102,11 @@ mod tests {
         let mut out = Vec::new();
         write(&mut out, &[0x00, 0x9f, 0xf0]);
         assert_eq!(out, b"009ff0");
+        for byte in 0..=u8::MAX {
+            out.clear();
+            let bytes = [byte, 0, !byte, 0x9a, byte];
+            write(&mut out, &bytes);
+            assert_eq!(lower(&out), Some(bytes), "{byte}");
+        }
     }
 }

@@ -192,7 +192,9 @@ fn remove(carrier: &Carrier<'_>, format: Format, edits: &mut Edits) {
 /// A random id that is not all zero.
 pub(crate) fn id<const N: usize, R: Rng + ?Sized>(rng: &mut R) -> [u8; N] {
     let mut id = [0; N];
-    rng.fill_bytes(&mut id);
+    for part in id.as_chunks_mut::<8>().0 {
+        *part = rng.next_u64().to_le_bytes();
+    }
     if id == [0; N]
         && let Some(last) = id.last_mut()
     {

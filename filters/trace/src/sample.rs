@@ -48,7 +48,7 @@ impl Ratio {
     /// Whether a trace with this id is sampled.
     #[must_use]
     pub const fn samples(self, trace_id: &[u8; 16]) -> bool {
-        let low = u128::from_be_bytes(*trace_id) & (u64::MAX as u128);
-        (low >> 1) < self.threshold as u128
+        let [_, _, _, _, _, _, _, _, low @ ..] = *trace_id;
+        u64::from_be_bytes(low) >> 1 < self.threshold
     }
 }

@@ -26,6 +26,17 @@ pub(super) struct Charge {
     pub(super) waited: Option<Duration>,
 }
 
+impl Charge {
+    /// Whether this is what nearly every request comes to: its only attempt went to the first of the list,
+    /// which answered well and was told so to the balancer.
+    fn is_of_first(&self, sent: &Sent) -> bool {
+        self.attempts == 1
+            && self.answered == Answered::Entry(0)
+            && matches!(self.outcome, Outcome::Success { .. })
+            && sent.logged.is_empty()
+    }
+}
+
 impl<P: Proxy> Exchange<P> {
     /// Charges whoever was asked with what it did.
     #[inline(never)]
@@ -33,6 +44,21 @@ impl<P: Proxy> Exchange<P> {
         let breaking = local.config.breaker;
         let Some(service) = local.services.at_mut(at) else { return };
         let Some(sent) = &mut self.sent else { return };
+        let told = sent.head.is_some_and(|head| !head.booked && sent.is_answered());
+        if told && self.shadow.is_none() && charge.is_of_first(sent) {
+            let Some(first) = sent.list.first() else { return };
+            let (ticket, at) = (first.breaker, service.balancer.by_key_near(first.key, first.at));
+            service.looks.saw(true);
+            let Some(index) = at else { return };
+            service.count_attempt(index, false);
+            if breaking
+                && observe(service, index, ticket, charge.outcome, now) == Need::Sync
+                && let Some(known) = &self.decided.service
+            {
+                local.sync_breaker(&known.name, index, now);
+            }
+            return;
+        }
         let logged = earlier(std::mem::take(&mut sent.logged), charge);
         // Of a shadow's list there is nothing but the one that answered.
         let shadow = self.shadow.is_some();
@@ -44,7 +70,6 @@ impl<P: Proxy> Exchange<P> {
             retries: service.policy.breaker.retries,
             logged: &logged,
         };
-        let told = sent.head.is_some_and(|head| !head.booked && sent.is_answered());
         let mut due = Vec::new();
         for (position, entry) in sent.list.iter().enumerate() {
             let asked = attempts.was_asked(position);
