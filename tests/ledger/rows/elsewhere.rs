@@ -160,10 +160,10 @@ pub fn rows() -> Vec<Row> {
     ]
 }
 
-const LUA: &str = "type.googleapis.com/envoy.extensions.filters.http.lua.v3";
+pub(super) const LUA: &str = "type.googleapis.com/envoy.extensions.filters.http.lua.v3";
 
 /// A cluster of Envoy's own with this one host.
-fn beside(config: EnvoyConfig, name: &str, upstream: &Upstream) -> EnvoyConfig {
+pub(super) fn beside(config: EnvoyConfig, name: &str, upstream: &Upstream) -> EnvoyConfig {
     let mut config = config.service(name).static_hosts(name, &[upstream.addr()]);
     if let Some(cluster) = config.cluster(name).as_object_mut() {
         cluster.remove("metadata");
@@ -172,12 +172,14 @@ fn beside(config: EnvoyConfig, name: &str, upstream: &Upstream) -> EnvoyConfig {
 }
 
 /// A Lua filter behind ours, which does nothing where no route says so.
-fn lua(mut config: EnvoyConfig) -> EnvoyConfig {
+pub(super) fn lua(mut config: EnvoyConfig) -> EnvoyConfig {
     let filter =
         json!({"name": "envoy.filters.http.lua", "typed_config": {"@type": format!("{LUA}.Lua")}});
     let filters: &mut Value = &mut config.http_connection_manager()["http_filters"];
     let filters = filters.as_array_mut().expect("filters");
-    filters.insert(filters.len() - 1, filter);
+    if !filters.contains(&filter) {
+        filters.insert(filters.len() - 1, filter);
+    }
     config
 }
 

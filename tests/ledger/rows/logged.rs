@@ -32,7 +32,7 @@ pub fn rows() -> Vec<Row> {
             site.upstreams[0].always("reset");
             site.gets(4, "ok", 200).await;
         }),
-        logged("logged-per-try", 7, 2, "5xx", within("0.1s"), |site| async move {
+        logged("logged-per-try", 7, 2, "5xx", within("0.4s"), |site| async move {
             site.upstreams[0].always("hang");
             site.gets(4, "ok", 200).await;
         })
@@ -54,7 +54,7 @@ pub fn rows() -> Vec<Row> {
         })
         .failed(|_| false),
         // The first hangs, and the second answers in its place.
-        logged("logged-hedge-late", 8, 2, "5xx", within("0.1s"), |site| async move {
+        logged("logged-hedge-late", 8, 2, "5xx", within("0.4s"), |site| async move {
             let (first, _) = order(&site).await;
             first.always("hang");
             site.gets(4, "ok", 200).await;

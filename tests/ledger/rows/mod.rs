@@ -1,6 +1,7 @@
 //! The kinds of traffic, by family.
 
 mod attempts;
+mod between;
 mod elsewhere;
 mod ends;
 mod grpc;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Row> {
         elsewhere::rows(),
         ends::rows(),
         odd::rows(),
+        between::rows(),
     ]
     .into_iter()
     .flatten()

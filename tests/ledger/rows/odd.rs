@@ -1,5 +1,4 @@
-//! Answers that no library of servers gives, and answers that other filters and Envoy itself give after
-//! the module has chosen.
+//! Answers that no library of servers gives, and answers that Envoy gives after the module has chosen.
 
 use std::net::Shutdown;
 
@@ -10,8 +9,8 @@ use hyper::Request;
 use hyper::client::conn::http2;
 use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use pintle_tests::{EnvoyConfig, assert_eventually, http};
-use serde_json::{Value, json};
+use pintle_tests::{assert_eventually, http};
+use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -154,24 +153,6 @@ pub fn rows() -> Vec<Row> {
             config.cluster("overflow")["circuit_breakers"] = json!({"thresholds": thresholds});
             unretried(crate::config::http2(config, "overflow"), "overflow")
         }),
-        // A filter between the module and the router answers itself, or waits.
-        Row::new("fault-abort", 0, |site| async move { site.gets(6, "ok", 418).await })
-            .configured(|config| fault(config, "fault-abort", &json!({"abort":
-                {"http_status": 418, "percentage": {"numerator": 100}}}))),
-        Row::new("fault-delay", 0, |site| async move { site.gets(4, "ok", 200).await })
-            .configured(|config| fault(config, "fault-delay", &json!({"delay":
-                {"fixed_delay": "0.2s", "percentage": {"numerator": 100}}}))),
-        Row::new("too-large", 0, |site| async move {
-            for _ in 0..4 {
-                let request = http::request(site.name, "POST", "/ok", &"x".repeat(4096));
-                assert_eq!(site.send(request.expect("a request")).await.status, 413);
-            }
-            site.gets(2, "ok", 200).await;
-        })
-        .configured(|config| {
-            filter(config, "too-large", "buffer", &json!({"max_request_bytes": 1 << 30}),
-                &json!({"buffer": {"max_request_bytes": 1024}}), "BufferPerRoute", "Buffer")
-        }),
     ]
 }
 
@@ -182,40 +163,4 @@ async fn said(site: &Site, request: &str, status: &str) {
     let said = String::from_utf8_lossy(&said.expect("an answer")).into_owned();
     let asked = request.matches("host: ").count();
     assert_eq!(said.matches(status).count(), asked, "{request}\n{said}");
-}
-
-fn fault(config: EnvoyConfig, name: &str, of_route: &Value) -> EnvoyConfig {
-    filter(config, name, "fault", &json!({}), of_route, "HTTPFault", "HTTPFault")
-}
-
-/// Puts a filter of Envoy's before the router, which does something on this row's route alone.
-fn filter(
-    mut config: EnvoyConfig,
-    name: &str,
-    filter: &str,
-    everywhere: &Value,
-    of_route: &Value,
-    of_route_type: &str,
-    filter_type: &str,
-) -> EnvoyConfig {
-    let typed = |message: &str, fields: &Value| {
-        let mut typed = fields.clone();
-        let package = format!("envoy.extensions.filters.http.{filter}.v3.{message}");
-        typed["@type"] = json!(format!("type.googleapis.com/{package}"));
-        typed
-    };
-    let full = format!("envoy.filters.http.{filter}");
-    let filters = config.http_connection_manager()["http_filters"].as_array_mut();
-    let filters = filters.expect("filters");
-    if !filters.iter().any(|it| it["name"] == full) {
-        let before_router = filters.len() - 1;
-        filters.insert(
-            before_router,
-            // A route's own configuration enables it there.
-            json!({"name": full, "disabled": true, "typed_config": typed(filter_type, everywhere)}),
-        );
-    }
-    let host = crate::config::host(&mut config, name);
-    host["routes"][0]["typed_per_filter_config"][&full] = typed(of_route_type, of_route);
-    config
 }

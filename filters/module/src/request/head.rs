@@ -73,11 +73,13 @@ impl<P: Proxy> Exchange<P> {
     /// Reads the head; `None` where it is none of an endpoint's.
     fn read_head(&self, local: &mut Local, at: usize, now: Now) -> Option<Head> {
         let proxy = &self.proxy;
-        let status = proxy.response_header(":status")?;
-        let code: u16 = std::str::from_utf8(&status).ok()?.parse().ok()?;
+        let code = code(&proxy.response_header(":status")?)?;
         let good = code < 400 && matches!(self.grpc_status, None | Some(0));
-        // A good one is taken for the endpoint's without asking, which would cost every request.
-        if !good && proxy.response_details().as_deref() != Some(VIA_UPSTREAM) {
+        let sent = self.sent.as_ref()?;
+        let probes = sent.list.first().is_some_and(|first| first.breaker.is_probe());
+        // A good one is taken for the endpoint's without asking, which would cost every request; a probe's
+        // must not be a page that a `local_reply_config` shows.
+        if (!good || probes) && proxy.response_details().as_deref() != Some(VIA_UPSTREAM) {
             return None;
         }
         // None were made when another filter answered, so that nobody is charged with its reply.
@@ -100,9 +102,7 @@ impl<P: Proxy> Exchange<P> {
             ..Report::default()
         };
         let service = local.services.at_mut(at)?;
-        let sent = self.sent.as_ref()?;
         let outcome = pintle_breaker::classify(&report, &service.policy.breaker);
-        let probes = sent.list.first().is_some_and(|first| first.breaker.is_probe());
         let good = matches!(outcome, Outcome::Success { .. });
         let asks = attempts > 1 || !good || probes || service.looks.due();
         let address = if asks { proxy.upstream_address() } else { None };
@@ -125,4 +125,11 @@ fn tell(sent: &Sent, local: &mut Local, at: usize, latency: Option<Duration>, no
     if let (Some(ticket), Some(service)) = (sent.ticket, local.services.at_mut(at)) {
         service.balancer.answered(ticket, now, Sample { latency, ..Sample::default() });
     }
+}
+
+/// A status of three digits, as every HTTP status is.
+fn code(status: &[u8]) -> Option<u16> {
+    let digit = |digit: u8| digit.is_ascii_digit().then(|| u16::from(digit & 15));
+    let [hundreds, tens, ones] = *status else { return None };
+    Some(digit(hundreds)? * 100 + digit(tens)? * 10 + digit(ones)?)
 }
