@@ -2,6 +2,7 @@
 
 mod deb;
 mod oci;
+mod root;
 
 use std::path::{Path, PathBuf};
 
@@ -15,15 +16,15 @@ const TAR: &str =
     "tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u+rw,go=rX";
 
 /// Builds and collects everything into `target/dist`; with a secret key of minisign's, the sums of both
-/// directories are signed by it.
-pub fn run_dist(key: Option<&str>) -> Result<()> {
+/// directories are signed by it; the Debian package is tried in a clean root where that is asked for.
+pub fn run_dist(key: Option<&str>, check: bool) -> Result<()> {
     crate::setup::bring(crate::setup::BUILD)?;
     let dist = tools::target_dir().join("dist");
     if dist.exists() {
         std::fs::remove_dir_all(&dist)?;
     }
     run("cargo build --release --locked -p pintle-agent", &[])?;
-    copy(&tools::target_dir().join("release/pintle"), &dist.join("pintle"))?;
+    stripped(&tools::target_dir().join("release/pintle"), &dist.join("pintle"))?;
     copy(&tools::module()?, &dist.join("pintle.wasm"))?;
     pages(&dist)?;
     name_module(&dist)?;
@@ -45,6 +46,9 @@ pub fn run_dist(key: Option<&str>) -> Result<()> {
         crate::setup::bring(&[crate::setup::Tool::Minisign])?;
         sign(&dist, key)?;
         sign(&packages, key)?;
+    }
+    if check {
+        root::try_package(&deb::file(&packages, architecture()?))?;
     }
     println!("{}\n{}", dist.display(), packages.display());
     Ok(())
@@ -126,7 +130,7 @@ fn pack(dist: &Path, packages: &Path) -> Result<()> {
     run(&format!("gzip -n -9 -S .tgz {}", chart.display()), &[])?;
     std::fs::rename(chart.with_extension("tar.tgz"), chart.with_extension("tgz"))?;
     if deb::possible() {
-        let package = packages.join(format!("pintle_{version}_{architecture}.deb"));
+        let package = deb::file(packages, architecture);
         deb::package(dist, version, architecture, &package)?;
         deb::judge(&package)?;
     }
@@ -181,6 +185,12 @@ fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
+}
+
+/// A program without the symbols that nobody needs to run it, as Debian wants it.
+fn stripped(from: &Path, to: &Path) -> Result<()> {
+    copy(from, to)?;
+    run(&format!("strip {}", to.display()), &[])
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

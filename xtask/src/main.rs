@@ -42,10 +42,11 @@ usage: cargo xtask <command>
                    last lines: runs, edges reached, crashes
   matrix [VERSION]...  the core of the tests on each Envoy that is supported, and the table of it
   rolling          everything rolled under load, three rounds, with the agent of the release before
-  dist [--sign KEY]  target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
+  dist [--sign KEY] [--check]  target/dist: pintle.wasm, the agent, what they are made of (CycloneDX),
                    docs/, envoy/, SHA256SUMS; target/packages: a tarball, a Debian package, a Helm
                    chart, the images of agent and module as OCI layouts
                    --sign: the sums of both by this secret key of minisign's (SHA256SUMS.minisig)
+                   --check: installs, upgrades, removes and purges the package in a clean root
   pictures         docs/pictures: the status page in four states, light and dark
   release [--dry-run]  says what stands in the way of this version, builds it by dist, makes its
                    tag (not with --dry-run); pushes nothing
@@ -64,8 +65,10 @@ fn main() -> ExitCode {
         ["fuzz", rest @ ..] => fuzz::run_fuzz(rest),
         ["matrix", versions @ ..] => matrix::run(versions),
         ["rolling"] => rolling::run_long(),
-        ["dist"] => dist::run_dist(None),
-        ["dist", "--sign", key] => dist::run_dist(Some(key)),
+        ["dist"] => dist::run_dist(None, false),
+        ["dist", "--check"] => dist::run_dist(None, true),
+        ["dist", "--sign", key] => dist::run_dist(Some(key), false),
+        ["dist", "--sign", key, "--check"] => dist::run_dist(Some(key), true),
         ["pictures"] => pictures::take(),
         ["release"] => release::release(false),
         ["release", "--dry-run"] => release::release(true),

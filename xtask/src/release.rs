@@ -65,7 +65,7 @@ pub fn release(dry: bool) -> Result<()> {
         return Err(Error::new(format!("{} things stand in the way", obstacles.len())));
     }
     println!("\n== 2 of 3, what users get: cargo xtask dist; minutes, it is built anew");
-    crate::dist::run_dist(None)?;
+    crate::dist::run_dist(None, false)?;
     let tag = format!("git tag --annotate v{VERSION} --message v{VERSION}");
     println!("\n== 3 of 3, the tag: {tag}");
     match dry {

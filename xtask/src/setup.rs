@@ -33,6 +33,10 @@ pub enum Tool {
     Skopeo,
     /// Signs what is distributed.
     Minisign,
+    /// Judges the Debian package, for `dist --check` alone.
+    Lintian,
+    /// Makes the root that it is tried in, for `dist --check` alone.
+    Debootstrap,
     /// Measured beside, by `bench limits` alone.
     HaProxy,
 }
@@ -56,7 +60,7 @@ pub const ALL: &[Tool] = &[
 ];
 
 /// What it is for, a binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(Tool, &str, &str, &str); 10] = [
+const PACKAGES: [(Tool, &str, &str, &str); 12] = [
     (Tool::Protoc, "protoc", "PROTOC", "protobuf-compiler"),
     (Tool::Etcd, "etcd", "ETCD", "etcd-server"),
     (Tool::Etcd, "etcdctl", "ETCDCTL", "etcd-client"),
@@ -66,6 +70,8 @@ const PACKAGES: [(Tool, &str, &str, &str); 10] = [
     (Tool::Skopeo, "skopeo", "SKOPEO", "skopeo"),
     (Tool::Chromium, "chromium", "CHROMIUM", "chromium"),
     (Tool::Minisign, "minisign", "MINISIGN", "minisign"),
+    (Tool::Lintian, "lintian", "LINTIAN", "lintian"),
+    (Tool::Debootstrap, "debootstrap", "DEBOOTSTRAP", "debootstrap"),
     (Tool::HaProxy, "haproxy", "HAPROXY", "haproxy"),
 ];
 

@@ -1,6 +1,6 @@
 //! A Debian package: the agent and its unit, the module, the configurations, the man pages and completions.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pintle_tests::{Result, tools};
 
@@ -27,7 +27,10 @@ if [ \"$1\" = remove ] && [ -d /run/systemd/system ]; then systemctl disable --n
 const GONE: &str = "\
 #!/bin/sh
 set -e
-if [ \"$1\" = purge ]; then rm -rf /var/lib/pintle; fi
+if [ \"$1\" = purge ]; then
+  rm -rf /var/lib/pintle /run/pintle
+  if command -v deluser >/dev/null; then deluser --quiet --system pintle || true; fi
+fi
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 ";
 const COPYRIGHT: &str = "\
@@ -49,6 +52,11 @@ pintle: embedded-library libyaml *
 # It may hold passwords, and is the agent's group's to read.
 pintle: non-standard-file-perm 0640 != 0644 [etc/pintle/agent.yaml]
 ";
+
+/// Where the package is among the packages.
+pub fn file(packages: &Path, architecture: &str) -> PathBuf {
+    packages.join(format!("pintle_{}_{architecture}.deb", env!("CARGO_PKG_VERSION")))
+}
 
 /// Makes `to` of what `cargo xtask dist` has put into `dist`.
 pub fn package(dist: &Path, version: &str, architecture: &str, to: &Path) -> Result<()> {
@@ -93,7 +101,7 @@ pub fn package(dist: &Path, version: &str, architecture: &str, to: &Path) -> Res
     let control = format!(
         "Package: pintle\nVersion: {version}\nArchitecture: {architecture}\n\
          Maintainer: {MAINTAINER}\nInstalled-Size: {}\nDepends: adduser, ca-certificates, \
-         libc6 (>= 2.34), libgcc-s1\nSection: net\nPriority: optional\n\
+         libc6 (>= 2.34), libgcc-s1, procps\nSection: net\nPriority: optional\n\
          Description: WebAssembly filters for Envoy with a small native agent\n \
          The agent reads services from etcd and orders from NATS. The module in\n \
          Envoy chooses endpoints, breaks circuits and propagates traces by what\n \

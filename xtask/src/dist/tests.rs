@@ -10,8 +10,7 @@ fn said(line: &str) -> String {
 
 /// What `dist` would hold, with the agent as it is developed.
 fn dist(at: &Path) -> Result<()> {
-    copy(&tools::agent()?, &at.join("pintle"))?;
-    run(&format!("strip {}", at.join("pintle").display()), &[])?;
+    stripped(&tools::agent()?, &at.join("pintle"))?;
     copy(&tools::module()?, &at.join("pintle.wasm"))?;
     help(at)?;
     pages(at)?;
