@@ -5,7 +5,7 @@ use pintle_tests::{EnvoyConfig, http};
 use serde_json::{Value, json};
 
 use super::elsewhere::{LUA, beside, lua};
-use crate::config::{host, route, unretried};
+use crate::config::{host, http2, retry, route, unretried};
 use crate::row::Row;
 use crate::upstream::Said;
 
@@ -112,6 +112,60 @@ pub fn rows() -> Vec<Row> {
         Row::new("page-for-503", 0, |site| async move { site.gets(6, "reset", 200).await })
             .configured(|config| page(unretried(config, "page-for-503"), "page-for-503"))
             .opens(&[0]),
+        // Of several attempts, too.
+        Row::new("page-for-retried", 0, |site| async move { site.gets(6, "reset", 200).await })
+            .endpoints(2)
+            .configured(|mut config| {
+                retry(&mut config, "page-for-retried", "reset", 1, &json!(null));
+                page(config, "page-for-retried")
+            })
+            .opens(&[0, 1]),
+        // The filter makes gRPC of it before the module sees it.
+        Row::new("grpc-web-first", 20, |site| async move {
+            for _ in 0..6 {
+                let mut request = site.request("POST", "grpc/trailers/14");
+                let kind = "application/grpc-web+proto".parse().expect("a value");
+                request.headers_mut().insert("content-type", kind);
+                assert_eq!(site.send(request).await.status, 200);
+            }
+        })
+        .configured(|mut config| {
+            let name = "envoy.filters.http.grpc_web";
+            let kind = "type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
+            let filters = config.http_connection_manager()["http_filters"].as_array_mut();
+            let first = json!({"name": name, "disabled": true, "typed_config": {"@type": kind}});
+            filters.expect("filters").insert(0, first);
+            host(&mut config, "grpc-web-first")["routes"][0]["typed_per_filter_config"][name] =
+                json!({"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
+                    "config": {}});
+            http2(config, "grpc-web-first")
+        })
+        .opens(&[0]),
+        // Each connection has one stream and ends with a GOAWAY.
+        Row::new("one-request-each", 0, |site| async move { site.gets(8, "ok", 200).await })
+            .configured(|config| {
+                let mut config = http2(config, "one-request-each");
+                let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+                let cluster = config.cluster("one-request-each");
+                cluster["typed_extension_protocol_options"][options]
+                    ["common_http_protocol_options"] = json!({"max_requests_per_connection": 1});
+                config
+            }),
+        // A client inside asks for the retries.
+        Row::new("client-retries", 0, |site| async move {
+            site.upstreams[0].always("status/503");
+            for _ in 0..4 {
+                let mut request = site.request("GET", "ok");
+                for (name, value) in [("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "1"),
+                    ("x-forwarded-for", "10.0.0.1")]
+                {
+                    request.headers_mut().insert(name, value.parse().expect("a value"));
+                }
+                site.send(request).await;
+            }
+        })
+        .endpoints(2)
+        .configured(|config| unretried(config, "client-retries")),
         // By weights, to clusters that are versions of one service.
         Row::new("weighted", 0, |site| async move { site.gets(40, "ok", 200).await })
             .endpoints(2)

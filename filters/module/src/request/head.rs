@@ -75,16 +75,17 @@ impl<P: Proxy> Exchange<P> {
         let proxy = &self.proxy;
         let code = code(&proxy.response_header(":status")?)?;
         let good = code < 400 && matches!(self.grpc_status, None | Some(0));
-        let sent = self.sent.as_ref()?;
-        let probes = sent.list.first().is_some_and(|first| first.breaker.is_probe());
-        // A good one is taken for the endpoint's without asking, which would cost every request; a probe's
-        // must not be a page that a `local_reply_config` shows.
-        if (!good || probes) && proxy.response_details().as_deref() != Some(VIA_UPSTREAM) {
-            return None;
-        }
         // None were made when another filter answered, so that nobody is charged with its reply.
         let attempts = proxy.attempts();
         if attempts == 0 {
+            return None;
+        }
+        let sent = self.sent.as_ref()?;
+        let probes = sent.list.first().is_some_and(|first| first.breaker.is_probe());
+        // A good one is taken for the endpoint's without asking, which would cost every request. What is
+        // booked at once must not be a page that a `local_reply_config` shows.
+        let asks = !good || probes || attempts > 1;
+        if asks && proxy.response_details().as_deref() != Some(VIA_UPSTREAM) {
             return None;
         }
         let wishes = self.said.grpc || code == 429;
