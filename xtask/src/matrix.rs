@@ -55,10 +55,7 @@ pub fn run(versions: &[&str]) -> Result<()> {
         for (row, cells) in ROWS.iter().zip(&mut table) {
             let (passed, failed) = built.try_row(row, &envoy)?;
             clean &= failed == 0 && passed > 0;
-            cells.push(match failed {
-                0 => passed.to_string(),
-                _ => format!("{passed}, {failed} failed"),
-            });
+            cells.push((passed, failed));
         }
     }
     print!("\n{}", drawn(versions, &table));
@@ -138,12 +135,36 @@ impl Built {
     }
 }
 
-/// As the documents carry it.
-fn drawn(versions: &[&str], table: &[Vec<String>]) -> String {
+/// As `docs/benchmarks.md` carries it, and the README its last row.
+fn drawn(versions: &[&str], table: &[Vec<(u64, u64)>]) -> String {
     let mut text = format!("| tests that pass | {} |\n", versions.join(" | "));
     let _ = writeln!(text, "|---{}|", "|---".repeat(versions.len()));
-    for (row, cells) in ROWS.iter().zip(table) {
-        let _ = writeln!(text, "| {} | {} |", row.what, cells.join(" | "));
+    let all = (0..versions.len()).map(|version| {
+        let of_it = table.iter().filter_map(|cells| cells.get(version));
+        of_it.fold((0, 0), |sum, cell| (sum.0 + cell.0, sum.1 + cell.1))
+    });
+    let all: Vec<(u64, u64)> = all.collect();
+    let rows = ROWS.iter().map(|row| row.what).zip(table).chain([("all", &all)]);
+    for (what, cells) in rows {
+        let cells = cells.iter().map(|(passed, failed)| match failed {
+            0 => passed.to_string(),
+            _ => format!("{passed}, {failed} failed"),
+        });
+        let _ = writeln!(text, "| {what} | {} |", cells.collect::<Vec<_>>().join(" | "));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ROWS, drawn};
+
+    #[test]
+    fn the_last_row_is_the_sum_of_all() {
+        let mut table = vec![vec![(2, 0), (1, 0)]; ROWS.len()];
+        table[1][1] = (0, 1);
+        let text = drawn(&["1.36.4", "1.40.0"], &table);
+        assert_eq!(text.lines().count(), ROWS.len() + 3);
+        assert!(text.ends_with("| all | 18 | 8, 1 failed |\n"), "{text}");
+    }
 }
