@@ -7,10 +7,11 @@
 //! another name, because a person or another release may make something of it. A disk that is full
 //! costs an alarm and leaves the old file alone.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use pintle_state::Saved;
 use xxhash_rust::xxh64::Xxh64;
@@ -40,13 +41,15 @@ pub(crate) struct Disk {
     path: PathBuf,
     /// Whether something that could not be taken is still in the file's place.
     blocked: bool,
+    /// Held for as long as this process may write.
+    lock: Arc<OnceLock<File>>,
 }
 
 impl Disk {
     /// Keeps the state in `dir`, which is made (0700) when it is absent.
     #[must_use]
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { path: dir.join("state"), blocked: false }
+        Self { path: dir.join("state"), blocked: false, lock: Arc::default() }
     }
 
     /// Reads what was kept, and sets aside what cannot be taken; `None` when there is nothing to go on
@@ -118,6 +121,26 @@ impl Disk {
         saved.map(Some).map_err(|_| corrupt("not a state"))
     }
 
+    /// Two agents that were given one directory would take each other's state for their own.
+    fn lock(&self, dir: &Path) -> io::Result<()> {
+        if self.lock.get().is_some() {
+            return Ok(());
+        }
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.custom_flags(libc::O_NONBLOCK).open(dir.join("lock"))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other("another agent writes to this directory"));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // Whoever was first in this process has it as well.
+        let _ = self.lock.set(file);
+        Ok(())
+    }
+
     /// Writes it, whole or not at all.
     ///
     /// # Errors
@@ -131,6 +154,7 @@ impl Disk {
         write(&mut sum, saved)?;
         let dir = self.path.parent().unwrap_or(Path::new("."));
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        self.lock(dir)?;
         let beside = self.path.with_extension("new");
         let written = (|| {
             let mut file = OpenOptions::new()
@@ -238,6 +262,17 @@ mod tests {
         assert_eq!(fs::read(aside(MAX_ASIDE)).unwrap(), b"19");
         disk.store(&sample()).unwrap();
         assert_eq!(disk.resume(), Some(sample()));
+    }
+
+    #[test]
+    fn two_agents_do_not_write_to_one_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = [Disk::new(dir.path()), Disk::new(dir.path())];
+        one.store(&sample()).unwrap();
+        one.clone().store(&sample()).unwrap();
+        assert!(two.store(&sample()).unwrap_err().to_string().contains("another agent"));
+        drop(one);
+        two.store(&sample()).unwrap();
     }
 
     #[test]

@@ -315,6 +315,8 @@ impl Publisher {
         if published {
             self.last_any = Some(at);
             self.snapshots.send_replace(self.state.snapshot());
+            // It may be the first that a source has confirmed: before it nothing is written.
+            self.save_soon();
         }
     }
 

@@ -98,6 +98,23 @@ async fn a_lone_change_goes_out_at_once_and_a_flood_at_most_ten_times_in_any_sec
     }
 }
 
+/// The first flush has nothing to say, and what comes within its pace is published without another update.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_source_tells_right_at_the_start_is_on_disk_though_nothing_changes_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(Some(Disk::new(dir.path())));
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    bench.updates.apply(Update::Listing(Listing::default())).await.unwrap();
+    let written = async {
+        while !dir.path().join("state").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), written).await.unwrap();
+    bench.shutdown.cancel();
+    bench.tasks.join().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_costs_an_alarm_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
