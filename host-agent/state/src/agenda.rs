@@ -27,6 +27,12 @@ impl Agenda {
         }
     }
 
+    /// How many services have a time.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.times.len().max(self.order.len())
+    }
+
     /// The earliest time.
     pub(crate) fn next(&self) -> Option<Duration> {
         self.order.first().map(|(at, _)| *at)

@@ -30,6 +30,12 @@ impl Demands {
         }
     }
 
+    /// How many services are noted.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.of.len()
+    }
+
     /// Whether a VM holds what the service would come to, beside the others.
     pub(crate) fn fits(&self, service: &str, demand: &Demand, budget: u64) -> Result<(), Reject> {
         let held = self.of.get(service);

@@ -360,6 +360,21 @@ impl State {
         }
     }
 
+    /// Whatever is kept by the name of a service or a key, counted.
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> [usize; 8] {
+        [
+            self.services.len(),
+            self.deleted.len(),
+            self.holding.len(),
+            self.deadlines.len(),
+            self.trials.len(),
+            self.demands.len(),
+            self.seen.len(),
+            self.published.services.len(),
+        ]
+    }
+
     fn forget_if_empty(&mut self, name: &str) {
         if self.services.get(name).is_some_and(Model::is_empty) {
             self.services.remove(name);

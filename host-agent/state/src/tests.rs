@@ -1,5 +1,6 @@
 //! The state as a whole: what is told, held, overlaid and published.
 
+mod leaks;
 mod names;
 mod order;
 mod pages;

@@ -34,7 +34,11 @@ impl State {
             let old = published.services.get(name);
             let built = self.build(name);
             let next = match (old, built) {
-                (None, None) => continue,
+                (None, None) => {
+                    // A policy came and went before it was published.
+                    self.demands.set(name, None);
+                    continue;
+                }
                 (Some(old), Some((built, names, layers)))
                     if old.table.endpoints == built.endpoints
                         && old.table.policy == built.policy =>
