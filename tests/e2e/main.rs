@@ -12,6 +12,7 @@
 //! | `pages` | what `docs/by-hand.md` says to type |
 //! | `observe` | the alerts and the dashboard, on a Prometheus |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
+//! | `descriptors` | an agent that may open 64 files, while peers take all of them |
 //! | `switches` | a service that is bypassed or in shadow, by a command and back |
 //! | `skew` | modules of the release before, beside this agent and in one Envoy with this module |
 //! | `rolling` | everything replaced in turn under one load |
@@ -24,6 +25,7 @@
 mod check;
 mod clock;
 mod commands;
+mod descriptors;
 mod gateway;
 mod gone;
 mod hostile;
