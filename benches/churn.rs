@@ -8,6 +8,8 @@
 //! - *many*: 10,000 services of ten endpoints are registered, of which nobody asks for any;
 //! - *restart*: the agent is restarted while they are.
 //!
+//! Of so many services an Envoy is sent what it wants; `--everything` sends all, for comparison.
+//!
 //! The p99 of the quiet service is compared; memory is what the VMs hold, idle time what the
 //! process uses beyond the native one while nobody asks for anything.
 //!
@@ -56,6 +58,9 @@ struct Options {
     /// Of each case
     #[arg(long, default_value_t = 30)]
     seconds: u64,
+    /// Every table to every Envoy
+    #[arg(long)]
+    everything: bool,
 }
 
 struct World {
@@ -78,10 +83,14 @@ fn large(number: usize, weight: usize) -> Instance {
 }
 
 impl World {
-    async fn start() -> Result<Self> {
+    async fn start(everything: bool) -> Result<Self> {
         let etcd = Etcd::start().await?;
         let client = Client::connect([etcd.url()], None).await.map_err(failed)?;
-        let agent = Agent::builder().etcd(etcd.url()).start().await?;
+        let mut agent = Agent::builder().etcd(etcd.url());
+        if everything {
+            agent = agent.config("agent.yaml", "serve: {all_up_to: 100000}\n");
+        }
+        let agent = agent.start().await?;
         let mut upstreams = Vec::new();
         for number in 0..4 {
             let upstream = Upstream::start(&format!("u-{number}")).await?;
@@ -165,7 +174,7 @@ impl World {
 }
 
 async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
-    let mut world = World::start().await?;
+    let mut world = World::start(options.everything).await?;
     let (mut figures, mut short) = (json!({}), Vec::new());
     for case in ["none", "large", "many", "restart"] {
         world.prepare(case).await?;

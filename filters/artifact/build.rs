@@ -49,8 +49,9 @@ const RENAMED: [&str; 6] =
 const FOLDED: [(&str, &[i32]); 2] = [("proxy_grpc_stream", &[4]), ("proxy_grpc_call", &[4])];
 
 /// What `filters/hostcalls` calls, itself or through the SDK.
-const IMPORTS: [&str; 24] = [
+const IMPORTS: [&str; 26] = [
     "proxy_call_foreign_function",
+    "proxy_continue_stream",
     "proxy_define_metric",
     "proxy_dequeue_shared_queue",
     "proxy_enqueue_shared_queue",
@@ -71,6 +72,7 @@ const IMPORTS: [&str; 24] = [
     "proxy_replace_header_map_value",
     "proxy_resolve_shared_queue",
     "proxy_send_local_response",
+    "proxy_set_effective_context",
     "proxy_set_property",
     "proxy_set_shared_data",
     "proxy_set_tick_period_milliseconds",
@@ -79,6 +81,8 @@ const IMPORTS: [&str; 24] = [
 /// The SDK sets the effective context before gRPC callbacks, to the one that is effective already, and
 /// unwraps the answer. Nothing is lost when it is always told OK.
 const CONSTANT_OK: &str = "proxy_set_effective_context";
+/// What `filters/hostcalls` calls in earnest, by a name that keeps it apart from the SDK's.
+const EFFECTIVE: &str = "pintle_set_effective_context";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -191,6 +195,9 @@ fn fold(module: &mut Module) -> Result<(), Box<dyn Error>> {
             body.i32_const(0);
         })?;
     }
+    let own = module.imports.find("env", EFFECTIVE);
+    let own = own.ok_or_else(|| format!("the module does not import {EFFECTIVE}"))?;
+    CONSTANT_OK.clone_into(&mut module.imports.get_mut(own).name);
     Ok(())
 }
 

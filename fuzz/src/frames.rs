@@ -10,12 +10,16 @@ use pintle_contract::{
 use xxhash_rust::xxh64::xxh64;
 
 /// Every kind of message, and one that is none.
-const KINDS: [u8; 18] = [1, 2, 3, 4, 16, 17, 18, 19, 20, 32, 33, 34, 35, 48, 49, 50, 51, 99];
+const KINDS: [u8; 19] = [1, 2, 3, 4, 16, 17, 18, 19, 20, 32, 33, 34, 35, 48, 49, 50, 51, 99, 21];
 
 /// A frame that is right as far as its payload is: bytes alone never get past the checksum.
 pub(crate) fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = b"PNTL".to_vec();
-    let schema = if kind == 20 { Schema::Two } else { Schema::One };
+    let schema = match kind {
+        20 => Schema::Two,
+        21 => Schema::Three,
+        _ => Schema::One,
+    };
     bytes.extend_from_slice(&[schema as u8, kind]);
     bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     bytes.extend_from_slice(payload);

@@ -153,6 +153,9 @@ fn check_frame(inbox: &mut Inbox, bytes: &[u8], mentioned: &mut Option<BTreeSet<
             Effect::Remove(service) => {
                 assert!(held.contains_key(service) && !now.contains_key(service));
             }
+            Effect::Absent(service) => {
+                assert!(!held.contains_key(service) && !now.contains_key(service));
+            }
             Effect::Complete(version) => assert_eq!(*version, after.version),
         }
     }
@@ -178,7 +181,7 @@ fn check_frame(inbox: &mut Inbox, bytes: &[u8], mentioned: &mut Option<BTreeSet<
             Effect::Store(table) => table.service == *name,
             Effect::Amend(patch) => patch.service == *name,
             Effect::Remove(service) => service == name,
-            Effect::Complete(_) | Effect::Lost(_) => false,
+            Effect::Complete(_) | Effect::Lost(_) | Effect::Absent(_) => false,
         })
     };
     let changed = now.keys().chain(held.keys()).filter(|name| now.get(*name) != held.get(*name));

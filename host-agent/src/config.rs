@@ -29,6 +29,8 @@ use crate::source::SourcesConfig;
 pub const ADMIN: &str = "127.0.0.1:19100";
 /// Where the socket is unless said otherwise.
 pub const SOCKET: &str = "/run/pintle/agent.sock";
+/// Services of which every proxy is sent all, unless said otherwise: their names take 200 KiB of a VM.
+const ALL_UP_TO: usize = 2_000;
 /// Bytes of a configuration file.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -53,6 +55,8 @@ pub struct Config {
     pub deadline: Duration,
     /// What clusters are made of, where the agent serves them.
     pub clusters: Option<Template>,
+    /// Of so many services every proxy is sent all; of more, what it wants.
+    pub all_up_to: usize,
     /// Instances that this agent keeps registered.
     pub register: Option<RegisterConfig>,
 }
@@ -258,9 +262,14 @@ impl Settings for Config {
                 (most, keys.text("fleet", 0..=100, String::new()))
             })
             .unwrap_or_else(|| (10_000, String::new()));
-        let clusters = keys.section_with("serve", clusters).flatten();
+        let (clusters, all_up_to) = keys
+            .section_with("serve", |keys| {
+                (clusters(keys), keys.whole("all_up_to", 0..=100_000, ALL_UP_TO))
+            })
+            .unwrap_or((None, ALL_UP_TO));
         Self {
             clusters,
+            all_up_to,
             admin: keys.section_or_default("admin", |keys| admin(keys, agent, &socket.path)),
             socket,
             tcp: keys.section_with("tcp", tcp),

@@ -26,7 +26,7 @@ mod views;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use pintle_contract::{Hello, Now, Schema, Transition, Up};
+use pintle_contract::{Hello, Now, Schema, Transition, Up, Version};
 use pintle_state::Snapshot;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -112,6 +112,12 @@ impl Fleet {
         }
     }
 
+    /// A proxy that holds everything up to `sent` lacks nothing of `reached`: what changed in between is of
+    /// services that it does not want.
+    pub(crate) fn spared(&self, proxy: &str, sent: Version, reached: Version, when: When) {
+        self.ledger().spared(proxy, sent, reached, when);
+    }
+
     /// One message of a proxy, in whatever order it comes.
     pub(crate) fn received(&self, proxy: &str, up: Up, when: When) {
         match up {
@@ -119,6 +125,8 @@ impl Fleet {
             Up::Applied(applied) => self.ledger().applied(proxy, applied, when),
             Up::Report(report) => self.ledger().report(proxy, &report, when),
             Up::Transition(transition) => self.transition(proxy, transition, when),
+            // The stream that it comes on answers it.
+            Up::Want(_) => {}
         }
     }
 

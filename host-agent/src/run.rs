@@ -33,6 +33,7 @@ use crate::serve::admin::view::Given;
 use crate::serve::admin::{self, Admin, Parts, Recent, Release, Releasing};
 use crate::serve::descriptors;
 use crate::serve::eds::Eds;
+use crate::serve::interest::Interests;
 use crate::serve::metrics::{Metrics, Names, Served};
 use crate::serve::quota::Quotas;
 use crate::serve::recall::Recall;
@@ -293,23 +294,26 @@ async fn proxies(
         certificates = Some((files.clone(), tx));
     }
     let socket = Socket::bind(config.socket.clone())?;
+    let interests = Interests::new(config.all_up_to);
     let eds = Eds::new(running.snapshots.clone(), Arc::clone(fleet), recall.clone(), stop.clone())
-        .with_clusters(config.clusters.clone());
+        .with_clusters(config.clusters.clone())
+        .noting(interests.clone());
     let served = Served {
         file: socket.status(),
         quotas: Quotas::new(descriptors::proxies()),
         refusals: eds.refusals().clone(),
     };
+    let sync = Sync::new(
+        running.snapshots.clone(),
+        Arc::clone(fleet),
+        running.updates.clone(),
+        recall,
+        stop.clone(),
+    );
     let proxies = Proxies {
         socket,
         tcp,
-        sync: Sync::new(
-            running.snapshots.clone(),
-            Arc::clone(fleet),
-            running.updates.clone(),
-            recall,
-            stop.clone(),
-        ),
+        sync: sync.sparing(interests),
         eds,
         fleet: Arc::clone(fleet),
         quotas: served.quotas.clone(),

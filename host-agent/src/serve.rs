@@ -13,6 +13,7 @@ pub(crate) mod clusters;
 pub(crate) mod descriptors;
 pub(crate) mod eds;
 pub(crate) mod gate;
+pub(crate) mod interest;
 pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod quota;

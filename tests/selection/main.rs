@@ -14,6 +14,7 @@
 //! | `attempts` | retries walk the list; nothing of it reaches the wire |
 //! | `clusters` | clusters that the agent serves: services come and go, Envoy's files stay |
 //! | `protocols` | HTTP/1.1, gRPC, TLS, and `ORIGINAL_DST` |
+//! | `wanted` | an agent that sends what is wanted: at start by EDS, all else at first use |
 //! | `fallback` | without the module, without tables, after a trap |
 //! | `scale` | a thousand services; what one worker learns, all know; failures attract nobody |
 //!
@@ -34,3 +35,4 @@ mod shares;
 mod strategies;
 mod support;
 mod tiers;
+mod wanted;

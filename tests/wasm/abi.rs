@@ -10,6 +10,7 @@ use crate::support::{ALL, Run, TICK, builder, endpoints, get, list, module};
 /// crate would show as `clock_time_get`, a stray print as another use of `fd_write`.
 const IMPORTS: &[&str] = &[
     "env::proxy_call_foreign_function",
+    "env::proxy_continue_stream",
     "env::proxy_define_metric",
     "env::proxy_dequeue_shared_queue",
     "env::proxy_enqueue_shared_queue",
@@ -30,6 +31,7 @@ const IMPORTS: &[&str] = &[
     "env::proxy_replace_header_map_value",
     "env::proxy_resolve_shared_queue",
     "env::proxy_send_local_response",
+    "env::proxy_set_effective_context",
     "env::proxy_set_property",
     "env::proxy_set_shared_data",
     "env::proxy_set_tick_period_milliseconds",

@@ -5,8 +5,9 @@
 //!  "PNTL" schema kind   length  payload       xxHash64 of all before
 //! ```
 //! Schema 1 is that of 0.1. Of schema 2 are reports in whole, patches of tables, and heartbeats and
-//! ends of starts by which an agent says that it reads reports in whole; everything else is of schema
-//! 1, so that modules and agents of both can read it. Length and checksum are little-endian. The
+//! ends of starts by which an agent says that it reads reports in whole; of schema 3 what a module
+//! wants, and heartbeats and ends by which an agent says that it sends nothing else. Everything else is
+//! of schema 1, so that modules and agents of all can read it. Length and checksum are little-endian. The
 //! checksum finds accidents and torn writes, not forgeries: authenticity is the socket's (and the
 //! vm_id's) to give.
 
@@ -15,7 +16,7 @@ use xxhash_rust::xxh64::xxh64;
 use crate::wire::{DecodeError, Reader, Wire, wire_enum, wire_struct};
 use crate::{
     Applied, Endpoint, Force, ForceAction, Health, Hello, Index, Lease, Loads, MAX_ENDPOINTS,
-    MAX_FRAME, MAX_POLICY, Now, Opinion, Patch, Report, Slot, Table, Transition, Version,
+    MAX_FRAME, MAX_POLICY, Now, Opinion, Patch, Report, Slot, Table, Transition, Version, Want,
 };
 
 const MAGIC: [u8; 4] = *b"PNTL";
@@ -25,6 +26,7 @@ const INITIAL_END: u8 = 3;
 const HEARTBEAT: u8 = 4;
 const PATCH: u8 = 5;
 const WHOLE_REPORT: u8 = 20;
+const WANT: u8 = 21;
 const HEADER: usize = 10;
 const CHECKSUM: usize = 8;
 
@@ -34,8 +36,10 @@ pub enum Schema {
     /// That of 0.1, and of whoever has not said more.
     #[default]
     One = 1,
-    /// This build's.
+    /// Reports in whole, and patches.
     Two = 2,
+    /// This build's: services that are wanted. An agent speaks it where it sends no others.
+    Three = 3,
 }
 
 impl Schema {
@@ -45,7 +49,11 @@ impl Schema {
     /// The newest schema that this build and a peer which reads `said` have in common.
     #[must_use]
     pub const fn in_common(said: u8) -> Self {
-        if said >= Self::Two as u8 { Self::Two } else { Self::One }
+        match said {
+            0 | 1 => Self::One,
+            2 => Self::Two,
+            _ => Self::Three,
+        }
     }
 
     /// Of a frame that was decoded.
@@ -102,6 +110,8 @@ pub enum Up {
     Transition(Transition),
     /// Counts, at most once a second and worker.
     Report(Report),
+    /// Which services are to be told, to an agent that does not tell all.
+    Want(Want),
 }
 
 /// Worker to worker, through a queue.
@@ -155,8 +165,9 @@ pub(crate) fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
     }
     // One message has one encoding, so each kind is of one schema but for the two that say a peer's.
     let known = match kind {
-        INITIAL_END | HEARTBEAT => schema == Schema::One as u8 || schema == Schema::Two as u8,
+        INITIAL_END | HEARTBEAT => (Schema::One as u8..=Schema::Three as u8).contains(&schema),
         WHOLE_REPORT | PATCH => schema == Schema::Two as u8,
+        WANT => schema == Schema::Three as u8,
         _ => schema == Schema::One as u8,
     };
     let (payload, checksum) = rest.split_last_chunk::<CHECKSUM>().ok_or(DecodeError::Truncated)?;
@@ -246,6 +257,7 @@ impl Message for Down {
 
 impl Up {
     /// The message for an agent that reads `schema`: of schema 1 a report lacks what 0.1 does not count.
+    /// What is wanted is for those of schema 3 alone.
     #[must_use]
     pub fn encode_for(&self, schema: Schema) -> Vec<u8> {
         match self {
@@ -254,15 +266,16 @@ impl Up {
             Self::Transition(transition) => frame(Schema::One, 18, |out| transition.put(out)),
             Self::Report(report) => match schema {
                 Schema::One => frame(schema, 19, |out| report.put(out)),
-                Schema::Two => frame(schema, WHOLE_REPORT, |out| report.put_whole(out)),
+                _ => frame(Schema::Two, WHOLE_REPORT, |out| report.put_whole(out)),
             },
+            Self::Want(want) => frame(Schema::Three, WANT, |out| want.put(out)),
         }
     }
 }
 
 impl Message for Up {
     fn encode(&self) -> Vec<u8> {
-        self.encode_for(Schema::Two)
+        self.encode_for(Schema::Three)
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -273,6 +286,7 @@ impl Message for Up {
             18 => Self::Transition(Wire::take(&mut reader)?),
             19 => Self::Report(Wire::take(&mut reader)?),
             WHOLE_REPORT => Self::Report(Report::take_whole(&mut reader)?),
+            WANT => Self::Want(Wire::take(&mut reader)?),
             other => return Err(DecodeError::Kind(other)),
         };
         reader.finish()?;

@@ -7,7 +7,7 @@
 //! Every message is one frame (see [`Message`]). Decoding is total: any bytes give a message or a
 //! [`DecodeError`], at a cost bounded by their length; equal messages encode to equal bytes. The
 //! schema number changes when a layout does ([`Schema`]), and agent and module speak the older of two for
-//! one release; `tests/golden.rs` holds the bytes of both.
+//! one release; `tests/golden.rs` holds the bytes of all.
 //!
 //! Bounds: a frame 8 MiB, a table 10,000 endpoints, a policy 64 KiB, a name 253 of `[A-Za-z0-9._:%-]`,
 //! 64 tags and 64 metadata entries an endpoint, 4 KiB of text each.
@@ -20,6 +20,7 @@ mod report;
 mod shared;
 mod time;
 mod types;
+mod want;
 mod wire;
 
 pub use address::{AddressError, AddressPolicy, Cidr, ParseCidrError};
@@ -33,6 +34,7 @@ pub use report::{
 pub use shared::{Index, Lease, Load, Loads, Slot};
 pub use time::{Now, nanos};
 pub use types::{Endpoint, Force, ForceAction, Health, Opinion, ParseVersionError, Table, Version};
+pub use want::Want;
 pub use wire::DecodeError;
 
 /// Bytes of one frame, at most.

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use pintle_contract::{
     Applied, BreakerState, Down, Endpoint, EndpointReport, Force, ForceAction, Health, Hello,
     Index, Initial, Lease, Load, Loads, Message, Note, Now, Opinion, Patch, Removed, Report,
-    RequestCount, Schema, ServiceReport, Slot, Table, Transition, Up, Version,
+    RequestCount, Schema, ServiceReport, Slot, Table, Transition, Up, Version, Want,
 };
 
 fn version(sequence: u64) -> Version {
@@ -123,6 +123,8 @@ fn up_frames_have_their_bytes() {
     report.services[0].not_followed = 300;
     report.services[0].unplaced = 7;
     check("up_report", &Up::Report(report));
+    let [held, services] = ["orders", "users"].map(|name| vec![name.to_owned()]);
+    check("up_want", &Up::Want(Want { held, services }));
 }
 
 /// The bytes of a module of 0.1, and what a newer one tells an agent of 0.1.
@@ -137,11 +139,19 @@ fn a_report_of_schema_1_is_what_0_1_reads_and_writes() {
 
 #[test]
 fn an_agent_says_by_its_heartbeats_what_it_reads() {
-    let [older, newer] =
-        [Schema::One, Schema::Two].map(|schema| Down::Heartbeat(version(8)).encode_for(schema));
-    assert_eq!(older, Down::Heartbeat(version(8)).encode());
-    assert_eq!((Schema::of(&older), Schema::of(&newer)), (Schema::One, Schema::Two));
-    assert_eq!(Down::decode(&newer), Ok(Down::Heartbeat(version(8))));
+    let all = [Schema::One, Schema::Two, Schema::Three];
+    assert_eq!(
+        Down::Heartbeat(version(8)).encode_for(Schema::One),
+        Down::Heartbeat(version(8)).encode()
+    );
+    for schema in all {
+        let beat = Down::Heartbeat(version(8)).encode_for(schema);
+        assert_eq!(Schema::of(&beat), schema);
+        assert_eq!(Down::decode(&beat), Ok(Down::Heartbeat(version(8))));
+    }
+    // A report is of schema 2 also for those who read more.
+    let report = Up::Report(report());
+    assert_eq!(report.encode_for(Schema::Three), report.encode_for(Schema::Two));
     // What modules of 0.1 find in shared data has their schema whoever the agent speaks to.
     let table = Down::Table(table()).encode_for(Schema::Two);
     assert_eq!(Schema::of(&table), Schema::One);

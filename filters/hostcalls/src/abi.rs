@@ -82,6 +82,10 @@ unsafe extern "C" {
         headers_size: usize,
         grpc_status: i32,
     ) -> u32;
+    /// `proxy_set_effective_context`, under another name until `filters/artifact` gives it its own: the
+    /// SDK's calls of it are answered inside.
+    pub(crate) fn pintle_set_effective_context(context: u32) -> u32;
+    pub(crate) fn proxy_continue_stream(kind: u32) -> u32;
     pub(crate) fn proxy_grpc_send(
         token: u32,
         message: *const u8,

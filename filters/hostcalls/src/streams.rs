@@ -14,12 +14,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
+use crate::{Result, abi, check};
+
 /// What to do with the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// On to the next filter.
     Continue = 0,
-    /// It waits, for the local response that has been sent.
+    /// It waits, for the local response that has been sent or for [`go_on`].
     Pause = 1,
 }
 
@@ -49,6 +51,24 @@ thread_local! {
 /// Sets what is called; once, in the module's `main`.
 pub fn serve(streams: Streams) {
     STREAMS.set(Some(streams));
+}
+
+/// Makes a stream, or a root, the one that host calls act for until the callback ends.
+///
+/// # Errors
+/// The host's status; [`crate::Status::BAD_ARGUMENT`] for one that is gone.
+pub fn enter(context: u32) -> Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { abi::pintle_set_effective_context(context) })
+}
+
+/// Lets a request go on that was paused, of the stream that was entered. Its headers are out of reach then.
+///
+/// # Errors
+/// The host's status.
+pub fn go_on() -> Result<()> {
+    // SAFETY: numbers only; 0 is the request's direction.
+    check(unsafe { abi::proxy_continue_stream(0) })
 }
 
 unsafe extern "C" {

@@ -6,6 +6,8 @@ pub(crate) const LEADER: &[u8] = b"pintle/leader";
 /// The leader whose module sends on reports of any schema that the workers write; eight bytes,
 /// little-endian.
 pub(crate) const FITS: &[u8] = b"pintle/fits";
+/// The leader whose agent tells only what is wanted; eight bytes, little-endian, or none.
+pub(crate) const LAZY: &[u8] = b"pintle/lazy";
 /// When the agent last spoke to the leader, in nanoseconds, little-endian.
 pub(crate) const CONFIRMED: &[u8] = b"pintle/confirmed";
 /// Which services have a table.

@@ -22,8 +22,9 @@ impl Plugin {
         let Some(worker) = streams::worker(self.id) else { return };
         match worker.try_borrow_mut() {
             Ok(mut worker) => act(&mut worker),
-            Err(_) => streams::drop_callback(),
+            Err(_) => return streams::drop_callback(),
         }
+        streams::resume(self.id);
     }
 }
 

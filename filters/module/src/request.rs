@@ -39,6 +39,7 @@ mod question;
 mod said;
 mod shadow;
 mod span;
+mod wait;
 
 pub(crate) use attempt::RequestId;
 use debug::Answer;
@@ -46,6 +47,7 @@ use head::Head;
 use question::{Named, named};
 use said::Said;
 use shadow::Shadow;
+use wait::Wait;
 
 use crate::boundary::{Headers, LocalResponse, Proxy};
 use crate::counters::Count;
@@ -59,6 +61,8 @@ pub(crate) struct Exchange<P: Proxy> {
     said: Said,
     id: Option<RequestId>,
     sent: Option<Sent>,
+    /// The table that it waits for.
+    wait: Option<Box<Wait>>,
     /// Where the choice is only compared with Envoy's.
     shadow: Option<Shadow>,
     /// What is told of the choice, where anybody may ask.
@@ -165,6 +169,7 @@ impl<P: Proxy> Exchange<P> {
             said: Said::default(),
             id: None,
             sent: None,
+            wait: None,
             shadow: None,
             answer: None,
             trace: None,
@@ -261,16 +266,22 @@ impl<P: Proxy> Exchange<P> {
             local.counters.add(Count::HostError);
             return Action::Continue;
         };
-        if config.debug.is_some() {
-            self.answer = Answer::begin(&config, local, &self.proxy, &headers).map(Box::new);
-        }
-        let known = !local.services.is_empty() || config.traces_by_service();
+        let known = local.has_services() || config.traces_by_service();
         let named = (known || config.select.is_some())
             .then(|| named(&config.sources, &self.proxy, &headers))
             .flatten();
         let name = named.as_ref().map(|named| named.name.as_str());
         let service = name.and_then(|name| local.find(name));
         let service = service.map(|(at, name)| Known { name, at });
+        if service.is_none()
+            && local.wants.is_open()
+            && self.await_table(local, config.select.as_ref(), named.as_ref())
+        {
+            return Action::Pause;
+        }
+        if config.debug.is_some() {
+            self.answer = Answer::begin(&config, local, &self.proxy, &headers).map(Box::new);
+        }
         self.hear(local, service.as_ref(), name, &headers);
         config.select.as_ref().map_or(Action::Continue, |select| {
             let routing = match service {
@@ -292,7 +303,7 @@ impl<P: Proxy> Exchange<P> {
         let probes = trace.probes();
         if config.select.is_some()
             || config.traces_by_service()
-            || !local.services.is_empty()
+            || local.has_services()
             || local.tracer.continued
             || config.debug.is_some()
             || probes.is_empty()

@@ -4,12 +4,13 @@
 //! that has stopped ticking while a newer one goes on, so every root ticks, be it once in [`IDLE`].
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pintle_hostcalls::streams::{Action, Streams};
+use pintle_hostcalls as host;
+use pintle_hostcalls::streams::{self as contexts, Action, Streams};
 
 use crate::boundary::Proxy as _;
 use crate::request::{Exchange, RequestId};
@@ -18,6 +19,8 @@ use crate::worker::Shared;
 
 /// Streams whose end is waited for, at most.
 const MAX_OPEN: usize = 65_536;
+/// Requests that wait for a table, at most; more go on without it.
+const MAX_WAITING: usize = 1_024;
 /// Buckets of [`Open`].
 const BUCKETS: usize = 64;
 /// Without a tick for so long a root counts as gone.
@@ -38,6 +41,9 @@ struct Root {
 thread_local! {
     static ROOTS: RefCell<Vec<Root>> = const { RefCell::new(Vec::new()) };
     static OPEN: RefCell<Open> = const { RefCell::new(Open::EMPTY) };
+    /// Those that wait for a table. They are nowhere else.
+    static WAITING: RefCell<BTreeMap<u32, Box<Exchange<Wasm>>>> =
+        const { RefCell::new(BTreeMap::new()) };
     /// Callbacks that were dropped since a worker last counted them.
     static DROPPED: Cell<u64> = const { Cell::new(0) };
 }
@@ -166,12 +172,67 @@ fn headers(stream: u32, root: u32) -> Action {
         drop_callback();
         return Action::Continue;
     };
+    if exchange.waits() {
+        return wait(stream, Box::new(exchange));
+    }
     if exchange.has_end() {
-        let exchange = Box::new(exchange);
-        let evicted = OPEN.with(|open| open.try_borrow_mut().ok()?.insert(stream, exchange));
-        drop(evicted);
+        keep(stream, Box::new(exchange));
     }
     action
+}
+
+/// Remembers a request whose end matters.
+fn keep(stream: u32, exchange: Box<Exchange<Wasm>>) {
+    let evicted = OPEN.with(|open| open.try_borrow_mut().ok()?.insert(stream, exchange));
+    drop(evicted);
+}
+
+/// Lets a request wait, or go on where too many do.
+#[cold]
+#[inline(never)]
+fn wait(stream: u32, exchange: Box<Exchange<Wasm>>) -> Action {
+    let back = WAITING.with(|waiting| match waiting.try_borrow_mut() {
+        Ok(mut waiting) if waiting.len() < MAX_WAITING => {
+            waiting.insert(stream, exchange);
+            None
+        }
+        _ => Some(exchange),
+    });
+    back.map_or(Action::Pause, |exchange| again(stream, exchange))
+}
+
+/// Decides on a request that has waited.
+fn again(stream: u32, mut exchange: Box<Exchange<Wasm>>) -> Action {
+    let action = exchange.on_request_headers().unwrap_or(Action::Continue);
+    if exchange.has_end() {
+        keep(stream, exchange);
+    }
+    action
+}
+
+/// At the end of a callback of `root`: requests that need not wait for a table any longer go on. Those of
+/// other roots, too, which may have stopped.
+pub(crate) fn resume(root: u32) {
+    let due: Vec<_> = WAITING.with(|waiting| match waiting.try_borrow_mut() {
+        Ok(mut waiting) if !waiting.is_empty() => {
+            let now = host::now();
+            waiting.extract_if(.., |_, exchange| exchange.is_due(now)).collect()
+        }
+        _ => Vec::new(),
+    });
+    if due.is_empty() {
+        return;
+    }
+    for (stream, exchange) in due {
+        if contexts::enter(stream).is_err() {
+            continue;
+        }
+        if again(stream, exchange) == Action::Continue {
+            // Refused only for a stream that is gone.
+            let _ = contexts::go_on();
+        }
+    }
+    let _ = contexts::enter(root);
 }
 
 /// Calls `act` with the request of an open stream; what it says of a busy worker is counted.
@@ -198,9 +259,11 @@ fn trailers(stream: u32) {
 
 fn end(stream: u32) {
     let ended = OPEN.with(|open| open.try_borrow_mut().ok()?.remove(stream));
-    if let Some(mut exchange) = ended
-        && exchange.on_end().is_none()
-    {
+    let Some(mut exchange) = ended else {
+        let left = WAITING.with(|waiting| waiting.try_borrow_mut().ok()?.remove(&stream));
+        return drop(left);
+    };
+    if exchange.on_end().is_none() {
         drop_callback();
     }
 }

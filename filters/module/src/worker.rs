@@ -26,6 +26,7 @@ mod services;
 mod tracer;
 mod turn;
 mod uplink;
+mod wants;
 
 use amendments::Amendments;
 use breakers::{Breakers, Outgoing};
@@ -38,6 +39,7 @@ pub(crate) use services::Services;
 pub(crate) use tracer::Tracer;
 use turn::Turn;
 use uplink::Uplink;
+pub(crate) use wants::Wants;
 
 use crate::counters::{Count, Counters};
 use crate::service::Service;
@@ -69,6 +71,7 @@ pub(crate) struct Worker {
 pub(crate) struct Local {
     pub(crate) config: Rc<Config>,
     pub(crate) services: Services,
+    pub(crate) wants: Wants,
     pub(crate) tracer: Tracer,
     pub(crate) counters: Counters,
     pub(crate) rng: Dice,
@@ -86,6 +89,7 @@ impl Local {
     fn new(config: Rc<Config>) -> Self {
         Self {
             services: Services::new(&config),
+            wants: Wants::default(),
             tracer: Tracer::new(&config),
             counters: Counters::default(),
             rng: Dice::seed_from_u64(RandomState::new().hash_one(2u8)),
@@ -119,6 +123,11 @@ impl Local {
             return self.services.find(name);
         }
         found
+    }
+
+    /// Whether any service has a table, or could get one when it is asked for.
+    pub(crate) fn has_services(&self) -> bool {
+        !self.services.is_empty() || self.wants.is_open()
     }
 
     fn load_index(&mut self, now: Now) {
@@ -198,6 +207,7 @@ impl Worker {
         if !leading {
             self.hand_over();
         }
+        self.look_for_wants(leading);
         if self.local.config.exports() {
             self.local.services.share_confirmation(leading, now);
         }
@@ -331,6 +341,7 @@ impl Worker {
         }
         for name in tables {
             self.local.hear_of(&name, now);
+            self.local.wants.answered(&name);
         }
         self.tell_applied();
         self.deliver();
@@ -366,7 +377,9 @@ impl Worker {
                 }
             }
             Ok(effects) => {
-                self.uplink.learn(&frame);
+                if self.uplink.learn(&frame) {
+                    self.say_wants();
+                }
                 for effect in effects {
                     self.apply(effect, &frame, now);
                 }
@@ -407,6 +420,7 @@ impl Worker {
                 self.local.services.reach(self.leadership.version());
                 Some(Note::Table(name))
             }
+            Effect::Absent(name) => Some(Note::Table(name)),
             Effect::Complete(version) => {
                 let news = self.local.services.reach(version);
                 if news {
@@ -418,6 +432,9 @@ impl Worker {
             }
         };
         if let Some(note) = note {
+            if let Note::Table(name) = &note {
+                self.local.wants.answered(name);
+            }
             self.membership.notify_all(&note, &mut self.local.counters);
         }
         self.tell_applied();
@@ -440,6 +457,9 @@ impl Worker {
     /// A stream has ended.
     pub(crate) fn on_stream_closed(&mut self, token: u32, status: u32) {
         self.uplink.closed(token, status, host::now(), self.local.rng.next_u32());
+        if !self.uplink.is_lazy() && !self.leadership.is_lazy(self.membership.slot()) {
+            self.local.wants.set_open(false);
+        }
     }
 
     /// The collector answered a batch of spans.
@@ -459,6 +479,9 @@ impl Worker {
                 }
                 Outgoing::Agent(message) => self.tell_agent(&message),
             }
+        }
+        if self.local.wants.is_open() {
+            self.ask();
         }
     }
 

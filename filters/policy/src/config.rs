@@ -392,6 +392,11 @@ impl Config {
         self.trace.is_some() && !self.traces.is_empty()
     }
 
+    /// The services that it names.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        self.services.keys().map(String::as_str)
+    }
+
     /// The policy of the traces of a service that has no table: nobody but this configuration speaks
     /// of it.
     #[must_use]

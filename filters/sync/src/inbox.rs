@@ -22,6 +22,8 @@ pub enum Effect {
     Lost(String),
     /// Store nothing in its place, and wake the workers for it.
     Remove(String),
+    /// There is no such service, which was not held: whoever asked for it need not wait.
+    Absent(String),
     /// Everything up to this version is here.
     Complete(Version),
 }
@@ -135,8 +137,12 @@ impl Inbox {
                     return Err(Refused::Older);
                 }
                 self.reach(removed.version);
-                let held = self.services.remove(&removed.service).is_some();
-                Ok(if held { vec![Effect::Remove(removed.service)] } else { Vec::new() })
+                Ok(match self.services.remove(&removed.service) {
+                    Some(_) => vec![Effect::Remove(removed.service)],
+                    // A start tells of many that are gone, and of none that anybody waits for.
+                    None if self.mentioned.is_some() => Vec::new(),
+                    None => vec![Effect::Absent(removed.service)],
+                })
             }
             Down::InitialEnd(initial) => {
                 let mut effects = Vec::new();

@@ -11,6 +11,7 @@
 //!        ─▶ election ─▶ follow | write the lease (CAS)
 //!        ─▶ stream  ─▶ nothing | open | cancel            (opened here only, with back-off)
 //!   frame ─▶ inbox  ─▶ store the table, wake the workers | refuse, by reason
+//!   request ─▶ wanted ─▶ nothing | ask the agent            (where it tells only what is wanted)
 //! ```
 //!
 //! ```
@@ -36,6 +37,7 @@ mod election;
 mod inbox;
 mod slot;
 mod stream;
+mod wanted;
 
 use std::time::Duration;
 
@@ -43,6 +45,7 @@ pub use election::{Election, Step, in_force};
 pub use inbox::{Effect, Inbox, Refused};
 pub use slot::{MAX_SLOTS, is_free, is_live, renewed};
 pub use stream::{Action, Stream};
+pub use wanted::{Ask, PATIENCE, Wanted};
 
 /// How often every VM looks around. A dead leader is replaced within [`LEASE`] and one tick.
 pub const TICK: Duration = Duration::from_millis(100);

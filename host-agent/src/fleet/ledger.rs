@@ -111,6 +111,7 @@ impl Ledger {
             fence: 0,
             expected: 0,
             propagated,
+            spared: None,
             moved: when.mono,
             workers: HashMap::new(),
         });
@@ -122,6 +123,7 @@ impl Ledger {
             proxy.propagated = proxy.propagated.max(propagated);
         }
         proxy.streams = proxy.streams.saturating_add(1);
+        proxy.spared = None;
         proxy.leader = hello.worker;
         proxy.fence = hello.fence;
         proxy.schema = schema;
@@ -187,6 +189,14 @@ impl Ledger {
             }
         }
         self.arrived(proxy, when);
+    }
+
+    /// Whoever holds `sent` lacks nothing of `reached`.
+    pub(crate) fn spared(&mut self, name: &str, sent: Version, reached: Version, when: When) {
+        if let Some(proxy) = self.proxies.get_mut(name) {
+            proxy.spared = Some((sent, reached));
+        }
+        self.arrived(name, when);
     }
 
     /// Times every version that all workers of `proxy` hold by now.

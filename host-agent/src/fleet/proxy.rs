@@ -20,6 +20,8 @@ pub(super) struct Proxy {
     pub(super) fence: u64,
     pub(super) expected: u32,
     pub(super) propagated: Version,
+    /// Whoever holds the first lacks nothing of the second.
+    pub(super) spared: Option<(Version, Version)>,
     /// When its workers last held the newest tables, or newer ones than before.
     pub(super) moved: Instant,
     pub(super) workers: HashMap<u64, Worker>,
@@ -80,7 +82,9 @@ impl Proxy {
         if self.expected == 0 || live.len() < self.expected as usize {
             return None;
         }
-        live.iter().map(|(_, worker)| worker.version).min()
+        let held = live.iter().map(|(_, worker)| worker.version).min()?;
+        let spared = self.spared.filter(|(sent, _)| held >= *sent);
+        Some(spared.map_or(held, |(_, reached)| held.max(reached)))
     }
 
     pub(super) fn is_current(&self, newest: Version) -> bool {

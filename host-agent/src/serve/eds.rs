@@ -33,6 +33,7 @@ use super::clusters::{self, Template};
 use crate::fleet::Fleet;
 use crate::link::Snapshots;
 use crate::serve::gate::Caller;
+use crate::serve::interest::{Interests, Part};
 use crate::serve::quota::{Kind, Place};
 use crate::serve::recall::{self, Recall};
 use crate::serve::sync::is_loaded;
@@ -58,6 +59,7 @@ pub(crate) struct Eds {
     clusters: Option<Arc<Template>>,
     refusals: Refusals,
     recall: Recall,
+    interests: Interests,
     stop: CancellationToken,
 }
 
@@ -91,6 +93,8 @@ impl Owed {
 trait Protocol: Send + 'static {
     type Request: Send + 'static;
     type Response: Send + 'static;
+    /// The id of the proxy, in a stream's first request.
+    fn node(request: &Self::Request) -> Option<&str>;
     /// `clusters` or `hosts`.
     fn what(request: &Self::Request) -> &'static str;
     /// Whether a stream's first request says that Envoy holds what another agent told, or this one
@@ -105,6 +109,10 @@ struct StateOfTheWorld;
 impl Protocol for StateOfTheWorld {
     type Request = DiscoveryRequest;
     type Response = DiscoveryResponse;
+
+    fn node(request: &DiscoveryRequest) -> Option<&str> {
+        request.node.as_ref().map(|node| node.id.as_str())
+    }
 
     fn what(request: &DiscoveryRequest) -> &'static str {
         what(&request.type_url)
@@ -133,6 +141,10 @@ struct Delta;
 impl Protocol for Delta {
     type Request = DeltaDiscoveryRequest;
     type Response = DeltaDiscoveryResponse;
+
+    fn node(request: &DeltaDiscoveryRequest) -> Option<&str> {
+        request.node.as_ref().map(|node| node.id.as_str())
+    }
 
     fn what(request: &DeltaDiscoveryRequest) -> &'static str {
         what(&request.type_url)
@@ -171,8 +183,14 @@ impl Eds {
         recall: Recall,
         stop: CancellationToken,
     ) -> Self {
-        let refusals = Refusals::default();
-        Self { snapshots, fleet, clusters: None, refusals, recall, stop }
+        let (refusals, interests) = (Refusals::default(), Interests::new(usize::MAX));
+        Self { snapshots, fleet, clusters: None, refusals, recall, interests, stop }
+    }
+
+    /// Notes there what the proxies ask for.
+    #[must_use]
+    pub(crate) fn noting(self, interests: Interests) -> Self {
+        Self { interests, ..self }
     }
 
     /// What Envoys have refused.
@@ -214,6 +232,7 @@ impl Eds {
         let mut session = Owed { hosts: Session::default(), clusters };
         let refusals = self.refusals.of(caller.peer.to_string());
         let mut names = caller.take(Kind::Names, 0)?;
+        let (mut part, mut noted) = (Part::default(), true);
         let mut unanswered: Option<Place> = None;
         let began = Instant::now();
         let mut deadline = began + REQUEST_WITHIN;
@@ -240,13 +259,19 @@ impl Eds {
             if !session.is_waiting() {
                 unanswered = None;
             }
+            if !noted && self.interests.count_in(&now) {
+                part.set(session.hosts.names());
+                noted = true;
+            }
             let silent = !session.has_asked();
             tokio::select! {
                 request = incoming.message() => match request? {
                     Some(request) => {
                         holds |= silent && P::holds(&request, now.version.epoch);
+                        part.begin(&self.interests, P::node(&request));
                         self.take::<P>(&refusals, &mut session, request);
                         names.resize(session.subscribed())?;
+                        noted = false;
                     }
                     None => return Ok(()),
                 },

@@ -5,6 +5,13 @@
 //!  down:  Table/Remove* (what changed since `have`, or all)  InitialEnd  then changes; Heartbeat 1/s
 //!         (a Patch in the place of a Table, where that is little and the module reads it)
 //! ```
+//! Of few services every proxy gets all. Of more it gets what it wants, if its module reads so: what it
+//! holds already and its configuration names, what its discovery streams ask for, and what requests come for.
+//! ```text
+//!  down:  Heartbeat of schema 3
+//!  up:    Want{held, services}  and, with a first request, Want{services}
+//!  down:  Table of each, or Remove where there is none
+//! ```
 //! A module says with the stream which schema it reads, and is told in heartbeats which one is spoken.
 //! One stream per Envoy, held by its leader ([`Fences`]). Each stream is one task with a writer and a
 //! reader that do not wait for each other. The writer holds a [`Cursor`] and no queue: it takes a
@@ -17,6 +24,7 @@ mod codec;
 mod cursor;
 mod fence;
 mod flow;
+mod wants;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,10 +34,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use pintle_contract::{Down, Hello, MAX_FRAME, Message, Schema, Up, Version};
+use pintle_contract::{Down, Hello, MAX_FRAME, Message, Schema, Up, Version, Want};
 use pintle_state::{Snapshot, Update};
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -39,10 +47,12 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) use codec::FrameCodec;
 pub(crate) use cursor::Cursor;
 pub(crate) use fence::Fences;
+use wants::Wants;
 
 use crate::fleet::{Fleet, When};
 use crate::link::Snapshots;
 use crate::serve::gate::Caller;
+use crate::serve::interest::{Interests, MAX_NODE};
 use crate::serve::recall::{self, Recall};
 use crate::updates::Updates;
 use flow::Flows;
@@ -53,14 +63,16 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Frames handed to the transport ahead of the network. More would be backlog.
 const AHEAD: usize = 2;
+/// Questions for services that wait to be answered. What comes beyond is not, and asked again.
+const ASKED: usize = 16;
+/// Services that one of them names, but for the first of a stream. A module asks for 128 a second and worker.
+const ASKED_AT_ONCE: usize = 256;
 /// Undecodable frames on one stream before it is closed: a peer of another schema, not an accident.
 const MAX_BAD: u32 = 100;
 /// Proxies are brought back from a higher epoch this rarely: everything is sent anew to all of them.
 const OUTRUN_PACE: Duration = Duration::from_secs(2);
 /// Above this no clock was: milliseconds since 1970.
 const MAX_EPOCH: u64 = 1 << 50;
-/// Bytes of a node id.
-const MAX_PROXY: usize = 512;
 
 /// The service, to be added to a tonic server.
 #[derive(Clone, Debug)]
@@ -71,6 +83,7 @@ pub(crate) struct Sync {
     flows: Flows,
     updates: Updates,
     recall: Recall,
+    interests: Interests,
     /// When proxies were last brought back from a higher epoch.
     outran: Arc<Mutex<Option<Instant>>>,
     stop: CancellationToken,
@@ -87,8 +100,23 @@ impl Sync {
         recall: Recall,
         stop: CancellationToken,
     ) -> Self {
-        let (fences, flows, outran) = (Fences::default(), Flows::default(), Arc::default());
-        Self { snapshots, fleet, fences, flows, updates, recall, outran, stop }
+        Self {
+            snapshots,
+            fleet,
+            fences: Fences::default(),
+            flows: Flows::default(),
+            updates,
+            recall,
+            interests: Interests::new(usize::MAX),
+            outran: Arc::default(),
+            stop,
+        }
+    }
+
+    /// Sends of many services only what a proxy wants, and its discovery streams ask for.
+    #[must_use]
+    pub(crate) fn sparing(self, interests: Interests) -> Self {
+        Self { interests, ..self }
     }
 
     async fn session(
@@ -127,9 +155,11 @@ impl Sync {
             proxy = hello.proxy, %peer, worker = hello.worker, fence = hello.fence,
             have = %hello.have, schema = schema as u8, "proxy connected"
         );
+        let (asks, asked) = mpsc::channel(ASKED);
+        let wants = Wants::new(self.interests.of(&hello.proxy), asked);
         let end = tokio::select! {
-            end = self.write(&hello, schema, tx) => end,
-            end = self.read(caller, &hello.proxy, incoming) => end,
+            end = self.write(&hello, schema, wants, tx) => end,
+            end = self.read(caller, &hello.proxy, &asks, incoming) => end,
             () = hold.superseded.cancelled() => Err(Status::aborted("a newer leader has come")),
             () = self.stop.cancelled() => Err(Status::unavailable("the agent stops")),
         };
@@ -198,9 +228,11 @@ impl Sync {
     async fn write(
         &self,
         hello: &Hello,
-        schema: Schema,
+        reads: Schema,
+        mut wants: Wants,
         tx: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Result<(), Status> {
+        let mut schema = reads.min(Schema::Two);
         let mut snapshots = self.snapshots.clone();
         let mut beat = interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -229,7 +261,18 @@ impl Sync {
             true => self.outrun(hello, &mut snapshots).await?,
             false => first,
         };
-        let mut cursor = Cursor::new(hello.have, schema, first);
+        let is_lazy = |now: &Snapshot| reads >= Schema::Three && self.interests.count_in(now);
+        let mut cursor = match is_lazy(&first) {
+            false => Cursor::new(hello.have, schema, first),
+            true => {
+                schema = Schema::Three;
+                let held = self.held(&mut wants, &mut beat, tx).await?;
+                let newest = Arc::clone(&snapshots.borrow_and_update());
+                let mut cursor = Cursor::lazy(hello.have, held.held, schema, newest);
+                cursor.want(wants.standing(held.services));
+                cursor
+            }
+        };
         let mut greeted = false;
         loop {
             while !cursor.is_complete() {
@@ -244,6 +287,9 @@ impl Sync {
                 if snapshots.has_changed().map_err(|_| gone())? {
                     cursor.advance(Arc::clone(&snapshots.borrow_and_update()));
                 }
+                if let Some(want) = wants.try_next() {
+                    wants.tell(&mut cursor, Some(want));
+                }
                 if let Some(frame) = cursor.next_frame() {
                     room.send(Ok(frame));
                 }
@@ -253,13 +299,46 @@ impl Sync {
                 let end = Down::InitialEnd(cursor.initial()).encode_for(schema).into();
                 tx.send(Ok(end)).await.map_err(|_| left())?;
             }
+            if schema == Schema::Three {
+                let (sent, reached) = (cursor.told(), cursor.reached());
+                self.fleet.spared(&hello.proxy, sent, reached, When::now());
+            }
             tokio::select! {
                 changed = snapshots.changed() => {
                     changed.map_err(|_| gone())?;
-                    cursor.advance(Arc::clone(&snapshots.borrow_and_update()));
+                    let newest = Arc::clone(&snapshots.borrow_and_update());
+                    let lazy = is_lazy(&newest);
+                    cursor.advance(newest);
+                    cursor.set_all(!lazy);
+                    if lazy && schema < Schema::Three {
+                        schema = Schema::Three;
+                        cursor.want(wants.standing(Vec::new()));
+                    }
                 }
+                news = wants.next() => wants.tell(&mut cursor, news),
                 _ = beat.tick() => heartbeat(tx, schema, cursor.reached()),
                 () = tx.closed() => return Err(left()),
+            }
+        }
+    }
+
+    /// Says that only what is wanted is told, and hears what is held.
+    async fn held(
+        &self,
+        wants: &mut Wants,
+        beat: &mut Interval,
+        tx: &mpsc::Sender<Result<Bytes, Status>>,
+    ) -> Result<Want, Status> {
+        heartbeat(tx, Schema::Three, Version::default());
+        let began = Instant::now();
+        loop {
+            tokio::select! {
+                want = wants.first(began) => {
+                    return want.ok_or_else(|| Status::deadline_exceeded("no word of what is held"));
+                }
+                _ = beat.tick() => heartbeat(tx, Schema::Three, Version::default()),
+                () = tx.closed() => return Err(left()),
+                () = self.stop.cancelled() => return Err(gone()),
             }
         }
     }
@@ -268,15 +347,24 @@ impl Sync {
         &self,
         caller: &Caller,
         proxy: &str,
+        asks: &mpsc::Sender<Want>,
         incoming: &mut Streaming<Bytes>,
     ) -> Result<(), Status> {
         let flow = self.flows.of(caller.owner(), Instant::now());
-        let mut bad = 0u32;
+        let (mut bad, mut first) = (0u32, true);
         while let Some(frame) = incoming.message().await? {
             if let Some(until) = flow.pay(frame.len(), Instant::now()) {
                 sleep_until(until).await;
             }
             match Up::decode(&frame) {
+                Ok(Up::Want(want)) => {
+                    let most = if first { usize::MAX } else { ASKED_AT_ONCE };
+                    first = false;
+                    let named = want.held.len().saturating_add(want.services.len());
+                    if named > most || asks.try_send(want).is_err() {
+                        self.fleet.refused("asked_too_much");
+                    }
+                }
                 Ok(up) => {
                     if let Up::Report(report) = &up {
                         self.recall.heard(report, Instant::now());
@@ -309,7 +397,7 @@ pub(crate) fn is_loaded(snapshot: &Snapshot) -> bool {
 }
 
 fn is_node(id: &str) -> bool {
-    (1..=MAX_PROXY).contains(&id.len()) && !id.chars().any(char::is_control)
+    (1..=MAX_NODE).contains(&id.len()) && !id.chars().any(char::is_control)
 }
 
 fn left() -> Status {

@@ -1,7 +1,7 @@
 //! Whether this VM leads the workers of its Envoy, and what the leader keeps of the tables.
 //!
-//! Keys: `pintle/leader`, written with compare-and-swap; `pintle/index` and `pintle/fits`, written by the
-//! leader alone.
+//! Keys: `pintle/leader`, written with compare-and-swap; `pintle/index`, `pintle/fits` and `pintle/lazy`,
+//! written by the leader alone.
 
 use pintle_contract::{DecodeError, Index, Lease, Message, Now, Slot, Version};
 use pintle_hostcalls::{self as host, Cas};
@@ -21,6 +21,10 @@ pub(crate) struct Leadership {
     index_changed: bool,
     /// Whether another leader's module knows reports of this one's schema.
     fits: bool,
+    /// Whether another leader's agent tells only what is wanted.
+    lazy: bool,
+    /// What the others were told of this leader's agent.
+    said_lazy: bool,
 }
 
 /// What this VM is after an election.
@@ -52,6 +56,8 @@ impl Leadership {
             fence: None,
             index_changed: false,
             fits: false,
+            lazy: false,
+            said_lazy: false,
         }
     }
 
@@ -89,7 +95,8 @@ impl Leadership {
             // Whoever led before is gone, and what is put into its queue with it.
             let current = current.filter(|lease| pintle_sync::in_force(lease, now));
             self.leader = current.map(|lease| lease.slot);
-            self.fits = current.is_some_and(|lease| fits(lease.worker));
+            self.fits = current.is_some_and(|lease| is_of(keys::FITS, lease.worker));
+            self.lazy = current.is_some_and(|lease| is_of(keys::LAZY, lease.worker));
             return Role::Follower;
         };
         self.leader = Some(slot);
@@ -129,6 +136,29 @@ impl Leadership {
         self.fits || self.other_leader(own).is_none()
     }
 
+    /// Whether another VM leads whose agent tells only what is wanted.
+    pub(crate) fn is_lazy(&self, own: Option<u32>) -> bool {
+        self.lazy && self.other_leader(own).is_some()
+    }
+
+    /// Tells the other workers whether this leader's agent tells only what is wanted.
+    pub(crate) fn say_lazy(&mut self, lazy: bool, counters: &mut Counters) {
+        if self.said_lazy == lazy {
+            return;
+        }
+        let worker = self.election.worker().to_le_bytes();
+        let value: &[u8] = if lazy { &worker } else { b"" };
+        match host::set_shared_data(keys::LAZY, value, None) {
+            Ok(()) => self.said_lazy = lazy,
+            Err(_) => counters.add(Count::HostError),
+        }
+    }
+
+    /// The services that have a table.
+    pub(crate) fn held(&self) -> Vec<String> {
+        self.inbox.index().services.into_iter().map(|(name, _)| name).collect()
+    }
+
     /// A stream begins; the version that it may go on from.
     pub(crate) fn begin_stream(&mut self) -> Version {
         self.inbox.begin();
@@ -166,9 +196,9 @@ impl Leadership {
     }
 }
 
-/// Whether the leader's module has said that it makes of a report what the agent reads.
-fn fits(leader: u64) -> bool {
-    let said = host::shared_data(keys::FITS).ok().map(|(bytes, _)| bytes);
+/// Whether this key says something of the module or the agent of this leader.
+fn is_of(key: &[u8], leader: u64) -> bool {
+    let said = host::shared_data(key).ok().map(|(bytes, _)| bytes);
     said.is_some_and(|said| said == leader.to_le_bytes())
 }
 

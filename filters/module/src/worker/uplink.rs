@@ -24,7 +24,7 @@ const INVALID_ARGUMENT: u32 = 3;
 const TOKEN_HEADER: &str = "x-pintle-token";
 
 /// The newest schema that this module reads, for the agent.
-const READS: &[u8] = b"2";
+const READS: &[u8] = b"3";
 
 /// The stream of one VM, open while it leads.
 pub(crate) struct Uplink {
@@ -96,9 +96,17 @@ impl Uplink {
         self.stream.heard(token, now)
     }
 
-    /// A frame of the agent's was read: it says by it what it reads.
-    pub(crate) fn learn(&mut self, frame: &[u8]) {
-        self.schema = self.schema.max(Schema::of(frame));
+    /// A frame of the agent's was read: it says by it what it reads. Whether it is the first to say that
+    /// the agent tells only what is wanted.
+    pub(crate) fn learn(&mut self, frame: &[u8]) -> bool {
+        let before = self.schema;
+        self.schema = before.max(Schema::of(frame));
+        before < Schema::Three && self.schema == Schema::Three
+    }
+
+    /// Whether there is an agent that tells only what is wanted.
+    pub(crate) fn is_lazy(&self) -> bool {
+        self.stream.token().is_some() && self.schema == Schema::Three
     }
 
     /// A frame of the agent's was refused; how many of this VM's were, where that is worth a line: a peer
@@ -131,6 +139,10 @@ impl Uplink {
             if Schema::of(&message) > self.schema
                 && let Ok(up) = Up::decode(&message)
             {
+                if matches!(up, Up::Want(_)) {
+                    // Such an agent tells everything.
+                    continue;
+                }
                 message = up.encode_for(self.schema);
             }
             if host::send_grpc_message(token, &message).is_err() {

@@ -158,6 +158,12 @@ impl Session {
         self.subscribed.len()
     }
 
+    /// What it asks for.
+    #[must_use]
+    pub(crate) const fn names(&self) -> &BTreeSet<String> {
+        &self.subscribed
+    }
+
     /// Whether a response is on its way.
     #[must_use]
     pub(crate) const fn is_waiting(&self) -> bool {

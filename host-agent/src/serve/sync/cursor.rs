@@ -7,6 +7,9 @@
 //! What is pending goes out in the order of its version, so at every moment everything up to the
 //! version sent last has been sent. A reader may give that version as its `have` after a
 //! disconnect, wherever in the sequence the stream broke.
+//!
+//! A reader gets all services, or those that it wants. What it was sent once it is kept up to date
+//! with, whether it still wants it or not.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,6 +17,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pintle_contract::{Down, Initial, Message, Removed, Schema, Version};
 use pintle_state::Snapshot;
+
+/// While so much waits for the reader, it is not told what is not there.
+const MAX_ABSENT: usize = 1_024;
 
 /// The frame of a service, without a copy.
 struct Frame(Arc<Vec<u8>>);
@@ -34,9 +40,15 @@ pub(crate) struct Cursor {
     pending: BTreeSet<(Version, String)>,
     snapshot: Arc<Snapshot>,
     reached: Version,
+    /// The newest version that the reader was sent, or holds.
+    told: Version,
     /// Whether the reader was sent everything from the start.
     full: bool,
     schema: Schema,
+    /// Whether the reader gets all services, or those of `wanted` and what it was sent already.
+    all: bool,
+    /// Wanted whether they are there or not.
+    wanted: BTreeSet<String>,
 }
 
 impl Cursor {
@@ -47,9 +59,7 @@ impl Cursor {
     /// included, so that a reader with tables of an earlier agent gives up what is gone.
     #[must_use]
     pub(crate) fn new(have: Version, schema: Schema, snapshot: Arc<Snapshot>) -> Self {
-        let resumes = have.epoch == snapshot.version.epoch
-            && have >= snapshot.complete_since
-            && have <= snapshot.version;
+        let resumes = is_believed(have, &snapshot);
         let holds_something = have != Version::default();
         let have = if resumes { have } else { Version::default() };
         let mut sent = HashMap::new();
@@ -69,11 +79,78 @@ impl Cursor {
         }
         let mut names: BTreeSet<String> = sent.keys().cloned().collect();
         names.extend(snapshot.services.keys().cloned());
-        let (due, pending) = (BTreeMap::new(), BTreeSet::new());
-        let mut cursor =
-            Self { sent, due, pending, snapshot, reached: have, full: !resumes, schema };
+        let mut cursor = Self::bare(have, schema, snapshot);
+        (cursor.sent, cursor.full) = (sent, !resumes);
         names.iter().for_each(|name| cursor.look(name));
         cursor
+    }
+
+    /// For a reader that holds these services up to `have`, and gets them and what it wants.
+    #[must_use]
+    pub(crate) fn lazy(
+        have: Version,
+        held: Vec<String>,
+        schema: Schema,
+        snapshot: Arc<Snapshot>,
+    ) -> Self {
+        let resumes = is_believed(have, &snapshot);
+        let have = if resumes { have } else { Version::default() };
+        let mut cursor = Self::bare(have, schema, snapshot);
+        (cursor.all, cursor.full) = (false, !resumes);
+        for name in held {
+            let version = cursor.snapshot.services.get(&name).map(|it| it.table.version);
+            let known = version.filter(|version| *version <= have).unwrap_or_default();
+            cursor.sent.insert(name.clone(), known);
+            cursor.look(&name);
+        }
+        cursor
+    }
+
+    fn bare(reached: Version, schema: Schema, snapshot: Arc<Snapshot>) -> Self {
+        Self {
+            sent: HashMap::new(),
+            due: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            snapshot,
+            reached,
+            told: reached,
+            full: false,
+            schema,
+            all: true,
+            wanted: BTreeSet::new(),
+        }
+    }
+
+    /// Whether the reader gets all services from now on. What it was sent stays its own.
+    pub(crate) fn set_all(&mut self, all: bool) {
+        if std::mem::replace(&mut self.all, all) == all {
+            return;
+        }
+        let snapshot = Arc::clone(&self.snapshot);
+        snapshot.services.keys().for_each(|name| self.look(name));
+    }
+
+    /// What the reader wants whether it is there or not, in the place of what that was before.
+    pub(crate) fn want(&mut self, wanted: BTreeSet<String>) {
+        let before = std::mem::replace(&mut self.wanted, wanted.clone());
+        wanted.symmetric_difference(&before).for_each(|name| self.look(name));
+    }
+
+    /// What the reader wants now: of what is not there it is told that, or not where it reads too slowly.
+    pub(crate) fn ask(&mut self, names: Vec<String>) {
+        for name in names {
+            if self.sent.contains_key(&name) || self.due.contains_key(&name) {
+                continue;
+            }
+            if self.snapshot.services.contains_key(&name) {
+                // From now on it is told what becomes of it.
+                self.sent.insert(name.clone(), Version::default());
+                self.look(&name);
+            } else if self.pending.len() < MAX_ABSENT {
+                self.due.insert(name.clone(), self.snapshot.version);
+                self.pending.insert((self.snapshot.version, name));
+            }
+        }
     }
 
     /// A newer snapshot is there. An older one is ignored: a reader never goes back.
@@ -93,8 +170,10 @@ impl Cursor {
             self.pending.remove(&(version, name.to_owned()));
         }
         let sent = self.sent.get(name).copied();
-        let due = match self.snapshot.services.get(name) {
+        let is_wanted = self.all || sent.is_some() || self.wanted.contains(name);
+        let due = match self.snapshot.services.get(name).filter(|_| is_wanted) {
             Some(service) => Some(service.table.version).filter(|version| sent < Some(*version)),
+            None if self.snapshot.services.contains_key(name) => None,
             None => sent.map(|_| self.gone(name)),
         };
         if let Some(version) = due {
@@ -115,9 +194,15 @@ impl Cursor {
     }
 
     /// What ends the start: everything up to there has been sent, and whether it was everything.
+    pub(crate) fn initial(&mut self) -> Initial {
+        self.told = self.reached();
+        Initial { version: self.told, full: self.full }
+    }
+
+    /// Whoever holds this version holds all that was sent.
     #[must_use]
-    pub(crate) fn initial(&self) -> Initial {
-        Initial { version: self.reached(), full: self.full }
+    pub(crate) const fn told(&self) -> Version {
+        self.told
     }
 
     /// The version up to which everything has been handed out.
@@ -131,6 +216,9 @@ impl Cursor {
         let (version, name) = self.pending.pop_first()?;
         self.due.remove(&name);
         self.reached = self.reached.max(version);
+        if self.sent.contains_key(&name) || self.snapshot.services.contains_key(&name) {
+            self.told = self.told.max(version);
+        }
         match self.snapshot.services.get(&name) {
             Some(service) => {
                 let held = self.sent.insert(name, version);
@@ -148,4 +236,12 @@ impl Cursor {
             }
         }
     }
+}
+
+/// Whether a reader can go on from `have`: it is of this epoch and neither older than what the snapshot
+/// remembers of removals nor newer than the snapshot.
+fn is_believed(have: Version, snapshot: &Snapshot) -> bool {
+    have.epoch == snapshot.version.epoch
+        && have >= snapshot.complete_since
+        && have <= snapshot.version
 }

@@ -124,6 +124,57 @@ fn what_is_superseded_while_it_waits_is_not_sent() {
     assert_eq!(drain(&mut cursor), Vec::<String>::new(), "never back");
 }
 
+#[test]
+fn a_reader_that_wants_some_is_sent_those_and_what_becomes_of_them() {
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let ask = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let now = Arc::new(snapshot(9, &[("a", 3), ("b", 9), ("c", 5)], &[]));
+    let mut cursor = Cursor::lazy(version(6), ask(&["a", "gone"]), Schema::Three, now);
+    cursor.want(set(&["c", "later"]));
+    assert_eq!(drain(&mut cursor), ["+c@5", "-gone@9"], "a is held as it is, b not wanted");
+    assert_eq!((cursor.reached(), cursor.told()), (version(9), version(9)));
+    let next = |at, more: &[(&'static str, u64)]| {
+        let all = [&[("a", 10), ("b", 11), ("c", 5)], more].concat();
+        Arc::new(snapshot(at, &all, &[]))
+    };
+    cursor.advance(next(12, &[("later", 12)]));
+    assert_eq!(drain(&mut cursor), ["+a@10", "+later@12"]);
+    cursor.advance(next(13, &[("later", 12), ("x", 13)]));
+    assert!(cursor.is_complete(), "of x it hears nothing");
+    assert_eq!((cursor.reached(), cursor.told()), (version(13), version(12)));
+    cursor.ask(ask(&["b", "a", "nobody"]));
+    assert_eq!(drain(&mut cursor), ["+b@11", "-nobody@13"], "a is there already");
+    cursor.advance(next(15, &[("nobody", 14), ("b", 15)]));
+    assert_eq!(drain(&mut cursor), ["+b@15", "-later@15"], "nobody is forgotten");
+    cursor.set_all(true);
+    assert_eq!(drain(&mut cursor), ["+nobody@14"], "all");
+    cursor.set_all(false);
+    cursor.advance(next(17, &[("nobody", 16), ("y", 17)]));
+    assert_eq!(drain(&mut cursor), ["+nobody@16"], "what it was sent, and no more");
+}
+
+#[test]
+fn who_asks_for_more_than_it_reads_is_owed_a_bounded_number_of_answers() {
+    let now = Arc::new(snapshot(9, &[("a", 3)], &[]));
+    let mut cursor = Cursor::lazy(version(9), Vec::new(), Schema::Three, now);
+    for round in 0..100 {
+        cursor.ask((0..100).map(|n| format!("made-up-{round}-{n}")).collect());
+    }
+    cursor.ask(vec!["a".to_owned()]);
+    let told = drain(&mut cursor);
+    assert_eq!(told.len(), 1_025);
+    assert_eq!(told.first().map(String::as_str), Some("+a@3"), "what is there is told");
+}
+
+#[test]
+fn a_reader_that_cannot_go_on_is_sent_anew_what_it_held() {
+    let held = ["a", "gone"].map(ToOwned::to_owned).to_vec();
+    let now = Arc::new(snapshot(9, &[("a", 3), ("b", 9)], &[]));
+    let mut cursor = Cursor::lazy(version(1), held, Schema::Three, now);
+    assert_eq!(drain(&mut cursor), ["+a@3", "-gone@9"]);
+    assert!(cursor.initial().full);
+}
+
 proptest! {
     /// A reader whose stream breaks anywhere, any number of times, and who resumes from the version it
     /// was sent last, always ends with exactly the newest tables.
@@ -225,23 +276,26 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) async fn start(first: Snapshot) -> Self {
+        Self::sparing(first, usize::MAX).await
+    }
+
+    /// One that sends of more services than these what is wanted.
+    async fn sparing(first: Snapshot, all_up_to: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (snapshots, rx) = watch::channel(Arc::new(first));
         let (outgoing, reported) = mpsc::channel(64);
         let fleet = Arc::new(Fleet::new(broadcast::channel(64).0, outgoing));
         fleet.published(&rx.borrow(), When::now());
         let stop = CancellationToken::new();
+        let interests = Interests::new(all_up_to);
+        let eds = Eds::new(rx.clone(), Arc::clone(&fleet), Recall::default(), stop.clone());
+        let (updates, recall) = (Updates::nowhere(), Recall::default());
+        let sync = Sync::new(rx, Arc::clone(&fleet), updates, recall, stop.clone());
         let proxies = Proxies {
             socket: Socket::bind(SocketOptions::at(dir.path().join("agent.sock"))).unwrap(),
             tcp: None,
-            sync: Sync::new(
-                rx.clone(),
-                Arc::clone(&fleet),
-                Updates::nowhere(),
-                Recall::default(),
-                stop.clone(),
-            ),
-            eds: Eds::new(rx, Arc::clone(&fleet), Recall::default(), stop.clone()),
+            sync: sync.sparing(interests.clone()),
+            eds: eds.noting(interests),
             fleet: Arc::clone(&fleet),
             quotas: Quotas::new(512),
         };
@@ -279,6 +333,14 @@ impl Agent {
     }
 
     async fn open_with(&self, token: &'static str) -> Result<Stream, Status> {
+        self.open_reading(token, "").await
+    }
+
+    async fn open_reading(
+        &self,
+        token: &'static str,
+        reads: &'static str,
+    ) -> Result<Stream, Status> {
         let (up, rx) = mpsc::channel(16);
         let mut client = Client::new(self.channel().await);
         client.ready().await.unwrap();
@@ -287,6 +349,10 @@ impl Agent {
         if !token.is_empty() {
             let value = tonic::metadata::MetadataValue::from_static(token);
             request.metadata_mut().insert(TOKEN_HEADER, value);
+        }
+        if !reads.is_empty() {
+            let value = tonic::metadata::MetadataValue::from_static(reads);
+            request.metadata_mut().insert(Schema::HEADER, value);
         }
         let response = client.streaming(request, path, FrameCodec).await?;
         Ok(Stream { up, down: response.into_inner() })
@@ -390,6 +456,45 @@ async fn full_state_then_changes_then_heartbeats() {
     let beat = timeout(SOON, stream.down.message()).await.unwrap();
     assert_eq!(show(&beat.unwrap().unwrap()), "beat@5");
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn of_many_services_a_module_that_can_ask_is_sent_what_it_wants_and_an_older_one_all() {
+    let services = |more: &[(&'static str, u64)]| [&[("a", 2), ("b", 3), ("c", 3)], more].concat();
+    let agent = Agent::sparing(snapshot(3, &services(&[]), &[]), 2).await;
+    let mut older = agent.open_reading("", "2").await.unwrap();
+    older.send(&Up::Hello(Hello { proxy: "older".into(), ..hello(1, Version::default()) })).await;
+    assert_eq!(older.up_to("end@3").await, ["+a@2", "+b@3", "+c@3", "end@3"]);
+
+    let want = |held: &[&str], services: &[&str]| {
+        let [held, services] = [held, services]
+            .map(|names| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        Up::Want(Want { held, services })
+    };
+    let mut stream = agent.open_reading("", "3").await.unwrap();
+    stream.send(&Up::Hello(hello(1, version(2)))).await;
+    let beat = timeout(SOON, stream.down.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(Schema::of(&beat), Schema::Three, "it says that it can be asked");
+    stream.send(&want(&["a"], &["c"])).await;
+    assert_eq!(stream.up_to("end@3").await, ["+c@3", "end@3"]);
+    stream.send(&want(&[], &["b", "nobody"])).await;
+    assert_eq!([stream.next().await, stream.next().await], ["+b@3", "-nobody@3"]);
+
+    // What nobody wants makes nobody late.
+    let applied = Applied { worker: 1, workers: 1, version: version(3) };
+    stream.send(&Up::Applied(applied)).await;
+    agent.publish(snapshot(4, &services(&[("d", 4)]), &[]));
+    let current = || {
+        let all = agent.fleet.proxies(When::now());
+        all.iter().any(|proxy| proxy.proxy == "envoy-1" && proxy.current)
+    };
+    eventually("it is current with 4", current).await;
+    assert_eq!(older.next().await, "+d@4");
+    agent.publish(snapshot(5, &[("a", 5)], &[]));
+    assert_eq!(stream.next().await, "+a@5");
+    agent.publish(snapshot(6, &[("a", 5), ("e", 6)], &[]));
+    let told = stream.up_to("+e@6").await;
+    assert!(!told.iter().any(|text| text.contains("-d")), "of few it is told all: {told:?}");
 }
 
 #[tokio::test]
