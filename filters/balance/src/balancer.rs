@@ -15,14 +15,16 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::adaptive::Adaptive;
 use crate::bounded::Shape;
+use crate::clock::Clock;
 use crate::eligible::Field;
-use crate::load::{Clock, Load, State};
+use crate::load::Load;
 use crate::memory::{Memory, OverBudget};
 use crate::policy::Policy;
 use crate::pool::{Pool, Stands};
 use crate::site::Site;
 use crate::slow_start::{self, STEP};
 use crate::stand::Credit;
+use crate::state::State;
 use crate::sticky::Pin;
 use crate::subset::{Index, Key, Words};
 use crate::tier::tier_of;

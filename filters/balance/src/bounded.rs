@@ -12,11 +12,11 @@
 use std::net::SocketAddr;
 
 use crate::eligible::Field;
-use crate::load::State;
 use crate::maglev::{Maglev, MaglevBuild};
 use crate::pace::Pace;
 use crate::policy::{HashFunction, Policy, Strategy};
 use crate::ring_hash::{Ring, RingBuild};
+use crate::state::State;
 use crate::types::Picks;
 
 /// Entries to walk before every endpoint is asked in turn. With a quarter eligible, the chance to get that

@@ -16,10 +16,15 @@ use rand::seq::SliceRandom;
 
 use crate::Dice;
 use crate::alias::{Alias, scale};
-use crate::load::{self, Clock, History, Load, LoadEntry, NEXT_LOOK, Service, State};
+use crate::clock::Clock;
+use crate::history::{History, NEXT_LOOK};
+use crate::load::{self, Load};
 use crate::looks::Looks;
 use crate::policy::{Policy, Strategy};
+use crate::service::Service;
 use crate::site::Site;
+use crate::state::State;
+use crate::told::{LoadEntry, hear};
 use crate::turns::Turns;
 use crate::types::Picks;
 
@@ -40,6 +45,9 @@ pub(crate) struct Field {
     pub(crate) clock: Clock,
     pub(crate) service: Service,
     pub(crate) looks: Looks,
+    /// Whether more than two workers ask these endpoints. Two that know nothing of each other's turns still ask
+    /// everybody within three; more do not.
+    pub(crate) many: bool,
     pub(crate) policy: Policy,
     /// The worst that may be chosen; in a panic anybody.
     pub(crate) worst: State,
@@ -87,6 +95,7 @@ impl Field {
             clock: Clock::new(policy.ewma_decay, policy.failure_penalty, now),
             service: Service::default(),
             looks: Looks::default(),
+            many: false,
             policy: policy.clone(),
             worst: State::Open,
         }
@@ -105,6 +114,32 @@ impl Field {
     #[inline]
     pub(crate) fn load(&self, index: u32) -> Option<&Load> {
         self.loads.get(index as usize)
+    }
+
+    #[inline]
+    fn was_asked(&self, index: u32) -> bool {
+        self.many && self.load(index).is_some_and(|load| load.asked)
+    }
+
+    /// Whether another worker has asked it meanwhile; it counts once.
+    fn take_asked(&mut self, index: u32) -> bool {
+        let load = self.loads.get_mut(index as usize);
+        load.is_some_and(|load| std::mem::take(&mut load.asked)) && self.many
+    }
+
+    /// What a request weighs at the lighter of both.
+    pub(crate) fn request(&self, a: u32, b: u32) -> f64 {
+        let weighs = |index| self.load(index).map_or(1.0, |load| f64::from(load.inverse_weight));
+        weighs(a).max(weighs(b))
+    }
+
+    /// How long nobody has asked it, as far as known, in ns by weight.
+    fn unasked(&self, index: u32) -> f64 {
+        let known = self.load(index).zip(self.histories.get(index as usize));
+        known.map_or(0.0, |(load, past)| {
+            let asked_at = past.sampled_at.max(past.asked_at);
+            self.clock.now.saturating_sub(asked_at) as f64 / f64::from(load.inverse_weight)
+        })
     }
 
     pub(crate) fn state(&self, index: u32) -> State {
@@ -145,7 +180,7 @@ impl Field {
         if time > self.service.middle.limit() {
             Self::ILL + f64::from(time) * (load.queue() + 1.0)
         } else {
-            load.queue()
+            load.queue() * f64::from(self.service.slowness(time))
         }
     }
 
@@ -180,7 +215,17 @@ impl Field {
     /// Moves on to `now`.
     #[inline]
     pub(crate) fn tick(&mut self, now: Now) {
-        self.clock.tick(now, &mut self.loads, &mut self.histories);
+        if self.clock.tick(now) {
+            self.step_back(now.0);
+        }
+    }
+
+    /// No stamp stays in the future.
+    #[cold]
+    #[inline(never)]
+    fn step_back(&mut self, now: u64) {
+        self.loads.iter_mut().for_each(|load| load.step_back(now));
+        self.histories.iter_mut().for_each(|past| past.step_back(now));
     }
 
     /// Books what became of a request at `index`.
@@ -218,7 +263,7 @@ impl Field {
         if let Some(load) = self.loads.get_mut(index)
             && let Some(past) = self.histories.get_mut(index)
         {
-            load::hear(load, past, &self.clock, &self.service.middle, entry);
+            hear(load, past, &self.clock, &self.service.middle, entry);
         }
     }
 
@@ -321,27 +366,39 @@ impl Deck {
     #[inline(always)]
     pub(crate) fn turn_by_weight(
         &mut self,
-        field: &Field,
+        field: &mut Field,
         bits: u32,
         rng: &mut impl Rng,
     ) -> Option<u32> {
         match self.alias.next(bits) {
-            Some(i) if field.open(i) => Some(i),
-            _ => somebody(self.turn_again(field, rng)),
+            Some(i) if field.open(i) && (self.uneven || !field.was_asked(i)) => Some(i),
+            Some(i) => somebody(self.turn_again(i, field, rng)),
+            None => None,
         }
     }
 
+    /// Where another worker has taken the turn meanwhile, the one of the next that was longest not asked by
+    /// anybody; where it is not eligible, the next that is.
     #[cold]
     #[inline(never)]
-    fn turn_again(&mut self, field: &Field, rng: &mut impl Rng) -> u32 {
+    fn turn_again(&mut self, mut i: u32, field: &mut Field, rng: &mut impl Rng) -> u32 {
+        let (mut longest, mut most) = (NOBODY, 0.0);
         for _ in 0..TRIES {
-            if let Some(i) = self.alias.next(rng.next_u32())
-                && field.open(i)
-            {
-                return i;
+            if field.open(i) {
+                if longest == NOBODY && (self.uneven || !field.take_asked(i)) {
+                    return i;
+                }
+                let unasked = field.unasked(i);
+                if longest == NOBODY || (unasked > most && !field.is_ill(i)) {
+                    (longest, most) = (i, unasked);
+                }
+            }
+            match self.alias.next(rng.next_u32()) {
+                Some(next) => i = next,
+                None => break,
             }
         }
-        self.draw_again(field, rng, &Picks::new(), NOBODY)
+        if longest == NOBODY { self.draw_again(field, rng, &Picks::new(), NOBODY) } else { longest }
     }
 
     /// Whether the one whose turn it is keeps it, whoever is drawn beside it; `bits` are random.

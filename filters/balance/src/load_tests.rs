@@ -1,4 +1,5 @@
 use super::*;
+use crate::told::{LoadEntry, hear, tell};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: f32 = 1e6;
@@ -28,8 +29,10 @@ impl One {
     }
 
     fn to(&mut self, now: Now) -> &mut Self {
-        let (load, past) = (&mut self.load, &mut self.past);
-        self.clock.tick(now, std::slice::from_mut(load), std::slice::from_mut(past));
+        if self.clock.tick(now) {
+            self.load.step_back(now.0);
+            self.past.step_back(now.0);
+        }
         self
     }
 
@@ -83,6 +86,24 @@ fn one_slow_answer_makes_nobody_ill_and_two_do() {
     assert!(!one.is_ill(), "{}", one.time());
     one.wait(11 * SECOND).answer(10_000, false);
     assert!(one.is_ill(), "{}", one.time());
+}
+
+#[test]
+fn the_first_answer_of_a_service_is_believed_whatever_it_took() {
+    let mut one = One::new();
+    one.service = Service::default();
+    one.answer(2_000, false);
+    close(one.time(), 2_000.0);
+}
+
+#[test]
+fn what_half_of_all_answers_take_is_learnt_and_no_illness() {
+    let mut one = One::new();
+    (0..4_000).for_each(|_| one.service.learn((false, false), false, true));
+    for _ in 0..8 {
+        one.wait(3 * SECOND).answer(2_000, false);
+    }
+    assert!(one.time() > 1_000.0, "{}", one.time());
 }
 
 #[test]
@@ -156,12 +177,13 @@ fn a_failure_that_everybody_has_is_no_illness() {
 fn waiting_requests_count_by_weight() {
     let mut one = One::new();
     one.load.started(one.now());
-    one.load.waiting_elsewhere = 2.0;
-    assert_eq!(one.load.queue(), 3.0);
+    one.load.started(one.now());
+    assert_eq!(one.load.queue(), 2.0);
     one.load.inverse_weight = 0.5;
-    assert_eq!(one.load.queue(), 1.5);
+    assert_eq!(one.load.queue(), 1.0);
     one.load.answered(one.now());
-    assert_eq!((one.load.queue(), one.load.active()), (1.0, 1), "a stream costs nothing");
+    assert_eq!((one.load.queue(), one.load.active()), (0.5, 2), "a stream costs nothing");
+    one.load.ended();
     one.load.ended();
     assert_eq!(one.load.active(), 0);
 }
@@ -276,7 +298,6 @@ fn nonsense_stays_finite() {
         retry_at: Now(u64::MAX),
     };
     one.hear(&told).hear(&LoadEntry { sampled_at: Now(1), ..told });
-    one.load.waiting_elsewhere = u32::MAX as f32;
     one.load.started(one.now());
     one.answer(u64::MAX / 2_000_000, true);
     assert!(one.time().is_finite() && one.load.queue().is_finite());

@@ -4,7 +4,7 @@
 //! are bounded by the requests of the service. One that finds it well costs nobody anything: it is not
 //! counted, and the next may follow at once.
 
-use crate::load::NEXT_LOOK;
+use crate::history::NEXT_LOOK;
 
 /// One look in so many requests: a third of a percent, so that with those which found them ill there are
 /// less than 0.5 % in 8,000.

@@ -16,6 +16,8 @@ pub(crate) const FLOOR: f32 = 50e3;
 /// An estimate above so many middles is clearly ill. Equal endpoints whose single answers vary by a
 /// factor of e (sigma 1) differ by less in 99.8 % of the cases.
 pub(crate) const ILL: f32 = 4.0;
+/// Above so many it is slower than chance makes it, where answers vary by half as much.
+const SUSPECT: f32 = 2.0;
 /// An answer that is owed for longer than so many middles is not a slow one any more.
 const PATIENCE: f32 = 4.0;
 /// The first answers move it by a quarter each, all later ones by a twentieth.
@@ -29,17 +31,30 @@ pub(crate) struct Middle {
     latency: f32,
     answers: u32,
     limit: f32,
+    suspect: f32,
     patience: u64,
 }
 
 impl Default for Middle {
     fn default() -> Self {
         // Nobody can be ill beside nothing.
-        Self { latency: SEED, answers: 0, limit: f32::INFINITY, patience: u64::MAX }
+        Self {
+            latency: SEED,
+            answers: 0,
+            limit: f32::INFINITY,
+            suspect: f32::INFINITY,
+            patience: u64::MAX,
+        }
     }
 }
 
 impl Middle {
+    /// Whether anybody has answered.
+    #[inline]
+    pub(crate) const fn is_known(&self) -> bool {
+        self.answers > 0
+    }
+
     /// ns.
     #[inline]
     pub(crate) const fn latency(&self) -> f32 {
@@ -52,6 +67,18 @@ impl Middle {
         self.limit
     }
 
+    /// An estimate above this, in ns, is looked at more closely.
+    #[inline]
+    pub(crate) const fn suspect(&self) -> f32 {
+        self.suspect
+    }
+
+    /// By what the requests that wait at an endpoint count, whose answers take `ns`: 1 up to [`SUSPECT`] middles, 5
+    /// where it is all but ill. So one that is choked gets less before it is.
+    pub(crate) fn slowness(&self, ns: f32) -> f32 {
+        (2.0 * ns / self.latency - (2.0 * SUSPECT - 1.0)).max(1.0)
+    }
+
     /// A silence above this, in ns, is too.
     #[inline]
     pub(crate) const fn patience(&self) -> u64 {
@@ -60,7 +87,7 @@ impl Middle {
 
     /// Begins at the median of what another worker measured, where nobody has answered here.
     pub(crate) fn seed(&mut self, measured: impl Iterator<Item = u32>) {
-        if self.answers > 0 {
+        if self.is_known() {
             return;
         }
         let mut micros: Vec<u32> = measured.filter(|&micros| micros > 0).collect();
@@ -81,6 +108,7 @@ impl Middle {
         .max(FLOOR);
         self.answers = self.answers.saturating_add(1);
         self.limit = self.latency * ILL;
+        self.suspect = self.latency * SUSPECT;
         self.patience = (self.latency * PATIENCE) as u64;
     }
 }
@@ -107,6 +135,14 @@ mod tests {
     fn a_whole_service_that_slows_down_takes_its_middle_along() {
         let got = after((0..200).map(|i| if i < 100 { 10e6 } else { 200e6 }));
         assert!((180.0..=200.0).contains(&got), "{got}");
+    }
+
+    #[test]
+    fn waiting_requests_count_for_more_from_two_middles_on() {
+        let mut middle = Middle::default();
+        middle.answered(10e6);
+        let slowness = [1e6, 10e6, 20e6, 30e6, 40e6].map(|ns| middle.slowness(ns));
+        assert_eq!(slowness, [1.0, 1.0, 1.0, 3.0, 5.0]);
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! `p2c`: two distinct choices by weight, and the one where a request waits less wins.
+//! `p2c`: two distinct choices by weight, and the one where fewer of the own requests wait wins.
+//!
+//! Own, because what the others have is as of a tick ago: by numbers of that age all workers avoid the same endpoint
+//! until the next tick. What others' requests do to an endpoint shows in how long the own ones take there.
 //!
 //! Two are enough: the choice avoids the worst without everybody running to the best, which is what
 //! happens when every worker sorts the same stale numbers. The first is the endpoint whose turn it is and
@@ -22,9 +25,13 @@ use crate::types::Picks;
 
 /// Draws while all drawn are ill. With half of them ill, one request of 60,000 finds no other.
 const DRAWS: usize = 16;
-/// Who wins against the turn has so much less to do: a request of the own ones, whatever the mean over the
-/// last second says of the other workers'.
-const MORE: f64 = 0.75;
+/// Who wins against the turn has so much less to do: a request, but for rounding; where weights differ, one of the
+/// lighter of both. Otherwise a heavy one would win more often than it loses.
+const LESS: f64 = 0.75;
+/// And so much of what waits there: among hundreds one more or less is chance,
+const PART: f64 = 1.0 / 32.0;
+/// of so many at most, beside which the costs of ill ones are not to be rounded.
+const CROWD: f64 = 65_536.0;
 /// A deck up to this size is searched instead.
 const SMALL: u32 = 16;
 
@@ -70,8 +77,9 @@ pub(crate) fn fill(
         if lowest >= Field::ILL && rank >= Field::ILL && left > 1 {
             (best, lowest) = search(deck, field, rng, picks, kept, (best, lowest));
         }
+        let request = if deck.uneven { field.request(kept, best) } else { 1.0 };
         // Which one wins is anybody's guess, the processor's too.
-        let less = lowest + MORE <= rank;
+        let less = lowest + LESS * request + PART * lowest.min(CROWD) <= rank;
         picks.push(select_unpredictable(less, best, kept));
         if picks.len() >= want {
             return;

@@ -8,13 +8,13 @@ use rand::Rng;
 
 use crate::bounded::{Hashing, Placement, Shape, Sites};
 use crate::eligible::{Deck, Field};
-use crate::load::State;
 use crate::memory::Hold;
 use crate::pace::Pace;
 use crate::policy::Strategy;
 use crate::site::Site;
 use crate::stand::{Means, Stand};
 use crate::standing::LeftOut;
+use crate::state::State;
 use crate::subset::Key;
 use crate::tier::{Spill, Tier};
 use crate::types::Picks;

@@ -11,9 +11,9 @@
 use rand::Rng;
 
 use crate::eligible::{Deck, Field};
-use crate::load::State;
 use crate::site::Site;
 use crate::stand::Stand;
+use crate::state::State;
 use crate::zone;
 
 /// The highest `priority`: Envoy's bound.

@@ -446,7 +446,8 @@ fn a_stream_whose_head_came_costs_p2c_nothing_and_counts_as_active() {
 
 #[test]
 fn what_another_worker_has_in_flight_counts_and_vanishes_with_it() {
-    let mut balancer = balancer("{}", &endpoints(3));
+    let least_request = r#"{"strategy":"least_request"}"#;
+    let mut balancer = balancer(least_request, &endpoints(3));
     let entry = LoadEntry {
         key: balancer.key_of(1).unwrap(),
         in_flight: 5,
@@ -457,7 +458,9 @@ fn what_another_worker_has_in_flight_counts_and_vanishes_with_it() {
     balancer.set_remote_load(2, &[entry, LoadEntry { key: 99, ..entry }], NOW);
     assert_eq!(balancer.in_flight(1), (0, 10));
     assert_eq!(tally(&mut balancer, &Request::default(), NOW).0[1], 0);
+    // Not by `p2c`, whose workers would all avoid it until the next tick.
     balancer.update(&policy("{}"), &endpoints(4), "a", NOW);
+    assert!(tally(&mut balancer, &Request::default(), NOW).0[1] > 0);
     assert_eq!(balancer.in_flight(1), (0, 10));
     balancer.set_remote_load(1, &[], NOW);
     assert_eq!(balancer.in_flight(1), (0, 5));

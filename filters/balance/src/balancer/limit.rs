@@ -19,9 +19,9 @@ use std::time::Duration;
 use pintle_contract::nanos;
 
 use super::Balancer;
-use crate::load::State;
 use crate::max_requests::MaxRequests;
 use crate::site::Site;
+use crate::state::State;
 use crate::types::Ticket;
 
 impl Balancer {

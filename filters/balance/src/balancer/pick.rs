@@ -10,11 +10,11 @@ use rand::Rng;
 
 use super::Balancer;
 use crate::bounded::Placement;
-use crate::load::State;
 use crate::policy::SubsetFallback;
 use crate::pool::Pool;
 use crate::site::Site;
 use crate::stand::Means;
+use crate::state::State;
 use crate::sticky;
 use crate::subset;
 use crate::types::{Choice, Nothing, Picks, Request};

@@ -5,7 +5,8 @@ use std::time::Duration;
 use pintle_contract::{MAX_ENDPOINTS, Now};
 
 use super::Balancer;
-use crate::load::{self, LoadEntry};
+use crate::load;
+use crate::told::{LoadEntry, tell};
 use crate::types::{Sample, Ticket};
 
 impl Balancer {
@@ -103,7 +104,7 @@ impl Balancer {
         let clock = &self.field.clock;
         let known = self.field.loads.iter().zip(&self.field.histories);
         let all = self.sites.iter().zip(known);
-        all.filter_map(move |(site, (load, past))| load::tell(load, past, site.key, clock, now))
+        all.filter_map(move |(site, (load, past))| tell(load, past, site.key, clock, now))
     }
 
     /// What `worker` knows. Replaces what it told before: an endpoint it no longer names
@@ -118,6 +119,7 @@ impl Balancer {
                     self.field.hear(i, entry);
                 }
             }
+            self.field.many = self.workers.len() > 1;
             self.spread_told();
         }
     }
@@ -125,6 +127,7 @@ impl Balancer {
     /// Forgets what a vanished worker had in flight; what it taught of latencies decays by itself.
     pub fn remove_worker(&mut self, worker: u32) {
         if self.workers.remove(worker) {
+            self.field.many = self.workers.len() > 1;
             self.spread_told();
         }
     }
@@ -141,7 +144,7 @@ impl Balancer {
         for at in self.elsewhere.drain(..) {
             if let Some(load) = self.field.loads.get_mut(at as usize) {
                 self.active = self.active.saturating_sub(load.elsewhere.into());
-                (load.elsewhere, load.waiting_elsewhere, load.sharers) = (0, 0.0, 0);
+                (load.elsewhere, load.sharers) = (0, 0);
             }
         }
         for remote in self.workers.all() {
@@ -151,8 +154,7 @@ impl Balancer {
             {
                 self.active = self.active.saturating_add(remote.in_flight.into());
                 load.elsewhere = load.elsewhere.saturating_add(remote.in_flight);
-                load.waiting_elsewhere += remote.waiting;
-                load.sharers = load.sharers.saturating_add(u16::from(remote.in_flight > 0));
+                load.sharers = load.sharers.saturating_add(1);
                 self.elsewhere.push(i);
             }
         }

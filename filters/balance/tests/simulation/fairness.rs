@@ -32,7 +32,7 @@ fn equal_endpoints_get_equal_shares() {
         let world = World { rate, median, sigma, length, ..World::default() };
         for seed in 1..=3 {
             let answers = world.run(Chooser::Ours, seed);
-            let wait = longest_wait(&world, &answers, 0);
+            let (wait, _) = longest_wait(&world, &answers, 0);
             // What nobody has answered yet tells nothing.
             let from = if rate * median > 1e6 { (4.0 * median) as u64 * MS } else { 0 };
             let (least, most) = shares(&world, &answers, from, window);

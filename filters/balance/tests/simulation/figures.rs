@@ -60,18 +60,24 @@ pub(crate) fn shares(world: &World, answers: &[Answer], from: u64, length: u64) 
     (least, most)
 }
 
-/// The longest that any endpoint went unasked, in turns: the requests meanwhile over the endpoints.
-pub(crate) fn longest_wait(world: &World, answers: &[Answer], from: u64) -> f64 {
-    let mut in_order: Vec<&Answer> = answers.iter().collect();
-    in_order.sort_by_key(|a| a.due);
-    let mut last = vec![None; world.weights.len()];
-    let mut longest = 0;
-    for (i, answer) in in_order.iter().enumerate() {
-        if let Some(before) = last[answer.endpoint].replace(i)
-            && answer.due >= from
-        {
-            longest = longest.max(i - before);
+/// The longest that any endpoint went unasked from `from` on: in its turns, each as long as it takes the requests
+/// to come round to it by its weight, and in ns.
+pub(crate) fn longest_wait(world: &World, answers: &[Answer], from: u64) -> (f64, u64) {
+    let counted = answers.iter().filter(|a| a.due >= from);
+    let mut in_order: Vec<(u64, usize)> = counted.map(|a| (a.due, a.endpoint)).collect();
+    in_order.sort_unstable();
+    let sum: u32 = world.weights.iter().sum();
+    let (mut turns, mut ns) = (0.0_f64, 0);
+    for (endpoint, weight) in world.weights.iter().enumerate() {
+        let asked = in_order.iter().zip(0..).filter(|((_, asked), _)| *asked == endpoint);
+        let asked = asked.map(|((at, _), turn)| (*at, turn));
+        let mut last = (from, 0);
+        for (at, turn) in asked.chain([(world.length, in_order.len())]) {
+            let requests = (turn - last.1) as f64;
+            turns = turns.max(requests * f64::from(*weight) / f64::from(sum));
+            ns = ns.max(at - last.0);
+            last = (at, turn);
         }
     }
-    longest as f64 / world.weights.len() as f64
+    (turns, ns)
 }

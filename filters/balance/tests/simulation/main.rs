@@ -14,6 +14,8 @@
 mod fairness;
 mod figures;
 mod fleet;
+mod grid;
+mod kinds;
 mod limit;
 mod tail;
 mod world;

@@ -30,6 +30,10 @@ pub(crate) enum Behaviour {
     Stutters(f64),
     /// This share fails within a millisecond.
     Fails(f64),
+    /// So much slower, but in the first of every four half seconds alone.
+    Bursts(f64),
+    /// Well, but for the first answer, which takes so many ms more.
+    LateFirst(f64),
     /// Never answers; the caller gives up after a second.
     Hangs,
     /// Not in the table.
@@ -61,6 +65,8 @@ pub(crate) struct World {
     pub(crate) proxies: usize,
     pub(crate) workers: usize,
     pub(crate) weights: Vec<u32>,
+    /// So many of them, the first, are in the zone of the proxies; the others in another one.
+    pub(crate) near: usize,
     /// Requests per second of all proxies together.
     pub(crate) rate: f64,
     pub(crate) length: u64,
@@ -125,6 +131,7 @@ impl Default for World {
             proxies: 1,
             workers: 2,
             weights: vec![1; 10],
+            near: 0,
             rate: 400.0,
             length: 22 * SECOND,
             median: 10.0,
@@ -150,6 +157,8 @@ struct Run<'a> {
     behaviour: Vec<Behaviour>,
     /// Endpoint numbers by the balancers' index.
     listed: Vec<usize>,
+    /// By endpoint, whether it was ever asked.
+    asked: Vec<bool>,
     consecutive: Vec<Vec<u32>>,
     /// When each of an endpoint's places is free again.
     places: Vec<BinaryHeap<Reverse<u64>>>,
@@ -161,6 +170,10 @@ struct Run<'a> {
 }
 
 impl World {
+    const fn zone(&self) -> &'static str {
+        if self.near == 0 { "" } else { "near" }
+    }
+
     pub(crate) fn run(&self, chooser: Chooser, seed: u64) -> Vec<Answer> {
         let n = self.weights.len();
         let mut run = Run {
@@ -171,6 +184,7 @@ impl World {
             native: vec![vec![0; n]; self.proxies * self.workers],
             behaviour: vec![Behaviour::Well; n],
             listed: Vec::new(),
+            asked: vec![false; n],
             consecutive: vec![vec![0; n]; self.proxies],
             places: vec![BinaryHeap::new(); n],
             requests: Vec::new(),
@@ -183,7 +197,14 @@ impl World {
         let table = run.table();
         for worker in 0..self.proxies * self.workers {
             let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ worker as u64;
-            run.balancers.push(Balancer::new("s", &self.policy, &table, "", seed, Now(START)));
+            run.balancers.push(Balancer::new(
+                "s",
+                &self.policy,
+                &table,
+                self.zone(),
+                seed,
+                Now(START),
+            ));
         }
         run.at(START, Event::Arrival { due: START });
         for proxy in 0..self.proxies {
@@ -264,7 +285,7 @@ impl Run<'_> {
                 (endpoint, None)
             }
         };
-        let (ns, failed) = self.service_time(endpoint);
+        let (ns, failed) = self.service_time(endpoint, now);
         let capacity = match self.behaviour[endpoint] {
             Behaviour::Choked(_, capacity) => capacity,
             _ => self.world.capacity,
@@ -278,7 +299,7 @@ impl Run<'_> {
         self.at(begin + ns, Event::Done { request: self.requests.len() - 1 });
     }
 
-    fn service_time(&mut self, endpoint: usize) -> (u64, bool) {
+    fn service_time(&mut self, endpoint: usize, now: u64) -> (u64, bool) {
         // The sum of twelve is normal enough.
         let normal: f64 = (0..12).map(|_| self.dice.random::<f64>()).sum::<f64>() - 6.0;
         let ns = self.world.median * (self.world.sigma * normal).exp() * MS as f64;
@@ -286,14 +307,21 @@ impl Run<'_> {
             return (MS, true);
         }
         let chance = self.dice.random::<f64>();
+        let first = !std::mem::replace(&mut self.asked[endpoint], true);
         match self.behaviour[endpoint] {
-            Behaviour::Well | Behaviour::Absent => (ns as u64, false),
+            Behaviour::Bursts(factor) if (now - START) % (2 * SECOND) < SECOND / 2 => {
+                ((ns * factor) as u64, false)
+            }
+            Behaviour::LateFirst(more) if first => ((ns + more * MS as f64) as u64, false),
+            Behaviour::Well | Behaviour::Absent | Behaviour::LateFirst(_) => (ns as u64, false),
             Behaviour::Slower(factor) | Behaviour::Choked(factor, _) => {
                 ((ns * factor) as u64, false)
             }
             Behaviour::Stutters(share) if chance < share => (400 * MS, false),
             Behaviour::Fails(share) if chance < share => (MS, true),
-            Behaviour::Stutters(_) | Behaviour::Fails(_) => (ns as u64, false),
+            Behaviour::Stutters(_) | Behaviour::Fails(_) | Behaviour::Bursts(_) => {
+                (ns as u64, false)
+            }
             Behaviour::Hangs => (SECOND, true),
         }
     }
@@ -343,7 +371,9 @@ impl Run<'_> {
     fn table(&self) -> Vec<Endpoint> {
         let endpoint = |&i: &usize| {
             let at = format!("10.0.{}.{}:80", i / 200, i % 200 + 1).parse().unwrap();
-            Endpoint { weight: self.world.weights[i], ..Endpoint::new(format!("e{i}"), at) }
+            let zone = if i < self.world.near { "near" } else { "far" }.into();
+            let weight = self.world.weights[i];
+            Endpoint { weight, zone, ..Endpoint::new(format!("e{i}"), at) }
         };
         self.listed.iter().map(endpoint).collect()
     }
@@ -361,7 +391,7 @@ impl Run<'_> {
             self.listed = listed;
             let table = self.table();
             for balancer in &mut self.balancers {
-                balancer.update(&self.world.policy, &table, "", Now(now));
+                balancer.update(&self.world.policy, &table, self.world.zone(), Now(now));
             }
         }
     }
