@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use pintle_artifact::PINTLE;
 use pintle_contract::{Endpoint, Up};
-use pintle_harness::{LogLevel, Outcome, Thread};
+use pintle_harness::{LogLevel, Module, Outcome, Thread};
 
-use crate::support::{ALL, Run, builder, endpoint, endpoints, get, list};
+use crate::support::{ALL, Run, builder, builder_of, endpoint, endpoints, get, list};
 
 /// `memory.budget` of these tests, an eighth of what it is where nothing is said, in MiB; what is asked for
 /// is an eighth of the largest. `cargo xtask bench hostile` does it at full size.
@@ -126,6 +127,52 @@ fn values_that_clients_choose_are_bounded_by_their_requests_and_by_the_budget() 
         run.live(Duration::from_secs(5));
     }
     assert_within_budget(&run);
+}
+
+/// In instructions of Wasm, which a busy machine does not change: of a thousand requests and of the ticks
+/// meanwhile, in which rings and tables are built.
+#[test]
+fn a_request_costs_with_many_values_at_most_twice_what_it_does_with_ten() {
+    let module = Module::with_fuel(PINTLE).expect("the module loads");
+    let endpoint = |i: u8| {
+        let metadata = [("version".to_owned(), format!("v{i}"))].into();
+        Endpoint { id: format!("a-{i:03}"), metadata, ..endpoint(i) }
+    };
+    for strategy in [
+        r#""strategy": "maglev", "table_size": 5003"#,
+        r#""strategy": "ring_hash", "minimum_ring_size": 4096"#,
+    ] {
+        let spent = |values: u32| {
+            let builder = builder_of(&module, ALL).workers(1);
+            let builder = builder.clock_step(Duration::from_micros(2));
+            let mut run = Run::of(builder.build().expect("the module starts"));
+            let policy = format!(
+                r#"{{"select": {{{strategy}, "hash_key": [{{"header": "x-user"}}],
+                    "subset": [{{"header": "x-version", "metadata": "version"}}]}}}}"#
+            );
+            run.table_with("orders", (0..100).map(endpoint).collect(), &policy);
+            run.complete();
+            run.live(Duration::from_secs(1));
+            let total = |run: &Run| run.envoy.instructions().values().sum::<u64>();
+            let before = total(&run);
+            for i in 0..1_000 {
+                let request = get("orders")
+                    .header("x-user", format!("user-{i}"))
+                    .header("x-version", format!("v{}", i % values));
+                let request = run.envoy.worker(0).request(request);
+                assert!(!list(&request).is_empty(), "{i}");
+                run.envoy.finish(request, Outcome::ok("10.0.0.1:80"));
+                if i % 40 == 0 {
+                    run.live(Duration::from_millis(100));
+                }
+            }
+            run.live(Duration::from_secs(1));
+            (total(&run) - before) / 1_000
+        };
+        let [ten, many] = [10, 100].map(spent);
+        println!("{strategy}: {ten} instructions a request with ten values, {many} with 100");
+        assert!(many <= 2 * ten, "{strategy}: {ten} and {many}");
+    }
 }
 
 #[test]
