@@ -10,7 +10,8 @@ use std::hint::select_unpredictable;
 use rand::Rng;
 
 use crate::alias::scale;
-use crate::eligible::{Deck, Field, NOBODY};
+use crate::deck::{Deck, NOBODY};
+use crate::eligible::Field;
 use crate::types::Picks;
 
 /// The most draws that a policy may ask for; the bound of the set of those drawn.

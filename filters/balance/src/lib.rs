@@ -50,6 +50,7 @@ mod bounded;
 mod chunks;
 mod clock;
 mod cost;
+mod deck;
 mod demand;
 mod eligible;
 mod hash;

@@ -20,7 +20,8 @@ use std::hint::select_unpredictable;
 
 use rand::Rng;
 
-use crate::eligible::{Deck, Field, NOBODY};
+use crate::deck::{Deck, NOBODY};
+use crate::eligible::Field;
 use crate::types::Picks;
 
 /// Draws while all drawn are ill. With half of them ill, one request of 60,000 finds no other.

@@ -7,7 +7,8 @@ use pintle_contract::Now;
 use rand::Rng;
 
 use crate::bounded::{Hashing, Placement, Shape, Sites};
-use crate::eligible::{Deck, Field};
+use crate::deck::Deck;
+use crate::eligible::Field;
 use crate::memory::Hold;
 use crate::pace::Pace;
 use crate::policy::Strategy;

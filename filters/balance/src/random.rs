@@ -2,7 +2,8 @@
 
 use rand::Rng;
 
-use crate::eligible::{Deck, Field, NOBODY};
+use crate::deck::{Deck, NOBODY};
+use crate::eligible::Field;
 use crate::types::Picks;
 
 #[inline(never)]

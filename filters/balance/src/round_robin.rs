@@ -5,7 +5,8 @@
 //! ineligible endpoint is passed over; a whole round passes each of them once, so a pick looks at two
 //! endpoints on average while half are eligible.
 
-use crate::eligible::{Deck, Field};
+use crate::deck::Deck;
+use crate::eligible::Field;
 use crate::types::Picks;
 
 #[inline(never)]

@@ -10,7 +10,8 @@
 
 use rand::Rng;
 
-use crate::eligible::{Deck, Field};
+use crate::deck::Deck;
+use crate::eligible::Field;
 use crate::site::Site;
 use crate::stand::Stand;
 use crate::state::State;

@@ -9,7 +9,8 @@
 
 use rand::Rng;
 
-use crate::eligible::{Deck, Field};
+use crate::deck::Deck;
+use crate::eligible::Field;
 use crate::types::Picks;
 
 #[inline(never)]
