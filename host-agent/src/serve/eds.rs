@@ -20,6 +20,7 @@ use std::time::Duration;
 use futures::Stream;
 use pintle_contract::Version;
 use tokio::sync::mpsc;
+use tokio::sync::watch::error::RecvError;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -34,9 +35,11 @@ use crate::fleet::Fleet;
 use crate::link::Snapshots;
 use crate::serve::gate::Caller;
 use crate::serve::interest::{Interests, Part};
+use crate::serve::messages::Messages;
 use crate::serve::quota::{Kind, Place};
 use crate::serve::recall::{self, Recall};
 use crate::serve::sync::is_loaded;
+use crate::serve::wakes::{Wake, Wakes};
 use proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -60,6 +63,7 @@ pub(crate) struct Eds {
     refusals: Refusals,
     recall: Recall,
     interests: Interests,
+    wakes: Wakes,
     stop: CancellationToken,
 }
 
@@ -79,6 +83,11 @@ impl Owed {
         self.hosts.subscribed() + self.clusters.subscribed()
     }
 
+    /// The one service whose changes concern it, if it is one.
+    fn only(&self) -> Option<&str> {
+        self.hosts.only().filter(|_| !self.clusters.has_asked())
+    }
+
     const fn is_waiting(&self) -> bool {
         self.hosts.is_waiting() || self.clusters.is_waiting()
     }
@@ -91,7 +100,7 @@ impl Owed {
 
 /// The two protocols differ in their messages and in nothing else.
 trait Protocol: Send + 'static {
-    type Request: Send + 'static;
+    type Request: prost::Message + Default + Send + 'static;
     type Response: Send + 'static;
     /// The id of the proxy, in a stream's first request.
     fn node(request: &Self::Request) -> Option<&str>;
@@ -183,8 +192,16 @@ impl Eds {
         recall: Recall,
         stop: CancellationToken,
     ) -> Self {
-        let (refusals, interests) = (Refusals::default(), Interests::new(usize::MAX));
-        Self { snapshots, fleet, clusters: None, refusals, recall, interests, stop }
+        Self {
+            snapshots,
+            fleet,
+            clusters: None,
+            refusals: Refusals::default(),
+            recall,
+            interests: Interests::new(usize::MAX),
+            wakes: Wakes::default(),
+            stop,
+        }
     }
 
     /// Notes there what the proxies ask for.
@@ -198,6 +215,11 @@ impl Eds {
         &self.refusals
     }
 
+    /// Wakes the streams whose service has changed, until there are no more snapshots.
+    pub(crate) fn wake(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.wakes.clone().follow(self.snapshots.clone())
+    }
+
     /// Serves clusters as well, where there is a template of them.
     #[must_use]
     pub(crate) fn with_clusters(self, template: Option<Template>) -> Self {
@@ -209,10 +231,11 @@ impl Eds {
         request: Request<Streaming<P::Request>>,
     ) -> Response<Responses<P::Response>> {
         let caller = request.extensions().get().cloned().unwrap_or_else(Caller::unknown);
+        let messages = request.extensions().get::<Messages>().cloned();
         let (tx, rx) = mpsc::channel(1);
         let eds = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = eds.run::<P>(&caller, request.into_inner(), &tx).await {
+            if let Err(status) = eds.run::<P>(&caller, request.into_inner(), messages, &tx).await {
                 let peer = &caller.peer;
                 tracing::debug!(%peer, code = ?status.code(), "discovery stream ends");
                 let _ = tx.try_send(Err(status));
@@ -225,6 +248,7 @@ impl Eds {
         &self,
         caller: &Caller,
         mut incoming: Streaming<P::Request>,
+        messages: Option<Messages>,
         tx: &mpsc::Sender<Result<P::Response, Status>>,
     ) -> Result<(), Status> {
         let mut snapshots = self.snapshots.clone();
@@ -237,7 +261,9 @@ impl Eds {
         let began = Instant::now();
         let mut deadline = began + REQUEST_WITHIN;
         let mut holds = false;
+        let mut wake: Option<Wake> = None;
         loop {
+            wake.as_mut().map(Wake::reset);
             let now = Arc::clone(&snapshots.borrow_and_update());
             holds = holds && (!is_loaded(&now) || self.recall.holds(began, &now, Instant::now()));
             if !session.is_waiting() {
@@ -259,23 +285,33 @@ impl Eds {
             if !session.is_waiting() {
                 unanswered = None;
             }
-            if !noted && self.interests.count_in(&now) {
+            // A stream of one service does not hear of others, whose number decides whether it counts.
+            if !noted && (session.only().is_some() || self.interests.count_in(&now)) {
                 part.set(session.hosts.names());
                 noted = true;
             }
+            // A stream that waits for long keeps nothing of what was.
+            let epoch = now.version.epoch;
+            drop(now);
             let silent = !session.has_asked();
             tokio::select! {
                 request = incoming.message() => match request? {
                     Some(request) => {
-                        holds |= silent && P::holds(&request, now.version.epoch);
+                        holds |= silent && P::holds(&request, epoch);
                         part.begin(&self.interests, P::node(&request));
                         self.take::<P>(&refusals, &mut session, request);
                         names.resize(session.subscribed())?;
                         noted = false;
+                        if wake.as_ref().map(Wake::service) != session.only() {
+                            wake = session.only().map(|service| self.wakes.of(service));
+                        }
+                        if let Some(messages) = messages.as_ref().filter(|it| it.was_large()) {
+                            incoming = messages.reader();
+                        }
                     }
                     None => return Ok(()),
                 },
-                changed = snapshots.changed() => changed.map_err(|_| stopping())?,
+                changed = next(&mut snapshots, wake.as_mut()) => changed.map_err(|_| stopping())?,
                 () = sleep_until(deadline), if session.is_waiting() => session.stop_waiting(),
                 () = sleep_until(deadline), if silent => {
                     return Err(Status::deadline_exceeded("no request came"));
@@ -309,6 +345,14 @@ impl Eds {
             }
             Answer::Foreign => self.fleet.refused("eds_type"),
         }
+    }
+}
+
+/// Waits for a change that concerns the stream.
+async fn next(snapshots: &mut Snapshots, wake: Option<&mut Wake>) -> Result<(), RecvError> {
+    match wake {
+        Some(wake) => wake.changed().await,
+        None => snapshots.changed().await,
     }
 }
 

@@ -22,6 +22,7 @@ use tonic::codegen::Service;
 use tower::Layer;
 use xxhash_rust::xxh64::xxh64;
 
+use crate::serve::messages::Messages;
 use crate::serve::quota::{Full, Kind, Owner, Place, Quotas, User};
 use crate::serve::socket::Credentials;
 
@@ -206,6 +207,11 @@ where
         };
         let open = Open::new(Arc::clone(&caller.streams), place);
         request.extensions_mut().insert(caller);
+        if !watch {
+            let messages = Messages::new(std::mem::take(request.body_mut()));
+            request.extensions_mut().insert(messages.clone());
+            *request.body_mut() = Body::new(messages);
+        }
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;

@@ -56,9 +56,9 @@ pub(crate) enum ServeError {
     /// The HTTP/2 server said no.
     #[error(transparent)]
     Server(#[from] tonic::transport::Error),
-    /// Nobody accepts at one of the listeners any more.
-    #[error("accepting connections: {0}")]
-    Accepting(Ended),
+    /// Nobody accepts at one of the listeners any more, or wakes discovery streams.
+    #[error("a task of the proxies' server: {0}")]
+    Task(Ended),
 }
 
 /// Where the certificates of the TCP listener are.
@@ -243,12 +243,13 @@ impl Proxies {
         let (tx, rx) = mpsc::channel::<io::Result<Connection>>(16);
         let accept =
             accept_unix(self.socket, tx.clone(), self.quotas.clone(), Arc::clone(&self.fleet));
-        let mut accepting = Tasks::new();
-        accepting.spawn("socket", until(stop.clone(), accept));
+        let mut tasks = Tasks::new();
+        tasks.spawn("socket", until(stop.clone(), accept));
         if let Some((listener, config)) = self.tcp {
             let accept = accept_tls(listener, config, tx, self.quotas, self.fleet);
-            accepting.spawn("tcp", until(stop.clone(), accept));
+            tasks.spawn("tcp", until(stop.clone(), accept));
         }
+        tasks.spawn("wakes", until(stop.clone(), self.eds.wake()));
         let server = Server::builder()
             .layer(Gated)
             .http2_keepalive_interval(Some(PING_EVERY))
@@ -263,10 +264,10 @@ impl Proxies {
         let mut server = pin!(server);
         let ended = tokio::select! {
             served = &mut server => return Ok(served?),
-            ended = accepting.ended() => ended,
+            ended = tasks.ended() => ended,
         };
         if !stop.is_cancelled() {
-            return Err(ServeError::Accepting(ended));
+            return Err(ServeError::Task(ended));
         }
         Ok(server.await?)
     }

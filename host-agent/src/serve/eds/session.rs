@@ -164,6 +164,13 @@ impl Session {
         &self.subscribed
     }
 
+    /// The one service that it asks for, if it is one.
+    #[must_use]
+    pub(crate) fn only(&self) -> Option<&str> {
+        let mut names = self.subscribed.iter();
+        names.next().filter(|_| names.next().is_none()).map(String::as_str)
+    }
+
     /// Whether a response is on its way.
     #[must_use]
     pub(crate) const fn is_waiting(&self) -> bool {
@@ -221,10 +228,16 @@ impl Session {
         if self.is_waiting() || !crate::serve::sync::is_loaded(snapshot) {
             return None;
         }
-        let differing = snapshot.services.differing(&self.seen).into_iter();
-        let differing = differing.filter(|name| self.subscribed.contains(*name));
-        self.due.extend(differing.map(ToOwned::to_owned));
-        self.seen = snapshot.services.clone();
+        if self.only().is_some() {
+            // It is not told of every change, and keeps none of what was.
+            self.due.extend(self.subscribed.iter().cloned());
+            self.seen = Services::default();
+        } else {
+            let differing = snapshot.services.differing(&self.seen).into_iter();
+            let differing = differing.filter(|name| self.subscribed.contains(*name));
+            self.due.extend(differing.map(ToOwned::to_owned));
+            self.seen = snapshot.services.clone();
+        }
         let mut changed = Vec::new();
         let mut removed = Vec::new();
         let mut bytes = 0;
