@@ -135,7 +135,7 @@ impl Deck {
         match self.alias.next(bits) {
             Some(i) if field.open(i) && (self.uneven || !field.was_asked(i)) => Some(i),
             Some(i) => somebody(self.turn_again(i, field, rng)),
-            None => None,
+            None => somebody(self.draw_again(field, rng, &Picks::new(), NOBODY)),
         }
     }
 
