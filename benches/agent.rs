@@ -1,26 +1,30 @@
 //! Does one agent carry a large registry, and how fast?
 //!
-//! A real etcd with 10,000 endpoints in 1,000 services, a real nats-server, the agent as it is released,
-//! and a reader of its Watch stream that stands where an Envoy would:
+//! A real etcd with 10,000 endpoints in 1,000 services, a real nats-server, the agent as it is
+//! released, and a reader of its Watch stream that stands where an Envoy would:
 //!
 //! - *cold*: from the agent's start without a state on disk until the reader holds everything;
-//! - *churn*: 1,000 registry changes a second for a minute; how often each service's table reaches the
-//!   reader in any one second, and whether the reader ends with exactly what a model of the writes says;
-//! - *formats*: the same number of instances as six frameworks write them; from the agent's start until
-//!   the reader holds them all;
-//! - *deployments*: before a real Envoy under load, a rolling deployment, a scale-down, and nodes that are
-//!   lost; when the last request came after a deletion, and how many failed;
-//! - *changes*: removals of 10,000 at once, heartbeats that change nothing, changes for ten proxies;
-//! - *events*: a stream that was filled while the agent was away; how fast it is applied, from the first
-//!   that is seen to the last, and whether the reader ends with the last weight of each endpoint.
+//! - *churn*: 1,000 registry changes a second for a minute; how often each service's table reaches
+//!   the reader in any one second, and whether the reader ends with exactly what a model of the
+//!   writes says;
+//! - *formats*: the same number of instances as six frameworks write them; from the agent's start
+//!   until the reader holds them all;
+//! - *deployments*: before a real Envoy under load, a rolling deployment, a scale-down, and nodes
+//!   that are lost; when the last request came after a deletion, and how many failed;
+//! - *changes*: removals of 10,000 at once, heartbeats that change nothing, changes for ten
+//!   proxies;
+//! - *events*: a stream that was filled while the agent was away; how fast it is applied, from the
+//!   first that is seen to the last, and whether the reader ends with the last weight of each
+//!   endpoint.
 //!
-//! The writers, etcd, nats-server and the reader share the machine with the agent, so times hold for the
-//! whole; what the agent alone used is its CPU time. Memory is the highest that the kernel counted.
+//! The writers, etcd, nats-server and the reader share the machine with the agent, so times hold
+//! for the whole; what the agent alone used is its CPU time. Memory is the highest that the kernel
+//! counted.
 //!
-//! `--check` exits with 1 where a figure is out of bounds; `--quick` takes ten seconds instead of sixty;
-//! `--registries` measures formats and deployments alone, `--changes` what changes cost; the last line is
-//! JSON. That duplicated and reordered events end in the model's state is a test, not a figure:
-//! `host-agent/state/src/tests/order.rs`.
+//! `--check` exits with 1 where a figure is out of bounds; `--quick` takes ten seconds instead of
+//! sixty; `--registries` measures formats and deployments alone, `--changes` what changes cost; the
+//! last line is JSON. That duplicated and reordered events end in the model's state is a test, not
+//! a figure: `host-agent/state/src/tests/order.rs`.
 
 #[path = "agent/changes.rs"]
 mod changes;

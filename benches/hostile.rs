@@ -1,11 +1,12 @@
 //! What do other services notice while policies, weights and clients ask for too much?
 //!
-//! Two Envoys of two workers on one machine, as shipped and without the module, serve the same load of one
-//! service at the same time, so that a machine that is busy is busy for both. Beside it both are sent the
-//! same requests of others, and of the one with the module they ask the largest rings of twelve services, a
-//! weight of 1 beside 1,000,000, and 256 values of a subset with a large Maglev table each, or a ring; the
-//! p99 of the quiet service is compared. Last come cookies of 50 KB, of which the last decides on the
-//! endpoint, and what such a request costs each of CPU is compared as well.
+//! Two Envoys of two workers on one machine, as shipped and without the module, serve the same load
+//! of one service at the same time, so that a machine that is busy is busy for both. Beside it both
+//! are sent the same requests of others, and of the one with the module they ask the largest rings
+//! of twelve services, a weight of 1 beside 1,000,000, and 256 values of a subset with a large
+//! Maglev table each, or a ring; the p99 of the quiet service is compared. Last come cookies of 50
+//! KB, of which the last decides on the endpoint, and what such a request costs each of CPU is
+//! compared as well.
 //!
 //! ```text
 //! cargo xtask bench hostile            # ~12 minutes
@@ -31,7 +32,8 @@ use serde_json::{Value, json};
 const QUIET: &str = "orders";
 const RINGS: usize = 12;
 const TAGS: usize = 64;
-/// Requests a second: of the quiet service, of each that asks for too much, of each value of a subset.
+/// Requests a second: of the quiet service, of each that asks for too much, of each value of a
+/// subset.
 const RATES: [f64; 3] = [200.0, 10.0, 1.0];
 /// How much p99, and the CPU of a request, may be above those of the Envoy without the module.
 const MOST: f64 = 1.2;

@@ -16,13 +16,15 @@ pub struct Run {
     /// End with 1 where a figure falls short
     #[arg(long)]
     check: bool,
-    /// Said by `cargo bench`; `cargo test --benches` does not say it, for which building is the test.
+    /// Said by `cargo bench`; `cargo test --benches` does not say it, for which building is the
+    /// test.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// Runs a bench by its options and tells what came of it: whatever falls short, then the figures as a last
-/// line of JSON. The code is 0, or 1 when it falls short and `--check` minds, 64 for options that are none.
+/// Runs a bench by its options and tells what came of it: whatever falls short, then the figures as
+/// a last line of JSON. The code is 0, or 1 when it falls short and `--check` minds, 64 for options
+/// that are none.
 pub async fn conclude<O: Parser>(
     name: &str,
     run: impl Fn(&O) -> &Run,

@@ -1,18 +1,18 @@
-//! What a limit per endpoint is worth, on a real Envoy: `select.max_requests`, fixed and adaptive, beside
-//! HAProxy's `maxconn` and beside no limit.
+//! What a limit per endpoint is worth, on a real Envoy: `select.max_requests`, fixed and adaptive,
+//! beside HAProxy's `maxconn` and beside no limit.
 //!
-//! Three upstreams serve [`CAPACITY`] requests at a time in 40 ms each (log-normal, sigma 0.2) and queue the
-//! others: 600 requests/s for all of them. Requests arrive in an open loop, by which a queue that grows shows.
-//! Each cell has its limit in force for [`WARM`] before it counts. HAProxy lets a request wait for 100 ms where
-//! all servers are full; ours answers at once.
+//! Three upstreams serve [`CAPACITY`] requests at a time in 40 ms each (log-normal, sigma 0.2) and
+//! queue the others: 600 requests/s for all of them. Requests arrive in an open loop, by which a
+//! queue that grows shows. Each cell has its limit in force for [`WARM`] before it counts. HAProxy
+//! lets a request wait for 100 ms where all servers are full; ours answers at once.
 //!
 //! ```text
 //! cargo xtask bench limits                      # ~4 minutes
 //! cargo xtask bench limits --check              # exits 1 where a figure is out of its bound
 //! cargo xtask bench limits --seconds 5 --case overload
 //! ```
-//! The last line is JSON. p99 is that of good answers, refused are local 503, in flight is the most that an
-//! upstream had at once.
+//! The last line is JSON. p99 is that of good answers, refused are local 503, in flight is the most
+//! that an upstream had at once.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

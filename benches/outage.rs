@@ -1,9 +1,10 @@
 //! What do requests notice while the agent, etcd or NATS is away?
 //!
-//! Three services of ten instances that answer after 5 ms (log-normal, sigma 0.2), an Envoy of four workers as
-//! shipped, 900 requests/s in an open loop without retries of the client's. In each round everything is there
-//! for a while, then one of the three is killed and stays away for as long, and comes back; the p99 of the two
-//! halves are compared within the round, so that a machine that is busy is busy for both.
+//! Three services of ten instances that answer after 5 ms (log-normal, sigma 0.2), an Envoy of four
+//! workers as shipped, 900 requests/s in an open loop without retries of the client's. In each
+//! round everything is there for a while, then one of the three is killed and stays away for as
+//! long, and comes back; the p99 of the two halves are compared within the round, so that a machine
+//! that is busy is busy for both.
 //!
 //! ```text
 //! cargo xtask bench outage                              # ~8 minutes
@@ -28,7 +29,8 @@ const ENDPOINTS: usize = 10;
 const WORKERS: u32 = 4;
 /// Requests a second, of each service.
 const RATE: f64 = 300.0;
-/// After a death or a return, before a half begins: a stall of the machine by a start is not the outage's.
+/// After a death or a return, before a half begins: a stall of the machine by a start is not the
+/// outage's.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How much p99 may rise.
 const MOST: f64 = 1.10;

@@ -1,10 +1,11 @@
-//! What does one pick cost in Wasm, and does it cost the same with ten thousand endpoints as with ten?
+//! What does one pick cost in Wasm, and does it cost the same with ten thousand endpoints as with
+//! ten?
 //!
-//! A list of one entry, no failures: the price of the strategy alone; and one row of a list of three, the
-//! default, which by `p2c` is four draws. `picks-guest` picks ten thousand
-//! times a request in the harness, whose compiler is Cranelift, where Envoy's is V8; `native` is the same
-//! code compiled for this machine. A pick needs the endpoints' loads and the draw's table, and with ten
-//! thousand of them these are not in the nearest cache.
+//! A list of one entry, no failures: the price of the strategy alone; and one row of a list of
+//! three, the default, which by `p2c` is four draws. `picks-guest` picks ten thousand times a
+//! request in the harness, whose compiler is Cranelift, where Envoy's is V8; `native` is the same
+//! code compiled for this machine. A pick needs the endpoints' loads and the draw's table, and with
+//! ten thousand of them these are not in the nearest cache.
 //!
 //! ```text
 //! cargo xtask bench picks             # ~2 minutes
@@ -26,8 +27,8 @@ use pintle_tests::{Result, tools};
 use rand::SeedableRng;
 use serde_json::{Value, json};
 
-/// The strategies with the length of the list, and whether [`MOST`] is for them: a ring is searched, and
-/// weighted turns are a heap, both in the logarithm of their size.
+/// The strategies with the length of the list, and whether [`MOST`] is for them: a ring is
+/// searched, and weighted turns are a heap, both in the logarithm of their size.
 const STRATEGIES: [(&str, u8, bool); 8] = [
     ("p2c", 1, true),
     ("p2c", 3, false),

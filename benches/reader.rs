@@ -1,8 +1,8 @@
 //! A proxy's end of the Watch stream, with nothing between the socket and the frames.
 //!
-//! HTTP/2 and gRPC's five bytes by hand rather than the agent's own codec, so that a mistake which the
-//! agent's two ends would share shows here. The reader is quick and keeps what a worker would hold; when
-//! which table arrived is written down while somebody asks for it.
+//! HTTP/2 and gRPC's five bytes by hand rather than the agent's own codec, so that a mistake which
+//! the agent's two ends would share shows here. The reader is quick and keeps what a worker would
+//! hold; when which table arrived is written down while somebody asks for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;

@@ -3,13 +3,13 @@
 //! The agent as it is released, with a real etcd and nats-server; beside each attack somebody who
 //! does nothing wrong:
 //!
-//! - *opinions*: 200,000 opinions about breakers are published; how long `pintle drain` takes behind
-//!   them, and whether the agent starts again in the memory in which it wrote its state;
+//! - *opinions*: 200,000 opinions about breakers are published; how long `pintle drain` takes
+//!   behind them, and whether the agent starts again in the memory in which it wrote its state;
 //! - *streams*: one process opens 500 discovery streams for everything and reads none of them;
 //! - *silent*: one process opens 520 connections and says nothing; in both, how long it takes until
 //!   an Envoy that starts serves a request by its tables;
-//! - *reports*: 40 MB of forged reports of one proxy, over made-up services, endpoints and codes; how
-//!   many lines `/metrics` has more;
+//! - *reports*: 40 MB of forged reports of one proxy, over made-up services, endpoints and codes;
+//!   how many lines `/metrics` has more;
 //! - *values*: ten values of 1 MiB lie before 20,000 keys, 4 ms there and back; how long an agent
 //!   takes to start;
 //! - *frozen*: etcd stands still; how long the agent calls itself ready after its reconcile time.

@@ -1,9 +1,10 @@
 //! What do agent and module need for so many services?
 //!
-//! For 10, 200 and 1,000 services of ten endpoints each: an agent of its own, an Envoy of two workers
-//! as shipped and one without the module, both with these services' clusters and EDS of that agent.
-//! Every service is asked until both workers know it; then nothing is asked for ten seconds, then 300
-//! requests/s go to all of them in turn for ten seconds while ten weights a second change.
+//! For 10, 200 and 1,000 services of ten endpoints each: an agent of its own, an Envoy of two
+//! workers as shipped and one without the module, both with these services' clusters and EDS of
+//! that agent. Every service is asked until both workers know it; then nothing is asked for ten
+//! seconds, then 300 requests/s go to all of them in turn for ten seconds while ten weights a
+//! second change.
 //!
 //! ```text
 //! cargo xtask bench sizing             # ~2 minutes
@@ -91,7 +92,8 @@ impl World {
         Ok(bad)
     }
 
-    /// The share of a core that the agent takes, and that Envoy takes beyond one without the module.
+    /// The share of a core that the agent takes, and that Envoy takes beyond one without the
+    /// module.
     async fn shares(&self, during: impl Future<Output = Result<()>>) -> Result<(f64, f64)> {
         let used = || {
             let [ours, native] = [&self.ours, &self.native].map(|envoy| envoy.usage().0);

@@ -1,11 +1,11 @@
 //! Does anything grow, or get lost, while everything changes all the time?
 //!
-//! Three services of ten instances on a real etcd and nats-server, an agent, an Envoy with four workers and
-//! everything on, spans exported included. Requests come without a pause; once a second something happens,
-//! chosen by a seed: an instance comes back under another id, falls ill for two seconds, is drained by an
-//! event; a policy changes; clients give up in mid-stream; hostile headers come. Now and then the agent,
-//! etcd, NATS or the collector is killed and comes back. In the end all is well again, and nothing may be
-//! left over.
+//! Three services of ten instances on a real etcd and nats-server, an agent, an Envoy with four
+//! workers and everything on, spans exported included. Requests come without a pause; once a second
+//! something happens, chosen by a seed: an instance comes back under another id, falls ill for two
+//! seconds, is drained by an event; a policy changes; clients give up in mid-stream; hostile
+//! headers come. Now and then the agent, etcd, NATS or the collector is killed and comes back. In
+//! the end all is well again, and nothing may be left over.
 //!
 //! ```text
 //! cargo xtask bench soak                       # half an hour
@@ -37,9 +37,9 @@ const WORKERS: u32 = 4;
 const RATE: f64 = 150.0;
 const SAMPLE: Duration = Duration::from_secs(5);
 const STRATEGIES: [&str; 5] = ["p2c", "least_request", "round_robin", "random", "maglev"];
-/// How endpoints fall ill, and how many requests may fail of one illness: five open the breaker, and a probe
-/// or two find it still ill. A hung endpoint is known as one after the timeout of a second, by which time
-/// any of its requests may have come.
+/// How endpoints fall ill, and how many requests may fail of one illness: five open the breaker,
+/// and a probe or two find it still ill. A hung endpoint is known as one after the timeout of a
+/// second, by which time any of its requests may have come.
 const ILLNESSES: [&str; 5] =
     ["ill: 503", "ill: resets", "ill: half an answer", "ill: hangs", "ill: slow"];
 const FAILED_AN_ILLNESS: [usize; 5] = [7, 7, 7, 25, 0];
@@ -216,8 +216,8 @@ impl Soak {
         });
     }
 
-    /// What happens rarely: each of the four in turn. The agent only `early`: what it keeps shows in one
-    /// that lives.
+    /// What happens rarely: each of the four in turn. The agent only `early`: what it keeps shows
+    /// in one that lives.
     async fn kill(&mut self, number: usize, early: bool) -> Result<()> {
         let who = ["agent", "etcd", "nats", "collector"][number % 4];
         if who == "agent" && !early {
@@ -319,8 +319,9 @@ async fn hostile(envoy: &Envoy, service: &str, number: usize) -> Result<()> {
     http::send(envoy.addr(), request).await.map(drop)
 }
 
-/// Where the second half of the samples lies above the first: pages, which are a high-water mark of what came
-/// by chance at once, by a twentieth; resident memory by a tenth and the allocators' play.
+/// Where the second half of the samples lies above the first: pages, which are a high-water mark of
+/// what came by chance at once, by a twentieth; resident memory by a tenth and the allocators'
+/// play.
 fn grown(sizes: &[Size]) -> Vec<String> {
     const PLAY: u64 = 8 << 20;
     let (first, second) = sizes.split_at(sizes.len() / 2);

@@ -1,12 +1,13 @@
-//! What bad endpoints do to everybody's tail, on a real Envoy: one of ten, several of ten, two of three.
-//! The native policies and Pintle run on the same upstreams, under the same load.
+//! What bad endpoints do to everybody's tail, on a real Envoy: one of ten, several of ten, two of
+//! three. The native policies and Pintle run on the same upstreams, under the same load.
 //!
-//! Ten upstreams, or three, answer after 10 ms (log-normal, sigma 0.2, so that a healthy 99th percentile is 16 ms
-//! and what is beyond 30 ms has a cause); 400 requests/s arrive in an open loop. Each cell of the table is
-//! an Envoy of its own with two workers, warmed for two seconds while all is well; then the first
-//! upstreams fall ill, and what was due from that moment on is counted: the time that a policy needs to
-//! notice is part of its figure. The cells of one case follow each other, so that a busy machine is busy
-//! for all policies. Nobody retries: a retry would hide what is measured.
+//! Ten upstreams, or three, answer after 10 ms (log-normal, sigma 0.2, so that a healthy 99th
+//! percentile is 16 ms and what is beyond 30 ms has a cause); 400 requests/s arrive in an open
+//! loop. Each cell of the table is an Envoy of its own with two workers, warmed for two seconds
+//! while all is well; then the first upstreams fall ill, and what was due from that moment on is
+//! counted: the time that a policy needs to notice is part of its figure. The cells of one case
+//! follow each other, so that a busy machine is busy for all policies. Nobody retries: a retry
+//! would hide what is measured.
 //!
 //! ```text
 //! cargo xtask bench tail                        # ~30 minutes
@@ -14,9 +15,10 @@
 //! cargo xtask bench tail --policy pintle        # the others are left out
 //! cargo xtask bench tail --check                # exits 1 where Pintle falls short of the figures below
 //! ```
-//! A machine that is busy with something else shows in the p99 of every policy and most in Pintle's: a stall
-//! of the proxy is taken for latency, and an estimate that follows peaks keeps it for its decay time, in
-//! which the slow endpoint looks less slow than it is. On such a machine `nice -n -18` helps.
+//! A machine that is busy with something else shows in the p99 of every policy and most in
+//! Pintle's: a stall of the proxy is taken for latency, and an estimate that follows peaks keeps it
+//! for its decay time, in which the slow endpoint looks less slow than it is. On such a machine
+//! `nice -n -18` helps.
 //!
 //! The last line is JSON. p99 is that of all requests, failed ones included.
 
@@ -304,8 +306,8 @@ impl Case {
         bound.into_iter().chain(self.looked(ours)).collect()
     }
 
-    /// Whether too much went to the ill ones while others were well. One that answers well seven times in
-    /// ten is ill for a while only.
+    /// Whether too much went to the ill ones while others were well. One that answers well seven
+    /// times in ten is ill for a while only.
     fn looked(&self, ours: &Cell) -> Option<String> {
         let sent = ours.share * ours.total as f64;
         let most = TO_THE_ILL * OF.max(ours.total as f64);

@@ -1,22 +1,25 @@
-//! What does trace propagation cost on a real Envoy, against Envoy's own OpenTelemetry tracer? And what
-//! everything together, against what Envoy itself has for that: least request, outlier detection, tracer?
+//! What does trace propagation cost on a real Envoy, against Envoy's own OpenTelemetry tracer? And
+//! what everything together, against what Envoy itself has for that: least request, outlier
+//! detection, tracer?
 //!
-//! CPU per request: the processor time of the Envoy process over the requests it served, because on a
-//! shared machine latency says who else was running and CPU says what was done. In every round each
-//! variant has an Envoy of its own before the same upstream; all of them are warmed, and then loaded in
-//! turn in short bursts, forwards and backwards, so that what disturbs the machine disturbs both sides of
-//! a ratio. The figure is the median over the rounds. New processes in each round, because two processes of
-//! one variant differ by some hundredths for as long as they live, by where their memory lies; one worker,
-//! because with two the kernel deals the connections differently each time, and a worker with more of them
-//! does more for each waking.
+//! CPU per request: the processor time of the Envoy process over the requests it served, because on
+//! a shared machine latency says who else was running and CPU says what was done. In every round
+//! each variant has an Envoy of its own before the same upstream; all of them are warmed, and then
+//! loaded in turn in short bursts, forwards and backwards, so that what disturbs the machine
+//! disturbs both sides of a ratio. The figure is the median over the rounds. New processes in each
+//! round, because two processes of one variant differ by some hundredths for as long as they live,
+//! by where their memory lies; one worker, because with two the kernel deals the connections
+//! differently each time, and a worker with more of them does more for each waking.
 //!
-//! Like is compared with like: at each sampling ratio both export to the same collector over the same
-//! kind of cluster, and a side that lost spans on the way is refused, since not sending is cheap.
+//! Like is compared with like: at each sampling ratio both export to the same collector over the
+//! same kind of cluster, and a side that lost spans on the way is refused, since not sending is
+//! cheap.
 //!
-//! `--check` exits with 1 where a figure is out of bounds; `--rounds N` and `--seconds S` change the
-//! length; `--all` measures everything together alone, `--trace` the tracers alone, `--before FILE` an
-//! earlier release's module beside ours; with `--context` every request brings a trace context that is not
-//! sampled, as in the middle of a mesh, and there are no bounds; the last line is JSON.
+//! `--check` exits with 1 where a figure is out of bounds; `--rounds N` and `--seconds S` change
+//! the length; `--all` measures everything together alone, `--trace` the tracers alone,
+//! `--before FILE` an earlier release's module beside ours; with `--context` every request brings a
+//! trace context that is not sampled, as in the middle of a mesh, and there are no bounds; the last
+//! line is JSON.
 
 #[path = "trace/modules.rs"]
 mod modules;
@@ -42,11 +45,12 @@ use crate::modules::{
 const ROUNDS: usize = 9;
 /// Of load for each variant in each round.
 const SECONDS: f64 = 1.35;
-/// Of load without a break. Before it, as long as `SETTLE` to have the caches again after another's turn.
+/// Of load without a break. Before it, as long as `SETTLE` to have the caches again after another's
+/// turn.
 const BURST: f64 = 0.15;
 const SETTLE: f64 = 0.02;
-/// The first requests open connections and have V8 optimise the module, which with 0.6 s goes on into what
-/// is measured.
+/// The first requests open connections and have V8 optimise the module, which with 0.6 s goes on
+/// into what is measured.
 const WARM: f64 = 2.0;
 /// As many requests at once as keep a worker busy without a queue in front of it.
 const CONNECTIONS: usize = 8;
@@ -117,8 +121,8 @@ const EVERYTHING: [(&str, Tracer); 8] = [
     ("plain_all_again", Tracer::Plain),
 ];
 
-/// Figures over another one that are told: how far down the bounds could be reached in Wasm at all, and
-/// what everything costs beside Envoy's own.
+/// Figures over another one that are told: how far down the bounds could be reached in Wasm at all,
+/// and what everything costs beside Envoy's own.
 const FLOORS: [(&str, &str); 7] = [
     ("least_propagation", "native_1"),
     ("propagation_calls", "native_1"),

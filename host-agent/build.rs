@@ -5,7 +5,8 @@
 //! subset with Envoy's own names and field numbers speaks the same bytes; `serve/eds/tests.rs` pins
 //! them. `protoc` is needed, as it is for etcd-client.
 //!
-//! Of a cluster (`proto/clusters`) only the descriptors are used: a template is read and encoded by them.
+//! Of a cluster (`proto/clusters`) only the descriptors are used: a template is read and encoded by
+//! them.
 
 use std::path::Path;
 

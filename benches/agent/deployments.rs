@@ -1,5 +1,5 @@
-//! Deployments and a lost node under load, on a real Envoy with the shipped configuration and its retries:
-//! how long after its deletion an instance still gets requests, and how many of all fail.
+//! Deployments and a lost node under load, on a real Envoy with the shipped configuration and its
+//! retries: how long after its deletion an instance still gets requests, and how many of all fail.
 
 use std::time::{Duration, Instant};
 
@@ -75,7 +75,8 @@ pub async fn measure(figures: &mut Figures, brief: bool) -> Result<()> {
     put(figures, "scale_down_failed", report.failed() as f64, Bound::AtMost(0.0));
     all.truncate(2);
 
-    // Nodes that are lost with their leases: the ports of one refuse, those of the other are silent.
+    // Nodes that are lost with their leases: the ports of one refuse, those of the other are
+    // silent.
     for (figure, failures, silent, most) in [
         ("node_refuses_gone_ms", "node_refuses_failed", false, 300.0),
         ("node_silent_gone_ms", "node_silent_failed", true, 4_000.0),

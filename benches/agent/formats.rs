@@ -89,7 +89,8 @@ const FRAMEWORKS: [Framework; 6] = [
     },
 ];
 
-/// Each in an etcd of its own, read by an agent that has nothing on disk; one of them where it is brief.
+/// Each in an etcd of its own, read by an agent that has nothing on disk; one of them where it is
+/// brief.
 pub async fn measure(figures: &mut Figures, brief: bool) -> Result<()> {
     let count = if brief { 1 } else { FRAMEWORKS.len() };
     for framework in &FRAMEWORKS[..count] {

@@ -1,10 +1,10 @@
 //! What is written to etcd, and a model of what every reader must hold afterwards.
 //!
-//! A key belongs to one writer, which waits for each of its writes: so the last one is known per key,
-//! whatever order etcd gives to writes of different keys. Half of the changes go to ten services, where
-//! they come far faster than anybody is told, the other half to all of them. Removals among them are
-//! held or take effect, as the agent's protection has it; an endpoint that was removed is put back before
-//! the end, so that the model does not depend on which.
+//! A key belongs to one writer, which waits for each of its writes: so the last one is known per
+//! key, whatever order etcd gives to writes of different keys. Half of the changes go to ten
+//! services, where they come far faster than anybody is told, the other half to all of them.
+//! Removals among them are held or take effect, as the agent's protection has it; an endpoint that
+//! was removed is put back before the end, so that the model does not depend on which.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,5 @@
-//! Modules that are none of ours, in text: what Envoy does for host calls, without what a module does.
+//! Modules that are none of ours, in text: what Envoy does for host calls, without what a module
+//! does.
 
 use std::net::SocketAddr;
 
@@ -16,7 +17,8 @@ pub const EMPTY: &str = r#"
   (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32) (i32.const 0))
   (func (export "proxy_on_log") (param i32))"#;
 
-/// In one callback, asks for the three trace headers and writes a constant one: no propagation costs less.
+/// In one callback, asks for the three trace headers and writes a constant one: no propagation
+/// costs less.
 pub const LEAST_PROPAGATION: &str = r#"
   (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
     (call $ask (i32.const 16) (i32.const 11))
@@ -25,8 +27,8 @@ pub const LEAST_PROPAGATION: &str = r#"
     (call $write)
     (i32.const 0))"#;
 
-/// The same calls in the callbacks of ours: what Envoy does for our propagation, without what the module
-/// does.
+/// The same calls in the callbacks of ours: what Envoy does for our propagation, without what the
+/// module does.
 pub const PROPAGATION_CALLS: &str = r#"
   (func (export "proxy_on_context_create") (param i32 i32))
   (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -37,8 +39,8 @@ pub const PROPAGATION_CALLS: &str = r#"
     (i32.const 0))
   (func (export "proxy_on_log") (param i32))"#;
 
-/// In two callbacks, reads what no span can do without (headers, clock, code) and writes a constant header,
-/// but makes no span and sends none: no tracer in Wasm costs less.
+/// In two callbacks, reads what no span can do without (headers, clock, code) and writes a constant
+/// header, but makes no span and sends none: no tracer in Wasm costs less.
 pub const LEAST_SPANS: &str = r#"
   (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
     (call $headers) (call $clock) (call $write)
@@ -47,8 +49,8 @@ pub const LEAST_SPANS: &str = r#"
     (call $clock)
     (call $property (i32.const 64) (i32.const 13)))"#;
 
-/// The callbacks and host calls of ours, and a batch that was encoded beforehand: what Envoy does for our
-/// spans, without what the module does.
+/// The callbacks and host calls of ours, and a batch that was encoded beforehand: what Envoy does
+/// for our spans, without what the module does.
 pub const SPAN_CALLS: &str = r#"
   (func (export "proxy_on_context_create") (param i32 i32))
   (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)
@@ -62,8 +64,8 @@ pub const SPAN_CALLS: &str = r#"
     (call $property (i32.const 256) (i32.const 14))
     (call $send_each))"#;
 
-/// The callbacks and host calls of ours with every part on, for a request that goes well and has no span
-/// (`filters/module/src/request.rs` counts them), and nothing that the module does.
+/// The callbacks and host calls of ours with every part on, for a request that goes well and has no
+/// span (`filters/module/src/request.rs` counts them), and nothing that the module does.
 pub const ALL_CALLS: &str = r#"
   (func (export "proxy_on_context_create") (param i32 i32))
   (func (export "proxy_on_request_headers") (param i32 i32 i32) (result i32)

@@ -1,12 +1,13 @@
 //! Builds `pintle.wasm` whenever a source of it changed, and finishes it for Envoy.
 //!
 //! Four things the compiler and the linker cannot do are done on the linked module:
-//! - *rename*: requests are served by functions of `filters/hostcalls`, under the names of the SDK's;
-//! - *prune*: the SDK exports every callback there is, and Envoy calls every export it finds, so the
-//!   exports that the module does not use are removed, and the code behind them with them;
+//! - *rename*: requests are served by functions of `filters/hostcalls`, under the names of the
+//!   SDK's;
+//! - *prune*: the SDK exports every callback there is, and Envoy calls every export it finds, so
+//!   the exports that the module does not use are removed, and the code behind them with them;
 //! - *narrow*: the SDK's traits have default methods for every host call, which their tables keep
-//!   alive though nothing calls them; imports that `filters/hostcalls` does not declare answer "internal
-//!   failure" inside, so that what the module imports is what it uses;
+//!   alive though nothing calls them; imports that `filters/hostcalls` does not declare answer
+//!   "internal failure" inside, so that what the module imports is what it uses;
 //! - *fold*: two imports are called by the SDK, whose wrappers panic on a status they do not list.
 //!   Unlisted statuses become "internal failure" on the way in, so that no status is a trap.
 //!
@@ -78,8 +79,8 @@ const IMPORTS: [&str; 26] = [
     "proxy_set_tick_period_milliseconds",
 ];
 
-/// The SDK sets the effective context before gRPC callbacks, to the one that is effective already, and
-/// unwraps the answer. Nothing is lost when it is always told OK.
+/// The SDK sets the effective context before gRPC callbacks, to the one that is effective already,
+/// and unwraps the answer. Nothing is lost when it is always told OK.
 const CONSTANT_OK: &str = "proxy_set_effective_context";
 /// What `filters/hostcalls` calls in earnest, by a name that keeps it apart from the SDK's.
 const EFFECTIVE: &str = "pintle_set_effective_context";
@@ -122,8 +123,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     watch(&linked.with_extension("d"), &root)
 }
 
-/// Takes the builder's own folder off the names of dependencies' files, which panics carry: the same
-/// sources become the same bytes on any machine, and the module tells nothing about the one it is from.
+/// Takes the builder's own folder off the names of dependencies' files, which panics carry: the
+/// same sources become the same bytes on any machine, and the module tells nothing about the one it
+/// is from.
 fn remap() -> Result<String, Box<dyn Error>> {
     let home = match env::var_os("CARGO_HOME") {
         Some(home) => PathBuf::from(home),

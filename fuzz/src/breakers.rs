@@ -1,4 +1,5 @@
-//! A breaker's record from anywhere, whatever happens to it next, and what a request's end says of it.
+//! A breaker's record from anywhere, whatever happens to it next, and what a request's end says of
+//! it.
 
 use std::time::Duration;
 

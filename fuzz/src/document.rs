@@ -1,8 +1,8 @@
 //! JSON that is nearly right.
 //!
-//! Random text is refused at its first character and random JSON at its first key. So a target has a
-//! document in which everything is said that can be, and the input decides what of it is left out or
-//! said otherwise.
+//! Random text is refused at its first character and random JSON at its first key. So a target has
+//! a document in which everything is said that can be, and the input decides what of it is left out
+//! or said otherwise.
 
 use arbitrary::{Result, Unstructured};
 use serde_json::{Map, Value};

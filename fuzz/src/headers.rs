@@ -305,8 +305,8 @@ fn check_baggage(values: &[&[u8]], allow: Option<&[&str]>) {
     }
 }
 
-/// The next hop, which knows this format alone, is in the same trace and below the same span; below none
-/// where the caller named none and its headers went on untouched.
+/// The next hop, which knows this format alone, is in the same trace and below the same span; below
+/// none where the caller named none and its headers went on untouched.
 fn check_read_back(n: usize, policy: &Policy, received: &[Header], sent: &Sent, seed: u64) {
     let (format, names) = FORMATS[n];
     let context = &sent.context;

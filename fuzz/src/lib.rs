@@ -1,12 +1,13 @@
 //! Everything that reads what others wrote, as functions of bytes that assert what was promised.
 //!
-//! A target takes any bytes, makes a case of them (a list of headers, a table, a history of a breaker),
-//! runs it and panics when a promise is broken; it never just looks for a crash. libFuzzer drives it with
-//! an eye on the code that was reached (`cargo xtask fuzz`), and `tests/corpus.rs` replays what it found
-//! worth keeping on every test run.
+//! A target takes any bytes, makes a case of them (a list of headers, a table, a history of a
+//! breaker), runs it and panics when a promise is broken; it never just looks for a crash.
+//! libFuzzer drives it with an eye on the code that was reached (`cargo xtask fuzz`), and
+//! `tests/corpus.rs` replays what it found worth keeping on every test run.
 //!
-//! The property tests beside the crates draw their cases by chance and from small domains. Here an input
-//! that reaches new code is kept and varied, so that the rare case behind three others is found as well.
+//! The property tests beside the crates draw their cases by chance and from small domains. Here an
+//! input that reaches new code is kept and varied, so that the rare case behind three others is
+//! found as well.
 
 #![expect(
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! Every input that is kept, replayed: what a fuzzer once reached stays reached, and what it once broke
-//! stays mended.
+//! Every input that is kept, replayed: what a fuzzer once reached stays reached, and what it once
+//! broke stays mended.
 
 use std::path::Path;
 

@@ -5,7 +5,8 @@
 //! them and to Envoy.
 //!
 //! Exit codes: 0 done; 1 the answer is no (something is wrong, not found, or refused); 64 usage or
-//! configuration (as sysexits has it); 69 what is needed can't be reached; 70 a task of the agent ended.
+//! configuration (as sysexits has it); 69 what is needed can't be reached; 70 a task of the agent
+//! ended.
 
 mod args;
 mod check;

@@ -1,9 +1,10 @@
 //! Whether the agent is well: what `/readyz`, the page, the metrics and `pintle check` say of it.
 //!
 //! An agent that serves is not well for that alone. It is unwell while what it serves is older than
-//! anybody has confirmed, while an Envoy does not take it, and while a service is registered and none of
-//! its entries could be used. The first two make it unready. The last does not: whoever can register
-//! a service could then make every agent of the fleet unready. Decides with values; has no clock.
+//! anybody has confirmed, while an Envoy does not take it, and while a service is registered and
+//! none of its entries could be used. The first two make it unready. The last does not: whoever can
+//! register a service could then make every agent of the fleet unready. Decides with values; has no
+//! clock.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -137,8 +138,8 @@ impl Condition {
         !self.troubles.contains(&Trouble::Nothing)
     }
 
-    /// Whether it can be relied upon: there is something to serve, the sources speak, and it is taken.
-    /// What is from disk can, until the registry has had its time.
+    /// Whether it can be relied upon: there is something to serve, the sources speak, and it is
+    /// taken. What is from disk can, until the registry has had its time.
     #[must_use]
     pub(crate) fn is_ready(&self) -> bool {
         let mild = |it: &Trouble| matches!(it, Trouble::Unconfirmed | Trouble::Refused { .. });
@@ -158,7 +159,8 @@ impl Condition {
 
 fn silent(source: &'static str, status: &SourceStatus, now: Instant) -> Option<Trouble> {
     let silent = now.saturating_duration_since(status.heard?);
-    // NATS says something when somebody orders something; a connection to it is all that is expected.
+    // NATS says something when somebody orders something; a connection to it is all that is
+    // expected.
     let spoken_for = source == "nats" && status.connected;
     let most = status.patience;
     (status.enabled && !spoken_for && silent > most).then_some(Trouble::Silent {
@@ -185,7 +187,8 @@ fn refused(snapshot: &Snapshot) -> impl Iterator<Item = Trouble> {
     })
 }
 
-/// The service in a key such as `/services/orders/orders-1`; the whole key where it has another form.
+/// The service in a key such as `/services/orders/orders-1`; the whole key where it has another
+/// form.
 #[must_use]
 pub(crate) fn service_of(key: &str) -> String {
     let mut parts = key.rsplit('/');

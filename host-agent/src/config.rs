@@ -1,12 +1,13 @@
-//! `pintle run`'s configuration: a file, the environment and flags, merged before anything is checked.
+//! `pintle run`'s configuration: a file, the environment and flags, merged before anything is
+//! checked.
 //!
-//! Each layer is turned into the same tree and laid over the one before (file, environment,
-//! flags), and the tree is read once. So a flag wins over the environment and the environment over the
-//! file for every key alike, and there is one place that refuses: a key that is not known, a value
-//! out of range, a variable `PINTLE_*` that means nothing, each by name with what is accepted.
+//! Each layer is turned into the same tree and laid over the one before (file, environment, flags),
+//! and the tree is read once. So a flag wins over the environment and the environment over the file
+//! for every key alike, and there is one place that refuses: a key that is not known, a value out
+//! of range, a variable `PINTLE_*` that means nothing, each by name with what is accepted.
 //!
-//! Sections of the sources (`state`, `etcd`, `nats`, `file`, `register`) are theirs; here are those of
-//! the servers. Lists are replaced, not appended to.
+//! Sections of the sources (`state`, `etcd`, `nats`, `file`, `register`) are theirs; here are those
+//! of the servers. Lists are replaced, not appended to.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,7 +30,8 @@ use crate::source::SourcesConfig;
 pub const ADMIN: &str = "127.0.0.1:19100";
 /// Where the socket is unless said otherwise.
 pub const SOCKET: &str = "/run/pintle/agent.sock";
-/// Services of which every proxy is sent all, unless said otherwise: their names take 200 KiB of a VM.
+/// Services of which every proxy is sent all, unless said otherwise: their names take 200 KiB of a
+/// VM.
 const ALL_UP_TO: usize = 2_000;
 /// Bytes of a configuration file.
 const MAX_FILE: u64 = 1 << 20;
@@ -456,8 +458,8 @@ fn lay(tree: &mut Map<String, Value>, key: &Key, values: Vec<String>) {
     }
 }
 
-/// A variable that is another's to read: named by a secret, or what Kubernetes sets in every pod beside
-/// a service that is called `pintle`.
+/// A variable that is another's to read: named by a secret, or what Kubernetes sets in every pod
+/// beside a service that is called `pintle`.
 fn is_expected(name: &str, tree: &Map<String, Value>) -> bool {
     fn named(value: &Value, name: &str) -> bool {
         match value {

@@ -1,11 +1,11 @@
 //! The last good state on disk: written whole, or not at all.
 //!
 //! One line says form, checksum and length, then comes the JSON of [`Saved`]. A new file is written
-//! beside the old one, flushed, and renamed over it, so that whoever reads finds one or the other; the
-//! checksum finds what a disk did later. What is not a whole file of this form is not taken: starting
-//! empty is worse than starting stale, and both are better than starting wrong. It is set aside under
-//! another name, because a person or another release may make something of it. A disk that is full
-//! costs an alarm and leaves the old file alone.
+//! beside the old one, flushed, and renamed over it, so that whoever reads finds one or the other;
+//! the checksum finds what a disk did later. What is not a whole file of this form is not taken:
+//! starting empty is worse than starting stale, and both are better than starting wrong. It is set
+//! aside under another name, because a person or another release may make something of it. A disk
+//! that is full costs an alarm and leaves the old file alone.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write};
@@ -52,8 +52,8 @@ impl Disk {
         Self { path: dir.join("state"), blocked: false, lock: Arc::default() }
     }
 
-    /// Reads what was kept, and sets aside what cannot be taken; `None` when there is nothing to go on
-    /// from. Until what is in the file's place can be moved, nothing is stored.
+    /// Reads what was kept, and sets aside what cannot be taken; `None` when there is nothing to go
+    /// on from. Until what is in the file's place can be moved, nothing is stored.
     pub(crate) fn resume(&mut self) -> Option<Saved> {
         let error = match self.load() {
             Ok(saved) => return saved,
@@ -76,8 +76,8 @@ impl Disk {
         None
     }
 
-    /// Moves what is in the file's place to the first name that is free; of the last one the place is
-    /// taken.
+    /// Moves what is in the file's place to the first name that is free; of the last one the place
+    /// is taken.
     fn set_aside(&self) -> io::Result<PathBuf> {
         let name = |number| self.path.with_extension(format!("refused.{number}"));
         let free = (1..MAX_ASIDE).map(name).find(|aside| fs::symlink_metadata(aside).is_err());

@@ -2,8 +2,8 @@
 //!
 //! The format is [`pintle_state::event`]. A publication is confirmed by the stream and carries a
 //! message id, so that the same draft sent twice within two minutes is one event. Dead letters are
-//! found by their place in the stream of dead letters; replaying one publishes the original bytes on
-//! the original subject again, under a new sequence, and then takes the letter away.
+//! found by their place in the stream of dead letters; replaying one publishes the original bytes
+//! on the original subject again, under a new sequence, and then takes the letter away.
 
 use std::time::{Duration, SystemTime};
 

@@ -7,8 +7,8 @@
 //! different: they hold for workers that still speak, and end with them.
 //!
 //! [`Ledger`] is the arithmetic, with time as an argument and no channel. [`Fleet`] is the handle
-//! that the servers share: the ledger behind a mutex that is never held across an await, plus what a
-//! transition sets off (a log line, an [`Activity`], and for own observations the fleet).
+//! that the servers share: the ledger behind a mutex that is never held across an await, plus what
+//! a transition sets off (a log line, an [`Activity`], and for own observations the fleet).
 //!
 //! Only services and endpoints of the current snapshot are counted, so no report can grow anything
 //! beyond the registry. Further bounds: [`MAX_PROXIES`], [`MAX_WORKERS`], [`MAX_COUNTERS`].
@@ -112,8 +112,8 @@ impl Fleet {
         }
     }
 
-    /// A proxy that holds everything up to `sent` lacks nothing of `reached`: what changed in between is of
-    /// services that it does not want.
+    /// A proxy that holds everything up to `sent` lacks nothing of `reached`: what changed in
+    /// between is of services that it does not want.
     pub(crate) fn spared(&self, proxy: &str, sent: Version, reached: Version, when: When) {
         self.ledger().spared(proxy, sent, reached, when);
     }

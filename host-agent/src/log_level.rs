@@ -14,7 +14,8 @@ pub(crate) enum LevelError {
     Directives(#[from] ParseError),
 }
 
-/// What async-nats logs of each attempt to connect: without the address, and the agent says it as well.
+/// What async-nats logs of each attempt to connect: without the address, and the agent says it as
+/// well.
 const QUIET: &str = "async_nats::connector=off";
 
 /// A level or directives as a filter.

@@ -3,9 +3,9 @@
 //! Two things stand between an event and the terminal. A token bucket per call site lets a burst
 //! through and then a few a second, and says every ten seconds how many it left out: a flood of bad
 //! frames must not become a flood of lines. Breaker transitions have a much larger bucket, because
-//! each of them is promised a line. And the writer escapes control characters, whoever put them in a
-//! node id or a registry key, and cuts what is too long; secrets never reach a field (their type does
-//! not print). Lines of libraries and panics go the same way.
+//! each of them is promised a line. And the writer escapes control characters, whoever put them in
+//! a node id or a registry key, and cuts what is too long; secrets never reach a field (their type
+//! does not print). Lines of libraries and panics go the same way.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -183,8 +183,8 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Escaped<M> {
 }
 
 impl<W: Write> Write for Escaped<W> {
-    /// One event comes in one call, with one line feed, the last byte, and leaves in one, so that lines of
-    /// two threads stay lines.
+    /// One event comes in one call, with one line feed, the last byte, and leaves in one, so that
+    /// lines of two threads stay lines.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         let text = if text.len() > MAX_LINE { shortened(&text).into() } else { text };

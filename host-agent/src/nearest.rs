@@ -15,7 +15,8 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> V
     alike.into_iter().take(NEAREST).map(|(_, name)| name.to_owned()).collect()
 }
 
-/// `, but a and b are`, after a sentence that says what is not there; nothing where nothing is alike.
+/// `, but a and b are`, after a sentence that says what is not there; nothing where nothing is
+/// alike.
 pub(crate) fn but(alike: &[String]) -> String {
     match alike {
         [] => String::new(),

@@ -1,8 +1,8 @@
 //! The task that finds out whether endpoints that are about to go still answer.
 //!
-//! The state says whom to try ([`State::take_trials`](pintle_state::State::take_trials)) and decides what
-//! an answer means; here connections are opened, and closed at once. Every trial that is taken gives
-//! one result, so that the publisher knows how many are on their way.
+//! The state says whom to try ([`State::take_trials`](pintle_state::State::take_trials)) and
+//! decides what an answer means; here connections are opened, and closed at once. Every trial that
+//! is taken gives one result, so that the publisher knows how many are on their way.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::updates::Updates;
 
-/// Trials on their way, at most: few enough for the descriptors of a small machine. Those beyond are
-/// tried later.
+/// Trials on their way, at most: few enough for the descriptors of a small machine. Those beyond
+/// are tried later.
 pub(crate) const MAX_TRIALS: usize = 128;
 /// An endpoint that is not connected by then is silent.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -50,8 +50,8 @@ async fn run(mut trials: mpsc::Receiver<Trial>, updates: Updates, shutdown: Canc
         while let Some(ended) = running.try_join_next() {
             results.extend(ended);
         }
-        // A decision costs what is held, not what is told: until one is made, results gather for the
-        // next, and at most one of them stands between an update and its effect.
+        // A decision costs what is held, not what is told: until one is made, results gather for
+        // the next, and at most one of them stands between an update and its effect.
         if !results.is_empty() && updates.apply(Update::Trials(results)).await.is_err() {
             return;
         }

@@ -1,10 +1,10 @@
 //! The task that owns the [`State`]: updates in, snapshots out, at a pace that readers can follow.
 //!
-//! There is one writer and it owns the state by value. Applying an update is cheap and happens at once
-//! for each; building tables is not, and is paced: changes that come alone or a few at a time go out
-//! at once, and while they keep coming a service is published at most ten times in any one second and
-//! anything at all at most a hundred times. Readers see a `watch` of whole values, so a slow one skips
-//! what is superseded and can neither stall this task nor make it queue.
+//! There is one writer and it owns the state by value. Applying an update is cheap and happens at
+//! once for each; building tables is not, and is paced: changes that come alone or a few at a time
+//! go out at once, and while they keep coming a service is published at most ten times in any one
+//! second and anything at all at most a hundred times. Readers see a `watch` of whole values, so a
+//! slow one skips what is superseded and can neither stall this task nor make it queue.
 //!
 //! When its channel is full, senders wait: etcd's and NATS's own flow control is the buffer.
 
@@ -27,18 +27,20 @@ use crate::probe::{self, MAX_TRIALS};
 use crate::tasks::{BEAT, Pulse, Tasks};
 use crate::updates::{Order, Updates};
 
-/// While changes keep coming, a service is published once in this time: close to seven times a second.
+/// While changes keep coming, a service is published once in this time: close to seven times a
+/// second.
 const SERVICE_PACE: Duration = Duration::from_millis(150);
-/// So much of that time may be used in advance: four changes in a row wait for nothing. What is used so
-/// counts in the same second, and `SERVICE_PACE` is what leaves room for it: the eleventh table after
-/// such a burst goes out 10 x 150 - 450 = 1,050 ms after the first.
+/// So much of that time may be used in advance: four changes in a row wait for nothing. What is
+/// used so counts in the same second, and `SERVICE_PACE` is what leaves room for it: the eleventh
+/// table after such a burst goes out 10 x 150 - 450 = 1,050 ms after the first.
 const BURST: Duration = Duration::from_millis(450);
 /// Anything is published at most this often. A snapshot is a copy of the map of services, so under
 /// churn over many services this bounds the copying; alone, a change still goes out at once.
 const PACE: Duration = Duration::from_millis(10);
 /// The disk is written at most this often; what is lost in between is asked for again.
 const DISK_PACE: Duration = Duration::from_secs(2);
-/// A write that failed is repeated after this time though nothing changes: the disk may have room again.
+/// A write that failed is repeated after this time though nothing changes: the disk may have room
+/// again.
 const DISK_RETRY: Duration = Duration::from_secs(5);
 /// A write that takes longer is said: a disk that does not answer is as bad as one that is full.
 const DISK_PATIENCE: Duration = Duration::from_secs(30);
@@ -382,7 +384,8 @@ impl Publisher {
         saver.due = None;
         saver.last = Some(began);
         saver.look = Some(began + DISK_RETRY);
-        // Copying the state keeps this task from its work, so it takes a twentieth of the time at most.
+        // Copying the state keeps this task from its work, so it takes a twentieth of the time at
+        // most.
         saver.pace = DISK_PACE.max(began.elapsed().saturating_mul(20));
         let (disk, board) = (saver.disk.clone(), self.board.clone());
         saver.writing = Some(tokio::task::spawn_blocking(move || {

@@ -98,7 +98,8 @@ async fn a_lone_change_goes_out_at_once_and_a_flood_at_most_ten_times_in_any_sec
     }
 }
 
-/// The first flush has nothing to say, and what comes within its pace is published without another update.
+/// The first flush has nothing to say, and what comes within its pace is published without another
+/// update.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_source_tells_right_at_the_start_is_on_disk_though_nothing_changes_any_more() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,9 +5,9 @@
 //!   HUP:    configuration and certificates are read again; what can't change is named
 //!   TERM:   registered instances drain and go ─▶ streams end ─▶ state is written ─▶ exit 0
 //! ```
-//! A configuration that can't be used ends the start with exit 64 and, on SIGHUP, changes nothing. A
-//! second signal ends the process at once. A task that ends, panics or stalls ends the agent in the
-//! same order, with exit 70; the sources of services are started again instead.
+//! A configuration that can't be used ends the start with exit 64 and, on SIGHUP, changes nothing.
+//! A second signal ends the process at once. A task that ends, panics or stalls ends the agent in
+//! the same order, with exit 70; the sources of services are started again instead.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -217,9 +217,9 @@ pub(crate) async fn run(origin: Origin) -> Result<(), RunError> {
 /// What ends by another's end has ended by then.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// The task of the agent that ended first, which none does while it serves. Others may end because it
-/// did, and be seen before it: of those that end within a moment it is one with a reason, or else the
-/// one that was started first.
+/// The task of the agent that ended first, which none does while it serves. Others may end because
+/// it did, and be seen before it: of those that end within a moment it is one with a reason, or
+/// else the one that was started first.
 async fn first(
     sources: &mut Tasks,
     servers: &mut Tasks,

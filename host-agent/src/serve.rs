@@ -2,8 +2,8 @@
 //!
 //! Proxies come over the unix socket ([`socket`]), or over TCP with mutual TLS where an operator
 //! asked for it, and speak gRPC: the Watch stream ([`sync`]) and Envoy's discovery of endpoints
-//! ([`eds`]) and clusters ([`clusters`]). People and Prometheus come to the admin address ([`admin`]), read-only but for one
-//! confirmation.
+//! ([`eds`]) and clusters ([`clusters`]). People and Prometheus come to the admin address
+//! ([`admin`]), read-only but for one confirmation.
 //!
 //! All of them read the same snapshots and the same [`crate::fleet::Fleet`]; none of them decides
 //! anything about endpoints.

@@ -176,8 +176,8 @@ impl Tasks {
     }
 }
 
-/// Runs what `start` makes until shutdown, and starts it again whenever it ends before: for tasks that
-/// find out by themselves where they were. `told` hears of each end.
+/// Runs what `start` makes until shutdown, and starts it again whenever it ends before: for tasks
+/// that find out by themselves where they were. `told` hears of each end.
 pub(crate) async fn restarting<F>(
     name: &'static str,
     shutdown: CancellationToken,

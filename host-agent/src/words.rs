@@ -1,8 +1,8 @@
 //! What libraries say of a failed connection, in the words of who has to mend it.
 //!
-//! A transport's own words name neither cause nor remedy ("operation was canceled", "http2 error"), and
-//! what is below them prints its types. So an error is told with all that lies below it, each said once,
-//! and where its meaning is known, that is said instead.
+//! A transport's own words name neither cause nor remedy ("operation was canceled", "http2 error"),
+//! and what is below them prints its types. So an error is told with all that lies below it, each
+//! said once, and where its meaning is known, that is said instead.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -16,8 +16,8 @@ const UNTRUSTED: &str = "its certificate is of no authority that is trusted here
 const HUNG_UP: &str =
     "it closed the connection; if it always does, it is another kind of server, or wants TLS";
 
-/// What rustls 0.23, tonic 0.14, hyper 1 and async-nats 0.51 say, and what it means; the first that fits
-/// counts. `tests/cli/servers.rs` has servers of most kinds.
+/// What rustls 0.23, tonic 0.14, hyper 1 and async-nats 0.51 say, and what it means; the first that
+/// fits counts. `tests/cli/servers.rs` has servers of most kinds.
 const MEANS: [(&str, &str); 17] = [
     ("InvalidContentType", NOT_TLS),
     (

@@ -113,8 +113,8 @@ async fn fail(side: &Side, service: &str, bad: &Upstream, times: usize) {
     panic!("{service}: {} requests only at {}", bad.requests(), bad.name());
 }
 
-/// How many of so many requests through a side arrive at this upstream. After each of the first, which may
-/// be failures that count, every worker is given the time to hear of it.
+/// How many of so many requests through a side arrive at this upstream. After each of the first,
+/// which may be failures that count, every worker is given the time to hear of it.
 async fn arrive(side: &Side, service: &str, at: &Upstream, of: usize) -> usize {
     at.forget();
     for _ in 0..of {

@@ -1,5 +1,5 @@
-//! Streams that end at every phase, by the tens of thousands, leave no count and no probe slot behind.
-//! (A million of them go through the module in the harness, `wasm/breaker.rs`.)
+//! Streams that end at every phase, by the tens of thousands, leave no count and no probe slot
+//! behind. (A million of them go through the module in the harness, `wasm/breaker.rs`.)
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -145,7 +145,8 @@ async fn tens_of_thousands_of_aborted_streams_leave_nothing_behind() {
     for one in &all {
         one.forget();
     }
-    // A breaker of which the agent had not heard yet is open for 300 ms: all of them serve once it is over.
+    // A breaker of which the agent had not heard yet is open for 300 ms: all of them serve once it
+    // is over.
     assert_eventually!(PATIENCE, {
         assert_eq!(world.get("orders").await.status, 200);
         all.iter().all(|one| one.requests() >= 20)

@@ -1,4 +1,5 @@
-//! Nothing is eligible and panic is off: the answer comes from here, at once, and the way back is short.
+//! Nothing is eligible and panic is off: the answer comes from here, at once, and the way back is
+//! short.
 
 use std::time::{Duration, Instant};
 

@@ -58,7 +58,8 @@ async fn a_breaker_shows_in_metrics_logs_and_table_and_obeys_orders() {
         assert!(table.contains(word), "{word} in {table}");
     }
 
-    // A probe that takes its time, whose client leaves before its answer: half-open until the next one.
+    // A probe that takes its time, whose client leaves before its answer: half-open until the next
+    // one.
     all[0].set(Behaviour::failing(Fault::Hang));
     let trying = async {
         loop {

@@ -86,7 +86,8 @@ async fn a_trip_in_one_worker_holds_in_all_within_ten_milliseconds() {
     println!("{} rounds without a stall, at most {most:.1?}", undisturbed.len());
     println!("{}", report.summary());
     assert!(p50 <= 10.0, "median of {late:?}");
-    // Two cores are shared by Envoy, its load and its upstreams: a stalled test is not a late worker.
+    // Two cores are shared by Envoy, its load and its upstreams: a stalled test is not a late
+    // worker.
     assert!(quantile(&late, 0.75) <= 10.0, "three of four of {late:?}");
     assert!(most <= Duration::from_millis(10), "without a stall: {undisturbed:.1?}");
     world.no_traps().await;
@@ -97,7 +98,8 @@ async fn a_dead_endpoint_costs_five_failures_over_all_workers_and_no_client_anyt
     let turns = |plugin: &mut Value| plugin["select"]["strategy"] = json!("round_robin");
     let world = World::start(&["orders"], turns, |config| config).await;
     let mut all = three(&world).await;
-    // Two connections: what comes at once after a stall, while the fifth failure is on its way, is bounded.
+    // Two connections: what comes at once after a stall, while the fifth failure is on its way, is
+    // bounded.
     let load = Load::to(world.envoy.addr()).host("orders").rate(300.0).connections(2).start();
     tokio::time::sleep(Duration::from_millis(500)).await;
     all[0].close().await;

@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Until every worker has heard of a trip, ten times over.
 pub const SETTLED: Duration = Duration::from_millis(100);
-/// So long after a trip the next request may be let through as the last resort, a stall having held it up.
+/// So long after a trip the next request may be let through as the last resort, a stall having held
+/// it up.
 const LAST_RESORT: Duration = Duration::from_millis(450);
 
 /// Requests that came through until a breaker answered in the endpoint's place.
@@ -35,8 +36,8 @@ pub struct World {
     pub envoy: Envoy,
 }
 
-/// Breakers that take every endpoint, turns instead of costs, and no panic: whether a breaker is open
-/// then shows in the next answer.
+/// Breakers that take every endpoint, turns instead of costs, and no panic: whether a breaker is
+/// open then shows in the next answer.
 pub fn strict(plugin: &mut Value) {
     plugin["service"] = json!({"from": ["cluster_metadata", "authority"]});
     plugin["select"]["strategy"] = json!("round_robin");
@@ -45,7 +46,8 @@ pub fn strict(plugin: &mut Value) {
 }
 
 impl World {
-    /// With services of these names, a plugin configuration and an Envoy configuration of the test's.
+    /// With services of these names, a plugin configuration and an Envoy configuration of the
+    /// test's.
     pub async fn start(
         services: &[&str],
         plugin: impl FnOnce(&mut Value),
@@ -80,7 +82,8 @@ impl World {
         Self { etcd, agent, envoy }
     }
 
-    /// Registers these as instances of the service and waits until every worker and Envoy itself know.
+    /// Registers these as instances of the service and waits until every worker and Envoy itself
+    /// know.
     pub async fn serve(&self, service: &str, upstreams: &[&Upstream]) {
         let mut last = None;
         for upstream in upstreams {
@@ -108,8 +111,8 @@ impl World {
         get(&self.envoy, service).await
     }
 
-    /// Sends one after the other until a breaker answers in the endpoint's place, at most `most`. After
-    /// `expect` of them every worker is given the time to hear of it.
+    /// Sends one after the other until a breaker answers in the endpoint's place, at most `most`.
+    /// After `expect` of them every worker is given the time to hear of it.
     pub async fn until_refused(
         &self,
         expect: usize,

@@ -2,9 +2,9 @@
 //!
 //! Envoy Gateway does not run here. What it would send is made as its translator makes it, seen in
 //! `internal/xds/translator`: `buildXdsCluster` and `buildEndpointOverrideLoadBalancingPolicy` of
-//! `cluster.go`, `testdata/out/xds-ir/wasm.listeners.yaml` at 165b3899, `wasm.routes.yaml` at 1b8aedd4. A
-//! filter is off and turned on by each route, a `vm_id` is the policy's own. The module is a file here,
-//! where it is fetched from Envoy Gateway there, and what comes by xDS is static.
+//! `cluster.go`, `testdata/out/xds-ir/wasm.listeners.yaml` at 165b3899, `wasm.routes.yaml` at
+//! 1b8aedd4. A filter is off and turned on by each route, a `vm_id` is the policy's own. The module
+//! is a file here, where it is fetched from Envoy Gateway there, and what comes by xDS is static.
 
 use pintle_artifact::PINTLE_PATH;
 use pintle_tests::{

@@ -112,8 +112,8 @@ async fn an_address_is_one_endpoint_and_a_move_to_nowhere_moves_nobody() {
     world.no_traps().await;
 }
 
-/// What the registry loses while no agent looks may be a mistake: of those that answer one goes in a window
-/// of time, and a restart of the agent does not begin it anew.
+/// What the registry loses while no agent looks may be a mistake: of those that answer one goes in
+/// a window of time, and a restart of the agent does not begin it anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_go_untested_is_remembered_over_restarts_of_the_agent() {
     let mut world = World::with(in_turns).await;

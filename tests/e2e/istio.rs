@@ -1,8 +1,9 @@
-//! The objects of `envoy/istio` and `envoy/kubernetes`, as far as they can be run without a cluster.
+//! The objects of `envoy/istio` and `envoy/kubernetes`, as far as they can be run without a
+//! cluster.
 //!
-//! istiod does not run here. [`Proxy`] stands for what it would send to a sidecar or a gateway: a listener
-//! and clusters in the form that Istio gives them, and the shipped objects applied to these by its rules. What
-//! comes out is run by a real Envoy, with real agent, etcd and mutual TLS.
+//! istiod does not run here. [`Proxy`] stands for what it would send to a sidecar or a gateway: a
+//! listener and clusters in the form that Istio gives them, and the shipped objects applied to
+//! these by its rules. What comes out is run by a real Envoy, with real agent, etcd and mutual TLS.
 
 mod gateway;
 mod objects;
@@ -167,8 +168,8 @@ async fn a_service_that_only_etcd_knows_has_its_hosts_from_the_agent() {
     assert_eq!(unknown().await, before, "with a table every request is the module's");
 }
 
-/// A pod that calls no such service has no cluster for them in its bootstrap, and Envoy would refuse one that
-/// asks for it.
+/// A pod that calls no such service has no cluster for them in its bootstrap, and Envoy would
+/// refuse one that asks for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_without_the_label_for_outside_is_left_alone() {
     let etcd = Etcd::start().await.expect("etcd");
@@ -201,8 +202,8 @@ async fn a_sidecar_that_starts_without_the_modules_file_answers_nothing() {
 }
 
 /// What the DestinationRule of `orders.yaml` is there for: locality weights, and Istio 1.31's
-/// `zoneAwareLbSetting`, which is sent as the second or, turned off, as the third. And what the file's head
-/// warns of: a cluster without hosts.
+/// `zoneAwareLbSetting`, which is sent as the second or, turned off, as the third. And what the
+/// file's head warns of: a cluster without hosts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_refuses_our_policy_beside_settings_of_localities_and_without_hosts() {
     let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");

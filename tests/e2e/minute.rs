@@ -1,6 +1,6 @@
-//! Faults that last a minute. Each has an installation of its own, and all run side by side, so that
-//! together they take little more than one of them. With `PINTLE_OUTAGE_SECONDS` the agent, etcd, NATS and the
-//! links to them are gone for as long as that.
+//! Faults that last a minute. Each has an installation of its own, and all run side by side, so
+//! that together they take little more than one of them. With `PINTLE_OUTAGE_SECONDS` the agent,
+//! etcd, NATS and the links to them are gone for as long as that.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -22,8 +22,8 @@ static OUTAGE: LazyLock<Duration> = LazyLock::new(|| {
 });
 static STALLS: LazyLock<Stalls> = LazyLock::new(Stalls::watch);
 
-/// How long after `moment` the upstream got its first request, without the time in which nobody could run:
-/// there are eight installations on this machine.
+/// How long after `moment` the upstream got its first request, without the time in which nobody
+/// could run: there are eight installations on this machine.
 async fn caught_up(upstream: &Upstream, moment: Instant) -> Duration {
     let took = first_after(upstream, moment).await;
     took.saturating_sub(STALLS.longest(moment, moment + took))
@@ -156,8 +156,9 @@ async fn agent_stopped(mut world: World) {
     println!("agent stopped: caught up {:.0} ms after its continuation", millis(took));
     assert!(took <= Duration::from_secs(1), "{took:?}");
     finish("agent stopped", &world, load).await;
-    // What was counted while nobody listened is told now, and none of it twice. Before its first table came,
-    // the module knew of no service to count for; before its first hosts, Envoy had nobody to ask.
+    // What was counted while nobody listened is told now, and none of it twice. Before its first
+    // table came, the module knew of no service to count for; before its first hosts, Envoy had
+    // nobody to ask.
     let early = world.envoy.stat("wasmcustom.pintle_unknown_service_total").await.unwrap_or(0);
     let unserved = world.envoy.stat("http.http.downstream_rq_5xx").await.unwrap_or(0);
     let served = all.iter().chain([&newcomer]).map(Upstream::requests).sum::<usize>() as f64;

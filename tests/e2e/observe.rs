@@ -1,8 +1,8 @@
 //! What `envoy/grafana` ships, on a real Prometheus that scrapes a running installation as
 //! `envoy/README.md` says.
 //!
-//! A metric that is renamed, an expression that does not parse or never has a series, an alert without a
-//! test, advice to type what does not exist: each of them fails here.
+//! A metric that is renamed, an expression that does not parse or never has a series, an alert
+//! without a test, advice to type what does not exist: each of them fails here.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -55,8 +55,8 @@ fn expressions(panel: &Value) -> Vec<String> {
         .collect()
 }
 
-/// The metrics that an expression names: outside of braces and brackets, what has an underscore, as no
-/// label here has, and is no function. It misses `up`, which is Prometheus' own.
+/// The metrics that an expression names: outside of braces and brackets, what has an underscore, as
+/// no label here has, and is no function. It misses `up`, which is Prometheus' own.
 fn metrics(expression: &str) -> BTreeSet<String> {
     let mut depth = 0;
     let mut outside = String::new();
@@ -256,8 +256,8 @@ async fn every_panel_shows_a_running_installation_and_every_metric_is_there() {
     world.no_traps().await;
 }
 
-/// With `for` cut to nothing: silence when all is well, the right alert and no other when something is
-/// not, and silence again afterwards.
+/// With `for` cut to nothing: silence when all is well, the right alert and no other when something
+/// is not, and silence again afterwards.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_fires_when_its_cause_comes_and_ends_when_it_goes() {
     let (etcd, nats) = tokio::try_join!(Etcd::start(), Nats::start()).expect("servers");

@@ -1,5 +1,5 @@
-//! What `docs/by-hand.md` says to type is typed, by a shell; where the machine lets it, in a network of its
-//! own, because its ports are those that a person has free and this machine may not.
+//! What `docs/by-hand.md` says to type is typed, by a shell; where the machine lets it, in a
+//! network of its own, because its ports are those that a person has free and this machine may not.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -25,7 +25,8 @@ fn blocks(page: &str, heading: &str) -> String {
     blocks.collect()
 }
 
-/// What `cargo xtask dist` makes, as far as the page speaks of it, with the agent as it is developed.
+/// What `cargo xtask dist` makes, as far as the page speaks of it, with the agent as it is
+/// developed.
 fn dist() -> TempDir {
     let dir = TempDir::with_prefix("pintle-dist-").expect("a directory");
     let link = |from: &Path, name: &str| {

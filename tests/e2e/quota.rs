@@ -1,5 +1,5 @@
-//! How many proxies one agent takes over TCP, and how it says that it takes no more: by its log, by its metrics
-//! and by `pintle check`, while those whom it has go on.
+//! How many proxies one agent takes over TCP, and how it says that it takes no more: by its log, by
+//! its metrics and by `pintle check`, while those whom it has go on.
 
 use std::convert::Infallible;
 use std::path::Path;

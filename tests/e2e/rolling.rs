@@ -1,10 +1,10 @@
-//! Everything is replaced in turn under one load: agent, each member of etcd, NATS, the module and its
-//! configuration by ECDS and by LDS, Envoy by hot restart; from the release before to this one and back. No
-//! request fails, and what changes afterwards is served.
+//! Everything is replaced in turn under one load: agent, each member of etcd, NATS, the module and
+//! its configuration by ECDS and by LDS, Envoy by hot restart; from the release before to this one
+//! and back. No request fails, and what changes afterwards is served.
 //!
 //! `ROLLING_ROUNDS=5` does it five times, with a drain that is longer than Envoy takes to compile a
-//! module, and so sends modules by LDS as well. With `ROLLING_OLDER_AGENT`, the agent of the release before takes
-//! turns with this one under either module. `cargo xtask rolling` does both.
+//! module, and so sends modules by LDS as well. With `ROLLING_OLDER_AGENT`, the agent of the
+//! release before takes turns with this one under either module. `cargo xtask rolling` does both.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -132,7 +132,8 @@ impl World {
         Self { etcd, nats, agent, envoy, files, older, upstreams, load, told }
     }
 
-    /// What is registered after the roll, by this member of etcd, is served, and no request has failed.
+    /// What is registered after the roll, by this member of etcd, is served, and no request has
+    /// failed.
     async fn rolled(&mut self, what: &str, member: usize) {
         let name = format!("orders-{}", self.upstreams.len() + 1);
         let newcomer = registered(&self.etcd, member, &name).await;
@@ -254,9 +255,9 @@ impl World {
     }
 }
 
-/// Seconds of a drain. Envoy's timer for it counts the time, too, in which its main thread compiles a module:
-/// after a hot restart, and when a listener with another module comes by LDS. That took nine seconds on a busy
-/// machine, and then connections are cut without a word.
+/// Seconds of a drain. Envoy's timer for it counts the time, too, in which its main thread compiles
+/// a module: after a hot restart, and when a listener with another module comes by LDS. That took
+/// nine seconds on a busy machine, and then connections are cut without a word.
 const DRAIN: u32 = 8;
 const LONG_DRAIN: u32 = 20;
 

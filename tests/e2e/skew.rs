@@ -1,8 +1,9 @@
 //! Modules of the release before, beside this agent and beside this module in one Envoy.
 //!
-//! `tests/skew/pintle-0.1.0.wasm.gz` is the `pintle.wasm` of commit 60c7988, as `cargo build -p
-//! pintle-artifact` makes it there; unpacked its SHA-256 begins with `ac1e50823c35f07e`. What an agent of
-//! that release reads and writes is held by `filters/contract/tests/golden`.
+//! `tests/skew/pintle-0.1.0.wasm.gz` is the `pintle.wasm` of commit 60c7988, as
+//! `cargo build -p pintle-artifact` makes it there; unpacked its SHA-256 begins with
+//! `ac1e50823c35f07e`. What an agent of that release reads and writes is held by
+//! `filters/contract/tests/golden`.
 
 use std::path::PathBuf;
 use std::process::Command;

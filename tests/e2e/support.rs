@@ -134,8 +134,8 @@ pub async fn quick(name: &str) -> Upstream {
     upstream
 }
 
-/// Endpoints take turns, so that neither the cost of a failure keeps requests away before the breaker does,
-/// nor that of an answer which the machine held up.
+/// Endpoints take turns, so that neither the cost of a failure keeps requests away before the
+/// breaker does, nor that of an answer which the machine held up.
 pub fn in_turns(plugin: &mut Value) {
     plugin["select"]["strategy"] = "round_robin".into();
 }

@@ -1,5 +1,5 @@
-//! What operators turn off by a command: a bypassed service and one in shadow go where Envoy sends them,
-//! by its own policy, and the module is back at a word.
+//! What operators turn off by a command: a bypassed service and one in shadow go where Envoy sends
+//! them, by its own policy, and the module is back at a word.
 
 use pintle_tests::{Agent, Upstream, assert_eventually};
 

@@ -1,7 +1,8 @@
-//! Peers of the socket by their users, with processes that run as these: what OpenShift makes of pods.
+//! Peers of the socket by their users, with processes that run as these: what OpenShift makes of
+//! pods.
 //!
-//! There a pod's user is one of its namespace's range, its group is root's, and no group is common to two
-//! namespaces (SCC `restricted-v2`). The agent's own user is such a one as well.
+//! There a pod's user is one of its namespace's range, its group is root's, and no group is common
+//! to two namespaces (SCC `restricted-v2`). The agent's own user is such a one as well.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;

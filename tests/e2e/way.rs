@@ -68,7 +68,8 @@ async fn a_drain_event_stops_new_requests_and_its_end_brings_them_back() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let mut tap = world.nats.tap("events.>").await.expect("a tap");
     let ttl = Duration::from_secs(3);
-    // Side by side: an event counts from when it is read, and the command ends later than it publishes.
+    // Side by side: an event counts from when it is read, and the command ends later than it
+    // publishes.
     let url = world.nats.url();
     let command = Agent::drain(&url, "orders", "orders-2", ttl);
     let (event, done) = tokio::join!(tap.next(PATIENCE), command);

@@ -1,9 +1,10 @@
 //! The ledger: what the module books of each kind of traffic must be what its upstreams saw.
 //!
-//! Every row is a service of its own behind one shared Envoy with the shipped configuration: it changes
-//! that where its kind of traffic needs it, drives requests, and says what must then be in the books. The
-//! upstreams keep a log; after the run the agent's `/metrics` must say the same, endpoint by endpoint, and
-//! a collector must have a span of each request. Rows are driven side by side.
+//! Every row is a service of its own behind one shared Envoy with the shipped configuration: it
+//! changes that where its kind of traffic needs it, drives requests, and says what must then be in
+//! the books. The upstreams keep a log; after the run the agent's `/metrics` must say the same,
+//! endpoint by endpoint, and a collector must have a span of each request. Rows are driven side by
+//! side.
 //!
 //! | file | what |
 //! |---|---|

@@ -40,7 +40,8 @@ pub struct Connection {
     driver: tokio::task::JoinHandle<()>,
 }
 
-/// A QUIC listener on this port: the shipped listener's filters as they are now, behind a certificate.
+/// A QUIC listener on this port: the shipped listener's filters as they are now, behind a
+/// certificate.
 pub fn listen(mut config: EnvoyConfig, port: &Port, identity: &Identity) -> EnvoyConfig {
     let quic =
         "type.googleapis.com/envoy.extensions.transport_sockets.quic.v3.QuicDownstreamTransport";
@@ -99,8 +100,8 @@ impl Quic {
 }
 
 impl Connection {
-    /// `GET /act` of a service; the status, where a head was waited for. `seen` ends when the upstream has
-    /// seen the request.
+    /// `GET /act` of a service; the status, where a head was waited for. `seen` ends when the
+    /// upstream has seen the request.
     pub async fn get(
         &mut self,
         service: &str,

@@ -23,7 +23,8 @@ type Configure = dyn Fn(EnvoyConfig, &[Upstream]) -> EnvoyConfig + Send + Sync;
 pub enum Followed {
     /// It does.
     Always,
-    /// Some attempts went nobody knows where, or ended nobody knows how: booked and unknown are all.
+    /// Some attempts went nobody knows where, or ended nobody knows how: booked and unknown are
+    /// all.
     Unknown,
     /// To another endpoint of the table, which is booked, and counted as not followed.
     Elsewhere,
@@ -164,8 +165,8 @@ impl Site {
         self.sent.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until the upstreams have seen whatever was sent, one attempt a request: Envoy may have made
-    /// one that nobody has read, and whoever leaves now would leave that.
+    /// Waits until the upstreams have seen whatever was sent, one attempt a request: Envoy may have
+    /// made one that nobody has read, and whoever leaves now would leave that.
     pub async fn arrived(&self) {
         let logged = || self.upstreams.iter().map(|one| one.log().len() as u64).sum::<u64>();
         let sent = self.sent();

@@ -245,7 +245,8 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> io::Result<R
 /// The answer, and whether it is a good one.
 async fn respond(act: &str, mut request: Request<Incoming>) -> (Response<Body>, bool) {
     let parts: Vec<&str> = act.split('/').collect();
-    // A stream's request may go on; everything else is read whole, so that the connection can be kept.
+    // A stream's request may go on; everything else is read whole, so that the connection can be
+    // kept.
     if !matches!(parts[..], ["grpc", "echo"] | ["ws", _]) {
         let _ = (&mut request).collect().await;
     }

@@ -1,5 +1,5 @@
-//! Clusters that the agent serves (`serve.clusters`, `envoy/dynamic.yaml`): services come and go without a
-//! change of Envoy's files.
+//! Clusters that the agent serves (`serve.clusters`, `envoy/dynamic.yaml`): services come and go
+//! without a change of Envoy's files.
 
 use std::time::Instant;
 

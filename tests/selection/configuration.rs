@@ -1,5 +1,5 @@
-//! The plugin's configuration as Envoy hands it over: the text of a `StringValue`, or the bytes of a
-//! `Struct`, which 1.40 does not turn into JSON although its documentation says so.
+//! The plugin's configuration as Envoy hands it over: the text of a `StringValue`, or the bytes of
+//! a `Struct`, which 1.40 does not turn into JSON although its documentation says so.
 
 use pintle_tests::{Envoy, Server as _, assert_eventually};
 use serde_json::{Value, json};

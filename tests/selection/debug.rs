@@ -1,4 +1,5 @@
-//! The debug header on a real Envoy: in answers of endpoints and in local ones, for who brings the token.
+//! The debug header on a real Envoy: in answers of endpoints and in local ones, for who brings the
+//! token.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,5 @@
-//! Who may be chosen: sessions, subsets, zones, newcomers, and what happens when hardly anybody may.
+//! Who may be chosen: sessions, subsets, zones, newcomers, and what happens when hardly anybody
+//! may.
 
 use std::collections::BTreeMap;
 

@@ -1,13 +1,15 @@
 //! Requests go on: with the filter removed, without a table, without an agent, after a trap.
 //!
-//! The trap is a module of a few lines in the place of ours, because ours has none to offer: it does
-//! nothing but trap on one path. What Envoy 1.40 does then, as these tests hold it:
+//! The trap is a module of a few lines in the place of ours, because ours has none to offer: it
+//! does nothing but trap on one path. What Envoy 1.40 does then, as these tests hold it:
 //!
-//! - the request that traps, and those inside the VM with it, are answered 503, whatever the policy;
+//! - the request that traps, and those inside the VM with it, are answered 503, whatever the
+//!   policy;
 //! - `FAIL_OPEN`: that worker goes on without the filter, at once, and for good;
-//! - `FAIL_RELOAD`: the next request rebuilds the VM if `base_interval` has passed since it was *built*;
-//!   until then that worker answers 503. Envoy has no policy that does both, so a trap within the first
-//!   10 ms of a VM's life costs what arrives in the rest of them, and a later one nobody who comes after.
+//! - `FAIL_RELOAD`: the next request rebuilds the VM if `base_interval` has passed since it was
+//!   *built*; until then that worker answers 503. Envoy has no policy that does both, so a trap
+//!   within the first 10 ms of a VM's life costs what arrives in the rest of them, and a later one
+//!   nobody who comes after.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -118,7 +120,8 @@ async fn with_the_shipped_reload_a_trap_costs_those_inside_the_vm_and_nobody_aft
             proxy.envoy.stat_sum("vm_reload_success").await.unwrap() > round
         });
     }
-    // With others inside the VM when it traps: they share its fate. 300/s of 2 ms are one in flight.
+    // With others inside the VM when it traps: they share its fate. 300/s of 2 ms are one in
+    // flight.
     let (failed, total) = proxy.beside_traps(Duration::from_millis(150)).await;
     assert!(failed <= 10, "{failed} of {total}");
 }
@@ -141,8 +144,8 @@ async fn during_the_back_off_a_worker_answers_503_which_is_why_it_is_short() {
     assert!(short * 20 <= total, "{short} of {total}");
 }
 
-/// What ends the time without a filter without a restart: the filter comes by discovery from a file, and
-/// whoever watches `wasm_fail_stream` moves another version of it there.
+/// What ends the time without a filter without a restart: the filter comes by discovery from a
+/// file, and whoever watches `wasm_fail_stream` moves another version of it there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_fail_open_a_filter_that_is_sent_anew_is_back_and_nobody_fails_meanwhile() {
     let upstreams = upstreams(3).await;
@@ -224,7 +227,8 @@ async fn without_a_table_the_fallback_policy_serves() {
 async fn an_agent_that_comes_late_is_missed_by_nobody_whose_hosts_are_known() {
     let world = World::start(3).await;
     let hosts: Vec<_> = world.upstreams.iter().map(|u| u.addr()).collect();
-    // Its socket is made when it starts, so the late one is found by starting, stopping and starting.
+    // Its socket is made when it starts, so the late one is found by starting, stopping and
+    // starting.
     let mut agent = Agent::builder().etcd(world.etcd.url()).start().await.unwrap();
     agent.kill9();
     let config = world.config().agent_socket(agent.socket()).static_hosts(ORDERS, &hosts);

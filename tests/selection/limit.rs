@@ -1,5 +1,5 @@
-//! `select.max_requests` on a real Envoy: what is full is passed over, and when all are the answer is a local
-//! one that says so.
+//! `select.max_requests` on a real Envoy: what is full is passed over, and when all are the answer
+//! is a local one that says so.
 
 use std::time::Duration;
 
@@ -42,8 +42,8 @@ async fn one_worker_keeps_the_limit_exactly_and_says_that_all_are_full() {
     assert_eventually!(SOON, ask(&envoy, &[]).await.status == 200);
 }
 
-/// A worker knows its own requests exactly, and the other's as they were a quarter of a second ago: a burst
-/// may meet the limit once in each.
+/// A worker knows its own requests exactly, and the other's as they were a quarter of a second ago:
+/// a burst may meet the limit once in each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_more_than_all_can_take_no_endpoint_gets_more_than_the_stated_slack() {
     let mut world = World::start(3).await;

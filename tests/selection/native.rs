@@ -1,9 +1,10 @@
 //! Side by side: the same keys through an Envoy with its own policy and through one with ours.
 //!
-//! Order: Envoy's ring depends on the order of its hosts when weights differ (fractions of entries are
-//! carried from host to host in floating point) and where two entries collide; its Maglev table does not,
-//! since it sorts by address first. Our tables come ordered by id, as the agent's EDS does, so the same
-//! cluster over our EDS has the same order; here the static hosts are given in that order.
+//! Order: Envoy's ring depends on the order of its hosts when weights differ (fractions of entries
+//! are carried from host to host in floating point) and where two entries collide; its Maglev table
+//! does not, since it sorts by address first. Our tables come ordered by id, as the agent's EDS
+//! does, so the same cluster over our EDS has the same order; here the static hosts are given in
+//! that order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -111,8 +112,8 @@ async fn a_balance_factor_places_single_requests_as_envoy_does() {
     }
 }
 
-/// Where each of 90 requests goes while none is answered. Two of three have one key, and in the middle
-/// every second client goes away, so that load rises, falls and rises again.
+/// Where each of 90 requests goes while none is answered. Two of three have one key, and in the
+/// middle every second client goes away, so that load rises, falls and rises again.
 async fn filled(envoy: &Envoy, upstreams: &[Upstream]) -> Vec<usize> {
     let mut held = Held::default();
     let mut placed = Vec::new();
@@ -127,8 +128,8 @@ async fn filled(envoy: &Envoy, upstreams: &[Upstream]) -> Vec<usize> {
     placed
 }
 
-/// Endpoint by endpoint, at each load on the way. One worker, since the bound counts what is in flight at
-/// that very moment, and a worker of ours knows the others' by the tick.
+/// Endpoint by endpoint, at each load on the way. One worker, since the bound counts what is in
+/// flight at that very moment, and a worker of ours knows the others' by the tick.
 async fn bounded(weights: &[u32], factor: u32) {
     let mut world = World::with(weights.len(), |number, instance| {
         instance.metadata("weight", &weights[number].to_string())

@@ -61,8 +61,8 @@ async fn grpc_streams_and_tls_upstreams_are_chosen_like_any_other() {
     drop(vault);
 }
 
-/// A stream of the whole state for each cluster is what is shipped; `fixtures` and the other tests here
-/// stand on it.
+/// A stream of the whole state for each cluster is what is shipped; `fixtures` and the other tests
+/// here stand on it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_come_by_delta_and_over_one_aggregated_stream_as_well() {
     let mut world = World::start(3).await;

@@ -28,8 +28,8 @@ async fn complete(envoy: &Envoy) -> usize {
     all.filter(|stat| stat["value"] == 3).count()
 }
 
-/// A thousand services of three endpoints in etcd, a thousand EDS clusters, a thousand tables in every
-/// worker; beside it an Envoy with one of each.
+/// A thousand services of three endpoints in etcd, a thousand EDS clusters, a thousand tables in
+/// every worker; beside it an Envoy with one of each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_services_cost_a_request_what_one_does() {
     let world = World::start(3).await;
@@ -101,8 +101,8 @@ async fn a_slow_endpoint_is_learned_once_per_envoy_and_not_once_per_worker() {
         if at < 3 && stalls.longest(ill, Instant::now()) > Duration::from_millis(200) {
             continue;
         }
-        // Each worker can have one or two under way before the first answer is late anywhere; a fair share
-        // would be 100.
+        // Each worker can have one or two under way before the first answer is late anywhere; a
+        // fair share would be 100.
         assert!(sent <= 14, "{sent}");
         break;
     }
@@ -152,7 +152,8 @@ async fn what_one_worker_has_in_flight_every_other_knows_within_a_quarter_of_a_s
         world.upstreams[at].set(Behaviour::failing(Fault::Hang));
         let mut held = Held::default();
         let version = format!("v{at}");
-        // Three: what a worker itself asks elsewhere counts as one for a while, and must not look the same.
+        // Three: what a worker itself asks elsewhere counts as one for a while, and must not look
+        // the same.
         for _ in 0..3 {
             held.send(&envoy, &world.upstreams, &[("x-version", &version)]).await;
         }

@@ -1,5 +1,5 @@
-//! Equal endpoints get equal shares in every window, whatever happened to one of them before, and others by
-//! their weights.
+//! Equal endpoints get equal shares in every window, whatever happened to one of them before, and
+//! others by their weights.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,8 @@ fn quick() -> Behaviour {
     Behaviour::slow(Latency::LogNormal { median: Duration::from_millis(5), sigma: 0.2 })
 }
 
-/// The least and the most that one gets by its weight, as a part of the mean, in any window from `from` to now.
+/// The least and the most that one gets by its weight, as a part of the mean, in any window from
+/// `from` to now.
 fn extremes(
     upstreams: &[Upstream],
     weights: &[f64],
@@ -42,7 +43,8 @@ fn extremes(
     (least, most)
 }
 
-/// Every window from now on is even; once more where the machine stood still, which makes anybody look slow.
+/// Every window from now on is even; once more where the machine stood still, which makes anybody
+/// look slow.
 async fn assert_even(
     upstreams: &[Upstream],
     weights: &[f64],

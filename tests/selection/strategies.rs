@@ -52,8 +52,8 @@ async fn every_strategy_spreads_as_it_should_changed_by_etcd_with_envoy_untouche
         world.policy(json!({"select": {"strategy": strategy}})).await;
         within(&loaded(&envoy).await, shares, tolerance, strategy);
     }
-    // These two follow the load, so their shares are the upstreams' doing; the heaviest takes the most. With
-    // several under way at once it is that and not the one answer that was late.
+    // These two follow the load, so their shares are the upstreams' doing; the heaviest takes the
+    // most. With several under way at once it is that and not the one answer that was late.
     world.all(&Behaviour::slow(Latency::Fixed(Duration::from_millis(20))));
     for strategy in ["least_request", "p2c"] {
         world.policy(json!({"select": {"strategy": strategy}})).await;

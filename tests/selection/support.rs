@@ -1,4 +1,5 @@
-//! One service on real parts: etcd, the agent, upstreams, and an Envoy with the shipped configuration.
+//! One service on real parts: etcd, the agent, upstreams, and an Envoy with the shipped
+//! configuration.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,5 +1,5 @@
-//! Tiers beside Envoy's own priorities on the same upstreams: the same shares while a tier falls ill. And a
-//! service that an operator moves to another region.
+//! Tiers beside Envoy's own priorities on the same upstreams: the same shares while a tier falls
+//! ill. And a service that an operator moves to another region.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! An agent that sends of its services only what is wanted: by EDS at start, all else with the first request.
+//! An agent that sends of its services only what is wanted: by EDS at start, all else with the
+//! first request.
 
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,8 @@ async fn register(etcd: &Etcd, all: &[Upstream]) {
     }
 }
 
-/// By `ORIGINAL_DST` there is no other choice than the module's: the first request waits for its table. By
-/// EDS the table is there before the first request.
+/// By `ORIGINAL_DST` there is no other choice than the module's: the first request waits for its
+/// table. By EDS the table is there before the first request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_request_finds_its_table_also_after_the_agent_has_restarted() {
     let etcd = Etcd::start().await.unwrap();

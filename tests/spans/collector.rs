@@ -79,8 +79,8 @@ async fn slow_silent_refusing_killed_or_down_it_costs_no_request_and_no_latency(
         }
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         let report = served(running.stop().await);
-        // What the machine did to any request at that time; one that waited for the collector would be late
-        // by its 400 ms or more.
+        // What the machine did to any request at that time; one that waited for the collector would
+        // be late by its 400 ms or more.
         let beside = beside.stop().await;
         let late = report.quantile(0.99).saturating_sub(beside.quantile(0.99));
         assert!(

@@ -186,7 +186,8 @@ async fn each_rule_of_trace_context_holds_on_the_wire() {
     let sides = ["ingress", "egress"].map(|side| json!({"direction": side}));
     let [ingress, egress] = sides;
     let silent = json!({"participate": true});
-    // Of traces that are not sampled an exporter has no spans; who is told to take part does all the same.
+    // Of traces that are not sampled an exporter has no spans; who is told to take part does all
+    // the same.
     let (exporters, always) = ([exporting(ingress), exporting(egress)], silent.clone());
     for trace in exporters.into_iter().chain([silent]) {
         let stands_by = trace != always;

@@ -175,8 +175,8 @@ async fn once(rig: &Rig, headers: &[(&str, &[u8])]) -> Duration {
     rig.envoy.usage().0.saturating_sub(before)
 }
 
-/// The CPU time of a hundred, without the module and with it, sorted. One of each in turn, so that what
-/// disturbs the machine disturbs both.
+/// The CPU time of a hundred, without the module and with it, sorted. One of each in turn, so that
+/// what disturbs the machine disturbs both.
 async fn hundred(pair: &[Rig; 2], headers: &[(&str, &[u8])]) -> [Vec<Duration>; 2] {
     let mut took = [Vec::new(), Vec::new()];
     for round in 0..120 {

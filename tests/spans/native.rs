@@ -1,5 +1,6 @@
-//! Beside Envoy's own OpenTelemetry tracer: who of the two writes the headers, and which setting makes
-//! it right. The setting is the one in `envoy/tracing.yaml`, taken out of the comment that users copy.
+//! Beside Envoy's own OpenTelemetry tracer: who of the two writes the headers, and which setting
+//! makes it right. The setting is the one in `envoy/tracing.yaml`, taken out of the comment that
+//! users copy.
 
 use pintle_tests::{Envoy, EnvoyConfig, tools};
 use serde_json::{Value, json};
@@ -22,7 +23,8 @@ fn with_tracer(config: EnvoyConfig, tracing: &Value) -> EnvoyConfig {
     config
 }
 
-/// Service name, trace id, span id and parent of every span that came, until these services are there.
+/// Service name, trace id, span id and parent of every span that came, until these services are
+/// there.
 async fn spans_by_service(rig: &Rig, services: &[&str]) -> Vec<(String, String, String, String)> {
     let mut found = Vec::new();
     pintle_tests::assert_eventually!(

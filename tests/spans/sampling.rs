@@ -18,7 +18,8 @@ async fn ratio(world: &Installed, ratio: f64, ttl: &str) -> Instant {
     let mut tap = world.nats.tap("events.trace.orders").await.unwrap();
     let data = json!({"ratio": ratio, "ttl": ttl}).to_string();
     let command = ["publish", "trace", "orders", &data];
-    // Side by side: a message counts from when it is read, and the command ends later than it publishes.
+    // Side by side: a message counts from when it is read, and the command ends later than it
+    // publishes.
     let (event, ()) = tokio::join!(tap.next(SOON), world.order(&command));
     event.unwrap().at
 }
@@ -67,7 +68,8 @@ async fn an_event_changes_the_ratio_of_its_service_within_100_ms_and_until_its_t
     println!("a ratio of 0 for 2 s: from {first:.0?} to {last:.0?} after the event");
     assert!(first < Duration::from_millis(100), "{first:?}");
     assert!(Duration::from_millis(1_900) < last && last < Duration::from_millis(2_150), "{last:?}");
-    // Within these, what was decided before the switch in one worker may arrive after it in another.
+    // Within these, what was decided before the switch in one worker may arrive after it in
+    // another.
     let switch = Duration::from_millis(100);
     let between =
         seen.iter().filter(|seen| seen.at - at > first + switch && seen.at - at < last - switch);
@@ -105,8 +107,8 @@ async fn a_policy_in_etcd_gives_each_service_a_ratio_of_its_own() {
     world.rig.end().await;
 }
 
-/// OpenTelemetry's TraceIdRatioBased, as its specification and the SDKs of Go and Rust have it: the last
-/// eight bytes, without their lowest bit, are below the ratio's share of 2^63.
+/// OpenTelemetry's TraceIdRatioBased, as its specification and the SDKs of Go and Rust have it: the
+/// last eight bytes, without their lowest bit, are below the ratio's share of 2^63.
 fn trace_id_ratio_based(ratio: f64, low: u64) -> bool {
     low >> 1 < (ratio * (1_u64 << 63) as f64) as u64
 }

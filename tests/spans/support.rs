@@ -72,7 +72,8 @@ impl Rig {
             SOON,
             {
                 spans.extend(self.resources().into_iter().flat_map(spans_of));
-                // A call whose answer came too late is made again: whoever collects has to expect that.
+                // A call whose answer came too late is made again: whoever collects has to expect
+                // that.
                 let mut known = BTreeSet::new();
                 spans.retain(|span| known.insert(span.span_id.clone()));
                 spans.len() >= count
@@ -100,7 +101,8 @@ impl Rig {
         self.envoy.stat(&format!("wasmcustom.pintle_{name}_total")).await.unwrap_or(0)
     }
 
-    /// What holds at the end of every test: no VM trapped, no host call failed, and Envoy goes in peace.
+    /// What holds at the end of every test: no VM trapped, no host call failed, and Envoy goes in
+    /// peace.
     pub async fn end(mut self) {
         assert_eq!(self.envoy.vm_reloads().await.unwrap(), 0, "{}", self.envoy.log());
         assert_eq!(self.counter("host_error").await, 0);
@@ -109,8 +111,8 @@ impl Rig {
     }
 }
 
-/// A rig in a whole installation: the hosts of `orders` are what etcd says, by EDS and in the module's
-/// tables, and events come by NATS.
+/// A rig in a whole installation: the hosts of `orders` are what etcd says, by EDS and in the
+/// module's tables, and events come by NATS.
 pub struct Installed {
     pub etcd: Etcd,
     pub nats: Nats,

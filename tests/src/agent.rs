@@ -50,8 +50,8 @@ impl AgentBuilder {
         self
     }
 
-    /// Which loopback and private addresses endpoints may have; 127.0.0.0/8 unless said, because every
-    /// upstream here is there and the agent's own default refuses loopback.
+    /// Which loopback and private addresses endpoints may have; 127.0.0.0/8 unless said, because
+    /// every upstream here is there and the agent's own default refuses loopback.
     pub fn allow(mut self, range: &str) -> Self {
         self.allow = Some(range.into());
         self
@@ -69,8 +69,8 @@ impl AgentBuilder {
         self
     }
 
-    /// Starts it by a command that does something to its surroundings and then becomes the agent, whose
-    /// own command line follows; `{dir}` stands for the agent's directory.
+    /// Starts it by a command that does something to its surroundings and then becomes the agent,
+    /// whose own command line follows; `{dir}` stands for the agent's directory.
     pub fn under(mut self, command: &[&str]) -> Self {
         self.under = command.iter().map(|word| (*word).into()).collect();
         self
@@ -203,7 +203,8 @@ impl Agent {
             let list = proxies["proxies"].as_array().or_else(|| proxies.as_array());
             let mut connected =
                 list.into_iter().flatten().filter(|p| p["connected"] == true).peekable();
-            // A proxy is expected to have the workers that have spoken; there is more than its main thread.
+            // A proxy is expected to have the workers that have spoken; there is more than its main
+            // thread.
             let whole = |p: &Value| {
                 let workers = p["workers"].as_array().map_or(0, Vec::len);
                 p["current"] == true && workers > 1 && p["expected"] == workers
@@ -271,7 +272,8 @@ impl Agent {
         Process::spawn(spec, TempDir::with_prefix("pintle-register-")?)
     }
 
-    /// `pintle drain`: stops new traffic to one instance for so long; an agent has said that it did.
+    /// `pintle drain`: stops new traffic to one instance for so long; an agent has said that it
+    /// did.
     pub async fn drain(nats: &str, service: &str, id: &str, ttl: Duration) -> Result<()> {
         Self::order_drain(nats, service, id, ttl, &[]).await
     }

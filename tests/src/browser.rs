@@ -10,8 +10,8 @@ use crate::{Error, Result, tools};
 /// How long the page has, in milliseconds: more when the machine turns out to be busy.
 const WAITS: [u32; 3] = [4_000, 10_000, 20_000];
 
-/// The page's document once `last` is in it, or as it is after the longest wait; without its scripts and
-/// styles, which hold most of the words that the page can show.
+/// The page's document once `last` is in it, or as it is after the longest wait; without its
+/// scripts and styles, which hold most of the words that the page can show.
 pub async fn document(url: &str, last: &str) -> Result<String> {
     let mut html = String::new();
     for wait in WAITS {
@@ -33,8 +33,9 @@ fn without(element: &str, mut html: String) -> String {
     html
 }
 
-/// A picture of the page, written to `to`: PNG, of this width and height, of the dark scheme if asked
-/// for. One of fewer bytes than `at_least` shows a page that is still empty, and is taken again.
+/// A picture of the page, written to `to`: PNG, of this width and height, of the dark scheme if
+/// asked for. One of fewer bytes than `at_least` shows a page that is still empty, and is taken
+/// again.
 pub async fn picture(
     url: &str,
     to: &Path,

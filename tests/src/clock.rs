@@ -1,10 +1,10 @@
 //! A wall clock that a test can step, for the servers that are started with it.
 //!
 //! Stepping the machine's own clock needs root and hits everything that runs. So a library that is
-//! loaded before libc's answers for the wall clock (`clock/preload.rs`), with an offset that it reads
-//! from a shared file; the monotonic clock is the kernel's. Debian's libfaketime would do the same, but
-//! allocates when the clock is first read, and Envoy's allocator reads the clock when it is first
-//! asked: both wait for each other for ever.
+//! loaded before libc's answers for the wall clock (`clock/preload.rs`), with an offset that it
+//! reads from a shared file; the monotonic clock is the kernel's. Debian's libfaketime would do the
+//! same, but allocates when the clock is first read, and Envoy's allocator reads the clock when it
+//! is first asked: both wait for each other for ever.
 
 use std::path::PathBuf;
 use std::process::Command;

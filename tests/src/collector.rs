@@ -1,10 +1,10 @@
 //! An OTLP/gRPC collector that does what it is told.
 //!
-//! It speaks gRPC's framing over HTTP/2 and leaves the messages as they are, so that whoever asserts
-//! decodes them with the published protocol and not with anything of ours, and so that a bench pays for
-//! decoding when it likes. Everything that can go wrong with a collector is a [`Manner`]: slow, silent,
-//! refusing for now, refusing for good, taking a batch but not all of it; or it is closed, as an
-//! [`crate::Upstream`] can be.
+//! It speaks gRPC's framing over HTTP/2 and leaves the messages as they are, so that whoever
+//! asserts decodes them with the published protocol and not with anything of ours, and so that a
+//! bench pays for decoding when it likes. Everything that can go wrong with a collector is a
+//! [`Manner`]: slow, silent, refusing for now, refusing for good, taking a batch but not all of it;
+//! or it is closed, as an [`crate::Upstream`] can be.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -85,7 +85,8 @@ impl Collector {
         *lock(&self.shared.manner) = manner;
     }
 
-    /// Stops listening and drops every connection: the next one is refused. The port stays reserved.
+    /// Stops listening and drops every connection: the next one is refused. The port stays
+    /// reserved.
     pub async fn close(&mut self) {
         if let Some(serving) = self.serving.take() {
             serving.abort();

@@ -1,5 +1,6 @@
-//! A real Envoy with a patched copy of the shipped configuration, two workers unless told otherwise:
-//! what is shared between workers is what most often breaks, and one worker never shows it.
+//! A real Envoy with a patched copy of the shipped configuration, two workers unless told
+//! otherwise: what is shared between workers is what most often breaks, and one worker never shows
+//! it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -46,7 +47,8 @@ impl Envoy {
     /// The same with so many seconds for draining, and [`Envoy::hot_restart`] is allowed.
     pub async fn start_restartable(config: EnvoyConfig, drain: u32) -> Result<Self> {
         let (http, admin) = (Port::take()?, Port::take()?);
-        // Hot restart takes a name of the machine: ten of them from each base, and no port is taken twice.
+        // Hot restart takes a name of the machine: ten of them from each base, and no port is taken
+        // twice.
         let base = u32::from(admin.number());
         let memory = PathBuf::from(format!("/dev/shm/envoy_shared_memory_{}", base * 10));
         let (base, end, drain) = (base.to_string(), (drain + 1).to_string(), drain.to_string());
@@ -72,8 +74,8 @@ impl Envoy {
         Ok(envoy)
     }
 
-    /// As this user of root's group, from copies of the binary and the module that everybody may read;
-    /// whoever calls is root.
+    /// As this user of root's group, from copies of the binary and the module that everybody may
+    /// read; whoever calls is root.
     pub async fn start_as(user: u32, config: EnvoyConfig) -> Result<Self> {
         let dir = TempDir::with_prefix("pintle-envoy-as-")?;
         let all = std::fs::Permissions::from_mode(0o755);
@@ -207,8 +209,8 @@ impl Envoy {
         Ok(())
     }
 
-    /// SIGTERM, as a service manager would; an error when it does not end within `budget` or ends by a
-    /// signal (a crash on the way out counts as one).
+    /// SIGTERM, as a service manager would; an error when it does not end within `budget` or ends
+    /// by a signal (a crash on the way out counts as one).
     pub async fn terminate(&mut self, budget: Duration) -> Result<()> {
         let status = self.process.terminate(budget).await?;
         match status.code() {

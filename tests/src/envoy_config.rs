@@ -1,9 +1,9 @@
 //! The shipped configuration with a test's addresses put in.
 //!
-//! There is no private copy: every value starts as `envoy/envoy.yaml` (or a file beside it), read from
-//! disk, and a method here changes what a test must change: where to listen, which socket, which module,
-//! the plugin's settings. What a patch looks for must be there; a renamed cluster in the shipped file
-//! breaks the tests at the patch, with the place in the message.
+//! There is no private copy: every value starts as `envoy/envoy.yaml` (or a file beside it), read
+//! from disk, and a method here changes what a test must change: where to listen, which socket,
+//! which module, the plugin's settings. What a patch looks for must be there; a renamed cluster in
+//! the shipped file breaks the tests at the patch, with the place in the message.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -139,8 +139,8 @@ impl EnvoyConfig {
         self.route(name, name)
     }
 
-    /// Appends the clusters of another file of the `envoy` directory (`clusters.yaml`), each reached by
-    /// its name as authority.
+    /// Appends the clusters of another file of the `envoy` directory (`clusters.yaml`), each
+    /// reached by its name as authority.
     pub fn clusters_from(mut self, file: &str) -> Result<Self> {
         let more = read(file)?;
         for cluster in more.pointer(CLUSTERS).and_then(Value::as_array).into_iter().flatten() {

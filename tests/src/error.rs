@@ -1,5 +1,6 @@
-//! One error for all fixtures: a sentence. Nobody matches on why a fixture failed; somebody reads it in
-//! a test's output, where `unwrap` prints it through `Debug`, so that prints the sentence as well.
+//! One error for all fixtures: a sentence. Nobody matches on why a fixture failed; somebody reads
+//! it in a test's output, where `unwrap` prints it through `Debug`, so that prints the sentence as
+//! well.
 
 use std::fmt;
 

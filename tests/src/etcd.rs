@@ -1,8 +1,9 @@
 //! A real etcd, alone or three of them, spoken to through its own JSON gateway.
 //!
-//! The gateway, not a client crate: a client crate wants protoc at build time, and `cargo xtask setup`,
-//! which installs protoc, links this library. Data is thrown away, so an election happens after a second
-//! at most, as in production; nothing else about the server is tuned.
+//! The gateway, not a client crate: a client crate wants protoc at build time, and
+//! `cargo xtask setup`, which installs protoc, links this library. Data is thrown away, so an
+//! election happens after a second at most, as in production; nothing else about the server is
+//! tuned.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -313,8 +314,8 @@ impl EtcdCluster {
         self.members.iter().map(Etcd::url).collect()
     }
 
-    /// The index of the present leader, asked of every member that answers; during an election, the one
-    /// that comes of it.
+    /// The index of the present leader, asked of every member that answers; during an election, the
+    /// one that comes of it.
     pub async fn leader(&self) -> Result<usize> {
         let mut patience = Patience::new(READY);
         loop {

@@ -1,8 +1,9 @@
-//! The network between the members of an etcd cluster, in which one of them can be cut off from the others
-//! while clients still reach all of them.
+//! The network between the members of an etcd cluster, in which one of them can be cut off from the
+//! others while clients still reach all of them.
 //!
-//! Each member is known to the others by the address of a link in front of it. Every connection between
-//! members begins with a request that says who opened it (`X-Server-From`), so a link knows both ends.
+//! Each member is known to the others by the address of a link in front of it. Every connection
+//! between members begins with a request that says who opened it (`X-Server-From`), so a link knows
+//! both ends.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -79,7 +80,8 @@ async fn connection(
     }
 }
 
-/// The id of the member that sent the first request, which stays on the stream; empty if it does not say.
+/// The id of the member that sent the first request, which stays on the stream; empty if it does
+/// not say.
 async fn opened_by(stream: &TcpStream) -> Option<String> {
     let mut buffer = vec![0; 8 * 1024];
     loop {

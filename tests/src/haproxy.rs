@@ -20,8 +20,8 @@ pub struct HaProxy {
 }
 
 impl HaProxy {
-    /// Before these servers, the one with the fewest connections first; `backend` and `server` are added to
-    /// the backend and to each server's line.
+    /// Before these servers, the one with the fewest connections first; `backend` and `server` are
+    /// added to the backend and to each server's line.
     pub async fn start(servers: &[SocketAddr], backend: &str, server: &str) -> Result<Self> {
         let dir = TempDir::with_prefix("pintle-haproxy-")?;
         let port = Port::take()?;

@@ -1,4 +1,5 @@
-//! Single requests, for asking an admin port or for looking at one answer closely. Load is in `load`.
+//! Single requests, for asking an admin port or for looking at one answer closely. Load is in
+//! `load`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -89,8 +90,8 @@ pub async fn send(addr: SocketAddr, request: Request<Full<Bytes>>) -> Result<Rep
     bounded(addr, exchange).await
 }
 
-/// Sends a request over HTTP/2 without TLS (prior knowledge), on a connection of its own. The `host`
-/// header becomes the authority.
+/// Sends a request over HTTP/2 without TLS (prior knowledge), on a connection of its own. The
+/// `host` header becomes the authority.
 pub async fn send_h2(addr: SocketAddr, mut request: Request<Full<Bytes>>) -> Result<Reply> {
     let host = request.headers_mut().remove("host");
     let host = host.and_then(|h| h.to_str().map(str::to_string).ok());
@@ -112,8 +113,8 @@ pub async fn send_h2(addr: SocketAddr, mut request: Request<Full<Bytes>>) -> Res
     bounded(addr, exchange).await
 }
 
-/// Writes bytes as they are and reads until the peer closes or says nothing for `quiet`: for requests
-/// that no client library would send.
+/// Writes bytes as they are and reads until the peer closes or says nothing for `quiet`: for
+/// requests that no client library would send.
 pub async fn raw(addr: SocketAddr, bytes: &[u8], quiet: Duration) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(addr).await?;
     stream.write_all(bytes).await?;

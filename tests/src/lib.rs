@@ -1,12 +1,14 @@
 //! The servers that the tests, the benches and the demo run against, each of them real.
 //!
-//! A fixture owns what it starts: its own process, its own directory, its own ports on loopback, and it
-//! takes all of them away when it is dropped. Nothing listens on a fixed port, so any number of tests
-//! runs at once; a server that is killed comes back on the port it had, because the port stays reserved
-//! (`Port`). A test runner that is itself killed leaves nothing behind: the kernel ends the children.
+//! A fixture owns what it starts: its own process, its own directory, its own ports on loopback,
+//! and it takes all of them away when it is dropped. Nothing listens on a fixed port, so any number
+//! of tests runs at once; a server that is killed comes back on the port it had, because the port
+//! stays reserved (`Port`). A test runner that is itself killed leaves nothing behind: the kernel
+//! ends the children.
 //!
-//! Not here: mocks, fakes that answer what a test expects, and skips. A missing binary is an error that
-//! names the line which installs it, since a test that silently did not run is worse than a red one.
+//! Not here: mocks, fakes that answer what a test expects, and skips. A missing binary is an error
+//! that names the line which installs it, since a test that silently did not run is worse than a
+//! red one.
 //!
 //! ```no_run
 //! # async fn example() -> pintle_tests::Result<()> {
@@ -69,8 +71,8 @@ pub use tls::{Authority, Identity};
 pub use trap::trapping;
 pub use upstream::{Behaviour, Fault, Grpc, Latency, Seen, Upstream};
 
-/// Waits until the condition holds, for at most the budget, and panics with the condition's text (or the
-/// message given) when it does not. The condition may `.await`; it is asked every 5 ms.
+/// Waits until the condition holds, for at most the budget, and panics with the condition's text
+/// (or the message given) when it does not. The condition may `.await`; it is asked every 5 ms.
 ///
 /// ```no_run
 /// # async fn f(envoy: pintle_tests::Envoy) {

@@ -1,9 +1,10 @@
 //! Load with exact books: every request that was due is one sample.
 //!
 //! Open loop by default. Arrivals follow the clock and not the answers, and a latency runs from the
-//! moment a request was *due*, so that a stall of the proxy shows up in every request that it delayed
-//! instead of in one. Connections are kept alive and opened anew when Envoy closed one between requests;
-//! a request that was written and not answered whole is a failure, and none is ever sent twice.
+//! moment a request was *due*, so that a stall of the proxy shows up in every request that it
+//! delayed instead of in one. Connections are kept alive and opened anew when Envoy closed one
+//! between requests; a request that was written and not answered whole is a failure, and none is
+//! ever sent twice.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

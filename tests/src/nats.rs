@@ -1,8 +1,9 @@
-//! A real nats-server with JetStream on, and just enough of its text protocol to watch from outside.
+//! A real nats-server with JetStream on, and just enough of its text protocol to watch from
+//! outside.
 //!
-//! The protocol by hand, not a client crate: what is needed here is to see *when* a message passed the
-//! server (a core subscription also receives what a stream captures) and to publish one, which is thirty
-//! lines. Tests that consume durably use `async-nats` themselves.
+//! The protocol by hand, not a client crate: what is needed here is to see *when* a message passed
+//! the server (a core subscription also receives what a stream captures) and to publish one, which
+//! is thirty lines. Tests that consume durably use `async-nats` themselves.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -108,8 +109,8 @@ impl Nats {
         Ok(Tap { wire })
     }
 
-    /// Publishes on core NATS; returns when the server has it. A stream that captures the subject stores
-    /// it, without saying so.
+    /// Publishes on core NATS; returns when the server has it. A stream that captures the subject
+    /// stores it, without saying so.
     pub async fn publish(&self, subject: &str, payload: &[u8]) -> Result<()> {
         let mut wire = self.connect().await?;
         let mut bytes = format!("PUB {subject} {}\r\n", payload.len()).into_bytes();

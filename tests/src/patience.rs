@@ -2,8 +2,8 @@ use std::time::{Duration, Instant};
 
 /// How long a wait goes on for something that is to happen.
 ///
-/// A look counts for at most a quarter of the budget, however long it took: what is waited for had no more time
-/// than the waiting test when the whole machine stood still.
+/// A look counts for at most a quarter of the budget, however long it took: what is waited for had
+/// no more time than the waiting test when the whole machine stood still.
 #[derive(Debug)]
 pub struct Patience {
     budget: Duration,

@@ -1,9 +1,9 @@
 //! Ports that stay ours while a server is down.
 //!
-//! The usual trick, bind to port 0 and let go, hands out ephemeral ports: between a kill and a restart
-//! the kernel may give that port to any outgoing connection, and two tests may draw the same one. So
-//! these come from below the ephemeral range (Linux begins at 32768), and each is held by a lock on a
-//! file named after it, which the kernel drops with the process that held it.
+//! The usual trick, bind to port 0 and let go, hands out ephemeral ports: between a kill and a
+//! restart the kernel may give that port to any outgoing connection, and two tests may draw the
+//! same one. So these come from below the ephemeral range (Linux begins at 32768), and each is held
+//! by a lock on a file named after it, which the kernel drops with the process that held it.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

@@ -1,13 +1,13 @@
 //! A child process that cannot outlive its owner.
 //!
 //! Three ways to lose a child, three answers. The owner is dropped: it kills and waits. The owner's
-//! process dies without unwinding: `PR_SET_PDEATHSIG` kills the child. The *thread* that forked ends:
-//! the kernel counts that as the parent's death too, and tests end threads all the time, so every fork
-//! happens on one thread that never ends. Children get their own process group, so that a Ctrl-C reaches
-//! the owner alone, which then ends them in its own order.
+//! process dies without unwinding: `PR_SET_PDEATHSIG` kills the child. The *thread* that forked
+//! ends: the kernel counts that as the parent's death too, and tests end threads all the time, so
+//! every fork happens on one thread that never ends. Children get their own process group, so that
+//! a Ctrl-C reaches the owner alone, which then ends them in its own order.
 //!
-//! Output goes to a log file in the fixture's directory. When a test panics, the end of it is printed
-//! and the directory stays.
+//! Output goes to a log file in the fixture's directory. When a test panics, the end of it is
+//! printed and the directory stays.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
@@ -77,7 +77,8 @@ pub trait Server {
 }
 
 impl Process {
-    /// Starts the child. `dir` is where its log goes; it is removed with this value, unless a test fails.
+    /// Starts the child. `dir` is where its log goes; it is removed with this value, unless a test
+    /// fails.
     pub fn spawn(spec: Spec, dir: TempDir) -> Result<Self> {
         let log = dir.path().join(format!("{}.log", spec.name));
         let child = launch(&spec, &log)?;
@@ -108,8 +109,8 @@ impl Process {
         }
     }
 
-    /// SIGSTOP, then waits until it has stopped: of two pending signals the kernel delivers the lower
-    /// number first, so that a SIGTERM sent right after would overtake it.
+    /// SIGSTOP, then waits until it has stopped: of two pending signals the kernel delivers the
+    /// lower number first, so that a SIGTERM sent right after would overtake it.
     pub fn stop(&mut self) {
         self.signal(libc::SIGSTOP);
         let stat = format!("/proc/{}/stat", self.pid());
@@ -129,7 +130,8 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// SIGTERM, then waits for at most `budget`; its exit status, or an error when it is still there.
+    /// SIGTERM, then waits for at most `budget`; its exit status, or an error when it is still
+    /// there.
     pub async fn terminate(&mut self, budget: Duration) -> Result<ExitStatus> {
         self.signal(libc::SIGTERM);
         let began = Instant::now();
@@ -186,8 +188,8 @@ impl Process {
         Duration::from_millis((ticks(11) + ticks(12)) * 10)
     }
 
-    /// Processor time of the threads that it has now: to the nanosecond, where user and system time go by
-    /// steps of 10 ms.
+    /// Processor time of the threads that it has now: to the nanosecond, where user and system time
+    /// go by steps of 10 ms.
     pub fn threads_time(&self) -> Duration {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
         let used = |thread: std::io::Result<std::fs::DirEntry>| {
@@ -197,8 +199,8 @@ impl Process {
         Duration::from_nanos(threads.into_iter().flatten().filter_map(used).sum())
     }
 
-    /// Asks `ready` until it says yes; an error with the end of the log when the process ends first or
-    /// the budget is used up.
+    /// Asks `ready` until it says yes; an error with the end of the log when the process ends first
+    /// or the budget is used up.
     pub async fn wait_ready(
         &mut self,
         budget: Duration,

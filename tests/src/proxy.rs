@@ -1,7 +1,7 @@
 //! A TCP link that can break in the ways that networks do.
 //!
-//! Put between two real servers, where a firewall rule would need root and would hit other tests. The
-//! fault can change while connections are open: bytes already on their way meet the new fault.
+//! Put between two real servers, where a firewall rule would need root and would hit other tests.
+//! The fault can change while connections are open: bytes already on their way meet the new fault.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::SocketAddr;
@@ -26,8 +26,8 @@ pub enum Fault {
     Delay(Duration),
     /// So many bytes a second, each way.
     Rate(u32),
-    /// 75 +- 50 ms, and every second packet is lost: over TCP that is the time until it was sent again,
-    /// 200 ms at first and twice as long each time.
+    /// 75 +- 50 ms, and every second packet is lost: over TCP that is the time until it was sent
+    /// again, 200 ms at first and twice as long each time.
     Lossy,
     /// Open connections end and new ones are refused: a host without the service.
     Refuse,

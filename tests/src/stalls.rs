@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 type Spans = Arc<Mutex<Vec<(Instant, Instant)>>>;
 
-/// A thread on every core that wakes each half a millisecond and writes down when it could not: then
-/// somebody else had the core.
+/// A thread on every core that wakes each half a millisecond and writes down when it could not:
+/// then somebody else had the core.
 #[derive(Debug)]
 pub struct Stalls {
     seen: Spans,

@@ -1,5 +1,5 @@
-//! Two encodings that would otherwise each bring a crate: base64 for etcd's JSON gateway, and RFC 3339
-//! for the registry's timestamps.
+//! Two encodings that would otherwise each bring a crate: base64 for etcd's JSON gateway, and RFC
+//! 3339 for the registry's timestamps.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

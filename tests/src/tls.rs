@@ -1,5 +1,5 @@
-//! Certificates for one test: an authority made on the spot and what it signs, as files, because that
-//! is how every server here wants them.
+//! Certificates for one test: an authority made on the spot and what it signs, as files, because
+//! that is how every server here wants them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

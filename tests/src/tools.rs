@@ -1,6 +1,6 @@
-//! Where the binaries come from: an environment variable, PATH, or what `cargo xtask setup` put under
-//! the target directory; and the two things that this workspace builds itself, always through cargo, so
-//! that nothing stale is ever tested.
+//! Where the binaries come from: an environment variable, PATH, or what `cargo xtask setup` put
+//! under the target directory; and the two things that this workspace builds itself, always through
+//! cargo, so that nothing stale is ever tested.
 
 use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -106,12 +106,14 @@ fn find(variable: &str, name: &str, fetched: Option<PathBuf>, install: &str) -> 
     })
 }
 
-/// What is built and tested natively. Always the whole of it, whichever part is wanted: cargo unites the
-/// features of what it is asked for, and with `-p` it builds half of the dependencies a second time.
+/// What is built and tested natively. Always the whole of it, whichever part is wanted: cargo
+/// unites the features of what it is asked for, and with `-p` it builds half of the dependencies a
+/// second time.
 pub const NATIVE: &str = "--workspace --exclude pintle-module --exclude pintle-picks-guest";
 
-/// The agent's binary: `$PINTLE`, else built by cargo, once per process and fresh. A bench is compiled
-/// with optimisation and gets the agent as it is released; a test gets it as it is developed.
+/// The agent's binary: `$PINTLE`, else built by cargo, once per process and fresh. A bench is
+/// compiled with optimisation and gets the agent as it is released; a test gets it as it is
+/// developed.
 pub fn agent() -> Result<PathBuf> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     if let Some(path) = std::env::var_os("PINTLE") {
@@ -131,8 +133,8 @@ pub fn agent() -> Result<PathBuf> {
     built.clone().map_err(Error::new)
 }
 
-/// `pintle.wasm`: `$PINTLE_WASM`, else what the build script of `pintle-artifact` compiled, once per
-/// process and fresh.
+/// `pintle.wasm`: `$PINTLE_WASM`, else what the build script of `pintle-artifact` compiled, once
+/// per process and fresh.
 pub fn module() -> Result<PathBuf> {
     static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     if let Some(path) = std::env::var_os("PINTLE_WASM") {
@@ -160,8 +162,8 @@ fn cargo_build(
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root()).arg("build").args(args);
-    // A build that runs inside `cargo test` must see the environment that a plain build sees, or its
-    // fingerprints differ and each rebuilds what the other built.
+    // A build that runs inside `cargo test` must see the environment that a plain build sees, or
+    // its fingerprints differ and each rebuilds what the other built.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         let inherited = text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST");

@@ -8,8 +8,8 @@ use crate::{Error, Result};
 /// The callback that traps; its second parameter is the number of headers.
 const CALLBACK: &str = "proxy_on_request_headers";
 
-/// The module, but that a request with at least so many headers traps its VM before the module sees it.
-/// Envoy accepts 100, and adds a few of its own.
+/// The module, but that a request with at least so many headers traps its VM before the module sees
+/// it. Envoy accepts 100, and adds a few of its own.
 pub fn trapping(module: &[u8], headers: i32) -> Result<Vec<u8>> {
     let wrong = |what: String| Error::new(format!("a module that traps: {what}"));
     let mut module = Module::from_buffer(module).map_err(|error| wrong(error.to_string()))?;

@@ -1,9 +1,10 @@
 //! A sample upstream that does what it is told, HTTP/1.1 and HTTP/2 on one port.
 //!
-//! In this process, so that a test reads its counters and changes its behaviour between two requests
-//! without a protocol for that, and so that arrival times and a test's own clock are the same clock.
-//! Every answer carries `x-upstream: name`; the default body is the request's headers as JSON, so that
-//! what reached the wire can be asserted. `/healthz` answers for health checks and counts nowhere.
+//! In this process, so that a test reads its counters and changes its behaviour between two
+//! requests without a protocol for that, and so that arrival times and a test's own clock are the
+//! same clock. Every answer carries `x-upstream: name`; the default body is the request's headers
+//! as JSON, so that what reached the wire can be asserted. `/healthz` answers for health checks and
+//! counts nowhere.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -65,7 +66,8 @@ pub enum Latency {
     Fixed(Duration),
     /// Anything between the two, equally likely.
     Uniform(Duration, Duration),
-    /// Log-normal: half of the requests below `median`; `sigma` 0.5 puts the 99th percentile at 3.2 x.
+    /// Log-normal: half of the requests below `median`; `sigma` 0.5 puts the 99th percentile at 3.2
+    /// x.
     LogNormal {
         /// The median.
         median: Duration,
@@ -245,8 +247,8 @@ impl Upstream {
         lock(&self.shared.active).behaviour.clone()
     }
 
-    /// Stops listening and drops every connection: the next one is refused, and none is left when this
-    /// returns. The port stays reserved.
+    /// Stops listening and drops every connection: the next one is refused, and none is left when
+    /// this returns. The port stays reserved.
     pub async fn close(&mut self) {
         if let Some((end, serving)) = self.serving.take() {
             drop(end);
@@ -472,8 +474,8 @@ fn echo(name: &str, request: &Request<Incoming>) -> Bytes {
 fn reset_on_close(fd: RawFd) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let size = size_of::<libc::linger>() as libc::socklen_t;
-    // SAFETY: the pointer and the size describe `linger`, which outlives the call; the descriptor is
-    // open, since its connection is what is calling.
+    // SAFETY: the pointer and the size describe `linger`, which outlives the call; the descriptor
+    // is open, since its connection is what is calling.
     unsafe {
         libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size);
     }

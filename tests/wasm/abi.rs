@@ -6,8 +6,8 @@ use pintle_harness::{Envoy, Fault, HostCall, Outcome, RequestBuilder, Thread};
 
 use crate::support::{ALL, Run, TICK, builder, endpoints, get, list, module};
 
-/// Everything that can fail at the boundary. A new line here is a new dependency: a clock read in a pure
-/// crate would show as `clock_time_get`, a stray print as another use of `fd_write`.
+/// Everything that can fail at the boundary. A new line here is a new dependency: a clock read in a
+/// pure crate would show as `clock_time_get`, a stray print as another use of `fd_write`.
 const IMPORTS: &[&str] = &[
     "env::proxy_call_foreign_function",
     "env::proxy_continue_stream",
@@ -132,7 +132,8 @@ fn a_part_that_can_do_nothing_says_so() {
     }
 }
 
-/// Nobody says that a configuration before is gone: it has stopped ticking, be there an agent or not.
+/// Nobody says that a configuration before is gone: it has stopped ticking, be there an agent or
+/// not.
 #[test]
 fn configurations_that_were_replaced_go_and_leave_no_memory_behind() {
     const TIMES: usize = 40;
@@ -158,8 +159,8 @@ fn configurations_that_were_replaced_go_and_leave_no_memory_behind() {
     }
 }
 
-/// Everything that the module does, once: two workers, tables, requests that go well and badly, a probe,
-/// a local answer, a sampled span and its export.
+/// Everything that the module does, once: two workers, tables, requests that go well and badly, a
+/// probe, a local answer, a sampled span and its export.
 fn everything(run: &mut Run) {
     let policy = r#"{"select": {"sticky": {"cookie": {"name": "pin", "ttl": "1h"}}},
         "breaker": {"open": "1s", "jitter_percent": 0}}"#;

@@ -68,8 +68,9 @@ fn five_failures_over_all_workers_open_it_for_all_workers() {
     assert_eq!(run.envoy.metrics().counter("pintle_breaker_opened_total"), Some(1));
 }
 
-/// In Istio the registry may name what is no host of the cluster. Envoy skips it, and the next of the list
-/// answers: five failures open the breaker of that one, and the skipped one is charged with nothing.
+/// In Istio the registry may name what is no host of the cluster. Envoy skips it, and the next of
+/// the list answers: five failures open the breaker of that one, and the skipped one is charged
+/// with nothing.
 #[test]
 fn who_is_skipped_is_not_charged_with_what_the_next_one_did() {
     // Before the dead one in turn.
@@ -306,8 +307,8 @@ fn an_operator_opens_and_closes_it() {
     assert!(reached > 0, "held closed");
 }
 
-/// One request while only these endpoints answer: where it went first, or what the local answer says in
-/// `retry-after`.
+/// One request while only these endpoints answer: where it went first, or what the local answer
+/// says in `retry-after`.
 fn send(run: &mut Run, worker: usize, well: &[&str]) -> Result<String, String> {
     let request = run.envoy.worker(worker).request(get("orders"));
     let first = list(&request).first().cloned();
@@ -453,7 +454,8 @@ fn advice_that_is_taken_back_counts_no_more() {
 
 /// A stream that ends in phase `number`.
 fn abort(run: &mut Run, worker: usize, number: usize) {
-    /// Of Envoy's response flags: the client closed the connection, the endpoint broke the protocol.
+    /// Of Envoy's response flags: the client closed the connection, the endpoint broke the
+    /// protocol.
     const CLIENT_GONE: u64 = 1 << 14;
     const UPSTREAM_PROTOCOL: u64 = 1 << 23;
     if number.is_multiple_of(14) {
@@ -490,7 +492,8 @@ fn abort(run: &mut Run, worker: usize, number: usize) {
 fn a_million_aborted_streams_leave_nothing_behind() {
     const STREAMS: usize = 1_000_000;
     let mut run = Run::start(ALL);
-    // Without back-off: at the end the breaker is to be asked for its slot, and not for its patience.
+    // Without back-off: at the end the breaker is to be asked for its slot, and not for its
+    // patience.
     let policy = QUICK.replace("\"1s\"", "\"1s\", \"open_max\": \"1s\"");
     run.table_with("orders", endpoints(3), &policy);
     let workers = [Thread::Worker(0), Thread::Worker(1)];

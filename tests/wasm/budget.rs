@@ -1,5 +1,5 @@
-//! What a policy, a weight or a client's choice of a subset may cost a VM: bytes and time are bounded,
-//! whatever they ask for, and nothing traps.
+//! What a policy, a weight or a client's choice of a subset may cost a VM: bytes and time are
+//! bounded, whatever they ask for, and nothing traps.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use pintle_harness::{LogLevel, Module, Outcome, Thread};
 
 use crate::support::{ALL, Run, builder, builder_of, endpoint, endpoints, get, list};
 
-/// `memory.budget` of these tests, an eighth of what it is where nothing is said, in MiB; what is asked for
-/// is an eighth of the largest. `cargo xtask bench hostile` does it at full size.
+/// `memory.budget` of these tests, an eighth of what it is where nothing is said, in MiB; what is
+/// asked for is an eighth of the largest. `cargo xtask bench hostile` does it at full size.
 const BUDGET: u64 = 32;
 /// Pages of it, and of what the module has beside it.
 const PAGES: u64 = (BUDGET + 16) << 4;
@@ -129,8 +129,8 @@ fn values_that_clients_choose_are_bounded_by_their_requests_and_by_the_budget() 
     assert_within_budget(&run);
 }
 
-/// In instructions of Wasm, which a busy machine does not change: of a thousand requests and of the ticks
-/// meanwhile, in which rings and tables are built.
+/// In instructions of Wasm, which a busy machine does not change: of a thousand requests and of the
+/// ticks meanwhile, in which rings and tables are built.
 #[test]
 fn a_request_costs_with_many_values_at_most_twice_what_it_does_with_ten() {
     let module = Module::with_fuel(PINTLE).expect("the module loads");

@@ -124,7 +124,8 @@ fn counting(bytes: &[u8], configuration: &str) -> Run {
     run
 }
 
-/// 0.1.0 ran 13,100 and took the end of a stream for its answer. A crossing is worth some hundred of these.
+/// 0.1.0 ran 13,100 and took the end of a stream for its answer. A crossing is worth some hundred
+/// of these.
 #[test]
 fn a_request_that_goes_well_runs_few_instructions() {
     const ALL_OF_IT: &[&str] = &[
@@ -144,7 +145,8 @@ fn a_request_that_goes_well_runs_few_instructions() {
     assert!(each > 0 && each <= 11_000, "{each} instructions");
 }
 
-/// Where streams live for hours, each update of the listener leaves one behind that is still served.
+/// Where streams live for hours, each update of the listener leaves one behind that is still
+/// served.
 #[test]
 fn configurations_that_were_replaced_cost_nothing_while_their_streams_go_on() {
     let mut run = counting(PINTLE, ALL);

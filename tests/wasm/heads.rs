@@ -1,4 +1,5 @@
-//! The head is the answer: what it says counts when it passes, and the life of a stream is nobody's latency.
+//! The head is the answer: what it says counts when it passes, and the life of a stream is nobody's
+//! latency.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! Names of services that come and go: a VM keeps nothing of them.
 //!
-//! Envoy's shared data does: no host call of proxy-wasm 0.2.1 removes a key, so that every table which was
-//! ever told leaves its key there. Where the agent tells only what is wanted, that is bounded by what is.
+//! Envoy's shared data does: no host call of proxy-wasm 0.2.1 removes a key, so that every table
+//! which was ever told leaves its key there. Where the agent tells only what is wanted, that is
+//! bounded by what is.
 
 use pintle_contract::{Down, Removed};
 use pintle_harness::{Outcome, Thread};

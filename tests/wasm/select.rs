@@ -49,7 +49,8 @@ fn without_a_table_the_request_is_refused_where_that_is_configured() {
     let reply = request.local_reply().expect("a local reply");
     assert_eq!(reply.status, 503);
     assert_eq!(reply.headers.text("x-pintle-reason").as_deref(), Some("no-table"));
-    // Every cluster has a name: that of one that is not ours refuses nobody, and a redirect has none.
+    // Every cluster has a name: that of one that is not ours refuses nobody, and a redirect has
+    // none.
     for request in [get("theirs"), get("")] {
         assert!(ask(&mut run, request).local_reply().is_none());
     }
@@ -350,7 +351,8 @@ fn all_full_is_answered_here_and_counted_apart() {
         counts.map(|name| run.envoy.metrics().counter(format!("pintle_{name}_total")).unwrap_or(0));
     assert_eq!(counts, [1, 0, 0, 0]);
 
-    // The other workers know with their next tick, and have their part all the same: one of the two.
+    // The other workers know with their next tick, and have their part all the same: one of the
+    // two.
     run.tick();
     run.tick();
     let (part, _) = fill(&mut run, 1);
@@ -373,8 +375,8 @@ fn all_full_is_answered_here_and_counted_apart() {
     assert_eq!(fill(&mut run, 1).0.len(), 6, "and that there is room again");
 }
 
-/// One endpoint that serves eight side by side in 8 ms each, in the order in which they come, before as many
-/// requests as it lets in.
+/// One endpoint that serves eight side by side in 8 ms each, in the order in which they come,
+/// before as many requests as it lets in.
 #[test]
 fn an_adaptive_limit_ends_the_queue_at_an_endpoint() {
     let mut run = run_with(ALL);

@@ -1,5 +1,5 @@
-//! What operators order of a service as a whole: bypassed or in shadow it goes where Envoy sends it, failed over
-//! to the endpoints of a tag.
+//! What operators order of a service as a whole: bypassed or in shadow it goes where Envoy sends
+//! it, failed over to the endpoints of a tag.
 
 use pintle_contract::{BreakerState, Health, Up};
 use pintle_harness::{Outcome, Request};

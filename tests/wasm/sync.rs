@@ -31,8 +31,8 @@ fn one_leader_says_hello_and_every_worker_gets_the_table() {
     assert_eq!(run.envoy.traps().len(), 0);
 }
 
-/// By it the agent tells Envoys apart that call themselves by one name, in containers where all of them
-/// are process 0 to it.
+/// By it the agent tells Envoys apart that call themselves by one name, in containers where all of
+/// them are process 0 to it.
 #[test]
 fn the_token_of_the_environment_goes_with_the_stream() {
     let plain = Run::start(ALL);
@@ -87,8 +87,8 @@ fn that_nothing_is_registered_is_a_version_too() {
     assert_eq!(workers.len(), 3, "{applied:?}");
 }
 
-/// A lease that runs out because the clock stepped, and is renewed by whoever held it, with the stream in the
-/// middle of its first tables.
+/// A lease that runs out because the clock stepped, and is renewed by whoever held it, with the
+/// stream in the middle of its first tables.
 #[test]
 fn a_lease_that_lapses_in_the_middle_of_a_start_loses_no_table() {
     for step in [600_000_000, -200_000_000] {
@@ -214,7 +214,8 @@ fn a_dead_leader_is_replaced_and_the_new_one_has_a_higher_fence() {
 /// A thread that stands still longer than the lease has a stream open that it alone can end.
 #[test]
 fn a_leader_whose_thread_stood_still_ends_its_stream_before_the_next_one_opens_another() {
-    // The threads' ticks are at one time here: the new leader's comes up to a tick before the old one's.
+    // The threads' ticks are at one time here: the new leader's comes up to a tick before the old
+    // one's.
     for stood in [500, 550, 600, 650, 690] {
         let mut run = Run::start(ALL);
         run.table("orders", endpoints(3));
@@ -407,8 +408,8 @@ fn a_clock_that_steps_an_hour_either_way_stops_nothing() {
     run.envoy.advance(TICK);
 }
 
-/// Each second an endpoint leaves and comes back under another id, fails until its breaker opens, and every
-/// fifth second the policy is another.
+/// Each second an endpoint leaves and comes back under another id, fails until its breaker opens,
+/// and every fifth second the policy is another.
 #[test]
 fn endpoints_and_policies_that_come_and_go_leave_no_memory_behind() {
     const SECONDS: u32 = 8_000;
@@ -447,8 +448,9 @@ fn endpoints_and_policies_that_come_and_go_leave_no_memory_behind() {
         }
     }
     println!("{seen:?}");
-    // Where the last page of a heap that has found its size begins is chance: the same module's took one in
-    // the 3,200th second and one in the 11,200th, and none until the 24,000th. Eleven bytes a second show.
+    // Where the last page of a heap that has found its size begins is chance: the same module's
+    // took one in the 3,200th second and one in the 11,200th, and none until the 24,000th. Eleven
+    // bytes a second show.
     let (early, late) = (seen[seen.len() / 4], seen[seen.len() - 1]);
     let grown = early.iter().zip(late).map(|(before, after)| after.saturating_sub(*before)).max();
     assert!(grown <= Some(1), "{seen:?}");

@@ -212,8 +212,8 @@ fn no_header_is_a_trap() {
     assert_eq!(run.envoy.violations(), Vec::<String>::new());
 }
 
-/// Envoy copies all headers into the module before the first of them is looked at, so what they take is
-/// theirs and a copy; a page is 64 KiB, and memory that has grown stays.
+/// Envoy copies all headers into the module before the first of them is looked at, so what they
+/// take is theirs and a copy; a page is 64 KiB, and memory that has grown stays.
 #[test]
 fn ninety_six_kibibytes_of_headers_take_less_than_a_mebibyte_of_the_modules_memory() {
     const SIZE: usize = 96 * 1024;

@@ -212,7 +212,8 @@ fn so_many_wait_and_no_more() {
     assert_eq!(run.envoy.violations(), Vec::<String>::new());
 }
 
-/// Names that clients make up reach the agent at a bounded rate, and those that are none not at all.
+/// Names that clients make up reach the agent at a bounded rate, and those that are none not at
+/// all.
 #[test]
 fn made_up_names_cost_a_bounded_number_of_questions() {
     let mut run = Run::start(ALL);

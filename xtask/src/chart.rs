@@ -1,4 +1,5 @@
-//! The Helm chart: what it renders is what Kubernetes takes, and the plain manifests are made of it.
+//! The Helm chart: what it renders is what Kubernetes takes, and the plain manifests are made of
+//! it.
 
 mod render;
 

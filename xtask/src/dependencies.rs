@@ -1,6 +1,6 @@
-//! Dependencies, held to the lists of `deny.toml` without the network: their licences, where they come
-//! from, and that none is there in two versions unless somebody gave a reason. Advisories are the
-//! workflow's, where `cargo deny` can fetch them.
+//! Dependencies, held to the lists of `deny.toml` without the network: their licences, where they
+//! come from, and that none is there in two versions unless somebody gave a reason. Advisories are
+//! the workflow's, where `cargo deny` can fetch them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
-//! `cargo xtask dist`: what a user installs, in one directory with its sums, and as packages beside it.
+//! `cargo xtask dist`: what a user installs, in one directory with its sums, and as packages beside
+//! it.
 
 mod deb;
 mod oci;
@@ -15,8 +16,9 @@ use crate::shell::{output, run};
 const TAR: &str =
     "tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u+rw,go=rX";
 
-/// Builds and collects everything into `target/dist`; with a secret key of minisign's, the sums of both
-/// directories are signed by it; the Debian package is tried in a clean root where that is asked for.
+/// Builds and collects everything into `target/dist`; with a secret key of minisign's, the sums of
+/// both directories are signed by it; the Debian package is tried in a clean root where that is
+/// asked for.
 pub fn run_dist(key: Option<&str>, check: bool) -> Result<()> {
     crate::setup::bring(crate::setup::BUILD)?;
     let dist = tools::target_dir().join("dist");
@@ -74,8 +76,8 @@ fn pages(dist: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The module once more under a name with its hash, which the shipped manifests then have: a proxy that starts
-/// during a roll loads what its configuration means, the release before or this one.
+/// The module once more under a name with its hash, which the shipped manifests then have: a proxy
+/// that starts during a roll loads what its configuration means, the release before or this one.
 fn name_module(dist: &Path) -> Result<()> {
     let module = dist.join("pintle.wasm");
     let name = hashed(&module)?;

@@ -1,9 +1,9 @@
 //! `cargo xtask fuzz`: the targets of `fuzz/` under libFuzzer, one after the other.
 //!
-//! Without a sanitizer: nothing that is fuzzed is unsafe, so a finding is a panic or a broken promise, and
-//! the toolchain that builds everything else will do. What a run finds new goes below the target directory.
-//! A finding is kept by moving it to `fuzz/corpus/{target}/` under a name that says what it was, where
-//! every test run replays it.
+//! Without a sanitizer: nothing that is fuzzed is unsafe, so a finding is a panic or a broken
+//! promise, and the toolchain that builds everything else will do. What a run finds new goes below
+//! the target directory. A finding is kept by moving it to `fuzz/corpus/{target}/` under a name
+//! that says what it was, where every test run replays it.
 
 use pintle_tests::{Error, Result, tools};
 
@@ -13,7 +13,8 @@ use crate::shell::{output, run, run_reading_errors};
 const LIMIT: &str = "-max_total_time=60";
 /// Seconds for one input, at most; the slowest takes milliseconds.
 const TIMEOUT: u32 = 10;
-/// Bytes of an input, at most: enough for a hundred steps, and ten times as fast as the most there could be.
+/// Bytes of an input, at most: enough for a hundred steps, and ten times as fast as the most there
+/// could be.
 const LENGTH: u32 = 1024;
 /// The release that the flags below are of.
 const VERSION: &str = "0.13.2";

@@ -1,9 +1,9 @@
-//! `cargo xtask`: what does not fit `cargo` itself. Bringing servers, running every check in one go, the
-//! demo on real parts, the distribution.
+//! `cargo xtask`: what does not fit `cargo` itself. Bringing servers, running every check in one
+//! go, the demo on real parts, the distribution.
 //!
-//! Not a build system: every step is a cargo command that a person could type, and is printed as such.
-//! This package must build on a machine that has nothing but Rust, because it is what installs the
-//! rest; so it depends on the fixtures' library and on nothing that wants protoc.
+//! Not a build system: every step is a cargo command that a person could type, and is printed as
+//! such. This package must build on a machine that has nothing but Rust, because it is what
+//! installs the rest; so it depends on the fixtures' library and on nothing that wants protoc.
 
 #[cfg(test)]
 mod chart;

@@ -1,4 +1,5 @@
-//! `cargo xtask matrix`: the core of the tests on each Envoy that is supported, and the table of it.
+//! `cargo xtask matrix`: the core of the tests on each Envoy that is supported, and the table of
+//! it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -76,8 +77,8 @@ pub fn run_oldest() -> Result<(u64, u64)> {
     Ok(all)
 }
 
-/// The test binaries, agent and module, built once and set aside: every Envoy is tried with the same, whatever
-/// is edited meanwhile.
+/// The test binaries, agent and module, built once and set aside: every Envoy is tried with the
+/// same, whatever is edited meanwhile.
 struct Built {
     tests: BTreeMap<&'static str, PathBuf>,
     agent: PathBuf,

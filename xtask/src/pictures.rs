@@ -1,5 +1,6 @@
-//! `cargo xtask pictures`: the status page as a browser shows it, in four states, light and dark, for
-//! `docs/pictures`. Everything in them is real: etcd, NATS, agent, Envoy, services and requests.
+//! `cargo xtask pictures`: the status page as a browser shows it, in four states, light and dark,
+//! for `docs/pictures`. Everything in them is real: etcd, NATS, agent, Envoy, services and
+//! requests.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

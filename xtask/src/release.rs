@@ -1,7 +1,7 @@
 //! `cargo xtask release`: whether a version can be given out, and what is done for it.
 //!
-//! It builds what users get and makes the tag, here alone; pushing the tag and putting the files where
-//! people find them is typed by a person. `--dry-run` does all but the tag.
+//! It builds what users get and makes the tag, here alone; pushing the tag and putting the files
+//! where people find them is typed by a person. `--dry-run` does all but the tag.
 
 use pintle_tests::{Error, Result, tools};
 

@@ -1,5 +1,6 @@
-//! `cargo xtask rolling`: everything rolled under load in its long form, three rounds with drains that are long
-//! enough for a module by LDS, and with the agent of the release before, which is built of its commit.
+//! `cargo xtask rolling`: everything rolled under load in its long form, three rounds with drains
+//! that are long enough for a module by LDS, and with the agent of the release before, which is
+//! built of its commit.
 
 use pintle_tests::{Result, tools};
 

@@ -1,4 +1,5 @@
-//! What the distribution is made of: a bill of materials (CycloneDX 1.5) for each of its two binaries.
+//! What the distribution is made of: a bill of materials (CycloneDX 1.5) for each of its two
+//! binaries.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,8 +36,8 @@ fn component(line: &str) -> Result<Component> {
     Ok(Component { name: name.into(), version: version.into(), licence })
 }
 
-/// The bill of a package of this workspace for a target, `None` for this machine's, and of the binary with
-/// this SHA-256 that was made of it.
+/// The bill of a package of this workspace for a target, `None` for this machine's, and of the
+/// binary with this SHA-256 that was made of it.
 pub fn bill(package: &str, target: Option<&str>, binary: &str) -> Result<Value> {
     let target = target.map(|target| format!(" --target {target}")).unwrap_or_default();
     let all = components(&format!("--edges normal --package {package}{target}"))?;
@@ -63,7 +64,8 @@ pub fn bill(package: &str, target: Option<&str>, binary: &str) -> Result<Value> 
     }))
 }
 
-/// A number of the binary's own, so that the same binary has the same bill: a UUID of version 8 (RFC 9562).
+/// A number of the binary's own, so that the same binary has the same bill: a UUID of version 8
+/// (RFC 9562).
 fn serial(sha256: &str) -> String {
     let digits = |from: usize, to: usize| sha256.get(from..to).unwrap_or_default();
     format!(

@@ -1,9 +1,9 @@
-//! `cargo xtask setup`: looks first, says what it finds, installs only what is missing; and what each
-//! other command brings before it begins, which is no more than it uses.
+//! `cargo xtask setup`: looks first, says what it finds, installs only what is missing; and what
+//! each other command brings before it begins, which is no more than it uses.
 //!
-//! System packages need root; without it the line to run is the answer, and the exit status says that
-//! something is missing. Envoy comes as the PyPI wheel that everything here was measured with and goes
-//! under the target directory, not onto the system.
+//! System packages need root; without it the line to run is the answer, and the exit status says
+//! that something is missing. Envoy comes as the PyPI wheel that everything here was measured with
+//! and goes under the target directory, not onto the system.
 
 use std::path::{Path, PathBuf};
 
@@ -151,7 +151,8 @@ fn install(packages: &[&str]) -> Result<()> {
     let _ = run_logged("apt-get update", &quiet, &log);
     let (count, bytes) = announced(&output(&format!("{line} --print-uris")).unwrap_or_default());
     println!("setup: {count} packages, {} MB to fetch", bytes.div_ceil(1_000_000));
-    // Debian starts a daemon after installing it; ours are started by the tests, on ports of their own.
+    // Debian starts a daemon after installing it; ours are started by the tests, on ports of their
+    // own.
     let policy = Path::new("/usr/sbin/policy-rc.d");
     let ours = !policy.exists() && std::fs::write(policy, "#!/bin/sh\nexit 101\n").is_ok();
     if ours {

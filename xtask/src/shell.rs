@@ -1,6 +1,7 @@
 //! Commands, printed as a person would type them.
 //!
-//! Children share our process group, so that a Ctrl-C reaches cargo and everything below it directly.
+//! Children share our process group, so that a Ctrl-C reaches cargo and everything below it
+//! directly.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read};
@@ -38,8 +39,8 @@ pub fn run_logged(line: &str, envs: &[(&str, &str)], log: &Path) -> Result<()> {
 /// How often a build says how far it is.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Runs a cargo build whose own lines would be hundreds, and says how many of about `total` crates it
-/// has, every few seconds.
+/// Runs a cargo build whose own lines would be hundreds, and says how many of about `total` crates
+/// it has, every few seconds.
 pub fn build(line: &str, total: usize) -> Result<()> {
     let line = format!("{line} --quiet --message-format json-render-diagnostics");
     let child = command(&line, &[]).stdout(Stdio::piped()).spawn();

@@ -1,5 +1,5 @@
-//! What the demo plays on: the servers, each ending with [`World`] on every way out (an error, Ctrl-C,
-//! SIGTERM, even SIGKILL), and the bounds that `--check` holds the figures to.
+//! What the demo plays on: the servers, each ending with [`World`] on every way out (an error,
+//! Ctrl-C, SIGTERM, even SIGKILL), and the bounds that `--check` holds the figures to.
 
 use std::time::Duration;
 
@@ -38,8 +38,8 @@ pub struct Figures {
     pub failed_requests: usize,
     /// From the agent's start to the first request at what was registered meanwhile.
     pub catch_up_ms: f64,
-    /// Whether the trace of a client reached the upstream as it came: nothing exports a span here, and
-    /// a parent that nobody ever sees would cut the chain.
+    /// Whether the trace of a client reached the upstream as it came: nothing exports a span here,
+    /// and a parent that nobody ever sees would cut the chain.
     pub trace_continued: bool,
     /// How often a VM trapped and was rebuilt.
     pub vm_reloads: u64,
@@ -138,8 +138,8 @@ impl World {
     }
 }
 
-/// An upstream that takes as long as a quick service does, so that picking by latency has something to
-/// look at.
+/// An upstream that takes as long as a quick service does, so that picking by latency has something
+/// to look at.
 pub async fn quick(name: &str) -> Result<Upstream> {
     let upstream = Upstream::start(name).await?;
     let latency =

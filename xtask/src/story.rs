@@ -1,5 +1,6 @@
-//! The story that the demo tells, one function per scene. Each says what it does, does it to the real
-//! servers, watches what arrives at the upstreams (which is where the truth is), and prints that.
+//! The story that the demo tells, one function per scene. Each says what it does, does it to the
+//! real servers, watches what arrives at the upstreams (which is where the truth is), and prints
+//! that.
 
 use std::time::{Duration, Instant};
 
@@ -71,8 +72,8 @@ async fn a_fourth_joins(world: &World, cast: &mut Cast) -> Result<()> {
     expect_clean(&load.stop().await)
 }
 
-/// Puts one instance after the other and measures from the put (sent, not acknowledged) to the arrival
-/// of the first request there.
+/// Puts one instance after the other and measures from the put (sent, not acknowledged) to the
+/// arrival of the first request there.
 async fn rounds(world: &World, figures: &mut Figures) -> Result<Vec<Upstream>> {
     scene(&format!(
         "{ROUNDS} times: an instance is put into etcd; when does its first request come?"
@@ -95,8 +96,8 @@ async fn rounds(world: &World, figures: &mut Figures) -> Result<Vec<Upstream>> {
         let first = upstream.first_at().unwrap_or(put);
         figures.propagation_ms.push(ms(first - put));
         all.push(upstream);
-        // Apart, so that each is a change of its own to the agent, which paces a service that changes all the
-        // time; and not in step with any tick.
+        // Apart, so that each is a change of its own to the agent, which paces a service that
+        // changes all the time; and not in step with any tick.
         tokio::time::sleep(Duration::from_millis(181 + 7 * round as u64 % 40)).await;
     }
     println!(
@@ -112,8 +113,9 @@ async fn rounds(world: &World, figures: &mut Figures) -> Result<Vec<Upstream>> {
 async fn one_fails(world: &World, cast: &Cast, figures: &mut Figures) -> Result<()> {
     let failing = first(&cast.orders)?;
     scene(&format!("{} answers 500 to everything", failing.name()));
-    // By latency and failures, it would hardly be asked again before its breaker has seen enough; in
-    // turns it is. The policy is in force without a word to Envoy, and gone at the end of the scene.
+    // By latency and failures, it would hardly be asked again before its breaker has seen enough;
+    // in turns it is. The policy is in force without a word to Envoy, and gone at the end of the
+    // scene.
     let policy = format!("/pintle/policies/{FIRST}");
     world.etcd.put(&policy, r#"{"select": {"strategy": "round_robin"}}"#).await?;
     println!("for this scene, {policy} in etcd asks for turns");
@@ -145,8 +147,8 @@ async fn one_fails(world: &World, cast: &Cast, figures: &mut Figures) -> Result<
     figures.breaker_recovery_ms = ms(recovered.elapsed());
     println!("it recovered; probed, closed and back in turns after {:.0?}", recovered.elapsed());
     world.etcd.delete(&policy).await?;
-    // By latency and failures it is looked at before it gets its share, so that one look that fails costs
-    // one request.
+    // By latency and failures it is looked at before it gets its share, so that one look that fails
+    // costs one request.
     let policy_gone = Instant::now();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let used = async || failing.requests_since(Instant::now() - SHARES / 10) >= 5;
@@ -176,7 +178,8 @@ async fn one_is_drained(world: &World, cast: &Cast, figures: &mut Figures) -> Re
     let load = load(world, FIRST).start();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut tap = world.nats.tap("events.>").await?;
-    // Side by side: an event counts from when it is read, and the command ends later than it publishes.
+    // Side by side: an event counts from when it is read, and the command ends later than it
+    // publishes.
     let url = world.nats.url();
     let command = Agent::drain(&url, FIRST, drained.name(), Duration::from_secs(60));
     let (event, done) = tokio::join!(tap.next(PATIENCE), command);

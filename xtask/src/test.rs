@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check in one go, cheapest first, stopping at the first that fails.
 //!
-//! The tests themselves run to the end even when one fails, so that the last line counts all of them.
+//! The tests themselves run to the end even when one fails, so that the last line counts all of
+//! them.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -12,8 +13,8 @@ use crate::counts::counts;
 use crate::setup;
 use crate::shell::{output, run, run_reading};
 
-/// What runs inside Envoy, and so must be clean for its target. `pintle-artifact` compiles the module
-/// and is itself native.
+/// What runs inside Envoy, and so must be clean for its target. `pintle-artifact` compiles the
+/// module and is itself native.
 const IN_PROXY: &str = "-p pintle-contract -p pintle-settings -p pintle-balance -p pintle-breaker \
                         -p pintle-trace -p pintle-policy -p pintle-sync -p pintle-hostcalls \
                         -p pintle-module -p pintle-picks-guest";
@@ -79,12 +80,12 @@ struct Lane {
     threads: &'static str,
 }
 
-/// What runs an Envoy, an agent and a load beside each other and holds them to milliseconds: two such
-/// on two cores would measure each other.
+/// What runs an Envoy, an agent and a load beside each other and holds them to milliseconds: two
+/// such on two cores would measure each other.
 const IN_TURNS: [&str; 3] = ["breakers", "e2e", "selection"];
 
-/// All tests of what is native; the cdylib has no native test binary, because the host's calls are not
-/// there to link. Most wait for servers most of their time, and go side by side.
+/// All tests of what is native; the cdylib has no native test binary, because the host's calls are
+/// not there to link. Most wait for servers most of their time, and go side by side.
 fn lanes() -> Result<[Lane; 3]> {
     let lane = |what, which: &str, threads| {
         let line = format!("cargo test {NATIVE} --no-fail-fast{which}");
@@ -171,6 +172,26 @@ pub fn bench(args: &[&str]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    /// Tables, code and diagrams in comments are as wide as they are.
+    #[test]
+    fn no_sentence_of_a_comment_is_beyond_100_columns() {
+        let files = super::output("git ls-files *.rs").expect("the files");
+        let root = pintle_tests::tools::root();
+        let mut beyond = Vec::new();
+        for file in files.lines() {
+            let text = std::fs::read_to_string(root.join(file)).expect("a file");
+            let lines = (1..).zip(text.lines()).filter(|(_, line)| line.chars().count() > 100);
+            let sentences = lines.filter(|(_, line)| {
+                let said = line.trim_start().trim_start_matches(['/', '!']);
+                let comment = said.len() < line.trim_start().len();
+                let words = said.split_whitespace().count();
+                comment && words > 8 && !said.starts_with(" |") && !said.contains("   ")
+            });
+            beyond.extend(sentences.map(|(number, _)| format!("{file}:{number}")));
+        }
+        assert!(beyond.is_empty(), "{beyond:#?}");
+    }
+
     /// A map that names what is not there leads nobody anywhere.
     #[test]
     fn every_path_of_the_code_map_exists_and_every_folder_is_on_it() {

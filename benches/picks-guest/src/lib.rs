@@ -1,5 +1,5 @@
-//! A filter that does nothing but pick: ten thousand times a request, so that the crossings into it do not
-//! show. `benches/picks.rs` runs it in the harness.
+//! A filter that does nothing but pick: ten thousand times a request, so that the crossings into it
+//! do not show. `benches/picks.rs` runs it in the harness.
 
 #![expect(missing_docs, reason = "the SDK's macro makes a public function and no line about it")]
 

@@ -1,22 +1,26 @@
-//! `select.max_requests: adaptive`: how many requests an endpoint takes before they wait for each other.
+//! `select.max_requests: adaptive`: how many requests an endpoint takes before they wait for each
+//! other.
 //!
 //! Told by the gradient of latency over requests in flight. With up to
-//! [`MaxRequests::Adaptive::min`](crate::MaxRequests) beside it a request is taken to wait for nobody, and what
-//! such ones take is the rest. Answers of a crowd are taken together, [`WINDOW`] at a time. While they take
-//! no more than [`PATIENCE`] times the rest, and than chance makes of it, the limit grows, if it is in use at
-//! all; from the second window in turn that takes more it falls by that much, to the half at most:
+//! [`MaxRequests::Adaptive::min`](crate::MaxRequests) beside it a request is taken to wait for
+//! nobody, and what such ones take is the rest. Answers of a crowd are taken together, [`WINDOW`]
+//! at a time. While they take no more than [`PATIENCE`] times the rest, and than chance makes of
+//! it, the limit grows, if it is in use at all; from the second window in turn that takes more it
+//! falls by that much, to the half at most:
 //!
 //! ```text
 //! limit = min(limit, most in flight) x (patience x rest / answers) + sqrt(limit) / 2
 //! ```
-//! An endpoint that serves N side by side and queues the rest settles at 1.5 N and a little. Three things keep
-//! it honest. Only answers to requests sent under the present limit count, so that it is not lowered again for
-//! a queue that it has already ended. Where fewer requests, twice in turn, did not make answers faster,
-//! they don't wait for each other: the endpoint itself is slower than it was, and what they take is the new rest. And where a
-//! limit that is reached sees answers become faster, the rest may be hidden behind a queue: the limit goes
-//! down as long as that makes them faster still.
+//! An endpoint that serves N side by side and queues the rest settles at 1.5 N and a little. Three
+//! things keep it honest. Only answers to requests sent under the present limit count, so that it
+//! is not lowered again for a queue that it has already ended. Where fewer requests, twice in turn,
+//! did not make answers faster, they don't wait for each other: the endpoint itself is slower than
+//! it was, and what they take is the new rest. And where a limit that is reached sees answers
+//! become faster, the rest may be hidden behind a queue: the limit goes down as long as that makes
+//! them faster still.
 //!
-//! All means are geometric: one answer of a second among thirty of 10 ms is a matter of that request.
+//! All means are geometric: one answer of a second among thirty of 10 ms is a matter of that
+//! request.
 
 /// Answers that are taken together.
 const WINDOW: u32 = 32;
@@ -81,8 +85,8 @@ impl Adaptive {
         (self.limit as u32).clamp(min, max)
     }
 
-    /// An answer came after `ns` to a request that was sent as one of `crowd` in flight. One that failed
-    /// counts if it was slow: a quick failure says nothing of a queue.
+    /// An answer came after `ns` to a request that was sent as one of `crowd` in flight. One that
+    /// failed counts if it was slow: a quick failure says nothing of a queue.
     pub(crate) fn answered(
         &mut self,
         (min, max): (u32, u32),

@@ -1,12 +1,12 @@
 //! A weighted draw in constant time: Walker's alias table as Vose builds it.
 //!
-//! Every place holds a threshold and an alias, so a draw is 32 random bits, one load and one comparison,
-//! whatever the weights are.
+//! Every place holds a threshold and an alias, so a draw is 32 random bits, one load and one
+//! comparison, whatever the weights are.
 //!
-//! Chance alone leaves one of a hundred equal endpoints unasked for five rounds, so there are turns as
-//! well ([`Alias::next`]): every place comes once a round, each half of the round in an order of its own,
-//! and which of its two items it is follows a sequence that fills the range evenly. Nobody waits longer
-//! than one and a half rounds, and nothing in the traffic can fall into step.
+//! Chance alone leaves one of a hundred equal endpoints unasked for five rounds, so there are turns
+//! as well ([`Alias::next`]): every place comes once a round, each half of the round in an order of
+//! its own, and which of its two items it is follows a sequence that fills the range evenly. Nobody
+//! waits longer than one and a half rounds, and nothing in the traffic can fall into step.
 
 use std::hint::select_unpredictable;
 

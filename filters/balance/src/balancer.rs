@@ -1,10 +1,10 @@
 //! One service in one worker: the endpoints, what is known of them, and the pick.
 //!
 //! A [`Balancer`] is built from a table and rebuilt when the table or the policy changes
-//! ([`Balancer::update`]); loads and verdicts go over by the registry's id, so reweighting or relabelling an
-//! endpoint forgets nothing. An index is good until the next update; a request in flight holds a
-//! [`Ticket`](crate::Ticket) instead, which finds its endpoint again or, when it is gone, nothing.
-//! `pick.rs` chooses among them, `traffic.rs` is told what became of it.
+//! ([`Balancer::update`]); loads and verdicts go over by the registry's id, so reweighting or
+//! relabelling an endpoint forgets nothing. An index is good until the next update; a request in
+//! flight holds a [`Ticket`](crate::Ticket) instead, which finds its endpoint again or, when it is
+//! gone, nothing. `pick.rs` chooses among them, `traffic.rs` is told what became of it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -161,8 +161,8 @@ impl Balancer {
 
     /// Takes a new table or policy. Loads and verdicts stay with their ids; indices change.
     ///
-    /// Costs O(n log n); a ring or Maglev table is built again only when its endpoints, their weights
-    /// or its sizes changed. At most [`MAX_ENDPOINTS`] are taken.
+    /// Costs O(n log n); a ring or Maglev table is built again only when its endpoints, their
+    /// weights or its sizes changed. At most [`MAX_ENDPOINTS`] are taken.
     pub fn update(&mut self, policy: &Policy, endpoints: &[Endpoint], zone: &str, now: Now) {
         let endpoints = endpoints.get(..MAX_ENDPOINTS).unwrap_or(endpoints);
         if self.amend(policy, endpoints, zone, now) {
@@ -418,7 +418,8 @@ impl Balancer {
         }
     }
 
-    /// Builds a pool's draws anew where they are not of the present weights, or one of few is eligible.
+    /// Builds a pool's draws anew where they are not of the present weights, or one of few is
+    /// eligible.
     fn refresh_pool(&mut self, at: usize, now: Now) {
         let turns = self.turns();
         let Some(pool) = self.pools.get_mut(at) else { return };

@@ -1,9 +1,10 @@
 //! How common failures and slow answers are where all is well, and so how much one of them says.
 //!
-//! Of a service that never fails, one failure says that its endpoint is ill. Of one that answers 1 % of
-//! its requests with errors it says little, and if it were believed the traffic would chase whichever
-//! endpoint had not failed for a second. So an answer counts by the logarithm of how much likelier it
-//! is from an ill endpoint, one of whose answers half are bad, than from this service as it is.
+//! Of a service that never fails, one failure says that its endpoint is ill. Of one that answers 1
+//! % of its requests with errors it says little, and if it were believed the traffic would chase
+//! whichever endpoint had not failed for a second. So an answer counts by the logarithm of how much
+//! likelier it is from an ill endpoint, one of whose answers half are bad, than from this service
+//! as it is.
 
 /// No service is believed to be better than this: one answer in a thousand.
 const LEAST: f32 = 1e-3;

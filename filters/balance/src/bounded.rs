@@ -1,13 +1,14 @@
 //! The hashing strategies' common part: who stands in the table, who owns a key, and where a
 //! key goes when its owner is overloaded or may not be chosen.
 //!
-//! **Bounded load** is Envoy's, number for number (`thread_aware_lb_impl.cc`): an endpoint takes at most
-//! `hash_balance_factor` percent of its weighted mean of the active requests; beyond it the key goes to the
-//! first with room in a shuffle that is seeded by the hash, so that equal keys go astray together. The
-//! shuffle is a 32-bit Mersenne Twister, because Envoy's is.
+//! **Bounded load** is Envoy's, number for number (`thread_aware_lb_impl.cc`): an endpoint takes at
+//! most `hash_balance_factor` percent of its weighted mean of the active requests; beyond it the
+//! key goes to the first with room in a shuffle that is seeded by the hash, so that equal keys go
+//! astray together. The shuffle is a 32-bit Mersenne Twister, because Envoy's is.
 //!
-//! **Not eligible** (an open breaker) is answered by walking on from the key's own entry, each endpoint once. The way is fixed by the hash, so a key whose owner is away has one stand-in, in every
-//! worker and every proxy, and the owner's keys spread over all the others.
+//! **Not eligible** (an open breaker) is answered by walking on from the key's own entry, each
+//! endpoint once. The way is fixed by the hash, so a key whose owner is away has one stand-in, in
+//! every worker and every proxy, and the owner's keys spread over all the others.
 
 use std::net::SocketAddr;
 
@@ -19,8 +20,8 @@ use crate::ring_hash::{Ring, RingBuild};
 use crate::state::State;
 use crate::types::Picks;
 
-/// Entries to walk before every endpoint is asked in turn. With a quarter eligible, the chance to get that
-/// far without a list of 16 is nil.
+/// Entries to walk before every endpoint is asked in turn. With a quarter eligible, the chance to
+/// get that far without a list of 16 is nil.
 const WALK: usize = 1024;
 
 #[derive(Debug)]
@@ -116,7 +117,8 @@ impl Build {
         self.shape == shape
     }
 
-    /// Goes on; the ring or table once it is done, in which nobody is found before [`Hashing::seat`].
+    /// Goes on; the ring or table once it is done, in which nobody is found before
+    /// [`Hashing::seat`].
     pub(crate) fn advance(&mut self, pace: &mut Pace<'_>) -> Option<Hashing> {
         let table = match &mut self.work {
             Work::Ring(build) => Table::Ring(build.advance(pace)?),
@@ -145,7 +147,8 @@ impl Hashing {
         self.shape == shape && self.sites == sites
     }
 
-    /// Finds everybody in it again among `sites`, whose indices are `hosts`; who is not there is gone.
+    /// Finds everybody in it again among `sites`, whose indices are `hosts`; who is not there is
+    /// gone.
     pub(crate) fn seat(&mut self, sites: &[(SocketAddr, u32)], hosts: &[u32], balance: u32) {
         self.balance = balance;
         if self.sites == sites {

@@ -137,7 +137,8 @@ fn a_shut_owner_has_one_stand_in_and_the_rest_keep_their_keys() {
     assert!(stand_ins.iter().enumerate().all(|(i, &n)| i == 2 || n > 40), "{stand_ins:?}");
 }
 
-/// A table stands for the endpoints as they are: who is gone is passed over, whoever moved is found.
+/// A table stands for the endpoints as they are: who is gone is passed over, whoever moved is
+/// found.
 #[test]
 fn a_table_of_before_serves_those_who_are_still_there() {
     let (old, sites) = (sites(&[1; 5]), sites(&[1; 4]));

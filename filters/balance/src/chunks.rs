@@ -1,5 +1,5 @@
-//! A long list in pieces: it grows by one piece at a time, needs no room in one piece, and gives back
-//! pieces that the next one takes.
+//! A long list in pieces: it grows by one piece at a time, needs no room in one piece, and gives
+//! back pieces that the next one takes.
 
 /// Items of a piece.
 const PIECE: usize = 1 << 14;

@@ -23,8 +23,8 @@ impl Clock {
         Self { now: now.0, decay: decay.as_nanos().max(1) as f64, penalty: penalty as f32 }
     }
 
-    /// Moves on to `now`; returns whether the host's clock stepped back so far that stamps would stay in the
-    /// future.
+    /// Moves on to `now`; returns whether the host's clock stepped back so far that stamps would
+    /// stay in the future.
     #[inline]
     pub(crate) const fn tick(&mut self, now: Now) -> bool {
         let back = now.0.saturating_add(BACK) < self.now;

@@ -1,7 +1,8 @@
 //! What a ring or a Maglev table costs, known before it is built.
 //!
-//! A light endpoint makes a large ring: a weight of 1 beside 1,000,000 asks for a million entries, because
-//! the lightest gets a whole one. So the cost is of the weights as well as of the sizes of the policy.
+//! A light endpoint makes a large ring: a weight of 1 beside 1,000,000 asks for a million entries,
+//! because the lightest gets a whole one. So the cost is of the weights as well as of the sizes of
+//! the policy.
 
 use crate::policy::{Policy, Strategy};
 use crate::ring_hash;
@@ -21,8 +22,8 @@ const ENTRIES: u64 = 2 * (8 + 2) + 1;
 const ENTRY_STEPS: u64 = 8;
 /// Of two places in a Maglev table.
 const PLACES: u64 = 2 * 2;
-/// Of an endpoint in either: address and weight, index, share, its place in the shuffle of bounded load;
-/// while it is built, the text that is hashed and its way through the table.
+/// Of an endpoint in either: address and weight, index, share, its place in the shuffle of bounded
+/// load; while it is built, the text that is hashed and its way through the table.
 const HOST: u64 = 200;
 const HOST_STEPS: u64 = 20;
 

@@ -1,9 +1,10 @@
 //! A draw among the eligible that costs the same for ten and ten thousand.
 //!
-//! A [`Deck`] draws from an alias table over all that could be eligible and rejects those that are not at the moment.
-//! Half of them ineligible costs one extra draw on average; when it becomes three quarters, the table is built
-//! again over the eligible ones (at most once per [`crate::slow_start::STEP`]). After a bounded number
-//! of rejections an exact scan answers, so an eligible endpoint is always found when there is one.
+//! A [`Deck`] draws from an alias table over all that could be eligible and rejects those that are
+//! not at the moment. Half of them ineligible costs one extra draw on average; when it becomes
+//! three quarters, the table is built again over the eligible ones (at most once per
+//! [`crate::slow_start::STEP`]). After a bounded number of rejections an exact scan answers, so an
+//! eligible endpoint is always found when there is one.
 
 use rand::Rng;
 use rand::SeedableRng;
@@ -20,8 +21,8 @@ use crate::types::Picks;
 /// Rejections before the exact scan. With at least a quarter eligible, one draw in 100 gets there.
 const TRIES: usize = 16;
 
-/// No index: there are fewer endpoints. What is not inlined returns it, because in Wasm an `Option` goes
-/// through memory.
+/// No index: there are fewer endpoints. What is not inlined returns it, because in Wasm an `Option`
+/// goes through memory.
 pub(crate) const NOBODY: u32 = u32::MAX;
 
 #[inline]
@@ -139,8 +140,8 @@ impl Deck {
         }
     }
 
-    /// Where another worker has taken the turn meanwhile, the one of the next that was longest not asked by
-    /// anybody; where it is not eligible, the next that is.
+    /// Where another worker has taken the turn meanwhile, the one of the next that was longest not
+    /// asked by anybody; where it is not eligible, the next that is.
     #[cold]
     #[inline(never)]
     fn turn_again(&mut self, mut i: u32, field: &mut Field, rng: &mut impl Rng) -> u32 {
@@ -165,9 +166,10 @@ impl Deck {
 
     /// Whether the one whose turn it is keeps it, whoever is drawn beside it; `bits` are random.
     ///
-    /// Of two distinct draws by weight the heavier one is first too often: from 3 to 1 of 1:2:3 there are
-    /// 3/6 x 1/3 of all pairs, the other way 1/6 x 3/5. Keeping `(w - least) / (sum - least)` of its turns
-    /// makes both the same, and none where all weigh the same.
+    /// Of two distinct draws by weight the heavier one is first too often: from 3 to 1 of 1:2:3
+    /// there are 3/6 x 1/3 of all pairs, the other way 1/6 x 3/5. Keeping
+    /// `(w - least) / (sum - least)` of its turns makes both the same, and none where all weigh the
+    /// same.
     #[cold]
     #[inline(never)]
     pub(crate) fn keeps_turn(&self, field: &Field, index: u32, bits: u32) -> bool {

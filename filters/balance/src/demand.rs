@@ -1,6 +1,6 @@
-//! What a service may come to hold of every VM's memory, known where its policy is read. The sums are those
-//! of the VM's own account: [`Cost`] of each ring and table, and [`Memory`](crate::Memory)'s room to build
-//! the largest anew.
+//! What a service may come to hold of every VM's memory, known where its policy is read. The sums
+//! are those of the VM's own account: [`Cost`] of each ring and table, and
+//! [`Memory`](crate::Memory)'s room to build the largest anew.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ use crate::tier::tier_of;
 
 /// Bytes of a service beside its endpoints.
 const SERVICE: u64 = 4_096;
-/// Bytes of an endpoint beside its id: its load and history, its breaker, its places in the indices.
+/// Bytes of an endpoint beside its id: its load and history, its breaker, its places in the
+/// indices.
 const ENDPOINT: u64 = 768;
 
 /// Bytes of one service.

@@ -1,7 +1,8 @@
 //! Who may be chosen, and what is known of them.
 //!
-//! Eligibility changes rarely and is asked for on every request, so it is kept by counting: each change adjusts the
-//! sums of the decks ([`crate::deck`]) that hold the endpoint, nothing is scanned.
+//! Eligibility changes rarely and is asked for on every request, so it is kept by counting: each
+//! change adjusts the sums of the decks ([`crate::deck`]) that hold the endpoint, nothing is
+//! scanned.
 
 use std::time::Duration;
 
@@ -31,8 +32,8 @@ pub(crate) struct Field {
     pub(crate) clock: Clock,
     pub(crate) service: Service,
     pub(crate) looks: Looks,
-    /// Whether more than two workers ask these endpoints. Two that know nothing of each other's turns still ask
-    /// everybody within three; more do not.
+    /// Whether more than two workers ask these endpoints. Two that know nothing of each other's
+    /// turns still ask everybody within three; more do not.
     pub(crate) many: bool,
     pub(crate) policy: Policy,
     /// The worst that may be chosen; in a panic anybody.
@@ -115,8 +116,8 @@ impl Field {
     /// Ranks from here on are those of ill endpoints.
     pub(crate) const ILL: f64 = 1e12;
 
-    /// The lower, the sooner a request goes there: the requests that wait per weight or, for one that is
-    /// clearly ill, [`Self::ILL`] and its cost.
+    /// The lower, the sooner a request goes there: the requests that wait per weight or, for one
+    /// that is clearly ill, [`Self::ILL`] and its cost.
     #[inline]
     pub(crate) fn rank(&self, index: u32) -> f64 {
         match self.load(index) {

@@ -1,14 +1,14 @@
 //! What a request hashes to: Envoy's `hash_policy`, value for value.
 //!
-//! Every part is xxHash64 with seed 0 of the bytes that Envoy hashes. Several parts combine as Envoy
-//! combines them: the hash so far is rotated left by one and xored with the next, a part that is absent is
-//! passed over, and a `terminal` part ends the search once there is a hash. So `[{"header": "x-user"},
-//! {"source_address": true}]` hashes both; with `"terminal": true` on the first it means "the user if
-//! known, else the address".
+//! Every part is xxHash64 with seed 0 of the bytes that Envoy hashes. Several parts combine as
+//! Envoy combines them: the hash so far is rotated left by one and xored with the next, a part that
+//! is absent is passed over, and a `terminal` part ends the search once there is a hash. So
+//! `[{"header": "x-user"}, {"source_address": true}]` hashes both; with `"terminal": true` on the
+//! first it means "the user if known, else the address".
 //!
-//! Two things differ. A header sent several times is seen here as Envoy's Wasm ABI joins it, where the
-//! native policy hashes its sorted values. A generated cookie is random instead of a hash of the
-//! connection's two addresses: behind a proxy those are the same for thousands of users.
+//! Two things differ. A header sent several times is seen here as Envoy's Wasm ABI joins it, where
+//! the native policy hashes its sorted values. A generated cookie is random instead of a hash of
+//! the connection's two addresses: behind a proxy those are the same for thousands of users.
 
 use rand::Rng;
 use xxhash_rust::xxh64::xxh64;
@@ -111,15 +111,16 @@ pub(crate) fn cookie_value<'a>(header: &'a [u8], name: &[u8]) -> Option<&'a [u8]
     }
 }
 
-/// Where the first semicolon is, or the end. Eight bytes at a time: cookies may be 60 KiB, and byte by byte
-/// they cost more than all else that is done for a request.
+/// Where the first semicolon is, or the end. Eight bytes at a time: cookies may be 60 KiB, and byte
+/// by byte they cost more than all else that is done for a request.
 fn semicolon(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 0xff;
     const SEMICOLONS: u64 = ONES * 0x3b;
     let (words, tail) = bytes.as_chunks::<8>();
     for (i, word) in words.iter().enumerate() {
         let zero_there = u64::from_le_bytes(*word) ^ SEMICOLONS;
-        // The high bit of each zero byte, and of bytes behind the first; only the first is asked for.
+        // The high bit of each zero byte, and of bytes behind the first; only the first is asked
+        // for.
         let found = zero_there.wrapping_sub(ONES) & !zero_there & (ONES << 7);
         if found != 0 {
             return i * 8 + (found.trailing_zeros() / 8) as usize;

@@ -1,16 +1,17 @@
-//! What only an answer, or a pick that meets an ill endpoint, reads of it: its failures, and when it may be
-//! looked at again.
+//! What only an answer, or a pick that meets an ill endpoint, reads of it: its failures, and when
+//! it may be looked at again.
 //!
-//! A fast 503 must not look like a fast endpoint, so a failure's latency counts only when
-//! it raises the estimate. Each adds to a score what it says ([`crate::baseline`]); the score decays twice
-//! as fast as the estimate and falls to a third with each success. The factor is
-//! `1 + score + penalty x score`, without the last term while the score is no more than [`EXPECTED`]:
-//! errors that everybody has make nobody ill. A slow answer raises the estimate by what it says, too.
+//! A fast 503 must not look like a fast endpoint, so a failure's latency counts only when it raises
+//! the estimate. Each adds to a score what it says ([`crate::baseline`]); the score decays twice as
+//! fast as the estimate and falls to a third with each success. The factor is
+//! `1 + score + penalty x score`, without the last term while the score is no more than
+//! [`EXPECTED`]: errors that everybody has make nobody ill. A slow answer raises the estimate by
+//! what it says, too.
 
 use crate::clock::Clock;
 
-/// A score above this is more than the service's own: one failure where hardly any are, two in a row
-/// where 1 % of all answers fail,
+/// A score above this is more than the service's own: one failure where hardly any are, two in a
+/// row where 1 % of all answers fail,
 const EXPECTED: f32 = 0.6;
 /// and it counts until four successes in a row have brought it below this.
 const PASSED: f32 = 0.02;

@@ -1,9 +1,9 @@
-//! `least_request`: a few distinct draws, all alike, and the highest `weight / (active + 1)^bias` wins,
-//! which is the lowest of its inverse.
+//! `least_request`: a few distinct draws, all alike, and the highest `weight / (active + 1)^bias`
+//! wins, which is the lowest of its inverse.
 //!
-//! Envoy's rule for the score and for the draws (default 2); with as many draws as endpoints it is a full
-//! scan, where a tie is broken by lot, because the first of the table would get every request of an
-//! idle service. Active requests are those of all workers, as far as they are known.
+//! Envoy's rule for the score and for the draws (default 2); with as many draws as endpoints it is
+//! a full scan, where a tie is broken by lot, because the first of the table would get every
+//! request of an idle service. Active requests are those of all workers, as far as they are known.
 
 use std::hint::select_unpredictable;
 

@@ -1,11 +1,11 @@
 //! Which endpoint a request goes to: a policy, a table and what is known of the load become an
 //! ordered list of endpoints.
 //!
-//! The crate is pure. It calls no host function, reads no clock and holds no source of chance: `Now` and
-//! a generator are arguments, so a whole benchmark runs in virtual time in a unit test
+//! The crate is pure. It calls no host function, reads no clock and holds no source of chance:
+//! `Now` and a generator are arguments, so a whole benchmark runs in virtual time in a unit test
 //! (`tests/simulation.rs`) and a choice can be repeated from its seed. Nothing allocates per pick,
-//! nothing is sized by what a request says, and a pick costs the same with ten endpoints as with ten
-//! thousand wherever the strategy allows it.
+//! nothing is sized by what a request says, and a pick costs the same with ten endpoints as with
+//! ten thousand wherever the strategy allows it.
 //!
 //! ```text
 //! Policy ─┐                  set_verdict (breaker)
@@ -38,9 +38,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! One file per strategy, one per concern: [`Policy`] is what was asked for, `load.rs` what is known,
-//! `eligible.rs` who may be chosen, `zone.rs`, `subset.rs`, `slow_start.rs` and `sticky.rs` what narrows
-//! it, `hash.rs` what a request hashes to.
+//! One file per strategy, one per concern: [`Policy`] is what was asked for, `load.rs` what is
+//! known, `eligible.rs` who may be chosen, `zone.rs`, `subset.rs`, `slow_start.rs` and `sticky.rs`
+//! what narrows it, `hash.rs` what a request hashes to.
 
 mod adaptive;
 mod alias;

@@ -1,21 +1,21 @@
 //! What is known of one endpoint's load, and how a request is placed by it.
 //!
-//! **Two classes.** An endpoint is *ill* while what it takes is clearly more than the middle of its own
-//! service ([`crate::middle`]): by its answers, by the silence since one was due, or by its failures.
-//! Among the others the own requests that wait per weight decide. Their latency says nothing up to two
-//! middles, because between equals it is noise and would give them unequal shares; from there on those that wait
-//! count for more ([`Middle::slowness`]). Among ill ones the cost decides: `latency x (waiting + 1)`, times a
-//! factor for failures.
+//! **Two classes.** An endpoint is *ill* while what it takes is clearly more than the middle of its
+//! own service ([`crate::middle`]): by its answers, by the silence since one was due, or by its
+//! failures. Among the others the own requests that wait per weight decide. Their latency says
+//! nothing up to two middles, because between equals it is noise and would give them unequal
+//! shares; from there on those that wait count for more ([`Middle::slowness`]). Among ill ones the
+//! cost decides: `latency x (waiting + 1)`, times a factor for failures.
 //!
-//! **The estimate** moves by ratios, half of the way up and a quarter of the way down, and one answer
-//! never makes more than a factor of [`STEP`] of it. So one slow answer makes nobody ill, and two that
-//! know nothing of each other do: a slow answer counts only if it was sent after the one before it had
-//! come, since what waited together may have waited for a machine that stood still. One in whose midst
-//! others answered as usual ([`crate::meanwhile`]) and this endpoint did not says as much as two. What half of
-//! all answers do is what the service does, and is believed.
+//! **The estimate** moves by ratios, half of the way up and a quarter of the way down, and one
+//! answer never makes more than a factor of [`STEP`] of it. So one slow answer makes nobody ill,
+//! and two that know nothing of each other do: a slow answer counts only if it was sent after the
+//! one before it had come, since what waited together may have waited for a machine that stood
+//! still. One in whose midst others answered as usual ([`crate::meanwhile`]) and this endpoint did
+//! not says as much as two. What half of all answers do is what the service does, and is believed.
 //!
-//! **Silence.** An endpoint that hangs gives no samples. The time since it last answered, while it owes
-//! an answer, is a lower bound of what it takes. Requests whose head came owe nothing.
+//! **Silence.** An endpoint that hangs gives no samples. The time since it last answered, while it
+//! owes an answer, is a lower bound of what it takes. Requests whose head came owe nothing.
 
 use std::time::Duration;
 
@@ -112,7 +112,8 @@ impl Load {
         if self.latency > 0.0 { self.latency } else { middle.latency() }
     }
 
-    /// What an answer takes here now, ns, with what failures and the wish to be left alone add to it.
+    /// What an answer takes here now, ns, with what failures and the wish to be left alone add to
+    /// it.
     pub(crate) fn time(&self, past: &History, clock: &Clock, middle: &Middle, factor: f32) -> f32 {
         let wait = past.retry_at.saturating_sub(clock.now) as f32;
         // Patience is longer than the limit, so that no ordinary pause counts as latency.

@@ -1,16 +1,16 @@
 //! How often a request looks at an endpoint that is clearly ill while others are well.
 //!
 //! A look that finds it still ill costs somebody a slow answer or an error, so all of them together
-//! are bounded by the requests of the service. One that finds it well costs nobody anything: it is not
-//! counted, and the next may follow at once.
+//! are bounded by the requests of the service. One that finds it well costs nobody anything: it is
+//! not counted, and the next may follow at once.
 
 use crate::history::NEXT_LOOK;
 
-/// One look in so many requests: a third of a percent, so that with those which found them ill there are
-/// less than 0.5 % in 8,000.
+/// One look in so many requests: a third of a percent, so that with those which found them ill
+/// there are less than 0.5 % in 8,000.
 const EVERY: u32 = 300;
-/// A small service looks more often, or it would take ten seconds to find one of three endpoints well at
-/// 30 requests/s: after [`NEXT_LOOK`] in which so many requests were placed
+/// A small service looks more often, or it would take ten seconds to find one of three endpoints
+/// well at 30 requests/s: after [`NEXT_LOOK`] in which so many requests were placed
 const AT_LEAST: u32 = 60;
 /// and so many for each endpoint: 10/s, by one of two workers.
 const FOR_EACH: u32 = 20;

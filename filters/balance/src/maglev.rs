@@ -1,13 +1,14 @@
 //! `maglev`: Envoy's Maglev table, bit for bit.
 //!
-//! Each endpoint walks its own permutation of the table, given by two xxHash64 of `address:port` (seeds 0
-//! and 1), and they take free places in turns; an endpoint of a third of the heaviest's weight takes a
-//! place in every third turn. Endpoints go in the order of their address's text, so the registry's order
-//! does not matter. All of it follows `maglev_lb.cc` of Envoy 1.40, whose compact form holds the same.
+//! Each endpoint walks its own permutation of the table, given by two xxHash64 of `address:port`
+//! (seeds 0 and 1), and they take free places in turns; an endpoint of a third of the heaviest's
+//! weight takes a place in every third turn. Endpoints go in the order of their address's text, so
+//! the registry's order does not matter. All of it follows `maglev_lb.cc` of Envoy 1.40, whose
+//! compact form holds the same.
 //!
 //! Envoy asks every endpoint in every turn whether it is due, which takes a second when one of
-//! 10,000 weighs as much as the rest together. Here a heap knows who is due next; the answers are the same,
-//! because the turn is found by the same comparison in floating point.
+//! 10,000 weighs as much as the rest together. Here a heap knows who is due next; the answers are
+//! the same, because the turn is found by the same comparison in floating point.
 //!
 //! A table of millions takes a fifth of a second, so it is built in slices.
 

@@ -128,7 +128,8 @@ fn the_heap_answers_as_envoys_loop() {
     }
 }
 
-/// The paper (section 3.4): a table above 100 times the backends keeps them within 1 % of each other.
+/// The paper (section 3.4): a table above 100 times the backends keeps them within 1 % of each
+/// other.
 #[test]
 fn imbalance_is_below_one_percent() {
     for n in [3, 10, 100, 500] {
@@ -154,8 +155,8 @@ fn shares_follow_weights_of_one_to_a_thousand() {
     }
 }
 
-/// Envoy's documentation: about twice the keys move that a perfect scheme would move. It is a mean; the
-/// fewer places an endpoint has, the more strangers move.
+/// Envoy's documentation: about twice the keys move that a perfect scheme would move. It is a mean;
+/// the fewer places an endpoint has, the more strangers move.
 #[test]
 fn one_that_leaves_moves_about_twice_its_share() {
     for n in [5, 10, 50, 100] {

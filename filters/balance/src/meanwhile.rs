@@ -1,15 +1,16 @@
 //! Whether others answered as usual while one endpoint took long.
 //!
-//! A slow answer may be the machine's doing: while that stands still nobody answers, and everybody who
-//! was asked before looks slow afterwards. Where somebody answered in the midst of the wait, the endpoint
-//! itself was slow.
+//! A slow answer may be the machine's doing: while that stands still nobody answers, and everybody
+//! who was asked before looks slow afterwards. Where somebody answered in the midst of the wait,
+//! the endpoint itself was slow.
 
 /// When endpoints last answered as usual, ns: the last such moment, and the one before it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Meanwhile([u64; 2]);
 
 impl Meanwhile {
-    /// Somebody answered as usual. Moments that are less than `apart` ns after the last one are not kept.
+    /// Somebody answered as usual. Moments that are less than `apart` ns after the last one are not
+    /// kept.
     #[inline]
     pub(crate) const fn answered(&mut self, now: u64, apart: u64) {
         let [_, last] = self.0;
@@ -18,8 +19,8 @@ impl Meanwhile {
         }
     }
 
-    /// Whether somebody did between `sent_at` and `now`, and not within `apart` ns of either: what comes
-    /// just after a standstill says nothing of those that waited through it.
+    /// Whether somebody did between `sent_at` and `now`, and not within `apart` ns of either: what
+    /// comes just after a standstill says nothing of those that waited through it.
     pub(crate) fn saw(&self, sent_at: u64, now: u64, apart: u64) -> bool {
         let amid = |&at: &u64| at > sent_at.saturating_add(apart) && at.saturating_add(apart) < now;
         self.0.iter().any(amid)

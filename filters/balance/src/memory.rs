@@ -1,8 +1,9 @@
 //! The bytes that the rings, tables and pools of all services of one VM may hold.
 //!
-//! What something will hold is known before it is made ([`crate::Cost`]), and it is made only with a
-//! [`Hold`] on as many bytes. A ring or table that replaces another stands beside it for as long as it is
-//! built, so the first one of its place leaves room for the largest of all to be built anew.
+//! What something will hold is known before it is made ([`crate::Cost`]), and it is made only with
+//! a [`Hold`] on as many bytes. A ring or table that replaces another stands beside it for as long
+//! as it is built, so the first one of its place leaves room for the largest of all to be built
+//! anew.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

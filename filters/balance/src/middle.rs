@@ -1,10 +1,10 @@
 //! A service's own middle: what its requests take where they mostly go.
 //!
-//! Who is clearly ill can't be said in milliseconds that somebody has to configure, so it is said beside
-//! the service itself. The middle is the median of the endpoints' estimates, each counted as often as it
-//! answers. That way half of the endpoints may be ill, or two of three: the cost sends most requests
-//! to the others at once, and the middle is theirs. When the well ones slow down under what they got the
-//! middle rises with them, until the others are drawn again.
+//! Who is clearly ill can't be said in milliseconds that somebody has to configure, so it is said
+//! beside the service itself. The middle is the median of the endpoints' estimates, each counted as
+//! often as it answers. That way half of the endpoints may be ill, or two of three: the cost sends
+//! most requests to the others at once, and the middle is theirs. When the well ones slow down
+//! under what they got the middle rises with them, until the others are drawn again.
 //!
 //! It is kept by one step per answer, up where an estimate lies above it and down where below, and
 //! so costs the same for ten endpoints and for ten thousand.
@@ -73,8 +73,9 @@ impl Middle {
         self.suspect
     }
 
-    /// By what the requests that wait at an endpoint count, whose answers take `ns`: 1 up to [`SUSPECT`] middles, 5
-    /// where it is all but ill. So one that is choked gets less before it is.
+    /// By what the requests that wait at an endpoint count, whose answers take `ns`: 1 up to
+    /// [`SUSPECT`] middles, 5 where it is all but ill. So one that is choked gets less before it
+    /// is.
     pub(crate) fn slowness(&self, ns: f32) -> f32 {
         (2.0 * ns / self.latency - (2.0 * SUSPECT - 1.0)).max(1.0)
     }

@@ -1,20 +1,21 @@
 //! `p2c`: two distinct choices by weight, and the one where fewer of the own requests wait wins.
 //!
-//! Own, because what the others have is as of a tick ago: by numbers of that age all workers avoid the same endpoint
-//! until the next tick. What others' requests do to an endpoint shows in how long the own ones take there.
+//! Own, because what the others have is as of a tick ago: by numbers of that age all workers avoid
+//! the same endpoint until the next tick. What others' requests do to an endpoint shows in how long
+//! the own ones take there.
 //!
 //! Two are enough: the choice avoids the worst without everybody running to the best, which is what
-//! happens when every worker sorts the same stale numbers. The first is the endpoint whose turn it is and
-//! wins a tie, so that equal endpoints get equal shares; the second is drawn. Of an ill one and
-//! one that is not, the latter wins; while both are ill there are further draws, and a small deck is
-//! searched. When everybody is ill the lowest cost wins, so that capacity is used in the order of what it
-//! costs.
+//! happens when every worker sorts the same stale numbers. The first is the endpoint whose turn it
+//! is and wins a tie, so that equal endpoints get equal shares; the second is drawn. Of an ill one
+//! and one that is not, the latter wins; while both are ill there are further draws, and a small
+//! deck is searched. When everybody is ill the lowest cost wins, so that capacity is used in the
+//! order of what it costs.
 //!
-//! An ill endpoint whose turn it is may be looked at again ([`crate::looks`]). Where weights differ, the
-//! heavy ones keep some of their turns, or they would lose more of them than they win.
+//! An ill endpoint whose turn it is may be looked at again ([`crate::looks`]). Where weights
+//! differ, the heavy ones keep some of their turns, or they would lose more of them than they win.
 //!
-//! The places after the first are for retries, and are filled from the loser of the pair before and one
-//! fresh draw.
+//! The places after the first are for retries, and are filled from the loser of the pair before and
+//! one fresh draw.
 
 use std::hint::select_unpredictable;
 
@@ -26,8 +27,8 @@ use crate::types::Picks;
 
 /// Draws while all drawn are ill. With half of them ill, one request of 60,000 finds no other.
 const DRAWS: usize = 16;
-/// Who wins against the turn has so much less to do: a request, but for rounding; where weights differ, one of the
-/// lighter of both. Otherwise a heavy one would win more often than it loses.
+/// Who wins against the turn has so much less to do: a request, but for rounding; where weights
+/// differ, one of the lighter of both. Otherwise a heavy one would win more often than it loses.
 const LESS: f64 = 0.75;
 /// And so much of what waits there: among hundreds one more or less is chance,
 const PART: f64 = 1.0 / 32.0;

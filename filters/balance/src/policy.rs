@@ -114,7 +114,8 @@ pub enum HashSource {
 /// What a request may ask of its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector {
-    /// The request header that carries the wanted value, lower-case; empty when only the shell asks.
+    /// The request header that carries the wanted value, lower-case; empty when only the shell
+    /// asks.
     pub header: String,
     /// What is compared with it.
     pub with: SelectorTarget,

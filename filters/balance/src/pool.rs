@@ -1,7 +1,8 @@
 //! The endpoints that one request may choose from: the whole service, or one of its subsets.
 //!
-//! A pool splits into tiers by priority ([`crate::tier`]), and these into the own zone and the rest, each a
-//! [`Deck`]; what only a panic or a hash needs is built when the first request needs it.
+//! A pool splits into tiers by priority ([`crate::tier`]), and these into the own zone and the
+//! rest, each a [`Deck`]; what only a panic or a hash needs is built when the first request needs
+//! it.
 
 use pintle_contract::Now;
 use rand::Rng;
@@ -142,8 +143,8 @@ impl Pool {
         self.is_stale()
     }
 
-    /// `may_probe`: whether endpoints that are owed a probe can be of use to this request. As long as the
-    /// tiers together can take all, one that is ill as a whole is no reason.
+    /// `may_probe`: whether endpoints that are owed a probe can be of use to this request. As long
+    /// as the tiers together can take all, one that is ill as a whole is no reason.
     pub(crate) fn panics(&self, percent: u32, may_probe: bool) -> bool {
         let eligible = if may_probe { self.eligible } else { self.open() };
         percent > 0

@@ -1,19 +1,22 @@
 //! `ring_hash`: Envoy's ketama ring, bit for bit.
 //!
-//! Same endpoints in the same order, same weights, same function: same ring, so a user who moves over
-//! keeps every cache warm. That fixes details that look arbitrary. An entry hashes `address:port_i`; the
-//! number of entries is scaled until the lightest endpoint gets a whole number of them; fractions are
-//! carried from one endpoint to the next in floating point, which is why the order of the endpoints
-//! matters when weights differ. All of it follows `ring_hash_lb.cc` of Envoy 1.40.
+//! Same endpoints in the same order, same weights, same function: same ring, so a user who moves
+//! over keeps every cache warm. That fixes details that look arbitrary. An entry hashes
+//! `address:port_i`; the number of entries is scaled until the lightest endpoint gets a whole
+//! number of them; fractions are carried from one endpoint to the next in floating point, which is
+//! why the order of the endpoints matters when weights differ. All of it follows `ring_hash_lb.cc`
+//! of Envoy 1.40.
 //!
-//! The ring stands over the endpoints that the registry holds healthy and of a weight above zero, as Envoy's
-//! does. An open breaker does not change it: the walk goes on to the next entry of somebody else.
+//! The ring stands over the endpoints that the registry holds healthy and of a weight above zero,
+//! as Envoy's does. An open breaker does not change it: the walk goes on to the next entry of
+//! somebody else.
 //!
-//! A light endpoint makes a large ring: `maximum_ring_size` bounds it, and [`crate::Cost`] knows it.
+//! A light endpoint makes a large ring: `maximum_ring_size` bounds it, and [`crate::Cost`] knows
+//! it.
 //!
-//! A ring of millions of entries takes most of a second, so it is built in slices, and not by sorting:
-//! hashes are spread evenly, so entries are counted by what their hash begins with, laid out in that
-//! order, and sorted by the handful. The counts stay as an index for the search.
+//! A ring of millions of entries takes most of a second, so it is built in slices, and not by
+//! sorting: hashes are spread evenly, so entries are counted by what their hash begins with, laid
+//! out in that order, and sorted by the handful. The counts stay as an index for the search.
 
 use xxhash_rust::xxh64::xxh64;
 

@@ -182,7 +182,8 @@ fn slices_and_handfuls_give_the_sorted_ring() {
 }
 
 proptest! {
-    /// Envoy's search is ketama's, with its own arithmetic on both ends; ours must not differ anywhere.
+    /// Envoy's search is ketama's, with its own arithmetic on both ends; ours must not differ
+    /// anywhere.
     #[test]
     fn the_search_is_ketamas(mut hashes in prop::collection::vec(0_u64..40, 1..20), hash in 0_u64..45) {
         hashes.sort_unstable();

@@ -1,9 +1,9 @@
 //! `round_robin`: equal turns in the table's order, whatever the weights.
 //!
-//! Only the first place takes a turn; the places for retries are the ones that follow, and keep theirs.
-//! Every worker starts somewhere else, or all of them would greet the first endpoint at once. An
-//! ineligible endpoint is passed over; a whole round passes each of them once, so a pick looks at two
-//! endpoints on average while half are eligible.
+//! Only the first place takes a turn; the places for retries are the ones that follow, and keep
+//! theirs. Every worker starts somewhere else, or all of them would greet the first endpoint at
+//! once. An ineligible endpoint is passed over; a whole round passes each of them once, so a pick
+//! looks at two endpoints on average while half are eligible.
 
 use crate::deck::Deck;
 use crate::eligible::Field;

@@ -6,7 +6,8 @@ use crate::middle::Middle;
 
 /// A false alarm counts as so many bad answers: while they are common there are few others.
 const FALSE_ALARM: u32 = 3;
-/// What a slow answer says, at most, where more than a tenth of all are: there a slow estimate is chance.
+/// What a slow answer says, at most, where more than a tenth of all are: there a slow estimate is
+/// chance.
 const CHANCE: f32 = 0.25;
 
 /// The middles of all, beside which an endpoint is ill or is not.
@@ -28,8 +29,8 @@ impl Service {
 
     /// Counts an answer of an endpoint that was, and now is, ill or not.
     ///
-    /// What makes an endpoint ill is not counted, or a service with ill ones would be used to them. It
-    /// is when the endpoint proves well soon after: the alarm was false.
+    /// What makes an endpoint ill is not counted, or a service with ill ones would be used to them.
+    /// It is when the endpoint proves well soon after: the alarm was false.
     pub(crate) fn learn(&mut self, (was_ill, is_ill): (bool, bool), failed: bool, slow: bool) {
         match (was_ill, is_ill) {
             (false, false) => {

@@ -13,8 +13,9 @@ use crate::policy::SlowStart;
 /// Grains of weight 1.
 pub(crate) const GRAINS: u64 = 1000;
 
-/// How long a weight may be out of date while somebody is in its window. A thousandth of the shortest
-/// useful window, and at 10,000 endpoints the recomputation is a few per mille of one core.
+/// How long a weight may be out of date while somebody is in its window. A thousandth of the
+/// shortest useful window, and at 10,000 endpoints the recomputation is a few per mille of one
+/// core.
 pub(crate) const STEP: Duration = Duration::from_millis(100);
 
 /// The weight at `now`, in grains; 0 only for weight 0.

@@ -1,4 +1,5 @@
-//! The place of one ring or table: what stands there, what is being built for it, and what serves meanwhile.
+//! The place of one ring or table: what stands there, what is being built for it, and what serves
+//! meanwhile.
 //!
 //! ```text
 //!             first request after a change
@@ -8,11 +9,11 @@
 //!     │                                      no memory ─────────────────────────────▶ Refused
 //!     └── a change; Coming: done; Refused: somebody gave memory back; Unpaid: there is credit
 //! ```
-//! A small one costs a request less than a millisecond, once. A large one is built in slices outside of
-//! requests ([`crate::Balancer::build`]); until it is done, and where it is refused, the one before serves,
-//! with its endpoints as they are now, and without one there is no table. One that is being built when
-//! the endpoints change is finished, so that changes that come faster than it can be built never keep
-//! it away.
+//! A small one costs a request less than a millisecond, once. A large one is built in slices
+//! outside of requests ([`crate::Balancer::build`]); until it is done, and where it is refused, the
+//! one before serves, with its endpoints as they are now, and without one there is no table. One
+//! that is being built when the endpoints change is finished, so that changes that come faster than
+//! it can be built never keep it away.
 
 use crate::bounded::{Build, Hashing, Shape, Sites};
 use crate::cost::Cost;

@@ -13,7 +13,8 @@ pub struct Standing {
     pub ill: Option<Ill>,
     /// What an answer is taken to take; the middle of the service while there was none.
     pub latency: Duration,
-    /// The worker's own requests that wait there, per mean weight, which decides among those that are well.
+    /// The worker's own requests that wait there, per mean weight, which decides among those that
+    /// are well.
     pub waiting: f64,
     /// What failures multiply the latency by, 1 for none.
     pub failures: f32,

@@ -10,7 +10,7 @@ pub(crate) enum State {
     Probe,
     /// Not eligible.
     Shut,
-    /// Whatever it was, it has as many requests in flight as it may have: drawn by nobody, and not in a
-    /// panic. Only draws see this; what is counted is what it was.
+    /// Whatever it was, it has as many requests in flight as it may have: drawn by nobody, and not
+    /// in a panic. Only draws see this; what is counted is what it was.
     Full,
 }

@@ -1,9 +1,10 @@
 //! Sessions that stay where they are.
 //!
-//! The pin that a client carries is a hash of the service's name and the endpoint's id: it says nothing
-//! of the address, and a forged one selects at most an endpoint that is registered anyway. It is not a
-//! secret: who knows an id can compute its pin. A session stays with a draining endpoint, because
-//! draining exists for exactly that; it leaves an unhealthy one and one whose breaker is open.
+//! The pin that a client carries is a hash of the service's name and the endpoint's id: it says
+//! nothing of the address, and a forged one selects at most an endpoint that is registered anyway.
+//! It is not a secret: who knows an id can compute its pin. A session stays with a draining
+//! endpoint, because draining exists for exactly that; it leaves an unhealthy one and one whose
+//! breaker is open.
 
 use std::fmt;
 use std::str::FromStr;

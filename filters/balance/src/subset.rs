@@ -1,11 +1,12 @@
 //! Endpoints by tag and metadata, as a request asks for them.
 //!
-//! The policy lists selectors; a request that brings a value for one, by its header or by the rule of
-//! its route or cluster, gets only endpoints that have it, and several asked for must all be there. Values are interned
-//! when the table changes, so a request costs one binary search per selector: a value that no endpoint has
-//! leads to the fallback without being remembered, and pools are built only for combinations that some
-//! endpoint has, at most [`MAX_POOLS`] at a time and as far as [`crate::Memory`] holds them. Their rings
-//! and tables are paid for by requests ([`crate::stand`]).
+//! The policy lists selectors; a request that brings a value for one, by its header or by the rule
+//! of its route or cluster, gets only endpoints that have it, and several asked for must all be
+//! there. Values are interned when the table changes, so a request costs one binary search per
+//! selector: a value that no endpoint has leads to the fallback without being remembered, and pools
+//! are built only for combinations that some endpoint has, at most [`MAX_POOLS`] at a time and as
+//! far as [`crate::Memory`] holds them. Their rings and tables are paid for by requests
+//! ([`crate::stand`]).
 
 use pintle_contract::Endpoint;
 
@@ -31,7 +32,8 @@ pub struct Wants<'a> {
     len: usize,
 }
 
-/// Interned values, one per selector, 0 where it is not asked for; and last whether [`Policy::failover`] is.
+/// Interned values, one per selector, 0 where it is not asked for; and last whether
+/// [`Policy::failover`] is.
 pub(crate) type Key = [u32; MAX_SELECTORS + 1];
 
 /// A key's values by selector, whether it is [`DEFAULT`], and whether it is failed over.
@@ -79,8 +81,8 @@ impl<'a> Wants<'a> {
         wants
     }
 
-    /// Adds what a route's or cluster's rule asks for, in the place of what a header asks of the same
-    /// selector; at most [`MAX_SELECTORS`] in all.
+    /// Adds what a route's or cluster's rule asks for, in the place of what a header asks of the
+    /// same selector; at most [`MAX_SELECTORS`] in all.
     pub fn push(&mut self, want: Want<'a>) {
         let read = self.items.iter_mut().take(self.len);
         if let Some(same) = read.into_iter().find(|read| read.selector == want.selector) {
@@ -154,8 +156,8 @@ impl Index {
             let at = values.binary_search_by(|(v, _)| v.as_bytes().cmp(want.value)).ok()?;
             let place = key.get_mut(want.selector)?;
             let interned = at as u32 + 1;
-            // Asked twice for different values of one selector: only a tag can be had twice, and then
-            // the route's rule, which comes later, wins.
+            // Asked twice for different values of one selector: only a tag can be had twice, and
+            // then the route's rule, which comes later, wins.
             *place = interned;
         }
         Some(key)

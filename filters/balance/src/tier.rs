@@ -1,9 +1,10 @@
 //! Tiers: endpoints of one `priority`, 0 first, and what of the requests goes to each.
 //!
-//! Envoy's rule for its priorities, number for number (`load_balancer_impl.cc`, 1.36 to 1.40): a tier is held
-//! to be provisioned with 40 % to spare, so it takes all that comes to it until less than 5/7 of its endpoints
-//! are eligible, and what it does not take goes to the next. When all together take less than the whole, each
-//! takes in proportion to what it can. Percents are whole, and a roll of 1 to 100 decides.
+//! Envoy's rule for its priorities, number for number (`load_balancer_impl.cc`, 1.36 to 1.40): a
+//! tier is held to be provisioned with 40 % to spare, so it takes all that comes to it until less
+//! than 5/7 of its endpoints are eligible, and what it does not take goes to the next. When all
+//! together take less than the whole, each takes in proportion to what it can. Percents are whole,
+//! and a roll of 1 to 100 decides.
 //!
 //! Within a tier it is the own zone first (`zone.rs`). What is full spills only where nobody of the
 //! tier has room.
@@ -175,8 +176,8 @@ impl Spill {
     }
 }
 
-/// What of a service's requests goes to each tier, in percent, where so many of so many endpoints that count
-/// are eligible; all to the first where nobody is.
+/// What of a service's requests goes to each tier, in percent, where so many of so many endpoints
+/// that count are eligible; all to the first where nobody is.
 #[must_use]
 pub fn tier_shares(parts: &[(u32, u32)]) -> Vec<u32> {
     loads(parts).0

@@ -1,9 +1,9 @@
 //! What one worker tells the others of an endpoint, and what these make of it.
 //!
-//! What they measured replaces what is known here where it is newer and says another class, so one worker's look at
-//! an ill endpoint serves all; but an endpoint that has answered here since another worker's slow request was sent is
-//! not ill. Their requests in flight count where limits and `least_request` count, and that they have asked an
-//! endpoint takes its turn here.
+//! What they measured replaces what is known here where it is newer and says another class, so one
+//! worker's look at an ill endpoint serves all; but an endpoint that has answered here since
+//! another worker's slow request was sent is not ill. Their requests in flight count where limits
+//! and `least_request` count, and that they have asked an endpoint takes its turn here.
 
 use pintle_contract::Now;
 
@@ -16,7 +16,8 @@ use crate::middle::{FLOOR, Middle};
 const NEWER: u64 = 500_000_000;
 /// A score above which another worker will look whether it still fails.
 const STILL_FAILING: f32 = 0.1;
-/// A worker that heard of another's bad news leaves the look to it for so many ns longer than that one waits,
+/// A worker that heard of another's bad news leaves the look to it for so many ns longer than that
+/// one waits,
 const LEAVE_TO_OTHERS: u64 = 1_000_000_000;
 /// and news within so many ns of an endpoint's fall are of the fall.
 const FALL: u64 = 1_000_000_000;

@@ -33,8 +33,8 @@ pub enum Choice {
         /// How many there were.
         candidates: u32,
     },
-    /// Too few were eligible: from all but the draining ones, whatever health and breaker say; from these
-    /// where there is nobody else.
+    /// Too few were eligible: from all but the draining ones, whatever health and breaker say; from
+    /// these where there is nobody else.
     Panic {
         /// How many there were.
         candidates: u32,
@@ -114,7 +114,8 @@ impl Picks {
         self.pinned
     }
 
-    /// Whether the session's endpoint is only full now: this request goes elsewhere, and the pin stays.
+    /// Whether the session's endpoint is only full now: this request goes elsewhere, and the pin
+    /// stays.
     #[must_use]
     pub const fn strays(&self) -> bool {
         self.strays
@@ -126,8 +127,8 @@ impl Picks {
         self.failover_missed
     }
 
-    /// Whether the request has a hash, and the ring or table that would place it is not there: the choice
-    /// was made as by `p2c`.
+    /// Whether the request has a hash, and the ring or table that would place it is not there: the
+    /// choice was made as by `p2c`.
     #[must_use]
     pub const fn table_missed(&self) -> bool {
         self.table_missed
@@ -208,8 +209,8 @@ impl Picks {
         self.pinned = true;
     }
 
-    /// Repeats what is there until `want` are: Envoy's own policy takes over when the list runs out,
-    /// and it knows nothing of breakers. A probe is not repeated while there is anything else.
+    /// Repeats what is there until `want` are: Envoy's own policy takes over when the list runs
+    /// out, and it knows nothing of breakers. A probe is not repeated while there is anything else.
     pub(crate) fn repeat_to(&mut self, want: usize) {
         let start = usize::from(self.probe && self.len > 1);
         let distinct = self.len;

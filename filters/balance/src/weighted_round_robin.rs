@@ -1,11 +1,12 @@
-//! `weighted_round_robin`: turns in proportion to the weights, and never two of the heavy one in a row
-//! while others are due.
+//! `weighted_round_robin`: turns in proportion to the weights, and never two of the heavy one in a
+//! row while others are due.
 //!
-//! Earliest deadline first, as Envoy does it: each endpoint's next turn is due one stride (1 / weight)
-//! after its last, and the earliest due goes. That is exact for any weights and smooth, at a heap's
-//! O(log n) per pick; schemes in constant time either clamp the weights or store a schedule as long as
-//! their sum. The first deadlines are spread by a hash of the seed, so that workers don't move in step.
-//! An ineligible endpoint loses its turn. Retry places are drawn by weight and take no turn.
+//! Earliest deadline first, as Envoy does it: each endpoint's next turn is due one stride (1 /
+//! weight) after its last, and the earliest due goes. That is exact for any weights and smooth, at
+//! a heap's O(log n) per pick; schemes in constant time either clamp the weights or store a
+//! schedule as long as their sum. The first deadlines are spread by a hash of the seed, so that
+//! workers don't move in step. An ineligible endpoint loses its turn. Retry places are drawn by
+//! weight and take no turn.
 
 use rand::Rng;
 

@@ -1,10 +1,11 @@
 //! The own zone first, the others when it is short.
 //!
-//! Envoy's zone-aware routing needs to know how the callers are spread over the zones; a filter does
-//! not. What it does know is which part of its own zone's endpoints can take traffic, so this is Envoy's
-//! rule for priorities instead: the zone is held to be provisioned with 40 % to spare, and once the
-//! eligible part, times 1.4, is less than the whole, the missing fraction goes to the other zones in
-//! proportion to their eligible weight. With 5 of 10 local endpoints left, 70 % stays.
+//! Envoy's zone-aware routing needs to know how the callers are spread over the zones; a filter
+//! does not. What it does know is which part of its own zone's endpoints can take traffic, so this
+//! is Envoy's rule for priorities instead: the zone is held to be provisioned with 40 % to spare,
+//! and once the eligible part, times 1.4, is less than the whole, the missing fraction goes to the
+//! other zones in proportion to their eligible weight. With 5 of 10 local endpoints left, 70 %
+//! stays.
 
 /// Envoy's `overprovisioning_factor`.
 const OVERPROVISIONED: f64 = 1.4;

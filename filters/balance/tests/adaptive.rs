@@ -1,4 +1,5 @@
-//! `select.max_requests: adaptive` before endpoints that serve so many side by side and queue the rest.
+//! `select.max_requests: adaptive` before endpoints that serve so many side by side and queue the
+//! rest.
 
 #![expect(
     clippy::unwrap_used,
@@ -150,8 +151,8 @@ impl World {
     }
 }
 
-/// Twice what they can serve, for a minute: each has a queue of about half of what it serves, and nobody
-/// serves less than it could.
+/// Twice what they can serve, for a minute: each has a queue of about half of what it serves, and
+/// nobody serves less than it could.
 #[test]
 fn under_twice_the_load_the_queue_stays_short_and_the_endpoints_busy() {
     for (endpoints, capacity) in [(1, 10), (3, 10), (1, 50), (2, 100), (3, 4)] {
@@ -190,8 +191,8 @@ fn who_has_room_is_not_limited() {
     }
 }
 
-/// Three times as slow for everybody is no queue: the limit comes back by itself, under a load that keeps it
-/// full all the time.
+/// Three times as slow for everybody is no queue: the limit comes back by itself, under a load that
+/// keeps it full all the time.
 #[test]
 fn an_endpoint_that_became_slower_is_not_held_to_what_it_was() {
     let mut world = World::new(r#""adaptive""#, 1, 50, 0.2);

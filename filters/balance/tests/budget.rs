@@ -1,5 +1,5 @@
-//! What rings, tables and subsets may cost: known before they are built, built outside of requests, and
-//! refused where the memory of the VM does not hold them.
+//! What rings, tables and subsets may cost: known before they are built, built outside of requests,
+//! and refused where the memory of the VM does not hold them.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests: what panics here is a failing test")]
 

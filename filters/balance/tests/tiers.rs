@@ -39,8 +39,8 @@ fn balancer(json: &str, endpoints: &[Endpoint]) -> Balancer {
     Balancer::new("s", &policy(json), endpoints, "", 7, NOW)
 }
 
-/// How many of 10,000 picks go first to each, the last choice, and the last list. A hash stands for as many
-/// different ones.
+/// How many of 10,000 picks go first to each, the last choice, and the last list. A hash stands for
+/// as many different ones.
 fn tally(balancer: &mut Balancer, request: &Request<'_>) -> (Vec<u32>, Choice, Picks) {
     let mut rng = Dice::seed_from_u64(1);
     let mut picks = Picks::new();

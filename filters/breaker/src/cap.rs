@@ -1,10 +1,10 @@
 //! How many open breakers count.
 //!
 //! The limit cannot be kept when a breaker opens: two workers that open two breakers in the same
-//! microsecond do not see each other, and the fleet's opinions arrive from machines that see nothing
-//! of this one. So breakers open as they must, and *reading* applies the limit: from the same records
-//! every worker picks the same ones to honour, the worst first, and treats the rest as closed. Neither
-//! a race nor a lying node can take more of a service than the policy allows.
+//! microsecond do not see each other, and the fleet's opinions arrive from machines that see
+//! nothing of this one. So breakers open as they must, and *reading* applies the limit: from the
+//! same records every worker picks the same ones to honour, the worst first, and treats the rest as
+//! closed. Neither a race nor a lying node can take more of a service than the policy allows.
 
 use std::cmp::Reverse;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::record::{Origin, Record, State, Verdict};
 
 /// How bad an endpoint is, for comparison: the greater is honoured first.
 ///
-/// An operator's order outranks what was seen here, which outranks what the fleet says; then the one
-/// that tripped more often; then the one that has been open for longer, so that a newcomer does not
-/// push an older one back into traffic.
+/// An operator's order outranks what was seen here, which outranks what the fleet says; then the
+/// one that tripped more often; then the one that has been open for longer, so that a newcomer does
+/// not push an older one back into traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Severity {
     origin: Origin,
@@ -58,8 +58,8 @@ pub fn allowed(endpoints: usize, max_ejection_percent: u8) -> usize {
 /// the lower position, so equal tables and records give equal answers in every worker. On return
 /// `open` is sorted by position.
 ///
-/// What is dropped keeps its record. Its requests should still go out as probes when one is owed, so
-/// that it can close; its other answers count nothing until it has.
+/// What is dropped keeps its record. Its requests should still go out as probes when one is owed,
+/// so that it can close; its other answers count nothing until it has.
 pub fn honour(open: &mut Vec<(Severity, u32)>, endpoints: usize, max_ejection_percent: u8) {
     open.sort_unstable_by_key(|&(severity, position)| (Reverse(severity), position));
     open.truncate(allowed(endpoints, max_ejection_percent));

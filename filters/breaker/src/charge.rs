@@ -3,9 +3,9 @@
 //!
 //! Envoy takes one entry of the list an attempt, skips those that are no hosts of its cluster, and
 //! beyond the list goes where its fallback policy sends it. Whoever answered has the outcome. An
-//! attempt before that is charged with what the router has logged of it, by a policy that says so; or, to
-//! the entry whose turn it was, only where the list was followed and the policy says that retries follow
-//! failures. What is left is unknown, and counted.
+//! attempt before that is charged with what the router has logged of it, by a policy that says so;
+//! or, to the entry whose turn it was, only where the list was followed and the policy says that
+//! retries follow failures. What is left is unknown, and counted.
 
 use crate::{FailureKind, Outcome};
 
@@ -80,8 +80,8 @@ impl Attempts<'_> {
         last || self.entry(position) != Outcome::Ignored || self.logged_at(position).is_some()
     }
 
-    /// The logged attempts that [`Self::entry`] tells nothing of: those at endpoints outside the list,
-    /// and further ones at the same entry.
+    /// The logged attempts that [`Self::entry`] tells nothing of: those at endpoints outside the
+    /// list, and further ones at the same entry.
     pub fn others(&self) -> impl Iterator<Item = &Logged> {
         let told = |at: usize, logged: &Logged| match logged.to {
             Answered::Entry(position) => {
@@ -136,8 +136,8 @@ impl Attempts<'_> {
     /// Whether the entry had its turn before the one that answered.
     fn has_failed(&self, position: usize) -> bool {
         let Answered::Entry(at) = self.answered else { return false };
-        // Of entries before one that lies further down than the attempts reach, some were skipped. One
-        // behind it was asked beside it, by a hedge, or before, when the list was used up.
+        // Of entries before one that lies further down than the attempts reach, some were skipped.
+        // One behind it was asked beside it, by a hedge, or before, when the list was used up.
         self.retries == Retries::Failures
             && !self.within(at)
             && (position < at || (position > at && !self.within(self.listed)))
@@ -185,7 +185,8 @@ mod tests {
             (1, 3, Entry(0), vec![LAST, NONE, NONE], 0),
             (2, 3, Entry(1), vec![TRIED, LAST, NONE], 0),
             (3, 3, Entry(2), vec![TRIED, TRIED, LAST], 0),
-            // The first of a hedge answers while the second is asked; the second, or the second of three.
+            // The first of a hedge answers while the second is asked; the second, or the second of
+            // three.
             (2, 2, Entry(0), vec![LAST, NONE], 1),
             (3, 3, Entry(1), vec![TRIED, LAST, NONE], 1),
             // The fallback policy chose where the last ones went.
@@ -242,7 +243,8 @@ mod tests {
         use Answered::{Entry, Nowhere, Other, Stranger};
         const RESET: Outcome = Outcome::Failure(FailureKind::Reset);
         let logged = |to, outcome| Logged { to, outcome };
-        // A 404 that was no failure, a reset, an outrun hedge, one beyond the list, one at the first again.
+        // A 404 that was no failure, a reset, an outrun hedge, one beyond the list, one at the
+        // first again.
         let all = [
             logged(Entry(0), LAST),
             logged(Entry(1), RESET),

@@ -1,13 +1,13 @@
 //! What counts as a failure of an endpoint: one function from what Envoy reports to an [`Outcome`].
 //!
-//! The head is the answer. Once an endpoint's head has come, its code (and gRPC status) judges it, and
-//! what ends the stream later says nothing more of the endpoint, unless the endpoint itself cut its
-//! answer short: a client that has read enough, a time-out of the route, an idle stream, the close of
-//! a tunnel. Without a head the order of the questions is the point. Whether the client left comes
-//! first, because a client that leaves during a slow answer looks like a reset from above. Whether
-//! the endpoint was reached comes next: a local overload, a missing route or another filter's reply
-//! says nothing of it, even when the code is 503. Only then do time-outs, the transport, the code and
-//! the gRPC status speak.
+//! The head is the answer. Once an endpoint's head has come, its code (and gRPC status) judges it,
+//! and what ends the stream later says nothing more of the endpoint, unless the endpoint itself cut
+//! its answer short: a client that has read enough, a time-out of the route, an idle stream, the
+//! close of a tunnel. Without a head the order of the questions is the point. Whether the client
+//! left comes first, because a client that leaves during a slow answer looks like a reset from
+//! above. Whether the endpoint was reached comes next: a local overload, a missing route or another
+//! filter's reply says nothing of it, even when the code is 503. Only then do time-outs, the
+//! transport, the code and the gRPC status speak.
 //!
 //! Every value costs a host call, so they are read in this order and only as far as needed:
 //!
@@ -22,9 +22,9 @@
 //! | the duration | the policy has `slow_call` |
 //! | `upstream.request_attempt_count` | always |
 //!
-//! The property `response.grpc_status` exists for every response, derived from the HTTP code where there
-//! is none: on a plain request it would turn each 503 into a gRPC 14, and on gRPC-Web, whose status stands
-//! in the body, each 200 into a gRPC 2.
+//! The property `response.grpc_status` exists for every response, derived from the HTTP code where
+//! there is none: on a plain request it would turn each 503 into a gRPC 14, and on gRPC-Web, whose
+//! status stands in the body, each 200 into a gRPC 2.
 
 use std::time::Duration;
 
@@ -87,8 +87,8 @@ pub enum FailureKind {
     Attempt,
 }
 
-/// What Envoy says of a request that ended, or of one of its attempts. Values that were not needed stay
-/// at their default.
+/// What Envoy says of a request that ended, or of one of its attempts. Values that were not needed
+/// stay at their default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report<'a> {
     /// `response.code`; `None` when there was no response.
@@ -141,8 +141,8 @@ impl Report<'_> {
 
 /// Whether a request with this deadline of its client's was past it when it ended after `lasted`.
 ///
-/// An endpoint that was handed the deadline gives up a little before, to be heard: from nine tenths on
-/// it counts as passed.
+/// An endpoint that was handed the deadline gives up a little before, to be heard: from nine tenths
+/// on it counts as passed.
 #[must_use]
 pub fn overdue(deadline: Option<Duration>, lasted: Duration) -> bool {
     deadline.is_some_and(|deadline| lasted >= deadline / 10 * 9)

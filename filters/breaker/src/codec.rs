@@ -2,9 +2,9 @@
 //!
 //! Every record has the same length and every field its place, little-endian, so that equal records
 //! are equal bytes and decoding needs no bounds of its own. The store is untrusted: another module
-//! with the same `vm_id` can write there, and an Envoy that was updated in place holds what an older
-//! version left. Magic, schema and checksum tell such bytes apart, and a value that no machine could
-//! have written is refused; the reader then goes on with the record it saw last.
+//! with the same `vm_id` can write there, and an Envoy that was updated in place holds what an
+//! older version left. Magic, schema and checksum tell such bytes apart, and a value that no
+//! machine could have written is refused; the reader then goes on with the record it saw last.
 //!
 //! ```text
 //! magic "PBRK" | schema u8 | state u8 | origin u8 | zero u8
@@ -158,8 +158,8 @@ impl Record {
         if record.is_possible() { Ok(record) } else { Err(DecodeError::Value) }
     }
 
-    /// What holds for every record that a machine wrote, and keeps one that somebody else wrote from
-    /// wedging the breaker.
+    /// What holds for every record that a machine wrote, and keeps one that somebody else wrote
+    /// from wedging the breaker.
     fn is_possible(&self) -> bool {
         let slots = self.state == State::HalfOpen || self.probes_out() == 0;
         let free = self.probes.iter().all(|probe| probe.id != 0 || probe.expires == Now(0));

@@ -1,11 +1,12 @@
 //! The circuit breaker: outcomes over time in, a verdict per endpoint out.
 //!
-//! Envoy runs one copy of the filter per worker thread, and the copies share nothing but a key-value
-//! store with compare-and-swap. So the machine's whole state is one small value, the [`Record`], that
-//! lives in that store: a trip in one worker holds in all of them, a probe slot has one owner, and a
-//! reloaded VM finds the breakers as it left them. What a worker adds to the record waits in its
-//! [`Mirror`], which also decides when the store has to be touched at all: a success at a quiet
-//! endpoint touches nothing, because at full load that would cost more than the request.
+//! Envoy runs one copy of the filter per worker thread, and the copies share nothing but a
+//! key-value store with compare-and-swap. So the machine's whole state is one small value, the
+//! [`Record`], that lives in that store: a trip in one worker holds in all of them, a probe slot
+//! has one owner, and a reloaded VM finds the breakers as it left them. What a worker adds to the
+//! record waits in its [`Mirror`], which also decides when the store has to be touched at all: a
+//! success at a quiet endpoint touches nothing, because at full load that would cost more than the
+//! request.
 //!
 //! ```
 //! use pintle_breaker::{FailureKind, Mirror, Need, Outcome, Policy, Record, State};
@@ -31,8 +32,8 @@
 //! ```
 //!
 //! Nothing here reads a clock, draws a random number or calls the host; all of it is passed in. The
-//! state diagram is in [`machine`], what counts as a failure in [`mod@classify`], and the promise that
-//! breakers never take more than their share of a service in [`honour`].
+//! state diagram is in [`machine`], what counts as a failure in [`mod@classify`], and the promise
+//! that breakers never take more than their share of a service in [`honour`].
 
 mod cap;
 mod charge;

@@ -1,5 +1,5 @@
-//! The breaker of one endpoint, as a pure machine: a [`Record`] and an [`Input`] at a `now` give the
-//! next record and, at most, one [`Transition`].
+//! The breaker of one endpoint, as a pure machine: a [`Record`] and an [`Input`] at a `now` give
+//! the next record and, at most, one [`Transition`].
 //!
 //! ```text
 //!                 failures in a row | failure rate | slow rate | advised and one failure
@@ -18,23 +18,23 @@
 //! ```
 //!
 //! *Closed*: requests pass. *Open*: none pass until the time is up. *Half-open*: a few probes pass,
-//! each with a slot and an expiry, so that a hung one can neither block the endpoint for ever nor be
-//! joined by a crowd. An open breaker whose time is up stays open in the record until somebody wants
-//! to send there, because a transition that nobody needs would be written for nothing.
+//! each with a slot and an expiry, so that a hung one can neither block the endpoint for ever nor
+//! be joined by a crowd. An open breaker whose time is up stays open in the record until somebody
+//! wants to send there, because a transition that nobody needs would be written for nothing.
 //!
 //! *The last resort*: while nobody of a service is eligible, its open breakers are tried after
-//! [`LAST_RESORT`](crate::LAST_RESORT) and not after their own time, an operator's order aside. Such a
-//! probe can only help: if it fails before the breaker's own time, the breaker has as many trips as
-//! before and is open until the same time, so that being tried twice a second costs an endpoint nothing
-//! once another is back. A hung one holds its slot for the policy's timeout, as any probe does. It is a
-//! transition like any other, and told as one: at most two probes a second per endpoint, each of them a
-//! request.
+//! [`LAST_RESORT`](crate::LAST_RESORT) and not after their own time, an operator's order aside.
+//! Such a probe can only help: if it fails before the breaker's own time, the breaker has as many
+//! trips as before and is open until the same time, so that being tried twice a second costs an
+//! endpoint nothing once another is back. A hung one holds its slot for the policy's timeout, as
+//! any probe does. It is a transition like any other, and told as one: at most two probes a second
+//! per endpoint, each of them a request.
 //!
 //! Every transition raises the record's *generation*, and an answer carries the generation in which
-//! its request was sent ([`Ticket`]): what was sent before the breaker opened says nothing about the
-//! endpoint after it, so it is dropped. All times come from the host's wall clock, which may be set:
-//! [`Record::apply`] notices a clock behind the record's last write and moves the record's times back
-//! with it, so that what was 20 s away stays 20 s away.
+//! its request was sent ([`Ticket`]): what was sent before the breaker opened says nothing about
+//! the endpoint after it, so it is dropped. All times come from the host's wall clock, which may be
+//! set: [`Record::apply`] notices a clock behind the record's last write and moves the record's
+//! times back with it, so that what was 20 s away stays 20 s away.
 
 use std::time::Duration;
 
@@ -68,7 +68,8 @@ pub enum Input {
     },
     /// Time has passed.
     Tick,
-    /// An operator's order. It acts once, and only if its stamp is greater than that of the last one.
+    /// An operator's order. It acts once, and only if its stamp is greater than that of the last
+    /// one.
     Force(Force),
     /// What the fleet says. It acts once per expiry, and only where the policy enforces it.
     Opinion(Opinion),

@@ -11,13 +11,14 @@
 //! | any other tick | nothing |
 //!
 //! The first failure brings the worker's whole window into the record, which from then on is
-//! *watched*; the other workers learn of it ([`Merged::wake`]) and bring in theirs. So a rate is judged
-//! over the requests of all workers: exactly, but for the successes of the last tick. Failures are
-//! never late.
+//! *watched*; the other workers learn of it ([`Merged::wake`]) and bring in theirs. So a rate is
+//! judged over the requests of all workers: exactly, but for the successes of the last tick.
+//! Failures are never late.
 //!
 //! The cycle is always: read the record, [`Mirror::merge`] (pure: pending inputs are replayed over
-//! what was read), write if [`Merged::changed`], and [`Mirror::commit`] only when the write was accepted. On a
-//! mismatch, read and merge again; nothing is lost by giving up, since the next tick tries again.
+//! what was read), write if [`Merged::changed`], and [`Mirror::commit`] only when the write was
+//! accepted. On a mismatch, read and merge again; nothing is lost by giving up, since the next tick
+//! tries again.
 
 use pintle_contract::{Force, Now, Opinion};
 
@@ -95,8 +96,8 @@ impl Mirror {
         policy.fleet != Fleet::Off && self.advice(policy, now).is_some()
     }
 
-    /// The opinion, while it counts. One that counts for longer than any may was stretched by a clock
-    /// that was set back.
+    /// The opinion, while it counts. One that counts for longer than any may was stretched by a
+    /// clock that was set back.
     fn advice(&self, policy: &Policy, now: Now) -> Option<Opinion> {
         let (said, until) = self.opinion?;
         let left = until.since(now);
@@ -172,7 +173,8 @@ impl Mirror {
         self.need(now)
     }
 
-    /// What to write over `fresh`, the record just read; `None` if the store holds none that decodes.
+    /// What to write over `fresh`, the record just read; `None` if the store holds none that
+    /// decodes.
     ///
     /// A record older than the one already seen (the store was wiped) gives way to that one.
     #[must_use]
@@ -181,8 +183,8 @@ impl Mirror {
         self.build(fresh, &Context { policy, opinion, last_resort: false, now, random }, false)
     }
 
-    /// As [`Self::merge`], and takes a probe slot if one is owed ([`Merged::ticket`]): by the policy,
-    /// or as the last resort.
+    /// As [`Self::merge`], and takes a probe slot if one is owed ([`Merged::ticket`]): by the
+    /// policy, or as the last resort.
     #[must_use]
     pub fn claim(
         &self,
@@ -262,7 +264,8 @@ impl Mirror {
     fn need(&self, now: Now) -> Need {
         let set_back = self.record.clock_set_back(now).is_some();
         let waits = match self.record.state {
-            // A failure that nobody watches any more counts until a success; time does nothing to it.
+            // A failure that nobody watches any more counts until a success; time does nothing to
+            // it.
             State::Closed => self.record.is_watched() || self.record.held_until.0 != 0,
             // An open breaker waits for a worker that wants to send; time alone changes nothing.
             State::Open => false,

@@ -27,8 +27,9 @@ pub struct Policy {
     pub window: Duration,
     /// The share of slow calls that opens it. Absent = never.
     pub slow_call: Option<SlowCall>,
-    /// How long the first trip keeps it open; each further one doubles it. 30 s; 100 ms to 1 h. While
-    /// nobody of the service is eligible and panic is off it is tried each half second all the same.
+    /// How long the first trip keeps it open; each further one doubles it. 30 s; 100 ms to 1 h.
+    /// While nobody of the service is eligible and panic is off it is tried each half second all
+    /// the same.
     pub open: Duration,
     /// The most that doubling reaches, before jitter. 300 s; `open` to 24 h.
     pub open_max: Duration,

@@ -1,10 +1,10 @@
 //! All that is known of one breaker, and what can be read from it at a `now`. How it changes is in
 //! [`crate::machine`].
 //!
-//! The record is one value because it is written by compare-and-swap: whatever two workers could race
-//! for, a trip, a probe slot, the fifth failure in a row, has to be in it. And it keeps times and not
-//! what follows from them, so that reading needs no write: a breaker whose time is up, or a probe
-//! that has expired, is seen as such by everyone without anybody having been there in time.
+//! The record is one value because it is written by compare-and-swap: whatever two workers could
+//! race for, a trip, a probe slot, the fifth failure in a row, has to be in it. And it keeps times
+//! and not what follows from them, so that reading needs no write: a breaker whose time is up, or a
+//! probe that has expired, is seen as such by everyone without anybody having been there in time.
 
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use pintle_contract::Now;
 use crate::policy::{MAX_PROBES, Policy};
 use crate::window::{Counts, Window};
 
-/// How long a breaker stays open while nobody else of its service is eligible, at most: then waiting
-/// longer protects no one, and the first endpoint that is back should be found within a second.
+/// How long a breaker stays open while nobody else of its service is eligible, at most: then
+/// waiting longer protects no one, and the first endpoint that is back should be found within a
+/// second.
 pub const LAST_RESORT: Duration = Duration::from_millis(500);
 
 /// A `now` this far behind the record's last write is a clock that was set back; anything less is
@@ -123,7 +124,8 @@ pub struct Record {
 }
 
 impl Record {
-    /// The state as recorded. An open breaker stays open until a probe is taken, see [`Self::verdict`].
+    /// The state as recorded. An open breaker stays open until a probe is taken, see
+    /// [`Self::verdict`].
     #[must_use]
     pub const fn state(&self) -> State {
         self.state
@@ -252,8 +254,8 @@ impl Record {
         (behind > CLOCK_SLACK).then_some(behind)
     }
 
-    /// `until`, but no later than the policy in force could have said: a shorter policy takes effect
-    /// at once, and a record that somebody else wrote cannot close an endpoint off for ever.
+    /// `until`, but no later than the policy in force could have said: a shorter policy takes
+    /// effect at once, and a record that somebody else wrote cannot close an endpoint off for ever.
     pub(crate) fn open_until(&self, policy: &Policy) -> Now {
         let longest = match self.origin {
             Origin::Own | Origin::Advised => policy.open_at_most().max(policy.fleet_ttl),

@@ -1,14 +1,16 @@
 //! Ten exact buckets of counts.
 //!
 //! A moving average would be smaller, but it hides a burst: a second of total outage at a tenth of
-//! the usual rate barely moves it. Buckets are numbered by absolute time (`now / length`), not by when
-//! a worker started, so the counts of several workers add up bucket by bucket without any rounding.
+//! the usual rate barely moves it. Buckets are numbered by absolute time (`now / length`), not by
+//! when a worker started, so the counts of several workers add up bucket by bucket without any
+//! rounding.
 
 use std::time::Duration;
 
 use pintle_contract::{Now, nanos};
 
-/// Buckets in a window. Ten, as in Linkerd's breaker: the sum covers 90 to 100 % of the window's length.
+/// Buckets in a window. Ten, as in Linkerd's breaker: the sum covers 90 to 100 % of the window's
+/// length.
 pub const BUCKETS: usize = 10;
 
 /// What was answered in some stretch of time.
@@ -47,8 +49,8 @@ pub struct Window {
     pub(crate) buckets: [Counts; BUCKETS],
 }
 
-/// How far behind the newest bucket a `now` may lie and still be taken for another worker's slightly
-/// older reading of the same clock; anything older is a clock that was set back.
+/// How far behind the newest bucket a `now` may lie and still be taken for another worker's
+/// slightly older reading of the same clock; anything older is a clock that was set back.
 const LATE_BUCKETS: u64 = 1;
 
 impl Window {
@@ -60,8 +62,8 @@ impl Window {
 
     /// Adds `counts` at `now` to a window of buckets `bucket_ns` nanoseconds long.
     ///
-    /// A window with buckets of another length (the policy changed) or from the future (the clock was
-    /// set back) starts empty.
+    /// A window with buckets of another length (the policy changed) or from the future (the clock
+    /// was set back) starts empty.
     pub fn add(&mut self, counts: Counts, now: Now, bucket_ns: u64) {
         let number = self.turn(now, bucket_ns);
         self.add_at(number, counts);

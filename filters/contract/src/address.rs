@@ -1,9 +1,10 @@
 //! Which addresses an endpoint may have.
 //!
-//! A registry that anybody can write to must not turn the proxy into a way to reach its own machine,
-//! the cloud's metadata service or a neighbour on the link. Some ranges are refused whatever anyone
-//! configures; loopback and private ones are the operator's to name. The agent checks before it
-//! publishes, and the filter checks again, because what it reads came through shared data.
+//! A registry that anybody can write to must not turn the proxy into a way to reach its own
+//! machine, the cloud's metadata service or a neighbour on the link. Some ranges are refused
+//! whatever anyone configures; loopback and private ones are the operator's to name. The agent
+//! checks before it publishes, and the filter checks again, because what it reads came through
+//! shared data.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

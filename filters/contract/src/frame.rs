@@ -6,10 +6,10 @@
 //! ```
 //! Schema 1 is that of 0.1. Of schema 2 are reports in whole, patches of tables, and heartbeats and
 //! ends of starts by which an agent says that it reads reports in whole; of schema 3 what a module
-//! wants, and heartbeats and ends by which an agent says that it sends nothing else. Everything else is
-//! of schema 1, so that modules and agents of all can read it. Length and checksum are little-endian. The
-//! checksum finds accidents and torn writes, not forgeries: authenticity is the socket's (and the
-//! vm_id's) to give.
+//! wants, and heartbeats and ends by which an agent says that it sends nothing else. Everything
+//! else is of schema 1, so that modules and agents of all can read it. Length and checksum are
+//! little-endian. The checksum finds accidents and torn writes, not forgeries: authenticity is the
+//! socket's (and the vm_id's) to give.
 
 use xxhash_rust::xxh64::xxh64;
 
@@ -83,8 +83,8 @@ pub enum Down {
 pub struct Initial {
     /// The newest version at that moment.
     pub version: Version,
-    /// Whether every service has been sent, so that one that was not mentioned is gone. Otherwise only
-    /// what changed since [`Hello::have`] was.
+    /// Whether every service has been sent, so that one that was not mentioned is gone. Otherwise
+    /// only what changed since [`Hello::have`] was.
     pub full: bool,
 }
 wire_struct!(Initial { version, full });
@@ -163,7 +163,8 @@ pub(crate) fn unframe(bytes: &[u8]) -> Result<(u8, Reader<'_>), DecodeError> {
     if [m0, m1, m2, m3] != MAGIC {
         return Err(DecodeError::Magic);
     }
-    // One message has one encoding, so each kind is of one schema but for the two that say a peer's.
+    // One message has one encoding, so each kind is of one schema but for the two that say a
+    // peer's.
     let known = match kind {
         INITIAL_END | HEARTBEAT => (Schema::One as u8..=Schema::Three as u8).contains(&schema),
         WHOLE_REPORT | PATCH => schema == Schema::Two as u8,
@@ -221,8 +222,8 @@ impl Down {
         }
     }
 
-    /// The message for a module that reads `schema`; a patch is for those of schema 2 alone. What goes
-    /// into shared data, where modules of both read it, is the same in both.
+    /// The message for a module that reads `schema`; a patch is for those of schema 2 alone. What
+    /// goes into shared data, where modules of both read it, is the same in both.
     #[must_use]
     pub fn encode_for(&self, schema: Schema) -> Vec<u8> {
         match self {
@@ -256,8 +257,8 @@ impl Message for Down {
 }
 
 impl Up {
-    /// The message for an agent that reads `schema`: of schema 1 a report lacks what 0.1 does not count.
-    /// What is wanted is for those of schema 3 alone.
+    /// The message for an agent that reads `schema`: of schema 1 a report lacks what 0.1 does not
+    /// count. What is wanted is for those of schema 3 alone.
     #[must_use]
     pub fn encode_for(&self, schema: Schema) -> Vec<u8> {
         match self {

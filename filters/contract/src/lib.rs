@@ -6,11 +6,11 @@
 //!
 //! Every message is one frame (see [`Message`]). Decoding is total: any bytes give a message or a
 //! [`DecodeError`], at a cost bounded by their length; equal messages encode to equal bytes. The
-//! schema number changes when a layout does ([`Schema`]), and agent and module speak the older of two for
-//! one release; `tests/golden.rs` holds the bytes of all.
+//! schema number changes when a layout does ([`Schema`]), and agent and module speak the older of
+//! two for one release; `tests/golden.rs` holds the bytes of all.
 //!
-//! Bounds: a frame 8 MiB, a table 10,000 endpoints, a policy 64 KiB, a name 253 of `[A-Za-z0-9._:%-]`,
-//! 64 tags and 64 metadata entries an endpoint, 4 KiB of text each.
+//! Bounds: a frame 8 MiB, a table 10,000 endpoints, a policy 64 KiB, a name 253 of
+//! `[A-Za-z0-9._:%-]`, 64 tags and 64 metadata entries an endpoint, 4 KiB of text each.
 
 mod address;
 mod frame;

@@ -6,8 +6,9 @@ const fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b':')
 }
 
-/// Whether `text` may name a service or an endpoint: 1 to 253 of `[A-Za-z0-9._:-]`, and not only dots.
-/// Any other byte is written `%XX` in upper case (RFC 3986, 2.1), and no byte that need not be.
+/// Whether `text` may name a service or an endpoint: 1 to 253 of `[A-Za-z0-9._:-]`, and not only
+/// dots. Any other byte is written `%XX` in upper case (RFC 3986, 2.1), and no byte that need not
+/// be.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     if !(1..=MAX_NAME).contains(&text.len()) || text.bytes().all(|b| b == b'.') {

@@ -92,8 +92,8 @@ impl Patch {
         })
     }
 
-    /// Whether it leads from the table of this version to the newest: from where it begins, or from one
-    /// that it went over.
+    /// Whether it leads from the table of this version to the newest: from where it begins, or from
+    /// one that it went over.
     #[must_use]
     pub fn leads_from(&self, held: Version) -> bool {
         held.epoch == self.version.epoch && self.from <= held && held < self.version

@@ -1,8 +1,8 @@
 //! What the filters tell the agent.
 //!
 //! Counts are cumulative since the VM started, never deltas: a lost, repeated or reordered report
-//! changes nothing for good, and a reloaded VM is a new `worker` that starts from zero. The agent adds
-//! up the differences per worker.
+//! changes nothing for good, and a reloaded VM is a new `worker` that starts from zero. The agent
+//! adds up the differences per worker.
 
 use crate::wire::{Reader, Wire, wire_enum, wire_struct};
 use crate::{DecodeError, Now, Version};
@@ -128,7 +128,8 @@ pub struct ServiceReport {
     pub service: String,
     /// By method and code.
     pub requests: Vec<RequestCount>,
-    /// Per bucket of [`LATENCY_BUCKETS_MS`] and a last one for the rest; not cumulative over buckets.
+    /// Per bucket of [`LATENCY_BUCKETS_MS`] and a last one for the rest; not cumulative over
+    /// buckets.
     pub latency: Vec<u64>,
     /// Sum of the latencies, in microseconds.
     pub latency_sum_us: u64,
@@ -138,11 +139,11 @@ pub struct ServiceReport {
     pub panics: u64,
     /// Requests answered locally because no endpoint was eligible.
     pub no_endpoint: u64,
-    /// Attempts that nobody is charged with, or another endpoint than the filter's list says. Of good
-    /// answers a sample is looked at.
+    /// Attempts that nobody is charged with, or another endpoint than the filter's list says. Of
+    /// good answers a sample is looked at.
     pub not_followed: u64,
-    /// Requests with a hash that went by p2c, because the memory budget does not hold their ring or table,
-    /// or it is not built yet.
+    /// Requests with a hash that went by p2c, because the memory budget does not hold their ring or
+    /// table, or it is not built yet.
     pub unplaced: u64,
     /// Those endpoints about which there is something new to say.
     pub endpoints: Vec<EndpointReport>,
@@ -196,8 +197,8 @@ type More = (u64, (u64, u64));
 wire_struct!(Report { worker, version, services, counters });
 
 impl Report {
-    /// As schema 2 has it: that of schema 1, and behind it what that one does not count, of the services
-    /// where there is any.
+    /// As schema 2 has it: that of schema 1, and behind it what that one does not count, of the
+    /// services where there is any.
     pub(crate) fn put_whole(&self, out: &mut Vec<u8>) {
         self.put(out);
         let more = |service: &ServiceReport| (service.not_followed, service.unplaced);

@@ -1,7 +1,7 @@
 //! What the workers of one Envoy tell each other through shared data and queues.
 //!
-//! Neighbours with the same vm_id may write the same keys, so what is read back is as untrusted as the
-//! stream.
+//! Neighbours with the same vm_id may write the same keys, so what is read back is as untrusted as
+//! the stream.
 
 use crate::wire::{Reader, Wire, wire_struct};
 use crate::{DecodeError, Now, Version};

@@ -34,7 +34,8 @@ impl Now {
     }
 }
 
-/// Whole nanoseconds, at most `u64::MAX`. `Duration::as_nanos` counts in 128 bits, which Wasm has not.
+/// Whole nanoseconds, at most `u64::MAX`. `Duration::as_nanos` counts in 128 bits, which Wasm has
+/// not.
 #[must_use]
 pub const fn nanos(time: Duration) -> u64 {
     const SECOND: u64 = 1_000_000_000;

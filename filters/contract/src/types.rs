@@ -95,8 +95,8 @@ pub enum ForceAction {
 /// One address of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The registry's id: the identity, whatever the attributes do. 1 to 253 of `[A-Za-z0-9._:-]` and
-    /// `%XX`.
+    /// The registry's id: the identity, whatever the attributes do. 1 to 253 of `[A-Za-z0-9._:-]`
+    /// and `%XX`.
     pub id: String,
     /// An IP literal; v4-mapped v6 is canonicalised to v4.
     pub address: IpAddr,
@@ -110,7 +110,8 @@ pub struct Endpoint {
     pub zone: String,
     /// When it registered; slow start counts from here. Zero when not said.
     pub registered_at: Now,
-    /// Sorted, without duplicates. Shared by all copies, as the metadata is: together they may be 512 KiB.
+    /// Sorted, without duplicates. Shared by all copies, as the metadata is: together they may be
+    /// 512 KiB.
     pub tags: Arc<[String]>,
     /// Sorted by key, keys unique; without the keys that became fields (`weight`, `zone`).
     pub metadata: Arc<[(String, String)]>,
@@ -191,7 +192,7 @@ pub struct Table {
     pub version: Version,
     /// Sorted by id, ids unique; at most [`crate::MAX_ENDPOINTS`].
     pub endpoints: Vec<Endpoint>,
-    /// JSON of the service's policy as the agent merged it (a JSON merge patch over the plugin's own
-    /// configuration); empty when there is none. At most 64 KiB.
+    /// JSON of the service's policy as the agent merged it (a JSON merge patch over the plugin's
+    /// own configuration); empty when there is none. At most 64 KiB.
     pub policy: String,
 }

@@ -6,8 +6,8 @@ use crate::wire::{DecodeError, Reader, Wire};
 /// Services that one message names in either list, at most.
 const MAX_WANTED: usize = 20_000;
 
-/// What a proxy holds and what it lacks. The first of a stream names all that it holds; of services that
-/// a later one wants and that are not there, the agent says so and forgets them.
+/// What a proxy holds and what it lacks. The first of a stream names all that it holds; of services
+/// that a later one wants and that are not there, the agent says so and forgets them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Want {
     /// Services with a table, up to [`crate::Hello::have`].

@@ -2,9 +2,9 @@
 //!
 //! Own code rather than a serialisation crate, because these bytes cross a trust boundary three
 //! times (the stream, shared data, the queues) and are decoded in the proxy: whatever they say,
-//! reading costs at most their length and ends in a value or a [`DecodeError`]. Integers are LEB128,
-//! lists and strings carry their length, and every value has exactly one encoding, so that equal
-//! values are equal bytes.
+//! reading costs at most their length and ends in a value or a [`DecodeError`]. Integers are
+//! LEB128, lists and strings carry their length, and every value has exactly one encoding, so that
+//! equal values are equal bytes.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

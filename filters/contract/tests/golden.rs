@@ -1,8 +1,8 @@
 //! The bytes of both schemas, held fast.
 //!
-//! A difference here means that an agent and a module of different builds do not understand each other:
-//! raise the schema number, or take the change back. `BLESS=1 cargo test -p pintle-contract` writes
-//! the files anew.
+//! A difference here means that an agent and a module of different builds do not understand each
+//! other: raise the schema number, or take the change back. `BLESS=1 cargo test -p pintle-contract`
+//! writes the files anew.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests may fail like tests")]
 

@@ -1,7 +1,8 @@
 //! The proxy-wasm 0.2.1 imports, as the host has them: numbers in, a status number out.
 //!
-//! Declared here and not taken from the SDK, whose wrappers panic on a status they do not list and on
-//! a header that is not UTF-8; either would let one request take down the VM and all its streams.
+//! Declared here and not taken from the SDK, whose wrappers panic on a status they do not list and
+//! on a header that is not UTF-8; either would let one request take down the VM and all its
+//! streams.
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
@@ -82,8 +83,8 @@ unsafe extern "C" {
         headers_size: usize,
         grpc_status: i32,
     ) -> u32;
-    /// `proxy_set_effective_context`, under another name until `filters/artifact` gives it its own: the
-    /// SDK's calls of it are answered inside.
+    /// `proxy_set_effective_context`, under another name until `filters/artifact` gives it its own:
+    /// the SDK's calls of it are answered inside.
     pub(crate) fn pintle_set_effective_context(context: u32) -> u32;
     pub(crate) fn proxy_continue_stream(kind: u32) -> u32;
     pub(crate) fn proxy_grpc_send(

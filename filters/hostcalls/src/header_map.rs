@@ -1,5 +1,5 @@
-//! A header map as the ABI lays it out: the count, the lengths of every name and value, then names and
-//! values with a NUL behind each. Read in place; nothing is copied and nothing is believed.
+//! A header map as the ABI lays it out: the count, the lengths of every name and value, then names
+//! and values with a NUL behind each. Read in place; nothing is copied and nothing is believed.
 
 /// All headers of a map, in order.
 #[derive(Debug)]

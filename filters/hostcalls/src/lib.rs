@@ -1,13 +1,14 @@
 //! THE BOUNDARY: the only crate that makes proxy-wasm host calls. It decides nothing.
 //!
 //! Every status is a value: a call gives what it was asked for or the [`Status`] that the host
-//! answered, whatever number that is. No header, property or message becomes a `String`: clients send
-//! bytes. Nothing here panics, because a panic is a trap, and a trap takes the VM with every stream in
-//! it.
+//! answered, whatever number that is. No header, property or message becomes a `String`: clients
+//! send bytes. Nothing here panics, because a panic is a trap, and a trap takes the VM with every
+//! stream in it.
 //!
-//! The SDK (`proxy-wasm`) dispatches the callbacks of root contexts, [`streams`] those of requests. Two calls are made through it, because only it
-//! can tie the answer's token to a context: [`open_grpc_stream`] and [`grpc_call`]. Its wrappers panic
-//! on unlisted statuses, so `filters/artifact` folds those two imports after linking.
+//! The SDK (`proxy-wasm`) dispatches the callbacks of root contexts, [`streams`] those of requests.
+//! Two calls are made through it, because only it can tie the answer's token to a context:
+//! [`open_grpc_stream`] and [`grpc_call`]. Its wrappers panic on unlisted statuses, so
+//! `filters/artifact` folds those two imports after linking.
 //!
 //! `unsafe` is confined to this crate: to the calls themselves, and to taking over memory that the
 //! host had the SDK's `proxy_on_memory_allocate` make.
@@ -59,8 +60,8 @@ fn take(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Result<Vec<u8>> {
         // A zero-sized block was never allocated; there is nothing to free.
         return Ok(Vec::new());
     }
-    // SAFETY: the host got `data` from this module's `proxy_on_memory_allocate(size)`, a boxed slice of
-    // exactly `size` bytes of the global allocator, filled it, and keeps no reference.
+    // SAFETY: the host got `data` from this module's `proxy_on_memory_allocate(size)`, a boxed
+    // slice of exactly `size` bytes of the global allocator, filled it, and keeps no reference.
     Ok(unsafe { Vec::from_raw_parts(data, size, size) })
 }
 
@@ -158,8 +159,8 @@ pub fn request_header(name: &[u8]) -> Result<Vec<u8>> {
     header(REQUEST, name)
 }
 
-/// Whether the request has no such header; `false` also where the host does not say. An absent header
-/// costs a fraction of one that is there, since nothing is handed over.
+/// Whether the request has no such header; `false` also where the host does not say. An absent
+/// header costs a fraction of one that is there, since nothing is handed over.
 #[must_use]
 pub fn lacks_request_header(name: &[u8]) -> bool {
     header(REQUEST, name).is_err_and(|status| status == Status::NOT_FOUND)
@@ -233,8 +234,8 @@ fn remove_header(map: u32, name: &[u8]) -> Result<()> {
 
 /// Answers the request here. At most once a request, and the callback must pause afterwards.
 ///
-/// `details` is Envoy's response code detail; `grpc_status` is used when the request was gRPC, -1 for
-/// none.
+/// `details` is Envoy's response code detail; `grpc_status` is used when the request was gRPC, -1
+/// for none.
 ///
 /// # Errors
 /// The host's status.
@@ -339,8 +340,8 @@ pub fn shared_data(key: &[u8]) -> Result<(Vec<u8>, Cas)> {
 
 /// Writes a shared value; with a [`Cas`] only if nobody wrote since.
 ///
-/// On a key that nobody has written the host ignores the CAS; write an empty value first and read it
-/// back where creation must be exclusive.
+/// On a key that nobody has written the host ignores the CAS; write an empty value first and read
+/// it back where creation must be exclusive.
 ///
 /// # Errors
 /// The host's status; [`Status::CAS_MISMATCH`] if somebody wrote in between.

@@ -1,10 +1,10 @@
 //! Small blocks of memory, kept for whoever asks for their size next.
 //!
-//! A request allocates eight times, mostly because the host hands over a value. The general allocator
-//! takes some 190 instructions for a block and its return, spread over memory that Envoy's own work
-//! has driven out of the caches; a list of blocks of one size takes 20, and gives the block that was
-//! used last. Blocks join no larger ones, so that a list keeps only so many of them, and the general
-//! allocator has the rest.
+//! A request allocates eight times, mostly because the host hands over a value. The general
+//! allocator takes some 190 instructions for a block and its return, spread over memory that
+//! Envoy's own work has driven out of the caches; a list of blocks of one size takes 20, and gives
+//! the block that was used last. Blocks join no larger ones, so that a list keeps only so many of
+//! them, and the general allocator has the rest.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
@@ -45,8 +45,8 @@ const fn list(layout: Layout) -> Option<(usize, Layout)> {
     Some((at, unsafe { Layout::from_size_align_unchecked((at + 1) * STEP, STEP) }))
 }
 
-// SAFETY: every block is the general allocator's, of a layout that depends on the list alone, and is
-// either in one list or handed out.
+// SAFETY: every block is the general allocator's, of a layout that depends on the list alone, and
+// is either in one list or handed out.
 unsafe impl GlobalAlloc for Small {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some((at, whole)) = list(layout) else {
@@ -77,7 +77,8 @@ unsafe impl GlobalAlloc for Small {
         let list = unsafe { (*self.lists.get()).get_mut(at) };
         match list.filter(|list| list.bytes < KEPT) {
             Some(list) => {
-                // SAFETY: the block is nobody's any more, has room for an address and is aligned to it.
+                // SAFETY: the block is nobody's any more, has room for an address and is aligned to
+                // it.
                 unsafe { block.cast::<*mut u8>().write(list.first) };
                 list.first = block;
                 list.bytes = list.bytes.wrapping_add(whole.size());

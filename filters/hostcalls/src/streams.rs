@@ -1,11 +1,12 @@
 //! Requests, past the SDK's dispatcher.
 //!
-//! Each crossing from Envoy into the module costs two to four hundredths of a plain request, to which come the
-//! maps and boxes in which the SDK keeps a context for each stream. Most requests need neither: what
-//! is not worth remembering is not stored, and what is goes with `proxy_on_delete`, which is the last that
-//! Envoy says of a stream, and what it says of every one: HTTP/3 has no `proxy_on_log` but for aborted
-//! streams (seen on 1.36.4 and 1.40.0). So the SDK never hears of streams; it keeps the root contexts.
-//! `filters/artifact` gives these functions the names of the SDK's.
+//! Each crossing from Envoy into the module costs two to four hundredths of a plain request, to
+//! which come the maps and boxes in which the SDK keeps a context for each stream. Most requests
+//! need neither: what is not worth remembering is not stored, and what is goes with
+//! `proxy_on_delete`, which is the last that Envoy says of a stream, and what it says of every one:
+//! HTTP/3 has no `proxy_on_log` but for aborted streams (seen on 1.36.4 and 1.40.0). So the SDK
+//! never hears of streams; it keeps the root contexts. `filters/artifact` gives these functions the
+//! names of the SDK's.
 //!
 //! What is in reach, as seen on 1.40.0: the request's headers in `headers` alone, the response's in
 //! `head`, its trailers in `trailers`; the properties of the stream (code, flags, attempts, the
@@ -62,7 +63,8 @@ pub fn enter(context: u32) -> Result<()> {
     check(unsafe { abi::pintle_set_effective_context(context) })
 }
 
-/// Lets a request go on that was paused, of the stream that was entered. Its headers are out of reach then.
+/// Lets a request go on that was paused, of the stream that was entered. Its headers are out of
+/// reach then.
 ///
 /// # Errors
 /// The host's status.

@@ -1,7 +1,8 @@
 //! What a request needs of the proxy that carries it.
 //!
-//! Reading, deciding and applying are written once, over [`Proxy`]; `wasm` is its implementation by host
-//! calls. Each call is a crossing with a price (docs/benchmarks.md), so nothing is asked twice.
+//! Reading, deciding and applying are written once, over [`Proxy`]; `wasm` is its implementation by
+//! host calls. Each call is a crossing with a price (docs/benchmarks.md), so nothing is asked
+//! twice.
 
 use pintle_contract::Now;
 
@@ -37,7 +38,8 @@ pub(crate) trait Proxy {
 
     /// All request headers; while the request's headers pass.
     fn request_headers(&self) -> Option<Self::Headers>;
-    /// The first value of a request header; while the request's headers pass, or an attempt is logged.
+    /// The first value of a request header; while the request's headers pass, or an attempt is
+    /// logged.
     fn request_header(&self, name: &str) -> Option<Vec<u8>>;
     /// Whether the request has no such header; cheaper than reading one that is there.
     fn lacks_request_header(&self, name: &str) -> bool;
@@ -49,9 +51,11 @@ pub(crate) trait Proxy {
     fn set_response_header(&self, name: &str, value: &[u8]) -> Result<(), Refused>;
     /// Removes every value of a response header; while the response's headers pass.
     fn remove_response_header(&self, name: &str) -> Result<(), Refused>;
-    /// The first value of a response header; while the response's headers pass, or an attempt is logged.
+    /// The first value of a response header; while the response's headers pass, or an attempt is
+    /// logged.
     fn response_header(&self, name: &str) -> Option<Vec<u8>>;
-    /// The first value of a response trailer; while the response's trailers pass, or an attempt is logged.
+    /// The first value of a response trailer; while the response's trailers pass, or an attempt is
+    /// logged.
     fn response_trailer(&self, name: &str) -> Option<Vec<u8>>;
 
     /// Leaves a value for the route's `response_headers_to_add`.

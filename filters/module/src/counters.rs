@@ -1,7 +1,7 @@
 //! What the module counts about itself, beside the services' own numbers.
 //!
-//! Each counter is there twice: in Envoy's statistics (`wasmcustom.pintle_*`, for who looks at Envoy)
-//! and in the report to the agent. The set is fixed: Envoy never frees a metric.
+//! Each counter is there twice: in Envoy's statistics (`wasmcustom.pintle_*`, for who looks at
+//! Envoy) and in the report to the agent. The set is fixed: Envoy never frees a metric.
 
 use pintle_hostcalls::{Metric, MetricKind};
 
@@ -40,7 +40,8 @@ pub(crate) enum Count {
     PolicyRejected,
     /// Rings and tables, and tables of endpoints, that the budget of memory does not hold.
     OverBudget,
-    /// Requests with a hash that went by p2c, because their ring or table is not built or was refused.
+    /// Requests with a hash that went by p2c, because their ring or table is not built or was
+    /// refused.
     Unplaced,
     /// Breakers that opened, as this worker decided.
     BreakerOpened,

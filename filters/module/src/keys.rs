@@ -1,5 +1,5 @@
-//! The names of what the workers share. One prefix for all, because a neighbour's plugin may have the
-//! same vm_id. Who reads and writes which is said at the head of each part of the worker.
+//! The names of what the workers share. One prefix for all, because a neighbour's plugin may have
+//! the same vm_id. Who reads and writes which is said at the head of each part of the worker.
 
 /// The leader's lease.
 pub(crate) const LEADER: &[u8] = b"pintle/leader";

@@ -1,4 +1,5 @@
-//! The root context: what Envoy calls outside of requests. Every callback is one line of [`Worker`].
+//! The root context: what Envoy calls outside of requests. Every callback is one line of
+//! [`Worker`].
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -29,8 +30,8 @@ impl Plugin {
 }
 
 impl RootContext for Plugin {
-    /// Refuses a configuration that is wrong, so that Envoy keeps the one before. Makes nothing that
-    /// anybody else could see: the canary VM configures too, and is thrown away.
+    /// Refuses a configuration that is wrong, so that Envoy keeps the one before. Makes nothing
+    /// that anybody else could see: the canary VM configures too, and is thrown away.
     fn on_configure(&mut self, size: usize) -> bool {
         let json = if size == 0 { Ok(Vec::new()) } else { host::plugin_configuration(size) };
         let config = match json.map(|json| Config::parse(&json)) {

@@ -1,5 +1,5 @@
-//! One request: *read* what it says, *decide* in memory, *apply* to it; when the head of its response
-//! passes, take that for the answer; and when it is done, read how it ended and remember.
+//! One request: *read* what it says, *decide* in memory, *apply* to it; when the head of its
+//! response passes, take that for the answer; and when it is done, read how it ended and remember.
 //!
 //! Host calls of a request that goes well, with every part on:
 //!
@@ -11,14 +11,15 @@
 //! | head | clock, status, attempts | 3 |
 //! | end | flags | 1 |
 //!
-//! No shared data, no log line, no metric. With `trace` alone 1 where a context comes along, or 4 where the
-//! trace begins here, and none at the end; one more for the first request that is not like the one before; a
-//! clock more with spans; a service named by its second source costs one more; a gRPC call three, which
-//! ask for its status and for `retry-after`. What costs more is rare: a failure (its breaker's record), a
-//! probe, a sampled span, a hash key from the connection.
+//! No shared data, no log line, no metric. With `trace` alone 1 where a context comes along, or 4
+//! where the trace begins here, and none at the end; one more for the first request that is not
+//! like the one before; a clock more with spans; a service named by its second source costs one
+//! more; a gRPC call three, which ask for its status and for `retry-after`. What costs more is
+//! rare: a failure (its breaker's record), a probe, a sampled span, a hash key from the connection.
 //!
-//! Envoy's own work pushes this code out of the caches from one request to the next, so that what a request
-//! costs here is how much of it is touched. Parts that not every configuration needs are kept out of line.
+//! Envoy's own work pushes this code out of the caches from one request to the next, so that what a
+//! request costs here is how much of it is touched. Parts that not every configuration needs are
+//! kept out of line.
 
 use std::rc::Rc;
 
@@ -84,7 +85,8 @@ struct Known {
 
 /// A request that endpoints were chosen for.
 struct Sent {
-    /// Of the first in the list, at the balancer's; until the balancer has been told that it is over.
+    /// Of the first in the list, at the balancer's; until the balancer has been told that it is
+    /// over.
     ticket: Option<Ticket>,
     /// The list that Envoy got.
     list: Vec<Entry>,
@@ -292,11 +294,12 @@ impl<P: Proxy> Exchange<P> {
         })
     }
 
-    /// The short way for trace alone: a request without any trace header begins a trace whatever its
-    /// other headers say, so they are not read, unless a span will tell of them. Whether it was taken.
+    /// The short way for trace alone: a request without any trace header begins a trace whatever
+    /// its other headers say, so they are not read, unless a span will tell of them. Whether it was
+    /// taken.
     ///
-    /// To ask for a header that is there costs nearly what all of them do, so nobody asks as long as
-    /// requests bring one.
+    /// To ask for a header that is there costs nearly what all of them do, so nobody asks as long
+    /// as requests bring one.
     fn begin_trace_unread(&mut self, local: &mut Local, config: &Config) -> bool {
         let Some(trace) = &config.trace else { return config.select.is_none() };
         let policy = config.default_policy.trace;
@@ -400,8 +403,8 @@ impl<P: Proxy> Exchange<P> {
         self.choose(local, known, select, headers)
     }
 
-    /// Of a service without a table, or of what is for no service of ours: another cluster, a redirect, an
-    /// answer of the route's own.
+    /// Of a service without a table, or of what is for no service of ours: another cluster, a
+    /// redirect, an answer of the route's own.
     #[inline(never)]
     fn route_unknown(
         &mut self,

@@ -20,8 +20,8 @@ use looks::Looks;
 
 /// The fleet, for the balancer a worker like any other; no worker has this number.
 const FLEET: u32 = u32::MAX;
-/// The failure score, in thousandths, of an endpoint that the fleet advises against. With the default
-/// penalty it costs six times as much, and so only looks go there; one that fails decides.
+/// The failure score, in thousandths, of an endpoint that the fleet advises against. With the
+/// default penalty it costs six times as much, and so only looks go there; one that fails decides.
 const ADVISED_MILLI: u32 = 100;
 /// Endpoints whose counts are kept after they have gone, at most; of more, all are forgotten.
 const MAX_REMOVED: usize = 100;
@@ -36,15 +36,16 @@ pub(crate) struct Service {
     pub(crate) looks: Looks,
     /// By index, as the balancer's.
     members: Vec<Member>,
-    /// Requests and failures of endpoints that are gone: what is reported of one that comes back goes on
-    /// from there.
+    /// Requests and failures of endpoints that are gone: what is reported of one that comes back
+    /// goes on from there.
     removed: BTreeMap<String, (u64, u64)>,
     /// Indices whose breaker is not closed, or was not when last looked at.
     tripped: BTreeSet<usize>,
-    /// Indices of whose breaker anything is known: of thousands that never failed, ticks look at none.
+    /// Indices of whose breaker anything is known: of thousands that never failed, ticks look at
+    /// none.
     watched: BTreeSet<usize>,
-    /// Whether nobody is eligible and panic is off, so that whoever is open is tried before its time. Of
-    /// the service, not of a subset: the others' requests would carry its probes.
+    /// Whether nobody is eligible and panic is off, so that whoever is open is tried before its
+    /// time. Of the service, not of a subset: the others' requests would carry its probes.
     last_resort: bool,
     /// Whether a failover that was not applied has been told since the table came.
     told_miss: bool,
@@ -117,8 +118,8 @@ impl Service {
         pintle_balance::Demand::bytes(&table.endpoints)
     }
 
-    /// Takes a new table, and a new policy if there is one. What was learned of an endpoint stays with
-    /// its id. Returns the indices that are new.
+    /// Takes a new table, and a new policy if there is one. What was learned of an endpoint stays
+    /// with its id. Returns the indices that are new.
     pub(crate) fn update(
         &mut self,
         table: &Table,
@@ -249,11 +250,11 @@ impl Service {
         unquiet.filter_map(|(index, _)| self.balancer.id_of(index))
     }
 
-    /// The endpoints whose breakers need the shared record now: orders and opinions that came with the
-    /// table, counts to be brought in, probes that may have expired.
+    /// The endpoints whose breakers need the shared record now: orders and opinions that came with
+    /// the table, counts to be brought in, probes that may have expired.
     ///
-    /// Every breaker is told what the table says, also when that is nothing: an opinion that was taken
-    /// back must not count for as long as it would have.
+    /// Every breaker is told what the table says, also when that is nothing: an opinion that was
+    /// taken back must not count for as long as it would have.
     pub(crate) fn need_sync(&mut self, now: Now) -> Vec<usize> {
         let Self { policy, members, watched, .. } = self;
         let mut due = Vec::new();
@@ -266,8 +267,9 @@ impl Service {
         due
     }
 
-    /// Raises the cost of the endpoints that the fleet advises against; to be called with every tick,
-    /// because the score decays. What is advised against everywhere costs no more than elsewhere.
+    /// Raises the cost of the endpoints that the fleet advises against; to be called with every
+    /// tick, because the score decays. What is advised against everywhere costs no more than
+    /// elsewhere.
     pub(crate) fn apply_advice(&mut self, now: Now) {
         let policy = &self.policy.breaker;
         let advised = self.watched().filter(|(_, m)| m.breaker.is_advised(policy, now));
@@ -281,8 +283,8 @@ impl Service {
         }
     }
 
-    /// Gives the balancer the breakers' verdicts; to be called after any breaker changed, and once a
-    /// tick while one is not closed.
+    /// Gives the balancer the breakers' verdicts; to be called after any breaker changed, and once
+    /// a tick while one is not closed.
     pub(crate) fn update_verdicts(&mut self, changed: Option<usize>, now: Now) {
         self.tripped.extend(changed);
         self.set_verdicts(now);
@@ -296,8 +298,8 @@ impl Service {
         self.tripped.retain(|&index| members.get(index).is_some_and(|member| !member.is_closed()));
     }
 
-    /// Only so many open ones count as the policy lets; the others pass, or get their probe. So who is
-    /// eligible does not depend on the last resort.
+    /// Only so many open ones count as the policy lets; the others pass, or get their probe. So who
+    /// is eligible does not depend on the last resort.
     fn set_verdicts(&mut self, now: Now) {
         if self.tripped.is_empty() {
             return;

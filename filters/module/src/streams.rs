@@ -1,7 +1,9 @@
-//! The streams of this VM: by which root's configuration each is served, and those whose end matters.
+//! The streams of this VM: by which root's configuration each is served, and those whose end
+//! matters.
 //!
-//! What Envoy does not say: that a root is gone (`filters/hostcalls/src/streams.rs` has why). An old root is one
-//! that has stopped ticking while a newer one goes on, so every root ticks, be it once in [`IDLE`].
+//! What Envoy does not say: that a root is gone (`filters/hostcalls/src/streams.rs` has why). An
+//! old root is one that has stopped ticking while a newer one goes on, so every root ticks, be it
+//! once in [`IDLE`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,8 +53,8 @@ thread_local! {
 /// Streams and their requests.
 type Bucket = Vec<(u32, Box<Exchange<Wasm>>)>;
 
-/// The requests whose streams are open. Envoy numbers streams in a row, so that they spread evenly over
-/// buckets that are searched from end to end: little code, and memory that is in use anyway.
+/// The requests whose streams are open. Envoy numbers streams in a row, so that they spread evenly
+/// over buckets that are searched from end to end: little code, and memory that is in use anyway.
 struct Open {
     buckets: [Bucket; BUCKETS],
     count: usize,
@@ -132,8 +134,8 @@ pub(crate) fn worker(root: u32) -> Option<Shared> {
     })
 }
 
-/// After `root`'s tick number `ticks`, one in each `period`: the newest root looks for those that have
-/// stopped.
+/// After `root`'s tick number `ticks`, one in each `period`: the newest root looks for those that
+/// have stopped.
 pub(crate) fn sweep(root: u32, ticks: u64, period: Duration) {
     let looks = PATIENCE.as_millis().checked_div(period.as_millis()).unwrap_or(1);
     if !u128::from(ticks).is_multiple_of(looks) {
@@ -210,8 +212,8 @@ fn again(stream: u32, mut exchange: Box<Exchange<Wasm>>) -> Action {
     action
 }
 
-/// At the end of a callback of `root`: requests that need not wait for a table any longer go on. Those of
-/// other roots, too, which may have stopped.
+/// At the end of a callback of `root`: requests that need not wait for a table any longer go on.
+/// Those of other roots, too, which may have stopped.
 pub(crate) fn resume(root: u32) {
     let due: Vec<_> = WAITING.with(|waiting| match waiting.try_borrow_mut() {
         Ok(mut waiting) if !waiting.is_empty() => {
@@ -268,8 +270,8 @@ fn end(stream: u32) {
     }
 }
 
-/// The router has logged an attempt of some request. Without a request that waits for it, which is the
-/// rule where no policy asks for the log, that costs no host call.
+/// The router has logged an attempt of some request. Without a request that waits for it, which is
+/// the rule where no policy asks for the log, that costs no host call.
 fn attempt() {
     if OPEN.with(|open| open.try_borrow().is_ok_and(|open| open.ids.is_empty())) {
         return;

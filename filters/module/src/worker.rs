@@ -1,8 +1,8 @@
 //! One VM under one plugin configuration: its parts, and the order in which they work.
 //!
 //! Everything here happens on ticks, queue callbacks and stream messages; requests only use what is
-//! left in memory ([`Local`]). Each part owns its fields and says which keys of shared data are its own;
-//! values pass between them.
+//! left in memory ([`Local`]). Each part owns its fields and says which keys of shared data are its
+//! own; values pass between them.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -50,7 +50,8 @@ const SLOW: u64 = 10;
 /// Every so many reports, all services are told again, for an agent that has restarted.
 const FULL_REPORT: u64 = 10;
 
-/// Notes taken from the queue in one callback: Envoy makes one for each, and requests come between them.
+/// Notes taken from the queue in one callback: Envoy makes one for each, and requests come between
+/// them.
 const NOTES: usize = 64;
 /// With a tick, should callbacks have been lost.
 const MAX_NOTES: usize = 1_024;
@@ -114,8 +115,8 @@ impl Local {
         breakers.sync(services, name, index, true, &mut Turn { now, rng, counters })
     }
 
-    /// Where a service is among all, as long as none of them goes, and its name; of one that is asked for
-    /// for the first time, the table is read now.
+    /// Where a service is among all, as long as none of them goes, and its name; of one that is
+    /// asked for for the first time, the table is read now.
     pub(crate) fn find(&mut self, name: &str) -> Option<(usize, Rc<str>)> {
         let found = self.services.find(name);
         if found.is_none() && self.services.is_unread(name) {
@@ -245,7 +246,8 @@ impl Worker {
         for (number, slot) in &round.peers {
             let load = Membership::load_of(*number, slot, &mut self.local.counters);
             for (name, _) in &load {
-                // In use there, it may be here with the next request: what is learned there counts then.
+                // In use there, it may be here with the next request: what is learned there counts
+                // then.
                 self.local.find(name);
             }
             self.local.services.set_remote_load(*number, &load, now);
@@ -494,10 +496,12 @@ impl Worker {
         }
     }
 
-    /// Sends up the stream if this VM leads, or nobody is known to, else through the leader's queue.
+    /// Sends up the stream if this VM leads, or nobody is known to, else through the leader's
+    /// queue.
     fn tell_agent(&mut self, message: &Up) {
         let own = self.membership.slot();
-        // A leader of this schema makes of it what the agent reads; one of 0.1 sends it on as it is.
+        // A leader of this schema makes of it what the agent reads; one of 0.1 sends it on as it
+        // is.
         let schema = if self.leadership.fits(own) { Schema::Two } else { Schema::One };
         let bytes = message.encode_for(schema);
         match self.leadership.other_leader(own).filter(|_| own.is_some()) {
@@ -509,8 +513,8 @@ impl Worker {
         }
     }
 
-    /// Gives the leader what is left from when this VM led, or was taken for it, or nobody led. With the
-    /// tick and not at once, so that two VMs that take each other for it do not play ball.
+    /// Gives the leader what is left from when this VM led, or was taken for it, or nobody led.
+    /// With the tick and not at once, so that two VMs that take each other for it do not play ball.
     fn hand_over(&mut self) {
         let Some(leader) = self.leadership.other_leader(self.membership.slot()) else { return };
         for message in self.uplink.take() {

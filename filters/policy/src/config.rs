@@ -11,8 +11,8 @@
 //!   "debug":   {"token_env": "PINTLE_DEBUG_TOKEN"},
 //!   "services": {"orders": {"select": {"strategy": "maglev"}}} }
 //! ```
-//! A part that is absent does nothing. Keys of a part that may differ by service are its policy, and
-//! are the lowest layer of [`crate::Policy`]; the others belong to the plugin as a whole.
+//! A part that is absent does nothing. Keys of a part that may differ by service are its policy,
+//! and are the lowest layer of [`crate::Policy`]; the others belong to the plugin as a whole.
 //! Unknown keys are refused by name, because a misspelt limit must not silently be the default.
 
 use std::collections::BTreeMap;
@@ -61,7 +61,8 @@ pub enum Source {
 }
 
 impl Source {
-    /// Whether a name from here says that the request is for one of our services. Every cluster has a name.
+    /// Whether a name from here says that the request is for one of our services. Every cluster has
+    /// a name.
     #[must_use]
     pub fn claims(&self) -> bool {
         !matches!(self, Self::Cluster(pattern) if pattern.is_whole())
@@ -212,8 +213,8 @@ impl Settings for Config {
         let written = |key: &str| Some((key.to_owned(), keys.rest().get(key)?.clone()));
         let mut base: Map<String, Value> = switches.filter_map(written).collect();
         Switches::read(keys);
-        // Of each part the plugin's keys are taken first; what is left then is the policy's layer. It is
-        // read from here once, so that a key that is unknown is told all the known ones.
+        // Of each part the plugin's keys are taken first; what is left then is the policy's layer.
+        // It is read from here once, so that a key that is unknown is told all the known ones.
         let mut layer = |part: &str, keys: &Section| {
             base.insert(part.to_owned(), Value::Object(keys.rest().clone()));
         };
@@ -339,7 +340,8 @@ fn source_of(path: &str, value: Value) -> Result<Source, Invalid> {
     source.ok_or_else(|| Invalid::new(path, ACCEPTS).found(&value))
 }
 
-/// `memory.budget`. Envoy lets a VM have 1 GiB, and a root that is replaced holds its own for a while.
+/// `memory.budget`. Envoy lets a VM have 1 GiB, and a root that is replaced holds its own for a
+/// while.
 fn memory(keys: &mut Section) -> u64 {
     const DEFAULT: u64 = pintle_balance::DEFAULT_BUDGET;
     let budget =
@@ -352,7 +354,8 @@ fn objects(keys: &mut Section, key: &'static str) -> Map<String, Value> {
     keys.parse(key, "an object of keys", |value| value.as_object().cloned()).unwrap_or_default()
 }
 
-/// Without a list of its own the filter trusts the agent's, and still refuses what is refused always.
+/// Without a list of its own the filter trusts the agent's, and still refuses what is refused
+/// always.
 fn addresses(keys: &mut Section) -> AddressPolicy {
     let range = |path: &str, range: Value| {
         let parsed = range.as_str().and_then(|range| range.parse::<Cidr>().ok());
@@ -397,8 +400,8 @@ impl Config {
         self.services.keys().map(String::as_str)
     }
 
-    /// The policy of the traces of a service that has no table: nobody but this configuration speaks
-    /// of it.
+    /// The policy of the traces of a service that has no table: nobody but this configuration
+    /// speaks of it.
     #[must_use]
     pub fn trace_policy(&self, service: Option<&str>) -> pintle_trace::Policy {
         let own = service.and_then(|service| self.traces.get(service));

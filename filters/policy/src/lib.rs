@@ -3,10 +3,10 @@
 //! ```text
 //!   plugin configuration ◀─ its "services" entry ◀─ /pintle/policies/{service} ◀─ events
 //! ```
-//! Each layer is a JSON merge patch (RFC 7386) over the one before, so that a layer says only what it
-//! changes and `null` takes a key back to its default. The schema of each part is its crate's; here
-//! they come together, for the agent that checks a policy before it publishes it and for the filter
-//! that applies it.
+//! Each layer is a JSON merge patch (RFC 7386) over the one before, so that a layer says only what
+//! it changes and `null` takes a key back to its default. The schema of each part is its crate's;
+//! here they come together, for the agent that checks a policy before it publishes it and for the
+//! filter that applies it.
 
 mod config;
 mod switches;
@@ -19,8 +19,8 @@ use pintle_settings::{Invalid, MAX_DEPTH, Section, Settings};
 use serde_json::{Map, Value};
 pub use switches::Switches;
 
-/// The parts, and what turns one off for a service. Null does not: in a merge patch it would give every
-/// key of the part its default, which nobody means by it.
+/// The parts, and what turns one off for a service. Null does not: in a merge patch it would give
+/// every key of the part its default, which nobody means by it.
 const PARTS: [(&str, &str); 3] = [
     ("select", "\"bypass\": true beside it leaves the service to Envoy"),
     ("breaker", "\"bypass\": true beside it leaves the service to Envoy"),

@@ -8,7 +8,8 @@ pub struct Switches {
     /// `bypass`: the service is left to Envoy's own policy. No endpoint is selected, no breaker is
     /// asked or told, and traces stay as they are set.
     pub bypass: bool,
-    /// `"mode": "shadow"`: everything is decided and counted, and Envoy's own policy is what happens.
+    /// `"mode": "shadow"`: everything is decided and counted, and Envoy's own policy is what
+    /// happens.
     pub shadow: bool,
 }
 

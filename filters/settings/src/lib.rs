@@ -1,8 +1,9 @@
 //! How every setting is read: of the module, of a service's policy, of an event and of the agent.
 //!
-//! A type that can be configured implements [`Settings`]: it takes its keys from a [`Section`], each
-//! with its range and default. [`read`] runs it and refuses what it left over, so that a value of
-//! the type has been checked and a misspelt key is never silently the default. Every refusal is an
+//! A type that can be configured implements [`Settings`]: it takes its keys from a [`Section`],
+//! each with its range and default. [`read`] runs it and refuses what it left over, so that a value
+//! of the type has been checked and a misspelt key is never silently the default. Every refusal is
+//! an
 //! [`Invalid`]: the key with its whole path, what it accepts, what was found.
 //!
 //! The keys come as a tree of JSON, whatever they were written in. `null` is a key left out, as in

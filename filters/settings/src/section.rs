@@ -85,8 +85,8 @@ impl Section {
         self.keys.remove(key).filter(|value| !value.is_null())
     }
 
-    /// Whether `key`, which is a known one, was written and has not been read yet. A null is dropped
-    /// here, because nobody reads a key that is not there.
+    /// Whether `key`, which is a known one, was written and has not been read yet. A null is
+    /// dropped here, because nobody reads a key that is not there.
     pub fn has(&mut self, key: &'static str) -> bool {
         self.know(key);
         if self.keys.get(key).is_some_and(Value::is_null) {

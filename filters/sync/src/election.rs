@@ -6,8 +6,8 @@ use pintle_contract::{Lease, Now, Slot};
 
 use crate::LEASE;
 
-/// How long after its lease ran out a leader is waited for that has not been seen to give up. With the lease
-/// itself and a tick it makes the longest time without a leader's stream.
+/// How long after its lease ran out a leader is waited for that has not been seen to give up. With
+/// the lease itself and a tick it makes the longest time without a leader's stream.
 const HANDOVER: Duration = Duration::from_millis(200);
 
 /// What to do about the lease that was read.
@@ -43,8 +43,8 @@ impl Election {
         self.worker
     }
 
-    /// Whether a module of a newer schema leads, whose lease can't be read: as long as it is written anew,
-    /// which `write`, the number of the write that was read, tells.
+    /// Whether a module of a newer schema leads, whose lease can't be read: as long as it is
+    /// written anew, which `write`, the number of the write that was read, tells.
     pub fn leaves_to_newer(&mut self, write: u32, now: Now) -> bool {
         let since = match self.newer {
             Some((last, since)) if last == write => since,
@@ -80,9 +80,9 @@ impl Election {
         self.held = if won { Some(lease) } else { None };
     }
 
-    /// Whether the leader before has no stream open any more, as far as can be told from `slots`: its VM
-    /// has run a tick since it lost the lease, in which it ends its stream, or it is gone. One that does
-    /// neither is waited for no longer than `HANDOVER`: a VM that trapped never will.
+    /// Whether the leader before has no stream open any more, as far as can be told from `slots`:
+    /// its VM has run a tick since it lost the lease, in which it ends its stream, or it is gone.
+    /// One that does neither is waited for no longer than `HANDOVER`: a VM that trapped never will.
     pub fn is_alone<'a>(
         &mut self,
         slots: impl IntoIterator<Item = (u32, &'a Slot)>,

@@ -1,7 +1,8 @@
 //! What a frame from the agent changes.
 //!
 //! Within a stream, versions only grow; what is older than what is held is refused and counted. A
-//! stream that sends everything ends its start with `full`, and whatever it did not mention is gone.
+//! stream that sends everything ends its start with `full`, and whatever it did not mention is
+//! gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -166,16 +167,16 @@ impl Inbox {
         }
     }
 
-    /// Another epoch only once its start is whole: who asked to go on from there would not hear what is gone
-    /// since.
+    /// Another epoch only once its start is whole: who asked to go on from there would not hear
+    /// what is gone since.
     fn reach(&mut self, version: Version) {
         if self.mentioned.is_none() || version.epoch == self.version.epoch {
             self.version = self.version.max(version);
         }
     }
 
-    /// What is held of this service is not what the agent takes it for: the next stream begins as if
-    /// nothing were.
+    /// What is held of this service is not what the agent takes it for: the next stream begins as
+    /// if nothing were.
     pub fn forget(&mut self, service: &str) {
         self.services.remove(service);
         self.version = Version::default();

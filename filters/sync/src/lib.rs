@@ -1,10 +1,10 @@
 //! Who holds the Watch stream, when it is opened again, and what an arriving frame changes: as
 //! values, without a stream.
 //!
-//! Every VM of an Envoy (each worker's and the main thread's) runs this. One is the leader by a lease
-//! in shared data: any of them can be, because a trapped VM's ticks stop at once and the main thread's
-//! VM is never reloaded, so no fixed choice survives. The leader alone opens the stream and writes
-//! shared data; the others are woken through the queue of their slot.
+//! Every VM of an Envoy (each worker's and the main thread's) runs this. One is the leader by a
+//! lease in shared data: any of them can be, because a trapped VM's ticks stop at once and the main
+//! thread's VM is never reloaded, so no fixed choice survives. The leader alone opens the stream
+//! and writes shared data; the others are woken through the queue of their slot.
 //!
 //! ```text
 //!   tick ─▶ slot    ─▶ claim or renew my place and queue

@@ -15,8 +15,8 @@ use pintle_contract::Now;
 
 /// The first wait after a stream ended; a restarted agent is found again within a tick or two.
 const WAIT_MIN: Duration = Duration::from_millis(50);
-/// The longest wait. The agent is on this machine and serves this proxy: there is no herd to spread, and
-/// what it learns on its return should be in force within a second of it.
+/// The longest wait. The agent is on this machine and serves this proxy: there is no herd to
+/// spread, and what it learns on its return should be in force within a second of it.
 const WAIT_MAX: Duration = Duration::from_millis(250);
 /// The wait after the agent could not use what it was sent: the same again is no better.
 const WAIT_REFUSED: Duration = Duration::from_secs(5);
@@ -95,8 +95,8 @@ impl Stream {
         }
     }
 
-    /// The host says that the stream has ended; `refused`: for what was sent on it. Whether it was the one
-    /// that counts.
+    /// The host says that the stream has ended; `refused`: for what was sent on it. Whether it was
+    /// the one that counts.
     pub fn closed(&mut self, token: u32, refused: bool, now: Now, random: u32) -> bool {
         let current = self.token() == Some(token);
         if current && refused {

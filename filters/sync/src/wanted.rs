@@ -1,7 +1,7 @@
 //! What a worker has asked the agent for, where the agent tells only what is wanted.
 //!
-//! A name is asked for at most once in [`AGAIN`], and so many names are remembered that a client who
-//! makes names up costs that many questions a second and no more.
+//! A name is asked for at most once in [`AGAIN`], and so many names are remembered that a client
+//! who makes names up costs that many questions a second and no more.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

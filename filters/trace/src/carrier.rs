@@ -52,12 +52,14 @@ pub(crate) const TRACESTATE: &str = "tracestate";
 /// The name of the W3C baggage header.
 pub(crate) const BAGGAGE: &str = "baggage";
 
-/// Members of a list that are looked at, empty ones too. A list within its limits has far fewer; of a
-/// longer one the rest is cut off unread, because reading it is all that its sender can have wanted.
+/// Members of a list that are looked at, empty ones too. A list within its limits has far fewer; of
+/// a longer one the rest is cut off unread, because reading it is all that its sender can have
+/// wanted.
 pub(crate) const LOOKED_AT: usize = 1024;
 
-/// Values of a header that may come several times that cost no allocation: most come once, and to lay
-/// out the place for all that may come would cost every request more than these few an allocation.
+/// Values of a header that may come several times that cost no allocation: most come once, and to
+/// lay out the place for all that may come would cost every request more than these few an
+/// allocation.
 const USUAL: usize = 4;
 
 /// Values of a header that may come several times, in order.

@@ -53,7 +53,8 @@ pub struct Context {
     pub parent_span_id: Option<[u8; 8]>,
     /// Whether the trace is sampled.
     pub sampled: bool,
-    /// Whether someone forced this trace (B3 or Jaeger debug, Datadog "user keep"); implies `sampled`.
+    /// Whether someone forced this trace (B3 or Jaeger debug, Datadog "user keep"); implies
+    /// `sampled`.
     pub debug: bool,
     /// Datadog's "user reject", kept for Datadog alone; implies not `sampled`.
     pub rejected: bool,

@@ -10,9 +10,9 @@
 //!
 //! One call and not several, because a collector that is slow is not helped by more of them, and
 //! what waits here is bounded and cheap while what waits in the proxy's buffers is neither. The
-//! newest spans are dropped rather than the oldest: those that wait are the beginning of the trouble,
-//! which is what someone will look for. A call that is never answered (the proxy lost it) counts as
-//! failed after its timeout and a grace, so the queue cannot stall for ever.
+//! newest spans are dropped rather than the oldest: those that wait are the beginning of the
+//! trouble, which is what someone will look for. A call that is never answered (the proxy lost it)
+//! counts as failed after its timeout and a grace, so the queue cannot stall for ever.
 //!
 //! The machine has no clock: a host clock that steps back restarts a wait instead of prolonging it
 //! by the step.

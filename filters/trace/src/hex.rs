@@ -1,8 +1,9 @@
 //! Hexadecimal ids, both ways, without an allocation.
 //!
 //! W3C Trace Context allows lower-case digits only and MUSTs a proxy to refuse the rest, while B3,
-//! Jaeger and X-Ray implementations write both cases; so there are two decoders. Every decoder wants the exact number of digits: an id that is cut or padded in silence
-//! joins two traces that have nothing to do with each other.
+//! Jaeger and X-Ray implementations write both cases; so there are two decoders. Every decoder
+//! wants the exact number of digits: an id that is cut or padded in silence joins two traces that
+//! have nothing to do with each other.
 
 /// `2 * N` lower-case digits, nothing else.
 pub(crate) fn lower<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
@@ -53,8 +54,8 @@ pub(crate) fn write<const N: usize>(out: &mut Vec<u8>, bytes: &[u8; N]) {
     out.extend_from_slice(text.as_flattened());
 }
 
-/// The digits of four bytes, all at once in the bytes of one word: the first byte is the lowest, as the
-/// processors have it that this runs on.
+/// The digits of four bytes, all at once in the bytes of one word: the first byte is the lowest, as
+/// the processors have it that this runs on.
 const fn eight_digits(four: [u8; 4]) -> [u8; 8] {
     let mut bytes = u32::from_le_bytes(four) as u64;
     bytes = (bytes | bytes << 16) & 0x0000_ffff_0000_ffff;

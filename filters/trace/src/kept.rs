@@ -1,9 +1,9 @@
 //! What a span will need of the request's headers, kept from the way in to the end.
 //!
-//! The proxy would give the headers again when the request is done; but reading the map is the dearest
-//! call there is, and by then other filters and the route have rewritten it, while a span is to say
-//! what was asked. So the few values are copied once, only for requests that are recorded, into one
-//! block that is bounded whatever the client sent.
+//! The proxy would give the headers again when the request is done; but reading the map is the
+//! dearest call there is, and by then other filters and the route have rewritten it, while a span
+//! is to say what was asked. So the few values are copied once, only for requests that are
+//! recorded, into one block that is bounded whatever the client sent.
 
 use std::ops::Range;
 
@@ -36,8 +36,8 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Copies what is there, the first of several values, and `tracestate` as it goes upstream after
-    /// `edits`. Names must be lower-case. At most about 12 KiB.
+    /// Copies what is there, the first of several values, and `tracestate` as it goes upstream
+    /// after `edits`. Names must be lower-case. At most about 12 KiB.
     #[must_use]
     pub fn new<'a>(
         headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,

@@ -2,9 +2,9 @@
 //!
 //! Three steps, each usable alone. [`propagate`] turns a request's headers into a [`Context`] and a
 //! few header [`Edits`], on the way in. [`Span`] is what is known when the request is done, and
-//! [`Exporter`] encodes it at once into OTLP's protobuf form, queues the bytes and hands out batches
-//! with back-off. Nothing here knows a clock, a socket or the proxy: time comes as [`Now`], ids from
-//! the caller's generator, headers as byte slices.
+//! [`Exporter`] encodes it at once into OTLP's protobuf form, queues the bytes and hands out
+//! batches with back-off. Nothing here knows a clock, a socket or the proxy: time comes as [`Now`],
+//! ids from the caller's generator, headers as byte slices.
 //!
 //! ```
 //! use pintle_trace::{Config, Edit, Edits, Policy, propagate};

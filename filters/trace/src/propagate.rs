@@ -11,9 +11,9 @@
 //! the format that the context came from is left byte for byte as it was, since a span id that
 //! nobody ever sees would cut the caller from the upstream. Two things end forwarding, both by the
 //! specification: where there is no context a trace begins here, and where the sampling decision
-//! changes, `parent-id` has to change with it. In between, an exporter *stands by* in W3C traces that
-//! are not sampled, in which it has no span either: the caller stays the parent, and the headers are
-//! only written where they are not as the specification wants them.
+//! changes, `parent-id` has to change with it. In between, an exporter *stands by* in W3C traces
+//! that are not sampled, in which it has no span either: the caller stays the parent, and the
+//! headers are only written where they are not as the specification wants them.
 
 use rand::Rng;
 

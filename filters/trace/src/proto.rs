@@ -1,10 +1,10 @@
 //! The wire form of Protocol Buffers, as much of it as OTLP needs.
 //!
 //! Written by hand because the alternative, generated types, would build a tree of `String`s and
-//! `Vec`s for each span only to walk it once. A nested message is written in place: room is left for
-//! the length that is usual, and only a message of another length moves its tail. An attribute is
-//! written in two copies, because what its key settles is laid out at compile time ([`Key`]): a span
-//! has a dozen of them, and each copy in Wasm is a call.
+//! `Vec`s for each span only to walk it once. A nested message is written in place: room is left
+//! for the length that is usual, and only a message of another length moves its tail. An attribute
+//! is written in two copies, because what its key settles is laid out at compile time ([`Key`]): a
+//! span has a dozen of them, and each copy in Wasm is a call.
 
 /// Appends fields to a buffer.
 pub(crate) struct Writer<'a>(pub(crate) &'a mut Vec<u8>);
@@ -48,7 +48,8 @@ impl Writer<'_> {
         }
     }
 
-    /// A nested message, or a string, of which `write` appends the content; usually below 128 bytes.
+    /// A nested message, or a string, of which `write` appends the content; usually below 128
+    /// bytes.
     pub(crate) fn message(&mut self, field: u32, write: impl FnOnce(&mut Writer<'_>)) {
         self.nested(field, [0; 1], write);
     }
@@ -81,8 +82,8 @@ impl Writer<'_> {
         self.0.splice(at..start, length.iter().copied());
     }
 
-    /// The attribute `key` of a span with a string of at most `max` bytes, from bytes that need not be
-    /// UTF-8.
+    /// The attribute `key` of a span with a string of at most `max` bytes, from bytes that need not
+    /// be UTF-8.
     pub(crate) fn attribute(&mut self, key: Key, value: &[u8], max: usize) {
         let start = self.0.len();
         let end = start.saturating_add(key.0.len());
@@ -123,9 +124,9 @@ impl Writer<'_> {
 /// `Span.attributes`.
 const ATTRIBUTES: u32 = 9;
 
-/// A string attribute's bytes without the string: tag and size of the attribute, the key with its tag and
-/// size, tag and size of the `AnyValue`, tag and size of its string. The three sizes that depend on the
-/// string are zero.
+/// A string attribute's bytes without the string: tag and size of the attribute, the key with its
+/// tag and size, tag and size of the `AnyValue`, tag and size of its string. The three sizes that
+/// depend on the string are zero.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key(&'static [u8]);
 
@@ -179,8 +180,8 @@ pub(crate) use key;
 /// becomes U+FFFD.
 pub(crate) fn lossy(out: &mut Vec<u8>, value: &[u8], max: usize) {
     const REPLACEMENT: &str = "\u{fffd}";
-    // Nothing gets shorter, so that no character from behind `max` has room; the last before it is seen
-    // whole, or it would pass for malformed.
+    // Nothing gets shorter, so that no character from behind `max` has room; the last before it is
+    // seen whole, or it would pass for malformed.
     let near = value.get(..max.saturating_add(3)).unwrap_or(value);
     let mut room = max;
     for chunk in near.utf8_chunks() {

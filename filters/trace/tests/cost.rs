@@ -1,5 +1,5 @@
-//! Bounds of time and memory: nothing is allocated on the common path, and 96 KiB of hostile headers
-//! cost less than a millisecond and a mebibyte.
+//! Bounds of time and memory: nothing is allocated on the common path, and 96 KiB of hostile
+//! headers cost less than a millisecond and a mebibyte.
 
 #![expect(unsafe_code, reason = "a global allocator that counts is an unsafe trait")]
 

@@ -1,5 +1,5 @@
-//! Spans as a receiver sees them that we did not write the encoder for: everything is decoded by the
-//! published OpenTelemetry protos.
+//! Spans as a receiver sees them that we did not write the encoder for: everything is decoded by
+//! the published OpenTelemetry protos.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 

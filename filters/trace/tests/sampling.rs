@@ -1,6 +1,6 @@
 //! The ratio's decision against values that another implementation computed: the rows were made in
-//! Python as `(low >> 1) < int(ratio * 2.0**63)`, the formula of the OpenTelemetry Go and Rust SDKs.
-//! For each ratio there are both sides of its border.
+//! Python as `(low >> 1) < int(ratio * 2.0**63)`, the formula of the OpenTelemetry Go and Rust
+//! SDKs. For each ratio there are both sides of its border.
 
 use pintle_trace::Ratio;
 

@@ -240,7 +240,8 @@ fn a_received_tracestate_must_be_sent_on_and_nothing_but_the_named_mutations_mad
 
 #[test]
 fn the_sampled_flag_may_only_be_changed_together_with_the_parent_id() {
-    // A forwarding proxy keeps the parent id, so where it distrusts the flag it must make a new one.
+    // A forwarding proxy keeps the parent id, so where it distrusts the flag it must make a new
+    // one.
     let config = r#"{"boundary": "ignore_sampled"}"#;
     let headers = |flags: &str| format!("00-{TRACE}-{PARENT}-{flags}");
     let same = send(config, &[("traceparent", &headers("01"))]);

@@ -1,9 +1,10 @@
-//! `pintle check`: can everything be reached, is it well, and is the Envoy configured as it must be.
+//! `pintle check`: can everything be reached, is it well, and is the Envoy configured as it must
+//! be.
 //!
-//! The running agent is asked first: it knows where its servers are, what it refused, who is connected
-//! and what fails now. Each family of findings is a file beside this one that turns what was gathered
-//! into [`Finding`]s; what Envoy does is judged from its own `/config_dump` ([`judge`]). With
-//! `--envoy-config` nothing that runs is asked: two files are judged.
+//! The running agent is asked first: it knows where its servers are, what it refused, who is
+//! connected and what fails now. Each family of findings is a file beside this one that turns what
+//! was gathered into [`Finding`]s; what Envoy does is judged from its own `/config_dump`
+//! ([`judge`]). With `--envoy-config` nothing that runs is asked: two files are judged.
 
 mod agent;
 mod envoy;

@@ -1,7 +1,8 @@
 //! `pintle explain`: who of a service's endpoints requests go to, and why not to the others.
 //!
-//! This is the agent's view: the registry, what events laid over it, and what the proxies last reported. A
-//! proxy also knows its own zone, what its other layers of policy say, and its breakers a moment earlier.
+//! This is the agent's view: the registry, what events laid over it, and what the proxies last
+//! reported. A proxy also knows its own zone, what its other layers of policy say, and its breakers
+//! a moment earlier.
 
 mod asked;
 mod request;
@@ -34,7 +35,8 @@ pub(super) struct ExplainArgs {
     /// A tag that a request asks for; repeatable.
     #[arg(long)]
     pub(super) tag: Vec<String>,
-    /// A header of the request, `:path` among them: its hash key, subset and pin are looked at; repeatable.
+    /// A header of the request, `:path` among them: its hash key, subset and pin are looked at;
+    /// repeatable.
     #[arg(long, value_name = "NAME=VALUE")]
     pub(super) header: Vec<String>,
 }

@@ -24,7 +24,8 @@ pub(super) struct FleetArgs {
     pub(super) wait: Duration,
 }
 
-/// What differs is asked for once more after this long: a change that was made just now is on its way.
+/// What differs is asked for once more after this long: a change that was made just now is on its
+/// way.
 const ONCE_MORE: Duration = Duration::from_millis(1_500);
 /// Differences that are written out.
 const MAX_SHOWN: usize = 50;

@@ -1,8 +1,8 @@
 //! `pintle init`: the files of a first installation, made of the shipped ones.
 //!
-//! Envoy's is `envoy/envoy.yaml` with a cluster and a route for each service, the reasons beside the
-//! settings included. What is written has been read back by what will read it: the agent's files by the
-//! agent's own configuration, Envoy's as YAML.
+//! Envoy's is `envoy/envoy.yaml` with a cluster and a route for each service, the reasons beside
+//! the settings included. What is written has been read back by what will read it: the agent's
+//! files by the agent's own configuration, Envoy's as YAML.
 
 mod agent;
 mod compose;
@@ -27,8 +27,9 @@ pub(super) struct InitArgs {
     /// Where the files go; it is made.
     #[arg(default_value = ".")]
     dir: PathBuf,
-    /// NAME, and behind commas what it is: grpc; tls=SERVER_NAME, ca=FILE; domain=NAME (repeatable);
-    /// static=ADDRESS:PORT (repeatable), for hosts that are no registry's. Repeatable.
+    /// NAME, and behind commas what it is: grpc; tls=SERVER_NAME, ca=FILE; domain=NAME
+    /// (repeatable); static=ADDRESS:PORT (repeatable), for hosts that are no registry's.
+    /// Repeatable.
     #[arg(long = "service", value_name = "SERVICE", required = true)]
     services: Vec<Service>,
     /// Where Envoy listens.

@@ -1,5 +1,5 @@
-//! `pintle policy`: what is in force for a service and where each key comes from, and whether a file
-//! would be taken.
+//! `pintle policy`: what is in force for a service and where each key comes from, and whether a
+//! file would be taken.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write, stdout};

@@ -89,8 +89,8 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Writes what `make` makes, once or every second. A terminal is written over; into a pipe only what
-/// changed is written.
+/// Writes what `make` makes, once or every second. A terminal is written over; into a pipe only
+/// what changed is written.
 pub(super) async fn show<F>(watch: bool, mut make: impl FnMut() -> F) -> Result<(), CliError>
 where
     F: Future<Output = Result<String, CliError>>,
@@ -191,8 +191,8 @@ pub(super) async fn services(args: &ServicesArgs, json: bool) -> Result<(), CliE
     .await
 }
 
-/// The events in force over whole services, since under a bypass or a failover the table above them says
-/// little of where requests go; of one service, or of all.
+/// The events in force over whole services, since under a bypass or a failover the table above them
+/// says little of where requests go; of one service, or of all.
 async fn switches(agent: &Client, of: Option<&str>) -> Result<String, CliError> {
     let all: OverlaysJson = agent.get("/v1/overlays").await?;
     let over = |it: &&OverlayJson| it.kind == "service" && of.is_none_or(|name| name == it.service);
@@ -202,7 +202,8 @@ async fn switches(agent: &Client, of: Option<&str>) -> Result<String, CliError> 
     Ok(all.overlays.iter().filter(over).map(line).collect())
 }
 
-/// What is said where no service is served: that none is registered, or that all entries are refused.
+/// What is said where no service is served: that none is registered, or that all entries are
+/// refused.
 async fn nothing(agent: &Client) -> Result<String, CliError> {
     let all: RejectedJson = agent.get("/v1/rejected").await?;
     let refused = all.rejected.iter().filter(|it| it.source != "event").count();
@@ -223,8 +224,8 @@ fn sort(services: &mut [ServiceJson], by: SortBy) {
     }
 }
 
-/// How ill a service is, the worst highest: answers that nobody could give, panic, failures of the last
-/// minute, endpoints that are not used.
+/// How ill a service is, the worst highest: answers that nobody could give, panic, failures of the
+/// last minute, endpoints that are not used.
 fn trouble(service: &ServiceJson) -> (bool, bool, u64, usize) {
     let unused = service
         .endpoints

@@ -192,7 +192,8 @@ fn a_file_is_yaml_or_json_and_an_error_names_it() {
     assert!(missing.unwrap_err().to_string().contains("/nowhere.yaml"));
 }
 
-/// `envoy/agent.yaml` has every key at its default: as it stands it is what an empty file with these sections is.
+/// `envoy/agent.yaml` has every key at its default: as it stands it is what an empty file with
+/// these sections is.
 #[test]
 fn the_shipped_file_is_accepted_and_its_values_are_the_defaults() {
     let text = include_str!("../../../envoy/agent.yaml");
@@ -216,7 +217,8 @@ fn the_shipped_file_is_accepted_and_its_values_are_the_defaults() {
     }
 }
 
-/// With what is commented out put back, one way to prove who it is at a time, it is accepted as well.
+/// With what is commented out put back, one way to prove who it is at a time, it is accepted as
+/// well.
 #[test]
 fn every_key_of_the_shipped_file_exists() {
     let text = include_str!("../../../envoy/agent.yaml");

@@ -1,8 +1,8 @@
-//! What a command asks all agents at once: how each is and what it serves, and the release of removals
-//! that each holds back.
+//! What a command asks all agents at once: how each is and what it serves, and the release of
+//! removals that each holds back.
 //!
-//! An agent that is there says so ([`About::Names`]) and answers the question itself if its release knows
-//! it; those that only say that they are there are counted as silent.
+//! An agent that is there says so ([`About::Names`]) and answers the question itself if its release
+//! knows it; those that only say that they are there are counted as silent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -6,8 +6,8 @@
 //!   command ── the event, with a token ──▶ stream ──▶ agents
 //!   command ◀── in force until ... / refused ───── agents
 //! ```
-//! The first agent that knows the target lets the event go; further ones are counted meanwhile. All of it
-//! is bounded by [`How::wait`], and what nobody said in that time is an error, not a success.
+//! The first agent that knows the target lets the event go; further ones are counted meanwhile. All
+//! of it is bounded by [`How::wait`], and what nobody said in that time is an error, not a success.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -260,7 +260,8 @@ impl Events {
     }
 }
 
-/// Until every agent that was there has said what became of the event, and none else has for a while.
+/// Until every agent that was there has said what became of the event, and none else has for a
+/// while.
 async fn hear_of_event(listener: &mut Listener, heard: &mut Heard, wait: Duration) {
     let deadline = Instant::now() + wait;
     loop {

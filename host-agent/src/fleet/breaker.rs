@@ -41,8 +41,9 @@ impl Breaker {
         }
     }
 
-    /// Whether it was opened by a word, an operator's or the fleet's, that is over: without traffic no
-    /// proxy looks at it, and none would tell. `until` is the end of a later word on the endpoint, if any.
+    /// Whether it was opened by a word, an operator's or the fleet's, that is over: without traffic
+    /// no proxy looks at it, and none would tell. `until` is the end of a later word on the
+    /// endpoint, if any.
     pub(super) fn is_over(&self, until: Option<Now>, when: When) -> bool {
         let end = until.map_or(self.until, |until| until.max(self.until));
         self.state == BreakerState::Open

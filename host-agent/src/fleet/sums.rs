@@ -12,9 +12,9 @@ use super::{When, wall};
 
 /// A report may be older than a transition that overtook it; after this long it is not.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Pairs of method and status that one service counts apart, at most. What comes beyond is counted by
-/// the class of its status (`500` for 5xx) and as of any other method, so that a proxy that makes them
-/// up adds no series for ever.
+/// Pairs of method and status that one service counts apart, at most. What comes beyond is counted
+/// by the class of its status (`500` for 5xx) and as of any other method, so that a proxy that
+/// makes them up adds no series for ever.
 const MAX_PAIRS: usize = 128;
 /// So many of them every service has, whatever is made up of the others,
 const OWN_PAIRS: usize = 16;
@@ -28,7 +28,8 @@ pub(super) const LAST_METHOD: u8 = METHODS.len() as u8 - 1;
 #[derive(Debug, Default)]
 pub(super) struct Service {
     pub(super) requests: BTreeMap<(u8, u16), u64>,
-    /// Whether a pair was counted by its class: from then on each new one is, or it would count twice.
+    /// Whether a pair was counted by its class: from then on each new one is, or it would count
+    /// twice.
     crowded: bool,
     pub(super) latency: [u64; BUCKETS],
     pub(super) latency_sum_us: u64,
@@ -54,8 +55,8 @@ pub(super) struct Endpoint {
 }
 
 impl Service {
-    /// Under what a method and a status are counted; a pair that is new takes its entry at once, and
-    /// where it is not one of the service's own, one of the `shared` ones.
+    /// Under what a method and a status are counted; a pair that is new takes its entry at once,
+    /// and where it is not one of the service's own, one of the `shared` ones.
     pub(super) fn pair(&mut self, method: u8, code: u16, shared: &mut usize) -> (u8, u16) {
         let method = method.min(LAST_METHOD);
         let code = if (100..1000).contains(&code) { code } else { 0 };

@@ -356,8 +356,8 @@ async fn own_observations_go_to_the_fleet_and_orders_do_not() {
 }
 
 proptest! {
-    /// Three workers count up; their reports are dropped, repeated, shuffled within reach and sent by
-    /// two streams. In the end each worker's last report has arrived, and the sum is exact.
+    /// Three workers count up; their reports are dropped, repeated, shuffled within reach and sent
+    /// by two streams. In the end each worker's last report has arrived, and the sum is exact.
     #[test]
     fn the_sum_is_that_of_the_last_reports(
         sends in prop::collection::vec((0u64..3, 1u64..50), 0..200),

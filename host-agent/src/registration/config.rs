@@ -16,9 +16,11 @@ use crate::source::{EtcdConfig, text};
 pub struct RegisterConfig {
     /// The registry: the configuration's own `etcd` section, and no key of this one.
     pub etcd: EtcdConfig,
-    /// In another framework's form than our own: under its prefix, as its own clients would find it.
+    /// In another framework's form than our own: under its prefix, as its own clients would find
+    /// it.
     pub format: Option<FormatName>,
-    /// The prefix in that form; that of the first of `etcd.sources` in it, else the framework's own.
+    /// The prefix in that form; that of the first of `etcd.sources` in it, else the framework's
+    /// own.
     pub prefix: Option<Vec<u8>>,
     /// The URL's scheme in that form, where it has one.
     pub scheme: Option<String>,
@@ -68,7 +70,8 @@ pub struct Instance {
 pub struct Check {
     /// GET this path at the instance; 200 to 299 is healthy.
     pub http: Option<String>,
-    /// `grpc.health.v1.Health/Check` for this service (empty: the whole server); SERVING is healthy.
+    /// `grpc.health.v1.Health/Check` for this service (empty: the whole server); SERVING is
+    /// healthy.
     pub grpc: Option<String>,
     /// A connection can be made.
     pub tcp: bool,

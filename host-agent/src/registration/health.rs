@@ -1,7 +1,7 @@
 //! Health checks: HTTP, gRPC, TCP, with thresholds.
 //!
-//! One failed probe is noise and one good one may be luck, so health changes after so many in a row.
-//! The very first probe decides alone, since there is nothing to doubt yet.
+//! One failed probe is noise and one good one may be luck, so health changes after so many in a
+//! row. The very first probe decides alone, since there is nothing to doubt yet.
 
 use std::time::Duration;
 
@@ -45,7 +45,8 @@ impl Verdict {
     }
 }
 
-/// Checks an instance until nobody listens any more. Nothing is said before the first probe is over.
+/// Checks an instance until nobody listens any more. Nothing is said before the first probe is
+/// over.
 pub(crate) async fn watch_over(instance: Instance, health: watch::Sender<Option<bool>>) {
     let Some(check) = &instance.check else {
         health.send_replace(Some(true));

@@ -2,13 +2,13 @@
 //!
 //! All instances of a process hang on one lease, which is kept alive three times in its life. The
 //! values are written once, when something in them changes (`health`), and when they turn out to be
-//! gone; never per beat, because a write per beat and instance is a storm for everybody who watches.
-//! A session is one connection to one member. When it ends, the next one asks whether the lease still
-//! lives before it makes another, and puts only what is not there, so that a lost connection costs the
-//! registry nothing. Two registrars of one id do not fight: whoever starts takes over and says so, and
-//! the other one says so, too, and stands by until the key is gone. At shutdown the instances say
-//! `draining`, are given time for what is under way, and are deleted; if etcd cannot be reached then,
-//! the lease's end says the same later.
+//! gone; never per beat, because a write per beat and instance is a storm for everybody who
+//! watches. A session is one connection to one member. When it ends, the next one asks whether the
+//! lease still lives before it makes another, and puts only what is not there, so that a lost
+//! connection costs the registry nothing. Two registrars of one id do not fight: whoever starts
+//! takes over and says so, and the other one says so, too, and stands by until the key is gone. At
+//! shutdown the instances say `draining`, are given time for what is under way, and are deleted; if
+//! etcd cannot be reached then, the lease's end says the same later.
 
 mod config;
 mod health;
@@ -319,7 +319,8 @@ impl Registrar {
         Ok(())
     }
 
-    /// Draining, waiting, deleting. The wait begins when etcd has been told, however often it is tried.
+    /// Draining, waiting, deleting. The wait begins when etcd has been told, however often it is
+    /// tried.
     async fn leave(&mut self) {
         self.draining = true;
         let most = self.config.drain.saturating_add(LAST_WORDS);

@@ -1,10 +1,10 @@
 //! The admin address: health, metrics, the JSON API and the status page, on loopback.
 //!
 //! Everything is read-only but `POST /v1/release/{service}`, by which a person confirms held
-//! removals. It is taken at the unix socket alone, from root, the agent's own user and the groups that
-//! are named: a TCP address can't tell one user of the machine from the next. What keeps a web page in
-//! somebody's browser from reading: every request must name a host that DNS can't have been rebound
-//! to, an address literal, `localhost`, or a configured name.
+//! removals. It is taken at the unix socket alone, from root, the agent's own user and the groups
+//! that are named: a TCP address can't tell one user of the machine from the next. What keeps a web
+//! page in somebody's browser from reading: every request must name a host that DNS can't have been
+//! rebound to, an address literal, `localhost`, or a configured name.
 //!
 //! | path | answer |
 //! |---|---|
@@ -19,9 +19,9 @@
 //! | `/v1/rejected`, `/v1/held`, `/v1/overlays` | refused entries, removals that wait, events in force |
 //! | `/v1/events?follow=&state=` | server-sent events, or the last ones as JSON |
 //!
-//! Bounds: 256 connections ([`super::descriptors`]) and 8 more for health, 32 event streams, 4 KiB of
-//! body, 16 KiB of head, 1,000 services an answer, 64 MiB of answers that wait for their readers, each
-//! for 10 s.
+//! Bounds: 256 connections ([`super::descriptors`]) and 8 more for health, 32 event streams, 4 KiB
+//! of body, 16 KiB of head, 1,000 services an answer, 64 MiB of answers that wait for their
+//! readers, each for 10 s.
 
 mod absent;
 mod answers;

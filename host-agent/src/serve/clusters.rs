@@ -1,9 +1,11 @@
-//! Clusters for Envoy itself (CDS), where `serve.clusters` asks for them: one for each service that the
-//! agent knows, all copies of one template, so that a new service needs no change of Envoy's files.
+//! Clusters for Envoy itself (CDS), where `serve.clusters` asks for them: one for each service that
+//! the agent knows, all copies of one template, so that a new service needs no change of Envoy's
+//! files.
 //!
-//! They go down the aggregated delta stream beside the hosts of [`super::eds`], as the newest Envoys and
-//! 1.36 ask for them (`dynamic_resources: {ads_config: {api_type: DELTA_GRPC, ...}, cds_config: {ads: {}}}`).
-//! The state-of-the-world protocol is not answered: it would send all clusters with each new one.
+//! They go down the aggregated delta stream beside the hosts of [`super::eds`], as the newest
+//! Envoys and 1.36 ask for them
+//! (`dynamic_resources: {ads_config: {api_type: DELTA_GRPC, ...}, cds_config: {ads: {}}}`). The
+//! state-of-the-world protocol is not answered: it would send all clusters with each new one.
 
 mod session;
 mod template;

@@ -1,8 +1,8 @@
 //! How the file descriptors of the process are shared out, so that no peer takes the last one.
 //!
-//! The limit is the kernel's (`ulimit -n`), read once. [`OWN`] of it are the agent's: sources, files,
-//! listeners, and the health checks, which must answer when everything else is full. Of the rest three
-//! quarters go to the proxies and one to the admin address.
+//! The limit is the kernel's (`ulimit -n`), read once. [`OWN`] of it are the agent's: sources,
+//! files, listeners, and the health checks, which must answer when everything else is full. Of the
+//! rest three quarters go to the proxies and one to the admin address.
 
 use std::fs;
 
@@ -37,7 +37,8 @@ fn limit() -> usize {
     soft(&limits).unwrap_or(USUAL)
 }
 
-/// The soft limit in the text of `/proc/self/limits`; `unlimited` is the usual one, which is plenty.
+/// The soft limit in the text of `/proc/self/limits`; `unlimited` is the usual one, which is
+/// plenty.
 fn soft(limits: &str) -> Option<usize> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()

@@ -1,12 +1,12 @@
 //! Endpoint discovery for Envoy itself: the hosts of its clusters, by the name of the service.
 //!
 //! The cluster's EDS resource name is the service's name. `StreamEndpoints`, `DeltaEndpoints` and
-//! both streams of the aggregated service are answered, for endpoints, and by delta for the clusters
-//! of [`super::clusters`]; a request for another type over ADS stays without an answer, and Envoy goes
-//! on after its `initial_fetch_timeout`.
+//! both streams of the aggregated service are answered, for endpoints, and by delta for the
+//! clusters of [`super::clusters`]; a request for another type over ADS stays without an answer,
+//! and Envoy goes on after its `initial_fetch_timeout`.
 //!
-//! `session` knows what is owed of hosts; here is the loop around it. Before the first snapshot nothing is
-//! sent: an empty assignment would be obeyed at once and empty the cluster.
+//! `session` knows what is owed of hosts; here is the loop around it. Before the first snapshot
+//! nothing is sent: an empty assignment would be obeyed at once and empty the cluster.
 
 mod assignment;
 pub mod proto;
@@ -285,7 +285,8 @@ impl Eds {
             if !session.is_waiting() {
                 unanswered = None;
             }
-            // A stream of one service does not hear of others, whose number decides whether it counts.
+            // A stream of one service does not hear of others, whose number decides whether it
+            // counts.
             if !noted && (session.only().is_some() || self.interests.count_in(&now)) {
                 part.set(session.hosts.names());
                 noted = true;

@@ -1,4 +1,5 @@
-//! What stands between a connection and the services: whose it is, and how many streams it may open.
+//! What stands between a connection and the services: whose it is, and how many streams it may
+//! open.
 //!
 //! A [`Caller`] comes with every connection. The layer ([`Gated`]) takes a place for each stream on
 //! the caller's account and gives it back when the response ends. It counts the streams that are

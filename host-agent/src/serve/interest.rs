@@ -1,5 +1,5 @@
-//! Which services the discovery streams of each proxy ask for, by its node id: where not every proxy is
-//! sent all tables, its Watch stream begins with these.
+//! Which services the discovery streams of each proxy ask for, by its node id: where not every
+//! proxy is sent all tables, its Watch stream begins with these.
 //!
 //! A name costs no more than the discovery stream that asked for it, and goes with it.
 

@@ -3,8 +3,8 @@
 //!
 //! A reader of messages keeps room for the largest that came. Envoy's first on a discovery stream
 //! names all of its extensions (74 KB, 1.40), those after it a few names, and it opens a stream for
-//! each cluster. Cut like this nothing of the next message is in a reader that has just given one, so
-//! that another can take its place and the room is free.
+//! each cluster. Cut like this nothing of the next message is in a reader that has just given one,
+//! so that another can take its place and the room is free.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,9 @@
-//! `/metrics`: what the fleet's sums, the snapshot and the sources come to, at the moment of asking.
+//! `/metrics`: what the fleet's sums, the snapshot and the sources come to, at the moment of
+//! asking.
 //!
 //! A collector rather than registered metrics, because nothing here is counted in this file: each
-//! scrape reads one view, and a series exists while its service or endpoint does. Labels come from the
-//! registry (bounded names) and from fixed sets; endpoint series stop at a configured number of
+//! scrape reads one view, and a series exists while its service or endpoint does. Labels come from
+//! the registry (bounded names) and from fixed sets; endpoint series stop at a configured number of
 //! endpoints, the rest is counted in `pintle_endpoints_without_series`.
 //!
 //! The library writes OpenMetrics, which is served to those who accept it. Everybody else, promtool

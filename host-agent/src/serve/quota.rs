@@ -1,10 +1,11 @@
-//! What one peer and one user may hold of the proxies' server, so that none of them shuts out the rest.
+//! What one peer and one user may hold of the proxies' server, so that none of them shuts out the
+//! rest.
 //!
 //! Five things are held: connections, Watch streams, discovery streams, the names that these
-//! subscribe to, and bytes of discovery responses that the peer has not answered. Each has a limit for all, for one user and for one
-//! process; whoever asks beyond a limit is refused, and the others notice nothing. A process is
-//! known by the kernel's word; where there is none (another pid namespace says 0), its user's limit
-//! holds alone.
+//! subscribe to, and bytes of discovery responses that the peer has not answered. Each has a limit
+//! for all, for one user and for one process; whoever asks beyond a limit is refused, and the
+//! others notice nothing. A process is known by the kernel's word; where there is none (another pid
+//! namespace says 0), its user's limit holds alone.
 //!
 //! A refusal is counted, logged once in [`SAY_EVERY`], and shown by [`Quotas::usage`] until it is
 //! [`RECENT`] old.

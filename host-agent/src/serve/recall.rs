@@ -1,11 +1,12 @@
 //! What proxies still know of the registry, for an agent that starts without its last good state.
 //!
 //! Such an agent believes the first listing. Where the registry has lost everything and one of ten
-//! instances has come back so far, that one would get all the traffic at once. A proxy that holds tables
-//! or hosts goes on with them meanwhile: its stream is told nothing but that the agent lives, until each
-//! service has half of the endpoints that proxies send requests to, for [`AT_MOST`] from the first listing
-//! on. Where nothing is short it waits for [`LISTEN`]; a proxy that holds nothing does not wait, nor one
-//! that was told by this agent itself, nor any that comes later.
+//! instances has come back so far, that one would get all the traffic at once. A proxy that holds
+//! tables or hosts goes on with them meanwhile: its stream is told nothing but that the agent
+//! lives, until each service has half of the endpoints that proxies send requests to, for
+//! [`AT_MOST`] from the first listing on. Where nothing is short it waits for [`LISTEN`]; a proxy
+//! that holds nothing does not wait, nor one that was told by this agent itself, nor any that comes
+//! later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +18,8 @@ use tokio::time::Instant;
 
 /// Workers report once a second; what they use is known by then.
 pub(crate) const LISTEN: Duration = Duration::from_secs(2);
-/// Instances that are alive have registered again by then: clients of etcd keep leases of 10 s or less
-/// by default (REGISTRIES), and notice one that is gone with its next renewal.
+/// Instances that are alive have registered again by then: clients of etcd keep leases of 10 s or
+/// less by default (REGISTRIES), and notice one that is gone with its next renewal.
 pub(crate) const AT_MOST: Duration = Duration::from_secs(15);
 /// How often a stream that is held looks again.
 pub(crate) const AGAIN: Duration = Duration::from_millis(100);
@@ -77,8 +78,8 @@ impl Recall {
         }
     }
 
-    /// Whether a stream that `began` then, of a proxy that holds something, is to wait. `snapshot` is the
-    /// newest, and somebody has confirmed it.
+    /// Whether a stream that `began` then, of a proxy that holds something, is to wait. `snapshot`
+    /// is the newest, and somebody has confirmed it.
     pub(crate) fn holds(&self, began: Instant, snapshot: &Snapshot, now: Instant) -> bool {
         let Some(mut memory) = self.memory() else { return false };
         if memory.until.is_some_and(|until| now >= until) {
@@ -104,7 +105,8 @@ impl Recall {
 }
 
 impl Memory {
-    /// A service with fewer than half of the endpoints in use: how many are, and how many there are.
+    /// A service with fewer than half of the endpoints in use: how many are, and how many there
+    /// are.
     fn short(&self, snapshot: &Snapshot) -> Option<(String, usize, usize)> {
         let there = |service: &str| {
             let service = snapshot.services.get(service);

@@ -4,10 +4,10 @@
 //! with what the kernel says of the peer (`SO_PEERCRED`): permissions of a path can be loosened by
 //! a mount or a umask, the kernel's word can't.
 //!
-//! A socket file outlives its server, so what a dead agent left is replaced. The mode is set before the
-//! file exists (Linux makes it with the mode of the socket, `unix_bind_bsd`), so there is no moment
-//! with a wrong one. A lock file beside it says that an agent is alive; a second agent is refused rather
-//! than robbed.
+//! A socket file outlives its server, so what a dead agent left is replaced. The mode is set before
+//! the file exists (Linux makes it with the mode of the socket, `unix_bind_bsd`), so there is no
+//! moment with a wrong one. A lock file beside it says that an agent is alive; a second agent is
+//! refused rather than robbed.
 //!
 //! A file can also be swept away under a running agent, by a cleaner of /tmp or a volume that is
 //! mounted anew. Envoys that are connected notice nothing, one that restarts finds no agent. So the
@@ -45,8 +45,8 @@ pub struct SocketOptions {
     pub group: Option<u32>,
     /// Uids that may connect, beside root and the agent's own, each first and last of a range.
     pub allow_uids: Vec<RangeInclusive<u32>>,
-    /// Gids that may connect whatever their uid; also as a supplementary group, where the process is
-    /// in the agent's pid namespace.
+    /// Gids that may connect whatever their uid; also as a supplementary group, where the process
+    /// is in the agent's pid namespace.
     pub allow_gids: Vec<u32>,
 }
 
@@ -118,8 +118,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// The supplementary groups of the process, which the kernel leaves out of a socket's credentials;
-    /// none when it is gone or in another pid namespace.
+    /// The supplementary groups of the process, which the kernel leaves out of a socket's
+    /// credentials; none when it is gone or in another pid namespace.
     fn groups(&self) -> Vec<u32> {
         let status = match self.pid {
             ..=0 => String::new(),
@@ -175,8 +175,8 @@ impl Socket {
         self.status.subscribe()
     }
 
-    /// The next peer that may speak; others are hung up on, and told to `refused`. The file is looked
-    /// after meanwhile.
+    /// The next peer that may speak; others are hung up on, and told to `refused`. The file is
+    /// looked after meanwhile.
     ///
     /// # Errors
     /// What the system says when it can't accept, such as no file descriptor left.
@@ -338,7 +338,8 @@ impl SocketOptions {
     }
 }
 
-/// Sees to the directory: made when absent, refused when somebody else could replace the file in it.
+/// Sees to the directory: made when absent, refused when somebody else could replace the file in
+/// it.
 fn prepare(options: &SocketOptions, own_uid: u32) -> Result<(), BindError> {
     let path = &options.path;
     let dir = path

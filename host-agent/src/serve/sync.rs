@@ -2,23 +2,25 @@
 //!
 //! ```text
 //!  up:    Hello{proxy, worker, fence, have}   Applied, Transition, Report ...
-//!  down:  Table/Remove* (what changed since `have`, or all)  InitialEnd  then changes; Heartbeat 1/s
+//!  down:  Table/Remove* (what changed since `have`, or all)  InitialEnd
+//!         then changes; Heartbeat 1/s
 //!         (a Patch in the place of a Table, where that is little and the module reads it)
 //! ```
-//! Of few services every proxy gets all. Of more it gets what it wants, if its module reads so: what it
-//! holds already and its configuration names, what its discovery streams ask for, and what requests come for.
+//! Of few services every proxy gets all. Of more it gets what it wants, if its module reads so:
+//! what it holds already and its configuration names, what its discovery streams ask for, and what
+//! requests come for.
 //! ```text
 //!  down:  Heartbeat of schema 3
 //!  up:    Want{held, services}  and, with a first request, Want{services}
 //!  down:  Table of each, or Remove where there is none
 //! ```
-//! A module says with the stream which schema it reads, and is told in heartbeats which one is spoken.
-//! One stream per Envoy, held by its leader ([`Fences`]). Each stream is one task with a writer and a
-//! reader that do not wait for each other. The writer holds a [`Cursor`] and no queue: it takes a
-//! place in the transport first and chooses the frame then, so a slow reader gets the newest
-//! state. The reader pays for every frame ([`flow`]), so a flood is slowed by flow control at its
-//! sender. Frames that do not decode are counted by reason and dropped, and a stream of nothing else
-//! is closed.
+//! A module says with the stream which schema it reads, and is told in heartbeats which one is
+//! spoken. One stream per Envoy, held by its leader ([`Fences`]). Each stream is one task with a
+//! writer and a reader that do not wait for each other. The writer holds a [`Cursor`] and no queue:
+//! it takes a place in the transport first and chooses the frame then, so a slow reader gets the
+//! newest state. The reader pays for every frame ([`flow`]), so a flood is slowed by flow control
+//! at its sender. Frames that do not decode are counted by reason and dropped, and a stream of
+//! nothing else is closed.
 
 mod codec;
 mod cursor;
@@ -65,11 +67,13 @@ const HELLO_WITHIN: Duration = Duration::from_secs(5);
 const AHEAD: usize = 2;
 /// Questions for services that wait to be answered. What comes beyond is not, and asked again.
 const ASKED: usize = 16;
-/// Services that one of them names, but for the first of a stream. A module asks for 128 a second and worker.
+/// Services that one of them names, but for the first of a stream. A module asks for 128 a second
+/// and worker.
 const ASKED_AT_ONCE: usize = 256;
 /// Undecodable frames on one stream before it is closed: a peer of another schema, not an accident.
 const MAX_BAD: u32 = 100;
-/// Proxies are brought back from a higher epoch this rarely: everything is sent anew to all of them.
+/// Proxies are brought back from a higher epoch this rarely: everything is sent anew to all of
+/// them.
 const OUTRUN_PACE: Duration = Duration::from_secs(2);
 /// Above this no clock was: milliseconds since 1970.
 const MAX_EPOCH: u64 = 1 << 50;
@@ -90,8 +94,8 @@ pub(crate) struct Sync {
 }
 
 impl Sync {
-    /// Serves `snapshots` and hands what comes up to `fleet`; `updates` takes epochs that proxies hold
-    /// and this agent has not reached; `recall` says who is to wait; `stop` ends all streams.
+    /// Serves `snapshots` and hands what comes up to `fleet`; `updates` takes epochs that proxies
+    /// hold and this agent has not reached; `recall` says who is to wait; `stop` ends all streams.
     #[must_use]
     pub(crate) fn new(
         snapshots: Snapshots,
@@ -168,8 +172,8 @@ impl Sync {
         end
     }
 
-    /// Brings back a proxy whose epoch is above this agent's: it was told by one whose clock was ahead,
-    /// and would refuse all tables until this clock has reached that time.
+    /// Brings back a proxy whose epoch is above this agent's: it was told by one whose clock was
+    /// ahead, and would refuse all tables until this clock has reached that time.
     async fn outrun(
         &self,
         hello: &Hello,
@@ -389,8 +393,8 @@ impl Sync {
     }
 }
 
-/// Whether the snapshot says anything yet: a source has spoken, or there was something on disk. An empty
-/// one that nobody has confirmed must not be told to anybody, since it would be believed.
+/// Whether the snapshot says anything yet: a source has spoken, or there was something on disk. An
+/// empty one that nobody has confirmed must not be told to anybody, since it would be believed.
 #[must_use]
 pub(crate) fn is_loaded(snapshot: &Snapshot) -> bool {
     snapshot.version != Version::default() && (!snapshot.stale || !snapshot.services.is_empty())

@@ -3,8 +3,8 @@
 //! Both kinds of connection go through one accept loop each, so that a foreign uid or a client
 //! without a certificate never reaches the HTTP/2 server. What a peer holds is on its account
 //! ([`super::quota`]); a connection without a stream is closed after [`IDLE_WITHIN`], and HTTP/2
-//! pings find a peer that is gone without a word. Certificates are read anew on every [`TlsFiles::load`], and a
-//! reload takes effect at the next connection.
+//! pings find a peer that is gone without a word. Certificates are read anew on every
+//! [`TlsFiles::load`], and a reload takes effect at the next connection.
 
 use std::io;
 use std::path::PathBuf;
@@ -39,8 +39,8 @@ use super::sync::Sync;
 use crate::fleet::Fleet;
 use crate::tasks::{Ended, Tasks};
 
-/// A connection without a stream is closed after this long, whether it has spoken or not: Envoy opens
-/// a stream as soon as it is connected, and connects anew when it wants another.
+/// A connection without a stream is closed after this long, whether it has spoken or not: Envoy
+/// opens a stream as soon as it is connected, and connects anew when it wants another.
 pub(crate) const IDLE_WITHIN: Duration = Duration::from_secs(5);
 /// Envoy's own default for its connections; a dead peer is found within 15 s.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -286,7 +286,8 @@ async fn accept_unix(
     quotas: Quotas,
     fleet: Arc<Fleet>,
 ) {
-    // Whoever may open the file may try as often as it likes: a line a second, and each in the counter.
+    // Whoever may open the file may try as often as it likes: a line a second, and each in the
+    // counter.
     let (mut said, mut unsaid) = (None::<Instant>, 0_u64);
     let mut refused = |peer: Credentials| {
         fleet.refused("peer");

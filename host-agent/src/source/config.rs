@@ -1,5 +1,5 @@
-//! The sources' sections of the configuration: all of them, `state` and `file`; the other sources have
-//! their own.
+//! The sources' sections of the configuration: all of them, `state` and `file`; the other sources
+//! have their own.
 //!
 //! Plain text leaves this machine only where `plaintext: true` says so by name.
 
@@ -61,8 +61,8 @@ impl SourcesConfig {
         }
     }
 
-    /// `fresh`, but for what the state and the sources were built with, and the names of what would have
-    /// been another.
+    /// `fresh`, but for what the state and the sources were built with, and the names of what would
+    /// have been another.
     ///
     /// # Errors
     /// What stays does not go with what is new.
@@ -123,7 +123,8 @@ pub struct StateConfig {
     pub protect_window: Duration,
     /// Bytes of all values that are accepted, of all sources together; 1 MiB to 4 GiB.
     pub budget: u64,
-    /// `memory.budget` of the modules: a policy that needs more of every VM is refused; 1 MiB to 512 MiB.
+    /// `memory.budget` of the modules: a policy that needs more of every VM is refused; 1 MiB to
+    /// 512 MiB.
     pub vm_budget: u64,
 }
 
@@ -151,7 +152,8 @@ impl Settings for StateConfig {
             let accepts = "a range such as 10.0.0.0/8, with no bit set behind its prefix";
             range.ok_or_else(|| Invalid::new(path, accepts).found(&value))
         };
-        // Files of before have these two: still good, and without a meaning since removals are tried.
+        // Files of before have these two: still good, and without a meaning since removals are
+        // tried.
         let _: u8 = keys.whole("protect_percent", 1..=100, 15);
         let _ = keys.duration("protect_grace", Duration::ZERO..=DAY, Duration::ZERO);
         Self {

@@ -1,19 +1,19 @@
 //! The registry in etcd: a listing at one revision, a watch from the next, and distrust of both.
 //!
-//! etcd promises an ordered, complete watch, and its own tests have found versions that broke it; and
-//! the connection below it may be dead without either end knowing. So:
+//! etcd promises an ordered, complete watch, and its own tests have found versions that broke it;
+//! and the connection below it may be dead without either end knowing. So:
 //!
 //! - a listing reads all prefixes in pages at one fixed revision R, and the watch starts at R + 1;
 //! - the watch is asked for a sign of life three times within `silence`; none is a dead connection,
 //!   unless the link is busy with what it has yet to deliver;
-//! - the place from which a watch is resumed moves with what was received, per prefix: with complete
-//!   revisions, with progress messages of that very watch, and with the answers to our own questions
-//!   only where the server is new enough not to give them too early (etcd issue 15220: before 3.4.25
-//!   and 3.5.8 an answer could overtake events);
+//! - the place from which a watch is resumed moves with what was received, per prefix: with
+//!   complete revisions, with progress messages of that very watch, and with the answers to our own
+//!   questions only where the server is new enough not to give them too early (etcd issue 15220:
+//!   before 3.4.25 and 3.5.8 an answer could overtake events);
 //! - compaction, another cluster, or a revision lower than what was seen (a restore) mean a new
 //!   listing, which the state compares, so that deletes nobody told of are found;
-//! - everything is listed again once in `reconcile` and compared, whatever the watch says; a listing
-//!   that fails leaves a healthy watch alone and is tried again;
+//! - everything is listed again once in `reconcile` and compared, whatever the watch says; a
+//!   listing that fails leaves a healthy watch alone and is tried again;
 //! - a prefix that may not be read costs itself: the others are served.
 //!
 //! One member is talked to at a time; the next one is tried when it fails. `require_leader` makes a

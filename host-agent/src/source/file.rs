@@ -10,9 +10,9 @@
 //!          metadata: {weight: "2", zone: a}, tags: [canary]}
 //! ```
 //! JSON is YAML, so one reader takes both. An endpoint is made into the very value that a registry
-//! would hold and goes through the same checks. The file is looked at twice a second and compared by
-//! content: simpler than watching, right on every file system, and a rename over it is just other
-//! content. A file that cannot be read or parsed changes nothing; the last good one counts.
+//! would hold and goes through the same checks. The file is looked at twice a second and compared
+//! by content: simpler than watching, right on every file system, and a rename over it is just
+//! other content. A file that cannot be read or parsed changes nothing; the last good one counts.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,9 +1,9 @@
-//! The EndpointSlices of a Kubernetes cluster: a listing in pages, a watch from its revision on, and a
-//! listing again where the watch says that it is too old (410 Gone, Kubernetes API concepts, "Efficient
-//! detection of changes").
+//! The EndpointSlices of a Kubernetes cluster: a listing in pages, a watch from its revision on,
+//! and a listing again where the watch says that it is too old (410 Gone, Kubernetes API concepts,
+//! "Efficient detection of changes").
 //!
-//! The server ends a watch after the time that it is given, and sends bookmarks meanwhile, so a stream
-//! that says nothing for longer is dead. What the slices mean is decided in `slices`.
+//! The server ends a watch after the time that it is given, and sends bookmarks meanwhile, so a
+//! stream that says nothing for longer is dead. What the slices mean is decided in `slices`.
 
 use std::time::{Duration, Instant};
 

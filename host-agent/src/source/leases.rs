@@ -1,8 +1,9 @@
 //! Whether leases live whose keys are gone.
 //!
 //! A key whose lease lives was deleted by somebody; one whose lease does not may have lost it by an
-//! outage. etcd's LeaseTimeToLive says which: it answers a TTL of -1 for a lease that it does not know
-//! (seen on 3.4.23 and 3.5.16), and without keys asked for it needs no permission but a valid token.
+//! outage. etcd's LeaseTimeToLive says which: it answers a TTL of -1 for a lease that it does not
+//! know (seen on 3.4.23 and 3.5.16), and without keys asked for it needs no permission but a valid
+//! token.
 
 use std::sync::Arc;
 use std::time::Duration;

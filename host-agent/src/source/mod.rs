@@ -70,7 +70,8 @@ const RECONNECT_PACE: Duration = Duration::from_secs(1);
 /// Everything that [`start`] started.
 #[derive(Debug)]
 pub struct Running {
-    /// The newest snapshot. At start it is the last good one from disk, if there was one, marked stale.
+    /// The newest snapshot. At start it is the last good one from disk, if there was one, marked
+    /// stale.
     pub snapshots: Snapshots,
     /// Whether there was a last good state on disk.
     pub remembers: bool,
@@ -90,9 +91,9 @@ pub struct Running {
 }
 
 impl Running {
-    /// Takes another configuration over: sources reconnect, secrets and certificates are read again.
-    /// What they were built with stays, such as `agent`, `state`, and whether a source is there at all;
-    /// the names of what would have been another.
+    /// Takes another configuration over: sources reconnect, secrets and certificates are read
+    /// again. What they were built with stays, such as `agent`, `state`, and whether a source is
+    /// there at all; the names of what would have been another.
     ///
     /// # Errors
     /// What stays does not go with what is new; then everything stays as it is.
@@ -110,9 +111,9 @@ impl Running {
 
 /// Loads the last good state, and starts the state's task and the configured sources.
 ///
-/// Ready when it returns: no source has been waited for. Must be called within a tokio runtime. Nothing
-/// is an error here: a disk that cannot be read is an alarm, a server that cannot be reached is tried
-/// again.
+/// Ready when it returns: no source has been waited for. Must be called within a tokio runtime.
+/// Nothing is an error here: a disk that cannot be read is an alarm, a server that cannot be
+/// reached is tried again.
 pub fn start(
     config: SourcesConfig,
     check_policy: PolicyCheck,
@@ -265,8 +266,8 @@ impl Context {
         restarting(name, self.shutdown.clone(), told, || run(self.clone())).await;
     }
 
-    /// What is missing of NATS though events come, by what it is about; `None` when it is well. Logged
-    /// and told when it is news.
+    /// What is missing of NATS though events come, by what it is about; `None` when it is well.
+    /// Logged and told when it is news.
     pub(crate) fn warn(&self, about: &'static str, warning: Option<String>) {
         let mut news = false;
         self.board.change(|sources| {
@@ -300,8 +301,8 @@ impl Context {
     }
 }
 
-/// Waits before the next attempt: anything from nothing to a bound that doubles up to 2 s, so that a
-/// fleet that lost its server together does not come back together.
+/// Waits before the next attempt: anything from nothing to a bound that doubles up to 2 s, so that
+/// a fleet that lost its server together does not come back together.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
@@ -318,9 +319,9 @@ impl Backoff {
         bound.mul_f64(rand::rng().random_range(0.0..=1.0))
     }
 
-    /// When to connect again after an attempt that began at `began`: short waits in a row would be a
-    /// burst of connections upon a server that is in trouble. Who would be too early is put off by a
-    /// second and a draw, since a second alone would keep a fleet in step.
+    /// When to connect again after an attempt that began at `began`: short waits in a row would be
+    /// a burst of connections upon a server that is in trouble. Who would be too early is put off
+    /// by a second and a draw, since a second alone would keep a fleet in step.
     pub(crate) fn reconnect(&mut self, began: Instant) -> Instant {
         let (soon, paced) = (Instant::now() + self.next(), began + RECONNECT_PACE);
         if soon >= paced {

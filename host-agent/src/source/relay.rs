@@ -1,9 +1,9 @@
-//! What this agent's proxies report of their breakers: told to its other proxies at once, through the
-//! state and without NATS, and handed on to the fleet.
+//! What this agent's proxies report of their breakers: told to its other proxies at once, through
+//! the state and without NATS, and handed on to the fleet.
 //!
-//! The state keeps it as an opinion like another agent's, so that a proxy that starts, or starts again,
-//! finds what is open in its first tables. The one that reported it has it there as well and has acted on
-//! it already: an opinion acts once, and ends with the open state.
+//! The state keeps it as an opinion like another agent's, so that a proxy that starts, or starts
+//! again, finds what is open in its first tables. The one that reported it has it there as well and
+//! has acted on it already: an opinion acts once, and ends with the open state.
 
 use pintle_contract::Now;
 use pintle_state::Update;

@@ -45,8 +45,8 @@ const SECRET_FORM: &str =
     "{file: PATH} or {env: NAME}; secrets are not written into the configuration";
 
 impl SecretRef {
-    /// The secret that `key` names. What is refused is not repeated, because it may be the secret of
-    /// somebody who wrote it into the configuration.
+    /// The secret that `key` names. What is refused is not repeated, because it may be the secret
+    /// of somebody who wrote it into the configuration.
     pub(crate) fn named(keys: &mut Section, key: &'static str) -> Option<Self> {
         let value = keys.take(key)?;
         let one = value.as_object().filter(|map| map.len() == 1).and_then(|map| map.iter().next());

@@ -1,7 +1,7 @@
 //! Faults that a test puts into one task, in builds for development alone: a release has none.
 //!
-//! `TEST_PINTLE_FAULT=publisher=panic` (or `end`, `stall`) lets that task do so once, two seconds after
-//! its start; what stalls is then found within seconds.
+//! `TEST_PINTLE_FAULT=publisher=panic` (or `end`, `stall`) lets that task do so once, two seconds
+//! after its start; what stalls is then found within seconds.
 
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
 //! A thread that ends a process whose work stands still.
 //!
-//! A task gives a sign each time that it goes round ([`Pulse`]), at least every [`BEAT`]. The thread
-//! looks ten times within its patience, and counts the looks at which nothing had moved, not the time:
-//! a process that was stopped for an hour, or a machine that slept, has missed one look and not an hour.
+//! A task gives a sign each time that it goes round ([`Pulse`]), at least every [`BEAT`]. The
+//! thread looks ten times within its patience, and counts the looks at which nothing had moved, not
+//! the time: a process that was stopped for an hour, or a machine that slept, has missed one look
+//! and not an hour.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,8 +15,8 @@ use super::fault;
 
 /// A task that is watched goes round at least once in this time.
 pub(crate) const BEAT: Duration = Duration::from_secs(1);
-/// A task that gives no sign for so long stands still. The longest honest round builds the tables of
-/// 100,000 endpoints, which takes seconds.
+/// A task that gives no sign for so long stands still. The longest honest round builds the tables
+/// of 100,000 endpoints, which takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOKS: u32 = 10;
 

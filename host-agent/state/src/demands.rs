@@ -1,5 +1,5 @@
-//! What all services together hold of every VM, so that a policy that asks for too much is refused where it is
-//! read and not where requests are.
+//! What all services together hold of every VM, so that a policy that asks for too much is refused
+//! where it is read and not where requests are.
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,10 @@
 //! A registry value, read: `/services/{name}/{id}` -> an [`Endpoint`], or why not.
 //!
 //! Anybody who may write under the prefix may write anything, and one bad value must cost exactly
-//! itself: every refusal is a [`Reject`] with a stable reason, nothing here fails otherwise, and the
-//! bounds are checked before the work is done. The fields are those of DESIGN section 4; what else
-//! stands in a value is nobody's business here, and nor is `last_heartbeat`, whatever it is: a value in
-//! which only it changes is an equal endpoint and publishes nothing.
+//! itself: every refusal is a [`Reject`] with a stable reason, nothing here fails otherwise, and
+//! the bounds are checked before the work is done. The fields are those of DESIGN section 4; what
+//! else stands in a value is nobody's business here, and nor is `last_heartbeat`, whatever it is: a
+//! value in which only it changes is an equal endpoint and publishes nothing.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -74,8 +74,8 @@ pub enum Reject {
     FrameTooLarge,
     /// The policy does not follow its schema.
     Policy(String),
-    /// The policy's rings and tables do not fit into a VM: bytes of them, of the other services, of the
-    /// largest, which has to have room to be built anew, and of all.
+    /// The policy's rings and tables do not fit into a VM: bytes of them, of the other services, of
+    /// the largest, which has to have room to be built anew, and of all.
     TooCostly {
         /// Of the policy.
         tables: u64,

@@ -1,11 +1,12 @@
 //! An event, read and written: `events.{type}.{subject}`, a JSON envelope, an action with a ttl.
 //!
 //! The envelope is DESIGN section 4's: `id type source subject data metadata timestamp version`.
-//! What is done is in `data`; `subject` says to whom: `{service}` or `{service}/{endpoint}`. The NATS
-//! subject must be the one that type and subject spell, because subject permissions are what keeps a
-//! publisher to its own kind of event. An event's age is the difference of two readings of the server's
-//! clock, which the source passes in, so that neither a skewed publisher nor a stepped clock shortens or
-//! stretches a ttl. The publisher's `timestamp` only orders what one proxy says of one breaker.
+//! What is done is in `data`; `subject` says to whom: `{service}` or `{service}/{endpoint}`. The
+//! NATS subject must be the one that type and subject spell, because subject permissions are what
+//! keeps a publisher to its own kind of event. An event's age is the difference of two readings of
+//! the server's clock, which the source passes in, so that neither a skewed publisher nor a stepped
+//! clock shortens or stretches a ttl. The publisher's `timestamp` only orders what one proxy says
+//! of one breaker.
 //!
 //! | type | subject | data |
 //! |---|---|---|
@@ -29,7 +30,8 @@ use crate::json as strict;
 pub const MIN_TTL: Duration = Duration::from_secs(1);
 /// The longest ttl; the stream must keep events at least as long.
 pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
-/// How long an order without a state of its own (`undrain`, `clear`) is shown, when it says nothing.
+/// How long an order without a state of its own (`undrain`, `clear`) is shown, when it says
+/// nothing.
 pub const ENDING_TTL: Duration = Duration::from_secs(60);
 /// The version of the envelope.
 pub const VERSION: &str = "1";
@@ -191,7 +193,8 @@ impl Target {
     }
 }
 
-/// The NATS subject of an event. Dots that would make an empty token are written `%2E`, all of them.
+/// The NATS subject of an event. Dots that would make an empty token are written `%2E`, all of
+/// them.
 #[must_use]
 pub fn nats_subject(prefix: &str, kind: &str, subject: &str) -> String {
     let empty_token = subject.split('.').any(str::is_empty);

@@ -6,8 +6,9 @@ use serde_json::{Map, Value};
 /// One patch that does what `first` and then `second` would do (RFC 7386 merge patches).
 ///
 /// Unlike applying a patch to a document, a null stays: it still has to delete something in the
-/// configuration that the filter lays the result over. One thing no single patch can say: where `first` has
-/// a null and `second` an object, members that `second` does not name come back from below.
+/// configuration that the filter lays the result over. One thing no single patch can say: where
+/// `first` has a null and `second` an object, members that `second` does not name come back from
+/// below.
 pub fn compose(first: &mut Value, second: Value) {
     match second {
         Value::Object(patch) => {

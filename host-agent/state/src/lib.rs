@@ -1,10 +1,10 @@
 //! The agent's state, pure: updates in, an immutable snapshot out.
 //!
-//! [`State`] owns everything that the agent knows; [`Update`] is everything that can happen to it and
-//! [`Snapshot`] everything that anybody may read of it. No socket, no clock, no task: a [`Moment`] is an
-//! argument, so that every rule about time (removals held, overlays ended) is tested by saying what
-//! time it is. Input is bounded and never trusted ([`entry`], [`event`], [`json`]): what is wrong is
-//! refused with a reason, and everything beside it is kept.
+//! [`State`] owns everything that the agent knows; [`Update`] is everything that can happen to it
+//! and [`Snapshot`] everything that anybody may read of it. No socket, no clock, no task: a
+//! [`Moment`] is an argument, so that every rule about time (removals held, overlays ended) is
+//! tested by saying what time it is. Input is bounded and never trusted ([`entry`], [`event`],
+//! [`json`]): what is wrong is refused with a reason, and everything beside it is kept.
 //!
 //! ```
 //! use std::time::{Duration, SystemTime};

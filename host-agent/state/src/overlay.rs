@@ -3,15 +3,16 @@
 //! Delivery is at least once and in no order, and a stream may be replayed from its start or made
 //! anew. So every thing that an event can set is a *slot* (an endpoint's drain, its weight, one
 //! proxy's opinion of its breaker, ...), and a slot remembers the place in the stream of the event
-//! that set it last: what is not newer changes nothing. Ending is setting, too: an `undrain` leaves an
-//! empty slot that keeps an older `drain` out. What expires leaves its place behind likewise, until
-//! nothing older could still be in force. Then the result depends on which events were seen, and not
-//! on how often or in which order; the property test compares it with a model that saw them once.
-//! A proxy's opinion has one author, so its place is the time on that proxy's clock: also a transition
-//! that is published once more, as a new entry, says nothing new.
+//! that set it last: what is not newer changes nothing. Ending is setting, too: an `undrain` leaves
+//! an empty slot that keeps an older `drain` out. What expires leaves its place behind likewise,
+//! until nothing older could still be in force. Then the result depends on which events were seen,
+//! and not on how often or in which order; the property test compares it with a model that saw them
+//! once. A proxy's opinion has one author, so its place is the time on that proxy's clock: also a
+//! transition that is published once more, as a new entry, says nothing new.
 //!
-//! Orders and opinions are bounded apart, so that no flood of opinions keeps an order out: of opinions the
-//! oldest give way; an order beyond the bounds of orders is refused, by count and by bytes.
+//! Orders and opinions are bounded apart, so that no flood of opinions keeps an order out: of
+//! opinions the oldest give way; an order beyond the bounds of orders is refused, by count and by
+//! bytes.
 //!
 //! Slots are keyed by names, not by what is registered: an event for an endpoint that is not there
 //! waits for it until the ttl, and cannot bring back what the registry has deleted.
@@ -35,8 +36,9 @@ use opinions::Opinions;
 pub(crate) const MAX_ORDERS: usize = 100_000;
 /// Bytes of their policies together; the next start has to read them at once.
 pub(crate) const MAX_ORDER_BYTES: usize = 32 << 20;
-/// A fleet's opinion is worth nothing after the longest time a breaker stays open (300 s and half of
-/// that as jitter, rounded up); keeping its place no longer than this bounds proxies x endpoints.
+/// A fleet's opinion is worth nothing after the longest time a breaker stays open (300 s and half
+/// of that as jitter, rounded up); keeping its place no longer than this bounds proxies x
+/// endpoints.
 const MAX_OPINION: Duration = Duration::from_secs(600);
 
 /// What can be set.
@@ -66,8 +68,8 @@ pub(crate) enum Effect {
     Trace(f64),
 }
 
-/// Which life of the stream, and where in it; for a proxy's opinion, when by its own clock, and whether
-/// it opened.
+/// Which life of the stream, and where in it; for a proxy's opinion, when by its own clock, and
+/// whether it opened.
 pub(crate) type Place = (u64, u64);
 
 #[derive(Clone, Debug)]
@@ -311,8 +313,8 @@ impl Overlays {
         patches
     }
 
-    /// Lays what is in force over a service's endpoints. `address_of` says which endpoint an id names;
-    /// of what was ordered by several names of one endpoint, the last order counts.
+    /// Lays what is in force over a service's endpoints. `address_of` says which endpoint an id
+    /// names; of what was ordered by several names of one endpoint, the last order counts.
     pub(crate) fn lay_over(
         &self,
         service: &str,

@@ -1,4 +1,5 @@
-//! What is published of one service: its table, the frames of it, and what stands beside it for people.
+//! What is published of one service: its table, the frames of it, and what stands beside it for
+//! people.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -24,8 +25,8 @@ pub struct Service {
     pub seen_at: SystemTime,
 }
 
-/// An encoded table, as long as anybody holds it. Proxies are told of a change at the same time and share
-/// it; kept for longer it would be as much again as the table.
+/// An encoded table, as long as anybody holds it. Proxies are told of a change at the same time and
+/// share it; kept for longer it would be as much again as the table.
 #[derive(Debug, Default)]
 pub struct Frame(Mutex<Weak<Vec<u8>>>);
 

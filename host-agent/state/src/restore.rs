@@ -57,7 +57,8 @@ impl State {
         }
     }
 
-    /// Takes over what was kept and publishes it, still stale. For a state that has seen nothing yet.
+    /// Takes over what was kept and publishes it, still stale. For a state that has seen nothing
+    /// yet.
     pub fn restore(&mut self, saved: Saved, now: Moment) {
         if saved.form != FORM {
             return;

@@ -14,8 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::entry;
 
-/// The state's memory, for a file. Version 1 of the form; what was added since may be absent, and is
-/// passed over by an agent that does not know it.
+/// The state's memory, for a file. Version 1 of the form; what was added since may be absent, and
+/// is passed over by an agent that does not know it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
     /// The form; other numbers are not read.
@@ -71,8 +71,8 @@ pub struct SavedService {
     pub untested_ms: Option<u64>,
 }
 
-/// A value as the registry would hold it. The text is made when it is written, one at a time: all of them
-/// together would be as much again as the state.
+/// A value as the registry would hold it. The text is made when it is written, one at a time: all
+/// of them together would be as much again as the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SavedValue {
     /// As it was read.

@@ -164,8 +164,8 @@ impl Service {
         !known || old.is_none_or(|old| old.endpoint != endpoint)
     }
 
-    /// Takes a key out. `None` where there was none, else the lease that may say why it went; zero where
-    /// there is none, or nothing to ask.
+    /// Takes a key out. `None` where there was none, else the lease that may say why it went; zero
+    /// where there is none, or nothing to ask.
     pub(crate) fn remove(&mut self, source: Source, id: &str, about: Context<'_>) -> Option<u64> {
         let Replaced { old, nameless } = self.registrations.remove(source, id);
         // Where the other source knows the id, its address counts from now on.
@@ -303,8 +303,8 @@ impl Service {
         self.departures.next(rules)
     }
 
-    /// Everybody who is held goes, and what is doubted is believed: a person has confirmed it. The ids of
-    /// those that went, and how many other things changed.
+    /// Everybody who is held goes, and what is doubted is believed: a person has confirmed it. The
+    /// ids of those that went, and how many other things changed.
     pub(crate) fn release(&mut self) -> (Vec<String>, usize) {
         let went = self.departures.release().into_iter();
         let went = went.map(|departure| departure.registration.endpoint.id).collect();

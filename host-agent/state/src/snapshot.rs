@@ -8,8 +8,8 @@ use pintle_contract::Version;
 
 use crate::services::Services;
 
-/// Everything the agent knows at one version. Shared as `Arc<Snapshot>`, never changed. Copied with each
-/// change, so what is long is shared by the copies.
+/// Everything the agent knows at one version. Shared as `Arc<Snapshot>`, never changed. Copied with
+/// each change, so what is long is shared by the copies.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// The newest version in it.

@@ -65,7 +65,8 @@ pub struct State {
     listed: u64,
     /// The one that is being taken.
     relisting: Option<Relisting>,
-    /// Keys deleted since the last listing, so that a change repeated late does not bring them back.
+    /// Keys deleted since the last listing, so that a change repeated late does not bring them
+    /// back.
     deleted: HashMap<Vec<u8>, u64>,
     /// The highest revision seen in this history of the registry.
     revision: u64,
@@ -190,8 +191,8 @@ impl State {
         self.trials.next()
     }
 
-    /// The endpoints to try now, at most `limit`; the results come back as [`Update::Trials`]. Those
-    /// beyond the limit stay due.
+    /// The endpoints to try now, at most `limit`; the results come back as [`Update::Trials`].
+    /// Those beyond the limit stay due.
     pub fn take_trials(&mut self, now: Moment, limit: usize) -> Vec<Trial> {
         let mut taken = Vec::new();
         let due: Vec<String> =
@@ -260,7 +261,8 @@ impl State {
 
     fn take_leases(&mut self, leases: &[u64], work: &mut Work) {
         for name in &self.holding {
-            // To decide costs what is held, so of a service that they say nothing of nothing is decided.
+            // To decide costs what is held, so of a service that they say nothing of nothing is
+            // decided.
             if self.services.get_mut(name).is_some_and(|model| model.leases_live(leases)) {
                 work.touched.insert(name.clone());
             }

@@ -219,7 +219,8 @@ fn a_service_of_nothing_but_a_policy_is_forgotten_with_it() {
     gone(Update::file(vec![file]), Update::file(Vec::new()));
 }
 
-/// One key may then be read as either: a policy, or an endpoint of a service called as the prefix is.
+/// One key may then be read as either: a policy, or an endpoint of a service called as the prefix
+/// is.
 #[test]
 fn of_two_prefixes_of_which_one_lies_below_the_other_the_longer_has_the_key() {
     let item =
@@ -293,7 +294,8 @@ fn a_lower_revision_after_a_restore_is_taken_as_it_is() {
     assert_eq!(ids(&state, "orders").len(), 10);
 }
 
-/// Held removals keep an endpoint of before the restore, with a revision that is not reached again soon.
+/// Held removals keep an endpoint of before the restore, with a revision that is not reached again
+/// soon.
 #[test]
 fn who_registers_anew_after_a_restore_is_taken_at_whatever_revision() {
     let mut state = State::new(settings());

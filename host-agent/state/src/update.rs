@@ -48,8 +48,8 @@ pub fn now_of(wall: SystemTime) -> Now {
 pub struct Protection {
     /// Only the operator's configuration turns it off.
     pub enabled: bool,
-    /// One removal of a service may go untested in this time, and for so long a newcomer may take the
-    /// place of another.
+    /// One removal of a service may go untested in this time, and for so long a newcomer may take
+    /// the place of another.
     pub window: Duration,
 }
 
@@ -239,7 +239,8 @@ pub enum Update {
     },
     /// Events, in any order.
     Events(Vec<Event>),
-    /// A transition that a proxy of this agent observed: an opinion for the others, whatever the stream.
+    /// A transition that a proxy of this agent observed: an opinion for the others, whatever the
+    /// stream.
     Reported(Event),
     /// Which stream events come from now. Another identity than before is another stream, whose
     /// sequences start anew; events of the one before are ignored from then on.
@@ -355,7 +356,7 @@ pub struct Changes {
     pub refused: Vec<(&'static str, &'static str)>,
     /// For [`Update::Release`]: how many endpoints went.
     pub released: usize,
-    /// Leases of keys that are gone: those that live tell that somebody deleted the keys. Whoever can
-    /// ask tells by [`Update::LeasesLive`].
+    /// Leases of keys that are gone: those that live tell that somebody deleted the keys. Whoever
+    /// can ask tells by [`Update::LeasesLive`].
     pub leases: Vec<u64>,
 }

@@ -44,8 +44,8 @@ const NO_TLS: &str = "does not speak TLS";
 const NO_HANDSHAKE: &str = "ends the TLS handshake";
 
 impl Kind {
-    /// What is said of it by one of these, where HTTP is spoken to it. A server that hangs up is heard
-    /// before what it has said, or after.
+    /// What is said of it by one of these, where HTTP is spoken to it. A server that hangs up is
+    /// heard before what it has said, or after.
     fn by_http(self) -> &'static [&'static str] {
         match self {
             Self::Silent => &["no answer within 5 s"],
@@ -281,8 +281,8 @@ fn says(text: &str, one_of: &[&str]) -> bool {
     one_of.iter().any(|it| text.contains(it))
 }
 
-/// Each command gives up within the time that docs/operations.md names, the agent and `register` try
-/// again and end when they are told to; all of them name the server, and what to do, in words.
+/// Each command gives up within the time that docs/operations.md names, the agent and `register`
+/// try again and end when they are told to; all of them name the server, and what to do, in words.
 #[test]
 fn a_server_that_is_none_is_named_and_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
-//! The tables of `docs/configuration.md`, row by row against the code: each key is known and none is
-//! left out, its default changes nothing, and what it accepts is what the code says of a value that is
-//! refused. `PINTLE_WRITE_DOCS=1` puts the code's words into the pages.
+//! The tables of `docs/configuration.md`, row by row against the code: each key is known and none
+//! is left out, its default changes nothing, and what it accepts is what the code says of a value
+//! that is refused. `PINTLE_WRITE_DOCS=1` puts the code's words into the pages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -65,7 +65,8 @@ fn agent(tree: &Value) -> Result<String, Invalid> {
     Ok(format!("{config:?}"))
 }
 
-/// Trees in which a section is there with what it must have, by the section; the longest prefix counts.
+/// Trees in which a section is there with what it must have, by the section; the longest prefix
+/// counts.
 fn sections() -> BTreeMap<&'static str, Value> {
     let instance = json!({"name": "orders", "id": "a", "address": "10.0.0.1", "port": 1});
     let mut checked = instance.clone();

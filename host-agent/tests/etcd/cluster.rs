@@ -74,9 +74,9 @@ async fn of_three_members_one_may_die_and_with_two_dead_what_is_known_stays() {
     println!("fresh {took:?} after quorum");
 }
 
-/// RELIABILITY R27, without its bound of 50 connections a second: 200 agents that wait two seconds at
-/// most come at 100 a second or more, however they draw. What is held here is that they are spread over
-/// that time and over the members.
+/// RELIABILITY R27, without its bound of 50 connections a second: 200 agents that wait two seconds
+/// at most come at 100 a second or more, however they draw. What is held here is that they are
+/// spread over that time and over the members.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_agents_that_come_back_at_once_do_not_come_as_a_herd() {
     const AGENTS: usize = 200;

@@ -48,7 +48,8 @@ const SOURCES: &str = "
 - {format: custom, prefix: acme, key: '{name}:{address}', value: text, fields: {address: ''}}
 ";
 
-/// Service, key, value, addresses: as the frameworks write them (REGISTRIES.md has where it was read).
+/// Service, key, value, addresses: as the frameworks write them (REGISTRIES.md has where it was
+/// read).
 const ROWS: &[(&str, &str, &str, &[&str])] = &[
     (
         "shop",
@@ -163,8 +164,8 @@ async fn every_format_comes_with_its_lease_and_goes_with_it() {
     agent.until(secs(10), "all gone but our own", |a| a.count() == 1).await;
 }
 
-/// An instance of go-zero that lost its lease registers under another key while the old one lives on
-/// for up to ten seconds.
+/// An instance of go-zero that lost its lease registers under another key while the old one lives
+/// on for up to ten seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_go_zero_instance_under_two_keys_is_one_endpoint_throughout() {
     let etcd = Etcd::start().await.unwrap();
@@ -277,8 +278,8 @@ async fn what_register_writes_in_each_format_is_read_back() {
     assert!(agent.snapshot().rejected.is_empty());
 }
 
-/// Debian's `golang-go` and `golang-etcd-server-dev` have the library; where they are not installed, the
-/// bytes of [`ROWS`] stand for it.
+/// Debian's `golang-go` and `golang-etcd-server-dev` have the library; where they are not
+/// installed, the bytes of [`ROWS`] stand for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_library_of_grpcs_naming_registers_is_served() {
     const LIBRARY: &str = "/usr/share/gocode/src/go.etcd.io/etcd/clientv3/naming/endpoints";

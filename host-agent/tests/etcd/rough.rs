@@ -1,4 +1,5 @@
-//! etcd as it is run: values that are too large, missing permissions, a proxy before it, slow links.
+//! etcd as it is run: values that are too large, missing permissions, a proxy before it, slow
+//! links.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! NATS as it is shared: with other applications, other accounts, leafnodes, and what an operator made.
+//! NATS as it is shared: with other applications, other accounts, leafnodes, and what an operator
+//! made.
 
 use std::path::PathBuf;
 

@@ -92,8 +92,8 @@ impl Agent {
         began.elapsed()
     }
 
-    /// Waits until the watch stands. A listing is published before; a fault in between would hit another
-    /// session than the one that is meant.
+    /// Waits until the watch stands. A listing is published before; a fault in between would hit
+    /// another session than the one that is meant.
     pub(crate) async fn watching(&self) {
         self.until(secs(30), "the watch", |a| a.sources().etcd.connected).await;
     }

@@ -86,8 +86,8 @@ async fn a_gateway_without_the_module_obeys_no_clients_header() {
     assert!(pods.iter().all(|pod| pod.requests() > 0), "every one of them is asked");
 }
 
-/// What passes a gateway as it comes (TLS by mode PASSTHROUGH, or TCP) has no connection manager, and so no module:
-/// a cluster with our policy balances by itself.
+/// What passes a gateway as it comes (TLS by mode PASSTHROUGH, or TCP) has no connection manager,
+/// and so no module: a cluster with our policy balances by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_passes_connections_on_balances_by_itself() {
     let etcd = Etcd::start().await.expect("etcd");

@@ -1,4 +1,5 @@
-//! The objects of `envoy/istio`, as istiod reads them: what is in `spec` and is not read is refused.
+//! The objects of `envoy/istio`, as istiod reads them: what is in `spec` and is not read is
+//! refused.
 
 use pintle_tests::tools;
 use serde::Deserialize;

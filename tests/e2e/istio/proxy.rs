@@ -1,9 +1,9 @@
 //! What istiod makes of services and of the shipped objects, and a real Envoy that runs it.
 //!
-//! From its sources, `pilot/pkg/networking/core`: `gateway.go` for a gateway's listener, `loadbalancer`'s test at
-//! 1.31 for which of several settings counts, `envoyfilter/cluster_patch.go` (2392533c) for what a patch
-//! matches, `pkg/proto/merge/merge.go` for how it is merged. A `WasmPlugin` is an extension that is
-//! discovered, without a `vm_id`.
+//! From its sources, `pilot/pkg/networking/core`: `gateway.go` for a gateway's listener,
+//! `loadbalancer`'s test at 1.31 for which of several settings counts,
+//! `envoyfilter/cluster_patch.go` (2392533c) for what a patch matches, `pkg/proto/merge/merge.go`
+//! for how it is merged. A `WasmPlugin` is an extension that is discovered, without a `vm_id`.
 
 use std::path::Path;
 
@@ -22,8 +22,8 @@ const HCM: &str = "envoy.filters.network.http_connection_manager";
 const SOCKET: &str = "/run/pintle/agent.sock";
 const TCP: &str = "envoy.filters.network.tcp_proxy";
 
-/// Merges as protobuf does: messages field by field, lists one behind the other; but an entry of a map
-/// replaces the entry, and of a oneof one member remains.
+/// Merges as protobuf does: messages field by field, lists one behind the other; but an entry of a
+/// map replaces the entry, and of a oneof one member remains.
 fn merge(into: &mut Value, from: &Value) {
     const MAPS: [&str; 2] = ["typed_extension_protocol_options", "filter_metadata"];
     const SOURCES: [&str; 3] = ["ads", "api_config_source", "path_config_source"];
@@ -84,8 +84,8 @@ impl Proxy {
         Self::new(agent, "GATEWAY", node, listener, manager)
     }
 
-    /// A gateway that passes a connection on as it comes, to one cluster: TLS by its name there (mode
-    /// PASSTHROUGH), or TCP. What istiod sends has no connection manager then.
+    /// A gateway that passes a connection on as it comes, to one cluster: TLS by its name there
+    /// (mode PASSTHROUGH), or TCP. What istiod sends has no connection manager then.
     pub fn tcp(agent: &Agent, cluster: &str) -> Self {
         let mut gateway = Self::gateway(agent);
         gateway.bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"] = json!([{"name": TCP, "typed_config": {
@@ -133,7 +133,8 @@ impl Proxy {
         self.route(shape, &cluster);
     }
 
-    /// The cluster of the proxy's own kind, one in each zone, that Envoy's zone-aware routing asks for.
+    /// The cluster of the proxy's own kind, one in each zone, that Envoy's zone-aware routing asks
+    /// for.
     fn discovers_itself(&mut self, shape: &Shape<'_>) {
         let zones = shape.pods.iter().enumerate().map(|(zone, pod)| {
             json!({"locality": {"region": "eu", "zone": format!("eu-{zone}")},
@@ -190,8 +191,8 @@ impl Proxy {
         self.apply_objects(objects(file));
     }
 
-    /// As a user does who copies the file and puts in the name of a service of the namespace `shop`, and
-    /// a port of it.
+    /// As a user does who copies the file and puts in the name of a service of the namespace
+    /// `shop`, and a port of it.
     pub fn apply_for(&mut self, file: &str, named: &str, service: &str, port: u16) {
         let of = format!("portNumber: {port}}}");
         let text = text(file).replace(named, service).replace("portNumber: 80}", &of);
@@ -268,8 +269,8 @@ impl Proxy {
         }
     }
 
-    /// `localityLbSetting.enabled: false` wins over the mesh's settings, by zones or by weights, and over the
-    /// Service's `trafficDistribution`: no weights, one priority.
+    /// `localityLbSetting.enabled: false` wins over the mesh's settings, by zones or by weights,
+    /// and over the Service's `trafficDistribution`: no weights, one priority.
     fn rule(&mut self, rule: &DestinationRule) {
         let off = json!({"loadBalancer": {"localityLbSetting": {"enabled": false}}});
         assert_eq!(rule.traffic_policy, off);
@@ -286,8 +287,9 @@ impl Proxy {
         }
     }
 
-    /// As an extension that is discovered by name, in front of the router. From 1.30 on it is called as the
-    /// TrafficExtension that istiod makes of it; before, `extensions.istio.io/wasmplugin/` and its name.
+    /// As an extension that is discovered by name, in front of the router. From 1.30 on it is
+    /// called as the TrafficExtension that istiod makes of it; before,
+    /// `extensions.istio.io/wasmplugin/` and its name.
     fn plugin(&mut self, metadata: &Value, plugin: WasmPlugin) {
         if !self.speaks_http() {
             return;

@@ -1,8 +1,8 @@
 //! The shapes of a service, and the cluster that istiod makes of each.
 //!
-//! From its sources, `pilot/pkg/networking/core`: `cluster_builder.go` and `cluster_traffic_policy.go`
-//! (011b88bb) for what a Service, a ServiceEntry and a DestinationRule become, `loadbalancer/loadbalancer.go`
-//! for where locality weights come from.
+//! From its sources, `pilot/pkg/networking/core`: `cluster_builder.go` and
+//! `cluster_traffic_policy.go` (011b88bb) for what a Service, a ServiceEntry and a DestinationRule
+//! become, `loadbalancer/loadbalancer.go` for where locality weights come from.
 
 use pintle_tests::{Authority, Identity, Upstream};
 use serde_json::{Value, json};
@@ -16,8 +16,8 @@ pub enum Found {
     /// istiod tells them.
     #[default]
     Told,
-    /// By the address that the application looked up: `clusterIP: None`, a ServiceEntry with resolution
-    /// `NONE`, a DestinationRule with `PASSTHROUGH`.
+    /// By the address that the application looked up: `clusterIP: None`, a ServiceEntry with
+    /// resolution `NONE`, a DestinationRule with `PASSTHROUGH`.
     Original,
     /// Envoy looks all of them up: an ExternalName, or a ServiceEntry with resolution `DNS`.
     Dns,

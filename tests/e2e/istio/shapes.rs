@@ -147,7 +147,8 @@ async fn what_plain_istio_answers_is_answered_with_our_files() {
         assert_eq!(answers.statuses, BTreeMap::from([(200, REQUESTS)]), "{cluster}: {answers:?}");
         assert!(asked.is_subset(&chosen), "{cluster}: {asked:?}");
         assert!(!shape.sticky || asked.len() == 1, "{cluster}: {asked:?}");
-        // Where a request for a headless service goes is the kernel's word, which a test has none of.
+        // Where a request for a headless service goes is the kernel's word, which a test has none
+        // of.
         if shape.found != Found::Original {
             let (expected, of_plain) = ask(&plain, shape).await;
             assert_eq!(answers, expected, "{cluster}");

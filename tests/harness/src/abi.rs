@@ -1,5 +1,5 @@
-//! The words of the proxy-wasm ABI 0.2.1: statuses, levels, actions, the names of all imports, and the
-//! serialised form of a list of pairs.
+//! The words of the proxy-wasm ABI 0.2.1: statuses, levels, actions, the names of all imports, and
+//! the serialised form of a list of pairs.
 //!
 //! Numbers and names are those of the specification (`proxy-wasm/spec`, abi-versions/v0.2.1) and of
 //! proxy-wasm-cpp-host's `exports.h`, which is what Envoy links. The list of imports is closed on
@@ -112,8 +112,8 @@ pub enum Action {
 
 macro_rules! host_calls {
     ($($variant:ident $module:literal $name:literal),* $(,)?) => {
-        /// Every import that this host links: the proxy-wasm ABI 0.2.1 and the part of WASI preview 1 that
-        /// Envoy has.
+        /// Every import that this host links: the proxy-wasm ABI 0.2.1 and the part of WASI preview
+        /// 1 that Envoy has.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum HostCall {
             $(#[doc = concat!("`", $module, "::", $name, "`")] $variant,)*
@@ -207,12 +207,13 @@ impl fmt::Display for HostCall {
     }
 }
 
-/// proxy-wasm-cpp-host's `limits.h`: a list of pairs from the guest is at most 1 MiB and 1024 pairs long.
+/// proxy-wasm-cpp-host's `limits.h`: a list of pairs from the guest is at most 1 MiB and 1024 pairs
+/// long.
 const MAX_PAIRS: usize = 1024;
 const MAX_PAIRS_BYTES: usize = 1 << 20;
 
-/// A list of pairs: a count, then the two lengths of every pair, then the bytes, each closed by a NUL.
-/// All numbers are little-endian and 32 bits wide.
+/// A list of pairs: a count, then the two lengths of every pair, then the bytes, each closed by a
+/// NUL. All numbers are little-endian and 32 bits wide.
 pub fn encode_pairs<'a>(pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Vec<u8> {
     let pairs: Vec<_> = pairs.into_iter().collect();
     let bytes: usize = pairs.iter().map(|(k, v)| 10 + k.len() + v.len()).sum();
@@ -231,8 +232,8 @@ pub fn encode_pairs<'a>(pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -
     out
 }
 
-/// The list of pairs in `bytes`; `None` for anything that is not one (Envoy then goes on with an empty
-/// list), and for more than 1024 pairs or 1 MiB.
+/// The list of pairs in `bytes`; `None` for anything that is not one (Envoy then goes on with an
+/// empty list), and for more than 1024 pairs or 1 MiB.
 pub fn decode_pairs(bytes: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
     if bytes.len() > MAX_PAIRS_BYTES {
         return None;

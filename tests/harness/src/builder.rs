@@ -21,8 +21,8 @@ pub enum FailurePolicy {
     Closed,
     /// The filter is left out.
     Open,
-    /// The VM is made anew by the next request, if it was loaded at least so long ago; 503 until then.
-    /// Envoy's default is 1 s and adds up to half of it by chance, which this host does not.
+    /// The VM is made anew by the next request, if it was loaded at least so long ago; 503 until
+    /// then. Envoy's default is 1 s and adds up to half of it by chance, which this host does not.
     Reload(Duration),
 }
 
@@ -95,13 +95,15 @@ impl Builder {
         }
     }
 
-    /// The number of workers, 1 by default. With 0 it is a bootstrap singleton: canary and main thread.
+    /// The number of workers, 1 by default. With 0 it is a bootstrap singleton: canary and main
+    /// thread.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
     }
 
-    /// `vm_config.vm_id`: whom shared data and queues are shared with. Empty by default, as in Istio.
+    /// `vm_config.vm_id`: whom shared data and queues are shared with. Empty by default, as in
+    /// Istio.
     pub fn vm_id(mut self, vm_id: &str) -> Self {
         self.setup.vm_id = vm_id.to_owned();
         self
@@ -131,8 +133,8 @@ impl Builder {
         self
     }
 
-    /// Adds a Wasm access logger of the same module, vm_id and VM configuration: a second plugin in the same
-    /// VMs, whose root context gets `proxy_on_log` after the filter's.
+    /// Adds a Wasm access logger of the same module, vm_id and VM configuration: a second plugin in
+    /// the same VMs, whose root context gets `proxy_on_log` after the filter's.
     pub fn access_logger(mut self, configuration: impl AsRef<[u8]>) -> Self {
         self.setup.logger_configuration = Some(configuration.as_ref().into());
         self
@@ -144,14 +146,15 @@ impl Builder {
         self
     }
 
-    /// A property of every request; one whose path begins with `node`, `xds.node`, `plugin_` or `listener_`
-    /// is also there without a request.
+    /// A property of every request; one whose path begins with `node`, `xds.node`, `plugin_` or
+    /// `listener_` is also there without a request.
     pub fn property(mut self, path: &[&str], value: impl Into<Value>) -> Self {
         self.setup.properties.insert(join(path), value.into());
         self
     }
 
-    /// Lines below this level are dropped, and the guest can ask for it. Info by default, as in Envoy.
+    /// Lines below this level are dropped, and the guest can ask for it. Info by default, as in
+    /// Envoy.
     pub fn log_level(mut self, level: LogLevel) -> Self {
         self.setup.log_level = level;
         self
@@ -197,8 +200,8 @@ impl Builder {
         self
     }
 
-    /// A callback that needs more than `units` of wasmtime's fuel (about one per instruction) traps. Needs a
-    /// module made by [`Module::with_fuel`].
+    /// A callback that needs more than `units` of wasmtime's fuel (about one per instruction)
+    /// traps. Needs a module made by [`Module::with_fuel`].
     pub fn fuel_per_callback(mut self, units: u64) -> Self {
         self.setup.fuel = Some(units);
         self
@@ -216,7 +219,8 @@ impl Builder {
         self
     }
 
-    /// How far the clock goes each time it is read. Zero by default; in Envoy time moves in a callback.
+    /// How far the clock goes each time it is read. Zero by default; in Envoy time moves in a
+    /// callback.
     pub fn clock_step(mut self, step: Duration) -> Self {
         self.step = step;
         self
@@ -228,8 +232,8 @@ impl Builder {
         self
     }
 
-    /// Starts it as Envoy does: a canary VM is configured and dropped, then the main thread's VM, then one
-    /// for each worker.
+    /// Starts it as Envoy does: a canary VM is configured and dropped, then the main thread's VM,
+    /// then one for each worker.
     ///
     /// # Errors
     /// When any VM traps in its start, or refuses its configuration: Envoy would not start.

@@ -2,8 +2,8 @@
 //!
 //! Nothing happens by itself. Requests run when the test makes them; everything asynchronous (queue
 //! callbacks, what upstreams do, ticks, timeouts) waits until the test turns the event loop with
-//! [`Envoy::settle`] or moves the clock with [`Envoy::advance`]. All threads take turns in one order, so a run
-//! is the same every time.
+//! [`Envoy::settle`] or moves the clock with [`Envoy::advance`]. All threads take turns in one
+//! order, so a run is the same every time.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ use crate::upstream::{CallKey, Cluster, Kind, UpstreamEvent};
 use crate::vm::{Thread, Trap, Vm};
 use crate::world::{Event, LogLine, World};
 
-/// Events delivered in one turn of the loop. A guest that answers each event by causing another would
-/// otherwise hang the test; the rest waits for the next turn and is on record as a violation.
+/// Events delivered in one turn of the loop. A guest that answers each event by causing another
+/// would otherwise hang the test; the rest waits for the next turn and is on record as a violation.
 const MAX_EVENTS: usize = 100_000;
 
 /// An Envoy with one Wasm plugin.
@@ -136,9 +136,9 @@ impl Envoy {
         }
     }
 
-    /// Gives the plugin another configuration, as an update of the listener does: a canary tries it, then
-    /// every living VM gets a new root context and the old one is done and deleted, at once (in Envoy, when
-    /// its requests have drained); dead VMs are replaced.
+    /// Gives the plugin another configuration, as an update of the listener does: a canary tries
+    /// it, then every living VM gets a new root context and the old one is done and deleted, at
+    /// once (in Envoy, when its requests have drained); dead VMs are replaced.
     ///
     /// # Errors
     /// When the canary refuses it: the update is rejected and everything stays as it was.
@@ -171,7 +171,8 @@ impl Envoy {
 
     // === time and events ===
 
-    /// Moves the clock, running every tick and timeout on the way, and everything that follows from them.
+    /// Moves the clock, running every tick and timeout on the way, and everything that follows from
+    /// them.
     pub fn advance(&mut self, by: Duration) {
         let now = self.world.borrow().clock.elapsed;
         let target = now.saturating_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX));
@@ -195,7 +196,8 @@ impl Envoy {
         clock.elapsed = clock.elapsed.max(target);
     }
 
-    /// Delivers everything that waits for a VM, without moving the clock; how many events that were.
+    /// Delivers everything that waits for a VM, without moving the clock; how many events that
+    /// were.
     pub fn settle(&mut self) -> usize {
         for delivered in 0..MAX_EVENTS {
             let event = self.world.borrow_mut().events.pop_front();
@@ -394,8 +396,9 @@ impl Envoy {
         std::mem::take(&mut self.world.borrow_mut().faults.pending).len()
     }
 
-    /// The instructions that the guests have run since the start, by callback, those of callbacks that
-    /// trapped left out; none unless the module counts them ([`Module::with_fuel`](crate::Module::with_fuel)).
+    /// The instructions that the guests have run since the start, by callback, those of callbacks
+    /// that trapped left out; none unless the module counts them
+    /// ([`Module::with_fuel`](crate::Module::with_fuel)).
     pub fn instructions(&self) -> BTreeMap<&'static str, u64> {
         self.world.borrow().instructions.clone()
     }
@@ -410,8 +413,8 @@ impl Envoy {
         self.world.borrow().traps.clone()
     }
 
-    /// What the guest did that a real Envoy answers by a crash, a hang or lost data although the host call
-    /// says Ok. A good filter has none.
+    /// What the guest did that a real Envoy answers by a crash, a hang or lost data although the
+    /// host call says Ok. A good filter has none.
     pub fn violations(&self) -> Vec<String> {
         self.world.borrow().violations.clone()
     }
@@ -429,7 +432,8 @@ impl Envoy {
         self.slot_mut(thread).vm.dead = true;
     }
 
-    /// Lets a thread stand still: its ticks and events wait. Requests must not be given to it meanwhile.
+    /// Lets a thread stand still: its ticks and events wait. Requests must not be given to it
+    /// meanwhile.
     ///
     /// # Panics
     /// When there is no such worker.

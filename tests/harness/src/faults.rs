@@ -1,9 +1,9 @@
 //! Counting and failing host calls.
 //!
-//! Every call of the guest passes here first. Counting shows what a request costs, since crossings are what
-//! costs in Envoy. Failing answers a call without doing it, the way Envoy answers a call outside of the
-//! allowed capabilities: nothing is written to the guest's memory, and the status is what the test said,
-//! which may be one that the specification does not know.
+//! Every call of the guest passes here first. Counting shows what a request costs, since crossings
+//! are what costs in Envoy. Failing answers a call without doing it, the way Envoy answers a call
+//! outside of the allowed capabilities: nothing is written to the guest's memory, and the status is
+//! what the test said, which may be one that the specification does not know.
 
 use crate::abi::HostCall;
 use crate::vm::Thread;
@@ -19,8 +19,8 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// The next call of `call` answers `status` (a [`Status`](crate::Status), or any number), once. For a
-    /// WASI call the number is the errno.
+    /// The next call of `call` answers `status` (a [`Status`](crate::Status), or any number), once.
+    /// For a WASI call the number is the errno.
     pub fn new(call: HostCall, status: impl Into<u32>) -> Self {
         Self { call, status: status.into(), skip: 0, times: 1, thread: None }
     }

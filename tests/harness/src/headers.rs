@@ -1,8 +1,9 @@
 //! A header map as Envoy keeps it: ordered, duplicates apart, names in lower case, values as bytes.
 //!
-//! A real Envoy never joins duplicates for the guest: reading a name gives the first value, writing it
-//! leaves one, adding appends. `host` is looked up as `:authority`, the only form in which it is stored.
-//! Not modelled: the few inline headers whose values Envoy joins with a comma when one is added.
+//! A real Envoy never joins duplicates for the guest: reading a name gives the first value, writing
+//! it leaves one, adding appends. `host` is looked up as `:authority`, the only form in which it is
+//! stored. Not modelled: the few inline headers whose values Envoy joins with a comma when one is
+//! added.
 
 use std::fmt;
 

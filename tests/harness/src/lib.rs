@@ -1,22 +1,24 @@
 //! A proxy-wasm host (ABI 0.2.1) on wasmtime: an Envoy with state, for testing any filter.
 //!
-//! The usual test double for a filter is a script: expect this host call, answer that. Such tests spell out
-//! how the filter is written and break with every refactoring. This host has *state* instead, the way Envoy
-//! has: headers that the filter reads and changes, shared data with compare-and-swap, queues, metrics, a
-//! clock, gRPC servers that the test plays, and several threads with a VM each. A test arranges the state,
-//! lets something happen, and looks at the state afterwards; which host calls it took is the filter's own
-//! business (and can be counted, for those who care what a request costs).
+//! The usual test double for a filter is a script: expect this host call, answer that. Such tests
+//! spell out how the filter is written and break with every refactoring. This host has *state*
+//! instead, the way Envoy has: headers that the filter reads and changes, shared data with
+//! compare-and-swap, queues, metrics, a clock, gRPC servers that the test plays, and several
+//! threads with a VM each. A test arranges the state, lets something happen, and looks at the state
+//! afterwards; which host calls it took is the filter's own business (and can be counted, for those
+//! who care what a request costs).
 //!
-//! Where a neat model and a real Envoy differ, this host does what Envoy 1.40 does, surprises included: a
-//! set with a stale number creates an absent key, gauges wrap below zero, a queue calls its last registrant
-//! only, request headers are out of reach in response callbacks, a stream opens even while the server is
-//! down, a trapped VM stays dead until the next request and the main thread's for ever. Everything is
-//! deterministic: time is virtual, randomness is seeded, threads take turns, and nothing happens but in
-//! [`Envoy::settle`], [`Envoy::advance`] and the calls that make requests.
+//! Where a neat model and a real Envoy differ, this host does what Envoy 1.40 does, surprises
+//! included: a set with a stale number creates an absent key, gauges wrap below zero, a queue calls
+//! its last registrant only, request headers are out of reach in response callbacks, a stream opens
+//! even while the server is down, a trapped VM stays dead until the next request and the main
+//! thread's for ever. Everything is deterministic: time is virtual, randomness is seeded, threads
+//! take turns, and nothing happens but in [`Envoy::settle`], [`Envoy::advance`] and the calls that
+//! make requests.
 //!
-//! What can go wrong in Envoy can be made to: every import can fail with any status ([`Fault`]), servers go
-//! down, VMs die, a neighbour writes into the shared data, the wall clock steps. What a real Envoy answers
-//! with a crash is on record in [`Envoy::violations`].
+//! What can go wrong in Envoy can be made to: every import can fail with any status ([`Fault`]),
+//! servers go down, VMs die, a neighbour writes into the shared data, the wall clock steps. What a
+//! real Envoy answers with a crash is on record in [`Envoy::violations`].
 //!
 //! # Example
 //!
@@ -46,9 +48,10 @@
 //!
 //! # The cast
 //!
-//! - [`Module`]: compiled once, shared by all tests. [`Builder`] → [`Envoy`]: the threads and their VMs.
-//! - [`RequestBuilder`] → [`Worker::request`] → [`Request`] → [`Envoy::finish`] with an [`Outcome`] →
-//!   [`Response`].
+//! - [`Module`]: compiled once, shared by all tests. [`Builder`] → [`Envoy`]: the threads and their
+//!   VMs.
+//! - [`RequestBuilder`] → [`Worker::request`] → [`Request`] → [`Envoy::finish`] with an [`Outcome`]
+//!   → [`Response`].
 //! - [`Cluster`]: the test as a server, with [`ServerStream`], [`UnaryCall`] and [`HttpCall`].
 //! - [`SharedDataHandle`], [`QueuesHandle`], [`MetricsHandle`]: state that VMs share, from outside.
 //! - [`Fault`], [`Calls`]: failing and counting host calls.

@@ -1,9 +1,9 @@
 //! Metrics: atomics of the whole process, shared by name over all VMs, modules and vm_ids.
 //!
-//! What a real Envoy does and a neat model would not: every definition gives a new id (steps of four, the
-//! low bits are the type); a name may be a counter, a gauge and a histogram at once; a gauge wraps below
-//! zero; a counter refuses an increment that is not positive but *adds* what is recorded; a histogram can
-//! neither be incremented nor read.
+//! What a real Envoy does and a neat model would not: every definition gives a new id (steps of
+//! four, the low bits are the type); a name may be a counter, a gauge and a histogram at once; a
+//! gauge wraps below zero; a counter refuses an increment that is not positive but *adds* what is
+//! recorded; a histogram can neither be incremented nor read.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -30,8 +30,8 @@ impl Kind {
     }
 }
 
-/// Samples that a histogram keeps one by one; further ones are only counted and summed, so that a long
-/// bench does not grow without bound.
+/// Samples that a histogram keeps one by one; further ones are only counted and summed, so that a
+/// long bench does not grow without bound.
 const KEPT_SAMPLES: usize = 65_536;
 
 /// What was recorded into a histogram.

@@ -1,9 +1,9 @@
 //! A compiled module and what can be known of it without running it.
 //!
-//! Compiling is the expensive part (Cranelift, seconds for a large filter in a debug build), so it is
-//! done once: a `Module` is cheap to clone, `Send` and `Sync`, and callers keep one in a `OnceLock` for all
-//! of their tests. Linking happens here too, so that an import that Envoy lacks fails with its name before
-//! any VM exists.
+//! Compiling is the expensive part (Cranelift, seconds for a large filter in a debug build), so it
+//! is done once: a `Module` is cheap to clone, `Send` and `Sync`, and callers keep one in a
+//! `OnceLock` for all of their tests. Linking happens here too, so that an import that Envoy lacks
+//! fails with its name before any VM exists.
 
 use std::sync::Arc;
 
@@ -31,14 +31,15 @@ impl Module {
     /// Compiles and links `wasm`.
     ///
     /// # Errors
-    /// When the bytes are no module, import something unknown or with another type, or lack `memory`, an
-    /// allocator (`proxy_on_memory_allocate` or `malloc`) or the mark of ABI 0.2.
+    /// When the bytes are no module, import something unknown or with another type, or lack
+    /// `memory`, an allocator (`proxy_on_memory_allocate` or `malloc`) or the mark of ABI 0.2.
     pub fn new(wasm: &[u8]) -> Result<Self, Error> {
         Self::compile(wasm, false)
     }
 
     /// As [`new`](Self::new), with instructions counted, so that
-    /// [`Builder::fuel_per_callback`](crate::Builder::fuel_per_callback) can stop an endless loop. Slower.
+    /// [`Builder::fuel_per_callback`](crate::Builder::fuel_per_callback) can stop an endless loop.
+    /// Slower.
     ///
     /// # Errors
     /// As [`new`](Self::new).

@@ -1,8 +1,8 @@
 //! How a request ended, as Envoy tells a filter in `on_log`, and what the client got.
 //!
-//! The constructors are the rows of a table that was taken from a real Envoy 1.40: code, flags, details and
-//! address of a refused connection, a timeout, a client that went away, and so on. Flags are Envoy's
-//! response flags as a number (`StreamInfo::CoreResponseFlag`, one bit each).
+//! The constructors are the rows of a table that was taken from a real Envoy 1.40: code, flags,
+//! details and address of a refused connection, a timeout, a client that went away, and so on.
+//! Flags are Envoy's response flags as a number (`StreamInfo::CoreResponseFlag`, one bit each).
 
 use std::time::Duration;
 

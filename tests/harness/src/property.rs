@@ -1,9 +1,10 @@
 //! Properties: typed values under paths, serialised as Envoy does it for the guest.
 //!
-//! A path is a list of words (`["xds", "cluster_name"]`); the guest joins them by NUL. What a request, its
-//! response and its outcome imply (`request.path`, `response.code`, `upstream.address`, ...) is derived from
-//! them; everything else is what the test set. Integers are eight bytes little-endian, durations and times
-//! are integers of nanoseconds, a boolean is one byte, text and bytes are themselves.
+//! A path is a list of words (`["xds", "cluster_name"]`); the guest joins them by NUL. What a
+//! request, its response and its outcome imply (`request.path`, `response.code`,
+//! `upstream.address`, ...) is derived from them; everything else is what the test set. Integers
+//! are eight bytes little-endian, durations and times are integers of nanoseconds, a boolean is one
+//! byte, text and bytes are themselves.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use crate::stream::StreamState;
 /// A property's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// Text or bytes, given as they are. A message (metadata read as a whole) is its protobuf bytes.
+    /// Text or bytes, given as they are. A message (metadata read as a whole) is its protobuf
+    /// bytes.
     Bytes(Vec<u8>),
     /// An integer: 8 bytes, little-endian.
     Int(i64),
@@ -117,8 +119,8 @@ pub(crate) fn derive(stream: &StreamState, path: &[u8]) -> Option<Value> {
         [b"source", b"address"] => Some(Value::text("127.0.0.1:50000")),
         [b"destination", b"address"] => Some(Value::text("127.0.0.1:10000")),
         [b"filter_state", name] => stream.filter_state.get(*name).cloned().map(Value::Bytes),
-        // A single unknown word is what an earlier `proxy_set_property` stored, and only a single one:
-        // Envoy stores a longer path but cannot read it back.
+        // A single unknown word is what an earlier `proxy_set_property` stored, and only a single
+        // one: Envoy stores a longer path but cannot read it back.
         [name] => {
             let key = [b"wasm.", *name].concat();
             stream.filter_state.get(&key).cloned().map(Value::Bytes)
@@ -146,7 +148,8 @@ fn request(stream: &StreamState, rest: &[&[u8]]) -> Option<Value> {
         [b"method"] => header(":method"),
         [b"host"] => header(":authority"),
         [b"scheme"] => header(":scheme"),
-        // Absent in response callbacks of a real Envoy, where the request's headers are out of reach.
+        // Absent in response callbacks of a real Envoy, where the request's headers are out of
+        // reach.
         [b"id"] => header("x-request-id"),
         [b"useragent"] => header("user-agent"),
         [b"referer"] => header("referer"),
@@ -189,8 +192,8 @@ fn upstream(outcome: Option<&Outcome>, name: &[u8]) -> Option<Value> {
     }
 }
 
-/// Envoy always has a gRPC status once a response exists: from the trailers, the headers, or by mapping the
-/// HTTP status, for any content type.
+/// Envoy always has a gRPC status once a response exists: from the trailers, the headers, or by
+/// mapping the HTTP status, for any content type.
 fn grpc_status(stream: &StreamState, outcome: &Outcome) -> Option<u32> {
     let number = |headers: &Headers| headers.text("grpc-status").and_then(|s| s.parse().ok());
     outcome

@@ -1,8 +1,8 @@
 //! Requests: their callbacks, in Envoy's order.
 //!
-//! A request begins with its headers on one worker and ends with its outcome, any time later: response
-//! headers and trailers, then `on_log` of the filter and of the access logger, then done and delete. A VM that
-//! died in between gets none of it, and the client gets 503.
+//! A request begins with its headers on one worker and ends with its outcome, any time later:
+//! response headers and trailers, then `on_log` of the filter and of the access logger, then done
+//! and delete. A VM that died in between gets none of it, and the client gets 503.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -32,8 +32,8 @@ pub struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// A request: a context is created and gets the request's headers. A dead VM is made anew first, if the
-    /// failure policy says so.
+    /// A request: a context is created and gets the request's headers. A dead VM is made anew
+    /// first, if the failure policy says so.
     pub fn request(&mut self, request: impl Into<RequestBuilder>) -> Request {
         let request = request.into();
         let end_of_stream = request.end_of_stream;
@@ -61,8 +61,8 @@ impl Worker<'_> {
         handle
     }
 
-    /// A request that Envoy answers before any filter (headers too large): the filter gets `on_log` alone,
-    /// without request headers.
+    /// A request that Envoy answers before any filter (headers too large): the filter gets `on_log`
+    /// alone, without request headers.
     pub fn reject(&mut self, outcome: Outcome) -> Response {
         let mut handle = self.begin(Headers::new().into());
         if self.envoy.revive(self.worker + 1) {
@@ -165,7 +165,8 @@ impl Envoy {
         request.action()
     }
 
-    /// A part of the response's body, as it goes on after the guest; before [`finish`](Self::finish).
+    /// A part of the response's body, as it goes on after the guest; before
+    /// [`finish`](Self::finish).
     pub fn response_body(
         &mut self,
         request: &Request,
@@ -215,9 +216,9 @@ impl Envoy {
         Some(if dead { Died } else { Lives })
     }
 
-    /// Ends a request: response callbacks, `on_log` of the filter and of the access logger, done, delete.
-    /// When the filter answered itself, `outcome` is not asked, but for the duration: the reply is what there
-    /// is. A request that is finished already is left alone.
+    /// Ends a request: response callbacks, `on_log` of the filter and of the access logger, done,
+    /// delete. When the filter answered itself, `outcome` is not asked, but for the duration: the
+    /// reply is what there is. A request that is finished already is left alone.
     pub fn finish(&mut self, request: Request, outcome: Outcome) -> Response {
         let mut response = self.apply(&request, outcome);
         let replied = request.local_reply().is_some();
@@ -250,8 +251,8 @@ impl Envoy {
         response
     }
 
-    /// Logs one attempt of a request, as the router's `upstream_log` with a Wasm access logger does: the
-    /// logger's `on_log` with the attempt's own outcome, before the request's own end.
+    /// Logs one attempt of a request, as the router's `upstream_log` with a Wasm access logger
+    /// does: the logger's `on_log` with the attempt's own outcome, before the request's own end.
     pub fn log_attempt(&mut self, request: &Request, mut attempt: Outcome) {
         // An attempt knows neither how many there are nor why it ended.
         (attempt.attempt_count, attempt.details) = (0, None);
@@ -322,7 +323,8 @@ impl Envoy {
             let log = vm.callbacks.log.clone();
             vm.call(context, "proxy_on_log", log, (context,));
         }
-        // The logger is asked whatever became of the filter, and its VM is made anew for it if it may.
+        // The logger is asked whatever became of the filter, and its VM is made anew for it if it
+        // may.
         if self.setup.logger_configuration.is_some() && self.revive(request.worker + 1) {
             self.access_log(request);
         }

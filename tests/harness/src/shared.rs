@@ -1,9 +1,10 @@
 //! Shared data and shared queues, as proxy-wasm-cpp-host keeps them for the whole process.
 //!
-//! Shared data is a map per vm_id; compare-and-swap numbers are drawn from one counter for all of them and
-//! never 0. On an absent key the number given is ignored, so a set with a stale one creates the key. Nothing
-//! is ever removed: a set to nothing leaves an empty value. Queues have one consumer: the context, on the
-//! thread, that registered the name last; what lies in the queue stays when it changes hands.
+//! Shared data is a map per vm_id; compare-and-swap numbers are drawn from one counter for all of
+//! them and never 0. On an absent key the number given is ignored, so a set with a stale one
+//! creates the key. Nothing is ever removed: a set to nothing leaves an empty value. Queues have
+//! one consumer: the context, on the thread, that registered the name last; what lies in the queue
+//! stays when it changes hands.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -47,7 +48,8 @@ impl SharedData {
     }
 }
 
-/// The shared data of one vm_id, from outside: what another plugin of that vm_id could read and write.
+/// The shared data of one vm_id, from outside: what another plugin of that vm_id could read and
+/// write.
 #[derive(Clone)]
 pub struct SharedDataHandle {
     pub(crate) world: Rc<RefCell<World>>,
@@ -112,7 +114,8 @@ impl Queues {
         thread: Thread,
         context: u32,
     ) -> u32 {
-        // The canary lives on the main thread: its queue's callbacks go to whatever VM is there later.
+        // The canary lives on the main thread: its queue's callbacks go to whatever VM is there
+        // later.
         let thread = if thread == Thread::Canary { Thread::Main } else { thread };
         let next = self.tokens.len() as u32 + 1;
         let token = *self.tokens.entry((vm_id.to_owned(), name.to_vec())).or_insert(next);

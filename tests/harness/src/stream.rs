@@ -1,9 +1,10 @@
 //! A request on its way through the filter.
 //!
-//! The state is shared by the handle that the test holds and the VM's context, so that what the filter does
-//! is seen at once and what the test sets is read by the next callback. Which maps a guest may reach depends
-//! on the callback it is in, and that is kept here too: the request's headers are in reach in request
-//! callbacks (and while the request is paused) and in `on_log`, nowhere else.
+//! The state is shared by the handle that the test holds and the VM's context, so that what the
+//! filter does is seen at once and what the test sets is read by the next callback. Which maps a
+//! guest may reach depends on the callback it is in, and that is kept here too: the request's
+//! headers are in reach in request callbacks (and while the request is paused) and in `on_log`,
+//! nowhere else.
 
 use std::cell::{Ref, RefCell};
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ use crate::property::{Value, join};
 /// A reply that the filter sent itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalReply {
-    /// The HTTP status that the filter asked for. A gRPC client gets 200 and a status in the headers.
+    /// The HTTP status that the filter asked for. A gRPC client gets 200 and a status in the
+    /// headers.
     pub status: u32,
     /// The response code's details, as the filter gave them.
     pub details: String,
@@ -207,8 +209,8 @@ impl Request {
         self.action() == Action::Continue && self.local_reply().is_none()
     }
 
-    /// The reply of the filter; also the 503 of Envoy when the filter's VM is dead, whose details are
-    /// `wasm_fail_stream`.
+    /// The reply of the filter; also the 503 of Envoy when the filter's VM is dead, whose details
+    /// are `wasm_fail_stream`.
     pub fn local_reply(&self) -> Option<LocalReply> {
         self.state.borrow().local_reply.clone()
     }

@@ -1,9 +1,9 @@
 //! One VM: an instance of the module on one thread of Envoy, with its contexts.
 //!
-//! A callback that traps kills the VM, as in Envoy: nothing of the instance is called again, whatever
-//! arrives for it. Only callbacks that the module exports are called. A host call runs while the guest does
-//! and finds everything it needs in [`Guest`], the store's data; the context it acts for is the one that was
-//! called, or the one that `proxy_set_effective_context` named.
+//! A callback that traps kills the VM, as in Envoy: nothing of the instance is called again,
+//! whatever arrives for it. Only callbacks that the module exports are called. A host call runs
+//! while the guest does and finds everything it needs in [`Guest`], the store's data; the context
+//! it acts for is the one that was called, or the one that `proxy_set_effective_context` named.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -1,10 +1,11 @@
-//! What all VMs of one Envoy share: the clock, shared data, metrics, upstreams, logs, and the events on
-//! their way to a VM.
+//! What all VMs of one Envoy share: the clock, shared data, metrics, upstreams, logs, and the
+//! events on their way to a VM.
 //!
-//! One value owns it all and every VM and every handle of a test holds a counted reference to it. A host
-//! call borrows it for as long as it takes and never while the guest runs, so no borrow can meet another.
-//! Events are data: whatever would reach a VM later in Envoy (a queue's callback, a gRPC message) waits in
-//! one list and is delivered in order when the test lets the event loop turn.
+//! One value owns it all and every VM and every handle of a test holds a counted reference to it. A
+//! host call borrows it for as long as it takes and never while the guest runs, so no borrow can
+//! meet another. Events are data: whatever would reach a VM later in Envoy (a queue's callback, a
+//! gRPC message) waits in one list and is delivered in order when the test lets the event loop
+//! turn.
 
 use std::collections::{BTreeMap, VecDeque};
 

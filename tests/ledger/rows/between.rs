@@ -1,5 +1,5 @@
-//! Filters between the module and the router, which answer in an endpoint's place, wait, or change what
-//! passes; and Envoy's own replies in other words.
+//! Filters between the module and the router, which answer in an endpoint's place, wait, or change
+//! what passes; and Envoy's own replies in other words.
 
 use pintle_tests::{EnvoyConfig, http};
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
-//! Ends that are nobody's answer: clients that leave, time-outs of the route, replies of Envoy's own.
+//! Ends that are nobody's answer: clients that leave, time-outs of the route, replies of Envoy's
+//! own.
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -1,5 +1,5 @@
-//! HTTP/3 from the client: Envoy calls `proxy_on_done` and `proxy_on_delete` for its streams, and no
-//! `proxy_on_log` but for aborted ones (seen on 1.36.4 and 1.40.0).
+//! HTTP/3 from the client: Envoy calls `proxy_on_done` and `proxy_on_delete` for its streams, and
+//! no `proxy_on_log` but for aborted ones (seen on 1.36.4 and 1.40.0).
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! Several attempts for one request where the router logs each to the module: all of them are booked as
-//! they were, whatever the next one followed. The rows of `attempts` without the log stand beside these.
+//! Several attempts for one request where the router logs each to the module: all of them are
+//! booked as they were, whatever the next one followed. The rows of `attempts` without the log
+//! stand beside these.
 
 use std::time::Duration;
 
@@ -64,7 +65,8 @@ pub fn rows() -> Vec<Row> {
         logged("logged-more", 9, 2, "5xx", json!({"num_retries": 4}), |site| async move {
             site.gets(1, "status/503", 503).await;
         }),
-        // The client leaves during the second attempt: the first has failed, and the second nobody knows.
+        // The client leaves during the second attempt: the first has failed, and the second nobody
+        // knows.
         logged("logged-left", 7, 2, "5xx", json!(null), |site| async move {
             let (first, second) = order(&site).await;
             first.always("status/503");

@@ -32,7 +32,8 @@ pub fn all() -> Vec<Row> {
     .collect()
 }
 
-/// Those whose protocols Envoy has changed most between its versions, and those that rest on what it logs.
+/// Those whose protocols Envoy has changed most between its versions, and those that rest on what
+/// it logs.
 pub fn protocols() -> Vec<Row> {
     [http3::rows(), streams::rows(), grpc::rows(), logged::rows()].into_iter().flatten().collect()
 }

@@ -1,4 +1,5 @@
-//! Answers that no library of servers gives, and answers that Envoy gives after the module has chosen.
+//! Answers that no library of servers gives, and answers that Envoy gives after the module has
+//! chosen.
 
 use std::net::Shutdown;
 

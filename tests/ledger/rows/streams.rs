@@ -79,8 +79,9 @@ fn upgrades(mut config: pintle_tests::EnvoyConfig, name: &str) -> pintle_tests::
     config
 }
 
-/// Plain requests, until each endpoint has had half of its share of the last ones at least. An answer that
-/// was slow because so many rows begin at once keeps an endpoint out for a second or two.
+/// Plain requests, until each endpoint has had half of its share of the last ones at least. An
+/// answer that was slow because so many rows begin at once keeps an endpoint out for a second or
+/// two.
 async fn share(site: &Site) {
     const WINDOW: usize = 60;
     const WITHIN: Duration = Duration::from_secs(5);

@@ -1,5 +1,5 @@
-//! libc's wall clock, so many seconds off. No allocation, no lock, no thread's data: whoever asks for
-//! the time may be in the middle of setting any of these up.
+//! libc's wall clock, so many seconds off. No allocation, no lock, no thread's data: whoever asks
+//! for the time may be in the middle of setting any of these up.
 
 use std::ffi::{c_char, c_int, c_long, c_void};
 use std::ptr::null_mut;
@@ -45,8 +45,8 @@ static OFFSET: AtomicPtr<AtomicI64> = AtomicPtr::new(null_mut());
 fn offset() -> i64 {
     let mut at = OFFSET.load(Ordering::Acquire);
     if at.is_null() {
-        // SAFETY: plain libc calls on live, terminated strings; eight bytes of the file are mapped, for
-        // ever. Two threads at once map it twice, which harms nobody.
+        // SAFETY: plain libc calls on live, terminated strings; eight bytes of the file are mapped,
+        // for ever. Two threads at once map it twice, which harms nobody.
         unsafe {
             let path = getenv(c"STEPPED_CLOCK".as_ptr());
             let file = if path.is_null() { -1 } else { open(path, 0) };

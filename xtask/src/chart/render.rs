@@ -1,5 +1,5 @@
-//! The chart as Helm renders it, with the functions that the chart uses and no others: a template that names
-//! another one is an error here.
+//! The chart as Helm renders it, with the functions that the chart uses and no others: a template
+//! that names another one is an error here.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

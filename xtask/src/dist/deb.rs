@@ -1,4 +1,5 @@
-//! A Debian package: the agent and its unit, the module, the configurations, the man pages and completions.
+//! A Debian package: the agent and its unit, the module, the configurations, the man pages and
+//! completions.
 
 use std::path::{Path, PathBuf};
 

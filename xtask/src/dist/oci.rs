@@ -107,8 +107,8 @@ pub fn module_artifact(dir: &Path, tag: &str, module: &Path) -> Result<()> {
     )
 }
 
-/// The agent with the libraries that it asks for, the system's authorities, the module under both of its
-/// names, and the tools of the init container; nobody special runs it.
+/// The agent with the libraries that it asks for, the system's authorities, the module under both
+/// of its names, and the tools of the init container; nobody special runs it.
 pub fn agent_image(dir: &Path, tag: &str, agent: &Path, module: &Path) -> Result<()> {
     let root = dir.with_extension("root");
     copy(agent, &root.join("usr/local/bin/pintle"))?;

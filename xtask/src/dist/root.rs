@@ -1,5 +1,5 @@
-//! `cargo xtask dist --check`: the Debian package in a clean root, as somebody has it who installs it on a new
-//! machine: installed, started, upgraded over an edited configuration, removed, purged.
+//! `cargo xtask dist --check`: the Debian package in a clean root, as somebody has it who installs
+//! it on a new machine: installed, started, upgraded over an edited configuration, removed, purged.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -106,8 +106,8 @@ fn packages_are_what_their_readers_expect() {
     std::fs::remove_dir_all(&place).unwrap();
 }
 
-/// As the DaemonSet's init container has it: the manifests' module is where they say, and stays there when the
-/// next release brings its own.
+/// As the DaemonSet's init container has it: the manifests' module is where they say, and stays
+/// there when the next release brings its own.
 fn rolled(dist: &Path, root: &Path) {
     let manifests = std::fs::read_to_string(tools::root().join("envoy/kubernetes/agent.yaml"));
     let objects: Vec<Value> = serde_yaml_ng::Deserializer::from_str(&manifests.unwrap())

@@ -1,6 +1,7 @@
 //! Why a request goes where it goes: how each endpoint stands before it.
 //!
-//! For a person who asks, not for a pick: it looks at every endpoint, and at what the pick before it has built.
+//! For a person who asks, not for a pick: it looks at every endpoint, and at what the pick before
+//! it has built.
 
 use std::time::Duration;
 

@@ -1,18 +1,20 @@
 //! How many requests one endpoint may have in flight.
 //!
-//! Over all workers of this Envoy: the own ones exactly, the other workers' as they told last, which is at
-//! most a quarter of a second ago. What they have begun since is the slack. A request counts at the
-//! endpoint that it was sent to first, until its stream is over; attempts after that one do not.
+//! Over all workers of this Envoy: the own ones exactly, the other workers' as they told last,
+//! which is at most a quarter of a second ago. What they have begun since is the slack. A request
+//! counts at the endpoint that it was sent to first, until its stream is over; attempts after that
+//! one do not.
 //!
-//! A worker may always have its part of the limit, divided among the workers that have requests there, and
-//! more where the others have less than theirs. Without that, two workers that are short of room would
-//! take turns in refusing: each leaves all to the other, as it was a tick ago.
+//! A worker may always have its part of the limit, divided among the workers that have requests
+//! there, and more where the others have less than theirs. Without that, two workers that are short
+//! of room would take turns in refusing: each leaves all to the other, as it was a tick ago.
 //!
-//! Full is not ill: it is no reason for a panic, and no panic sends anybody there. So an endpoint that is
-//! full stays what it is where endpoints are counted, and only those who draw see [`State::Full`].
+//! Full is not ill: it is no reason for a panic, and no panic sends anybody there. So an endpoint
+//! that is full stays what it is where endpoints are counted, and only those who draw see
+//! [`State::Full`].
 //!
-//! Where the limit adapts, each worker finds its own. One that has nothing in flight there may send one
-//! request below the ceiling whatever the others have, or it would learn nothing more.
+//! Where the limit adapts, each worker finds its own. One that has nothing in flight there may send
+//! one request below the ceiling whatever the others have, or it would learn nothing more.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! The pick.
 //!
 //! It is narrowed in this order: subset, panic, pin, probe; then the strategy chooses, in the own
-//! zone first. Where there is nothing to narrow, which is most of the time, it begins with the strategy.
-//! The strategy never sees an endpoint that may not be chosen, unless the pool is in panic, and then it
-//! sees all but the draining ones.
+//! zone first. Where there is nothing to narrow, which is most of the time, it begins with the
+//! strategy. The strategy never sees an endpoint that may not be chosen, unless the pool is in
+//! panic, and then it sees all but the draining ones.
 
 use pintle_contract::Now;
 use rand::Rng;
@@ -32,8 +32,8 @@ struct Narrowed {
 
 impl Balancer {
     /// Chooses for one request; `out` is cleared first. The list is
-    /// [`Policy::attempts`](crate::Policy::attempts) long, with one more while its first is a probe, and
-    /// repeats endpoints rather than run out.
+    /// [`Policy::attempts`](crate::Policy::attempts) long, with one more while its first is a
+    /// probe, and repeats endpoints rather than run out.
     #[inline]
     pub fn pick(
         &mut self,
@@ -56,7 +56,8 @@ impl Balancer {
         self.choose(request, narrowed, rng, out)
     }
 
-    /// Everything but the strategy: who may be chosen, and who goes first for another reason than that.
+    /// Everything but the strategy: who may be chosen, and who goes first for another reason than
+    /// that.
     #[inline(never)]
     fn narrow(
         &mut self,
@@ -144,7 +145,8 @@ impl Balancer {
                     out.miss_table();
                     pool.choose(&mut self.field, &self.sites, rng, out, want);
                 }
-                // A probe elsewhere would cost this key its cache; with nobody else it costs nothing.
+                // A probe elsewhere would cost this key its cache; with nobody else it costs
+                // nothing.
                 if let Some(probe) = probe.filter(|_| out.len() == 0) {
                     out.push_probe(probe);
                 }
@@ -208,8 +210,8 @@ impl Balancer {
         }
     }
 
-    /// The pool of those of the pool `at` that the policy fails over to; `at` itself where none of them is
-    /// eligible.
+    /// The pool of those of the pool `at` that the policy fails over to; `at` itself where none of
+    /// them is eligible.
     #[cold]
     #[inline(never)]
     fn fail_over(&mut self, at: usize, now: Now, out: &mut Picks) -> usize {

@@ -30,8 +30,9 @@ impl Balancer {
         self.pools.iter().filter_map(Pool::coming_bytes).min()
     }
 
-    /// Goes on with the rings and tables on their way for as long as `more`, which is asked every fraction of
-    /// a millisecond. Those before serve meanwhile; without one requests are spread as by `p2c`.
+    /// Goes on with the rings and tables on their way for as long as `more`, which is asked every
+    /// fraction of a millisecond. Those before serve meanwhile; without one requests are spread as
+    /// by `p2c`.
     pub fn build(&mut self, mut more: impl FnMut() -> bool) {
         if self.building {
             let mut pace = Pace::new(&mut more);

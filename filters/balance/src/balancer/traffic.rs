@@ -24,8 +24,8 @@ impl Balancer {
     }
 
     /// The head of its response came, or it failed before one did. From here on the request costs
-    /// nothing where waiting requests are compared, however long its body streams; it is in flight until
-    /// [`Self::ended`], which must follow exactly once.
+    /// nothing where waiting requests are compared, however long its body streams; it is in flight
+    /// until [`Self::ended`], which must follow exactly once.
     pub fn answered(&mut self, ticket: Ticket, now: Now, sample: Sample) {
         self.field.tick(now);
         if let Some(index) = self.resolve(ticket) {
@@ -73,8 +73,8 @@ impl Balancer {
         self.ended(ticket);
     }
 
-    /// What became of an attempt that was not [`Self::started`], one that Envoy retried; or, without a
-    /// latency, of a response that failed after its head.
+    /// What became of an attempt that was not [`Self::started`], one that Envoy retried; or,
+    /// without a latency, of a response that failed after its head.
     pub fn observed(&mut self, index: usize, now: Now, sample: Sample) {
         self.field.tick(now);
         self.field.observe(index, sample.latency, sample.failed);
@@ -98,8 +98,8 @@ impl Balancer {
         (ticket.generation.wrapping_sub(born) < 1 << 31).then_some(index)
     }
 
-    /// What this worker has to tell the others, as of `now`: endpoints with requests in flight or sampled
-    /// within the decay time.
+    /// What this worker has to tell the others, as of `now`: endpoints with requests in flight or
+    /// sampled within the decay time.
     pub fn local_load(&self, now: Now) -> impl Iterator<Item = LoadEntry> + '_ {
         let clock = &self.field.clock;
         let known = self.field.loads.iter().zip(&self.field.histories);
@@ -139,7 +139,8 @@ impl Balancer {
         self.spread_told();
     }
 
-    /// The same after one of them told of its own: where none had any and none has, nothing is done.
+    /// The same after one of them told of its own: where none had any and none has, nothing is
+    /// done.
     fn spread_told(&mut self) {
         for at in self.elsewhere.drain(..) {
             if let Some(load) = self.field.loads.get_mut(at as usize) {

@@ -19,7 +19,8 @@ const EQUAL: [(f64, f64, f64); 13] = [
     (5000.0, 20.0, 0.5),
     (5000.0, 2000.0, 0.5),
 ];
-/// Nobody goes unasked for so many turns; or for so many seconds, where there are ten turns a second.
+/// Nobody goes unasked for so many turns; or for so many seconds, where there are ten turns a
+/// second.
 const TURNS: f64 = 3.0;
 const STARVED: f64 = 2.0;
 

@@ -38,8 +38,8 @@ impl Figures {
     }
 }
 
-/// Of each endpoint's requests in a window of `length` ns, beside its share by weight: the least and the
-/// most in any window that begins from `from` on, in steps of an eighth.
+/// Of each endpoint's requests in a window of `length` ns, beside its share by weight: the least
+/// and the most in any window that begins from `from` on, in steps of an eighth.
 pub(crate) fn shares(world: &World, answers: &[Answer], from: u64, length: u64) -> (f64, f64) {
     let step = length / 8;
     let sum: u32 = world.weights.iter().sum();
@@ -60,8 +60,8 @@ pub(crate) fn shares(world: &World, answers: &[Answer], from: u64, length: u64) 
     (least, most)
 }
 
-/// The longest that any endpoint went unasked from `from` on: in its turns, each as long as it takes the requests
-/// to come round to it by its weight, and in ns.
+/// The longest that any endpoint went unasked from `from` on: in its turns, each as long as it
+/// takes the requests to come round to it by its weight, and in ns.
 pub(crate) fn longest_wait(world: &World, answers: &[Answer], from: u64) -> (f64, u64) {
     let counted = answers.iter().filter(|a| a.due >= from);
     let mut in_order: Vec<(u64, usize)> = counted.map(|a| (a.due, a.endpoint)).collect();

@@ -1,7 +1,9 @@
-//! A fleet: a hundred proxies of two workers before thirty endpoints, each with what it has seen itself.
+//! A fleet: a hundred proxies of two workers before thirty endpoints, each with what it has seen
+//! itself.
 //!
-//! Nobody runs to the best: the busiest of the well endpoints stays within one and a half times their mean
-//! over a minute, whatever is wrong with the others, and those get their share again when they are well.
+//! Nobody runs to the best: the busiest of the well endpoints stays within one and a half times
+//! their mean over a minute, whatever is wrong with the others, and those get their share again
+//! when they are well.
 
 use crate::world::{Answer, Behaviour, Chooser, SECOND, World};
 
@@ -64,8 +66,8 @@ fn least(counts: &[f64]) -> f64 {
     counts.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// What one world comes to: the busiest well endpoint, what the ill got in percent, and the least that one of
-/// them has of the mean when it is well again.
+/// What one world comes to: the busiest well endpoint, what the ill got in percent, and the least
+/// that one of them has of the mean when it is well again.
 fn told(name: &str, world: &World, chooser: Chooser, ill: usize) -> (f64, f64, f64) {
     let answers = world.run(chooser, 1);
     let (during, after) = (minute(&answers, NOTICED), minute(&answers, BACK));
@@ -91,8 +93,8 @@ fn nobody_runs_to_the_best_and_who_was_ill_comes_back() {
         ("3 of 30, 5x slower, two at a time", 3, Behaviour::Choked(5.0, 2)),
         ("3 of 30, 30 % take 400 ms", 3, Behaviour::Stutters(0.3)),
     ];
-    // At a request a second each, a worker asks an endpoint once a minute: there is little to go by, and looks
-    // are as rare as requests.
+    // At a request a second each, a worker asks an endpoint once a minute: there is little to go
+    // by, and looks are as rare as requests.
     for (rate, least_back) in [(2_000.0, 0.9), (100.0, 0.75)] {
         let mut worlds: Vec<(&str, usize, World)> = Vec::new();
         worlds.extend(ill.iter().map(|(name, n, how)| (*name, *n, fleet(rate, *n, *how))));
@@ -101,7 +103,8 @@ fn nobody_runs_to_the_best_and_who_was_ill_comes_back() {
             told(name, &world, Chooser::Native, ill);
             let (busiest, share, back) = told(name, &world, Chooser::Ours, ill);
             assert!(busiest <= 1.5, "{name} at {rate}/s: {busiest:.2}");
-            // Who is ill with each answer gets the looks, where there are enough requests to know it by.
+            // Who is ill with each answer gets the looks, where there are enough requests to know
+            // it by.
             if rate > 1_000.0 && (name.ends_with("20x slower") || name.ends_with("hang")) {
                 assert!(share <= 0.5, "{name} at {rate}/s: {share:.2} % to the ill");
             }

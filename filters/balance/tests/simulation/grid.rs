@@ -1,7 +1,8 @@
 //! Fairness by every rate, answer, number of workers and endpoints, and by what disturbs them.
 //!
-//! Two rules hold in each cell. In every window with 200 requests for each endpoint everybody gets its share,
-//! within a quarter. And nobody goes unasked for longer than [`Cell::turns`] of its turns and an answer, or two seconds.
+//! Two rules hold in each cell. In every window with 200 requests for each endpoint everybody gets
+//! its share, within a quarter. And nobody goes unasked for longer than [`Cell::turns`] of its
+//! turns and an answer, or two seconds.
 
 use crate::figures::{longest_wait, shares};
 use crate::world::{Behaviour, Chooser, MS, SECOND, Stall, World};

@@ -1,7 +1,7 @@
 //! Selection in virtual time: every scenario of `cargo xtask bench tail`, fairness, and a fleet.
 //!
-//! Real latencies on a shared machine can't pin a threshold of one per mille; a discrete-event run can,
-//! and it repeats from its seed.
+//! Real latencies on a shared machine can't pin a threshold of one per mille; a discrete-event run
+//! can, and it repeats from its seed.
 //!
 //! `cargo test -p pintle-balance --test simulation -- --nocapture` prints the tables.
 

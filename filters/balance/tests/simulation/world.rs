@@ -1,9 +1,9 @@
 //! Proxies, their workers and their endpoints in virtual time.
 //!
-//! An open loop of requests; answers log-normal around the endpoint's median; workers of one proxy tell
-//! each other their load every 200 ms and know nothing of other proxies. The breaker is the simplest
-//! that can help: five failures in a row shut an endpoint for 30 s in one proxy. Requests that a limit
-//! refuses are left out.
+//! An open loop of requests; answers log-normal around the endpoint's median; workers of one proxy
+//! tell each other their load every 200 ms and know nothing of other proxies. The breaker is the
+//! simplest that can help: five failures in a row shut an endpoint for 30 s in one proxy. Requests
+//! that a limit refuses are left out.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

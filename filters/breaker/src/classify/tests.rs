@@ -157,7 +157,8 @@ fn every_row_that_envoy_was_seen_to_report() {
     }
 }
 
-/// Leaving a value unread must never change the outcome where the documentation says it may be left.
+/// Leaving a value unread must never change the outcome where the documentation says it may be
+/// left.
 #[test]
 fn values_that_are_not_asked_for_are_not_needed() {
     let policy = Policy::unconfigured();
@@ -200,7 +201,8 @@ fn every_flag_of_envoy_is_decided_after_the_head() {
     }
 }
 
-/// Every flag alone, on a 503 that came from upstream: the client's, ours, the transport's, or none.
+/// Every flag alone, on a 503 that came from upstream: the client's, ours, the transport's, or
+/// none.
 #[test]
 fn every_flag_of_envoy_is_decided() {
     let by_code = failed(FailureKind::Status(503));

@@ -1,14 +1,15 @@
-//! What the router's `upstream_log` says of one attempt, where that log is a Wasm logger of this module
-//! (a comment of `envoy/envoy.yaml` has it) and the service's policy has `breaker.retries: logged`.
+//! What the router's `upstream_log` says of one attempt, where that log is a Wasm logger of this
+//! module (a comment of `envoy/envoy.yaml` has it) and the service's policy has
+//! `breaker.retries: logged`.
 //!
-//! As seen on 1.36.4 and 1.40.0: the log is a `proxy_on_log` of the logger's root context. In reach are the
-//! request's headers, the attempt's own response headers and trailers, `upstream.address`,
-//! `response.code` and `response.flags`; no code details, no attempt count, and nothing that a filter has
-//! set, so that `x-request-id` alone leads to the request. (`source.address` ends Envoy 1.36.4 with a
-//! segmentation fault.) What another attempt follows is logged before it, and what was outrun before the
-//! head of the answer passes; the attempt that answers, and one whose client left, behind that. A time-out
-//! per try has the flag UT, also where the attempt answers afterwards; one that was outrun has neither
-//! code nor flag.
+//! As seen on 1.36.4 and 1.40.0: the log is a `proxy_on_log` of the logger's root context. In reach
+//! are the request's headers, the attempt's own response headers and trailers, `upstream.address`,
+//! `response.code` and `response.flags`; no code details, no attempt count, and nothing that a
+//! filter has set, so that `x-request-id` alone leads to the request. (`source.address` ends Envoy
+//! 1.36.4 with a segmentation fault.) What another attempt follows is logged before it, and what
+//! was outrun before the head of the answer passes; the attempt that answers, and one whose client
+//! left, behind that. A time-out per try has the flag UT, also where the attempt answers
+//! afterwards; one that was outrun has neither code nor flag.
 
 use std::hash::{DefaultHasher, Hasher as _};
 
@@ -40,15 +41,16 @@ impl<P: Proxy> Exchange<P> {
         self.id
     }
 
-    /// Whether this request may have gone to `address`: requests to several services can have one id.
+    /// Whether this request may have gone to `address`: requests to several services can have one
+    /// id.
     pub(crate) fn may_go_to(&self, address: std::net::SocketAddr) -> bool {
         let Ok(worker) = self.worker.try_borrow() else { return false };
         let service = self.service_at(&worker.local).and_then(|at| worker.local.services.at(at));
         service.is_some_and(|service| service.balancer.by_address(address).is_some())
     }
 
-    /// Keeps what the log says of an attempt of this request, as long as no answer's head has come. `None`
-    /// where the worker is in the middle of something else.
+    /// Keeps what the log says of an attempt of this request, as long as no answer's head has come.
+    /// `None` where the worker is in the middle of something else.
     pub(crate) fn attempted(&mut self, address: &[u8]) -> Option<()> {
         let shared = self.worker.clone();
         let worker = shared.try_borrow().ok()?;

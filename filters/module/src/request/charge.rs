@@ -1,5 +1,5 @@
-//! Who is charged with what: every endpoint of the list with what it did, in its breaker, at the balancer
-//! and in the counts. Once a request: with the head of its response, or with its end.
+//! Who is charged with what: every endpoint of the list with what it did, in its breaker, at the
+//! balancer and in the counts. Once a request: with the head of its response, or with its end.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,8 +27,8 @@ pub(super) struct Charge {
 }
 
 impl Charge {
-    /// Whether this is what nearly every request comes to: its only attempt went to the first of the list,
-    /// which answered well and was told so to the balancer.
+    /// Whether this is what nearly every request comes to: its only attempt went to the first of
+    /// the list, which answered well and was told so to the balancer.
     fn is_of_first(&self, sent: &Sent) -> bool {
         self.attempts == 1
             && self.answered == Answered::Entry(0)
@@ -153,8 +153,8 @@ impl<P: Proxy> Exchange<P> {
     }
 }
 
-/// Of the attempts that the router has logged, those before the last. Where no head came, the last is
-/// among them, unless it was a client or a time-out of the whole stream that ended it.
+/// Of the attempts that the router has logged, those before the last. Where no head came, the last
+/// is among them, unless it was a client or a time-out of the whole stream that ended it.
 fn earlier(mut logged: Vec<Logged>, charge: &Charge) -> Vec<Logged> {
     let all = usize::try_from(charge.attempts).is_ok_and(|made| logged.len() >= made);
     let last = logged.iter().rposition(|it| it.to == charge.answered);

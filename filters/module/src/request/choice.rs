@@ -41,8 +41,8 @@ impl<P: Proxy> Exchange<P> {
         routing
     }
 
-    /// Asks the balancer, and the breaker where the balancer would send a probe. `None` where the choice
-    /// is Envoy's.
+    /// Asks the balancer, and the breaker where the balancer would send a probe. `None` where the
+    /// choice is Envoy's.
     fn pick(
         &mut self,
         local: &mut Local,
@@ -166,7 +166,8 @@ impl<P: Proxy> Exchange<P> {
         });
     }
 
-    /// Counts the request as in flight at the first of the list, and writes the list in Envoy's form.
+    /// Counts the request as in flight at the first of the list, and writes the list in Envoy's
+    /// form.
     fn send(
         &mut self,
         local: &mut Local,

@@ -1,7 +1,8 @@
 //! The debug header: why a request went where it went, told to who brings the token.
 //!
-//! From all others' requests and answers the header is removed, so that nobody behind learns the token and
-//! nobody before can be told what is not ours. The token is in no log: it is gone before the request goes on.
+//! From all others' requests and answers the header is removed, so that nobody behind learns the
+//! token and nobody before can be told what is not ours. The token is in no log: it is gone before
+//! the request goes on.
 
 use std::rc::Rc;
 

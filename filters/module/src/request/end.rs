@@ -51,8 +51,9 @@ impl Ended {
         }
     }
 
-    /// The same where the cluster's own limits left no room for the last attempt: nobody was asked by it.
-    /// Envoy 1.40 counts it, and names the host that it was meant for. The one before was followed by it.
+    /// The same where the cluster's own limits left no room for the last attempt: nobody was asked
+    /// by it. Envoy 1.40 counts it, and names the host that it was meant for. The one before was
+    /// followed by it.
     fn without_last(self, retries: Retries) -> Self {
         let attempts = self.attempts.saturating_sub(1);
         let Some(before) = attempts.checked_sub(1) else {
@@ -95,8 +96,8 @@ impl<P: Proxy> Exchange<P> {
         local.services.find_near(&known.name, known.at)
     }
 
-    /// Reads how it went: the code where there was no head, and beyond it only what that and the flags
-    /// call for.
+    /// Reads how it went: the code where there was no head, and beyond it only what that and the
+    /// flags call for.
     fn ended(&self, flags: u64, service: Option<&Service>, local: &Local, now: Now) -> Ended {
         let proxy = &self.proxy;
         let head = self.sent.as_ref().and_then(|sent| sent.head);
@@ -118,7 +119,8 @@ impl<P: Proxy> Exchange<P> {
         }
         let address = || proxy.upstream_address();
         let mut upstream = report.asks_upstream().then(address).flatten();
-        // Without a reason among the flags, an answer that had no endpoint's head is another filter's.
+        // Without a reason among the flags, an answer that had no endpoint's head is another
+        // filter's.
         let waited = || proxy.response_details().as_deref() == Some(TOO_LONG);
         let asked = || head.is_some() || flags & flag::DECIDES != 0 || waited();
         report.upstream = upstream.as_ref().is_some_and(|it| !it.is_empty()) && asked();
@@ -158,8 +160,9 @@ impl<P: Proxy> Exchange<P> {
     }
 
     /// Whether what was taken for an endpoint's good head was this Envoy's own reply, to which a
-    /// `local_reply_config` gives any status: its reason is among the flags, and it ends with its head,
-    /// where a stream that is cut ends later. Seen on 1.36.4 and 1.40.0: 504 and 503 made a 200.
+    /// `local_reply_config` gives any status: its reason is among the flags, and it ends with its
+    /// head, where a stream that is cut ends later. Seen on 1.36.4 and 1.40.0: 504 and 503 made a
+    /// 200.
     fn is_own_reply(&self, head: &Head, flags: u64, now: Now) -> bool {
         flags & (flag::WAITED | flag::LOCAL | flag::TRANSPORT) != 0
             && now.since(head.at) < AT_ONCE

@@ -1,10 +1,10 @@
-//! The head of a response, which is the answer: what it says is booked when it passes, and how long its
-//! body streams afterwards is nobody's latency.
+//! The head of a response, which is the answer: what it says is booked when it passes, and how long
+//! its body streams afterwards is nobody's latency.
 //!
-//! What a good head says of an endpoint is booked with the end of the stream, because the endpoint may yet
-//! cut its answer short; but a probe does not wait for that, and a failure has nothing to wait for. A gRPC
-//! call has its status behind the head: one that is a probe is settled by its end, or, when it turns out to
-//! be a stream, by the next tick (`worker/probes.rs`).
+//! What a good head says of an endpoint is booked with the end of the stream, because the endpoint
+//! may yet cut its answer short; but a probe does not wait for that, and a failure has nothing to
+//! wait for. A gRPC call has its status behind the head: one that is a probe is settled by its end,
+//! or, when it turns out to be a stream, by the next tick (`worker/probes.rs`).
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use super::{Exchange, Sent};
 use crate::boundary::Proxy;
 use crate::worker::{Local, Probe};
 
-/// What Envoy says in `response.code_details` of an endpoint's response, and of no reply of its own.
+/// What Envoy says in `response.code_details` of an endpoint's response, and of no reply of its
+/// own.
 const VIA_UPSTREAM: &[u8] = b"via_upstream";
 
 /// The head of an endpoint's response.
@@ -82,8 +83,8 @@ impl<P: Proxy> Exchange<P> {
         }
         let sent = self.sent.as_ref()?;
         let probes = sent.list.first().is_some_and(|first| first.breaker.is_probe());
-        // A good one is taken for the endpoint's without asking, which would cost every request. What is
-        // booked at once must not be a page that a `local_reply_config` shows.
+        // A good one is taken for the endpoint's without asking, which would cost every request.
+        // What is booked at once must not be a page that a `local_reply_config` shows.
         let asks = !good || probes || attempts > 1;
         if asks && proxy.response_details().as_deref() != Some(VIA_UPSTREAM) {
             return None;

@@ -1,4 +1,5 @@
-//! What is asked of a request beside its endpoint: its service's name, and what the policy wants to know.
+//! What is asked of a request beside its endpoint: its service's name, and what the policy wants to
+//! know.
 
 use pintle_balance::RequestView;
 use pintle_policy::Source;
@@ -77,7 +78,8 @@ impl<'a, H: Headers> Question<'a, H> {
             let asked =
                 headers.get(selector.header.as_bytes()).is_some_and(|asks| !asks.is_empty());
             if let pintle_balance::SelectorTarget::Metadata(key) = &selector.with {
-                // A cluster's members are all that it can reach, whatever the request or the route asks.
+                // A cluster's members are all that it can reach, whatever the request or the route
+                // asks.
                 let cluster = proxy.cluster_subset(key);
                 let found =
                     if asked { cluster } else { cluster.or_else(|| proxy.route_subset(key)) };

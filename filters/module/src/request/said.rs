@@ -1,5 +1,5 @@
-//! What a request's headers say, as far as it matters whatever its service wants to know: heard in one walk
-//! over all of them, which is the tracer's.
+//! What a request's headers say, as far as it matters whatever its service wants to know: heard in
+//! one walk over all of them, which is the tracer's.
 
 use std::time::Duration;
 

@@ -1,9 +1,10 @@
 //! A service in shadow: what would have been done with a request is decided, counted and told, and
 //! where it goes is Envoy's choice.
 //!
-//! Breakers and loads learn from where requests really went, so that the decisions are those that would be
-//! made. Two things differ: how many requests Envoy has in flight at an endpoint is not known before they are
-//! answered, and a breaker that owes a probe takes any request that Envoy sends there for one.
+//! Breakers and loads learn from where requests really went, so that the decisions are those that
+//! would be made. Two things differ: how many requests Envoy has in flight at an endpoint is not
+//! known before they are answered, and a breaker that owes a probe takes any request that Envoy
+//! sends there for one.
 
 use pintle_balance::{Choice, Nothing, Picks};
 use pintle_breaker::Verdict;

@@ -76,7 +76,8 @@ impl<P: Proxy> Exchange<P> {
             }
         }
         if per_attempt && !listed {
-            // Envoy chose: of its attempts it tells how many there were, and where the last one went.
+            // Envoy chose: of its attempts it tells how many there were, and where the last one
+            // went.
             let told = (0..made.min(MAX_ATTEMPTS))
                 .map(|at| attempt(at, if at == last { upstream.as_slice() } else { b"" }));
             attempts.extend(told);

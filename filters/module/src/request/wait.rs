@@ -1,5 +1,5 @@
-//! A request that waits for the table of its service: the first for it here, where the agent tells only
-//! what is wanted and nobody else could choose in the meantime.
+//! A request that waits for the table of its service: the first for it here, where the agent tells
+//! only what is wanted and nobody else could choose in the meantime.
 
 use pintle_contract::Now;
 use pintle_policy::{Select, Unknown, Via};
@@ -17,8 +17,8 @@ pub(super) struct Wait {
 }
 
 impl<P: Proxy> Exchange<P> {
-    /// Asks the agent for the table of a service that has none. Whether this request waits for it: once,
-    /// and only where it would be refused or had no address otherwise.
+    /// Asks the agent for the table of a service that has none. Whether this request waits for it:
+    /// once, and only where it would be refused or had no address otherwise.
     #[cold]
     #[inline(never)]
     pub(super) fn await_table(
@@ -50,8 +50,8 @@ impl<P: Proxy> Exchange<P> {
         self.wait.is_some()
     }
 
-    /// Whether it need not wait any longer: a table has come, or none will before its time is over, as
-    /// far as one can look at it from tick to tick. Its own root's clock may have stopped.
+    /// Whether it need not wait any longer: a table has come, or none will before its time is over,
+    /// as far as one can look at it from tick to tick. Its own root's clock may have stopped.
     pub(crate) fn is_due(&self, now: Now) -> bool {
         let Some(wait) = &self.wait else { return true };
         let Ok(worker) = self.worker.try_borrow() else { return false };

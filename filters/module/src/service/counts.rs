@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use pintle_contract::{EndpointReport, LATENCY_BUCKETS_MS, RequestCount, ServiceReport, nanos};
 
-/// Combinations of method and code that are counted apart, at most; ten methods by the codes in use.
+/// Combinations of method and code that are counted apart, at most; ten methods by the codes in
+/// use.
 const MAX_REQUEST_COUNTS: usize = 512;
 
 #[derive(Default)]

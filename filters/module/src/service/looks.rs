@@ -1,10 +1,10 @@
-//! When a good answer is asked which host gave it. To ask costs a host call, so that it is done now and
-//! then, and each time as long as the last ones were not where the list said.
+//! When a good answer is asked which host gave it. To ask costs a host call, so that it is done now
+//! and then, and each time as long as the last ones were not where the list said.
 
 /// Of so many good answers one is asked.
 const EVERY: u8 = 64;
-/// The first answers are asked: where Envoy chooses itself, some of them come from where the list said
-/// all the same.
+/// The first answers are asked: where Envoy chooses itself, some of them come from where the list
+/// said all the same.
 const FIRST: u16 = 16;
 /// So many answers in turn must be where the list said before they are trusted again.
 const DOUBTS: u16 = 1_000;

@@ -28,8 +28,8 @@ pub(crate) enum Outgoing {
 /// The breakers' way to the other workers; the records themselves lie with their services.
 pub(crate) struct Breakers {
     enabled: bool,
-    /// Whether records are written. A VM that Envoy makes to try a configuration never ticks, and what
-    /// it would have to tell would go with it.
+    /// Whether records are written. A VM that Envoy makes to try a configuration never ticks, and
+    /// what it would have to tell would go with it.
     started: bool,
     outgoing: Vec<Outgoing>,
 }
@@ -107,8 +107,8 @@ impl Breakers {
         }
     }
 
-    /// Names every breaker that is not quiet, for a worker that has come: what was told before it had a
-    /// queue, or while it was taken for gone, it has not heard.
+    /// Names every breaker that is not quiet, for a worker that has come: what was told before it
+    /// had a queue, or while it was taken for gone, it has not heard.
     pub(crate) fn unquiet(services: &Services) -> Vec<Note> {
         let all = services.iter().flat_map(|(name, service)| {
             let note = |id: &str| Note::Breaker((name.to_string(), id.to_owned()));

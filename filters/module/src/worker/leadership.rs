@@ -1,7 +1,7 @@
 //! Whether this VM leads the workers of its Envoy, and what the leader keeps of the tables.
 //!
-//! Keys: `pintle/leader`, written with compare-and-swap; `pintle/index`, `pintle/fits` and `pintle/lazy`,
-//! written by the leader alone.
+//! Keys: `pintle/leader`, written with compare-and-swap; `pintle/index`, `pintle/fits` and
+//! `pintle/lazy`, written by the leader alone.
 
 use pintle_contract::{DecodeError, Index, Lease, Message, Now, Slot, Version};
 use pintle_hostcalls::{self as host, Cas};
@@ -71,7 +71,8 @@ impl Leadership {
                     return Role::Follower;
                 }
                 read => {
-                    // Empty is what the next lines leave; all else is somebody's who shares our vm_id.
+                    // Empty is what the next lines leave; all else is somebody's who shares our
+                    // vm_id.
                     if read.is_err() && !bytes.is_empty() {
                         counters.add(Count::SharedRejected);
                     }

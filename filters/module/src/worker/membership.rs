@@ -1,7 +1,7 @@
 //! The place of this VM among the workers of its Envoy, and how they wake each other.
 //!
-//! Keys: `pintle/w/{slot}` and `pintle/l/{slot}`, of which it writes its own and reads the others'; the
-//! queues `pintle/q/{slot}`, of which it drains its own and fills the others'.
+//! Keys: `pintle/w/{slot}` and `pintle/l/{slot}`, of which it writes its own and reads the others';
+//! the queues `pintle/q/{slot}`, of which it drains its own and fills the others'.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -47,8 +47,8 @@ pub(crate) struct Round {
 impl Membership {
     pub(crate) fn new() -> Self {
         Self {
-            // Zero stands for nobody, in a slot or a lease. The standard library draws its keys from the
-            // host's entropy, so that each VM gets another number.
+            // Zero stands for nobody, in a slot or a lease. The standard library draws its keys
+            // from the host's entropy, so that each VM gets another number.
             id: RandomState::new().hash_one(0u8).max(1),
             vm_id: host::property(VM_ID).unwrap_or_default(),
             held: None,
@@ -72,8 +72,8 @@ impl Membership {
         u32::try_from(self.peers.len()).unwrap_or(u32::MAX).saturating_add(1)
     }
 
-    /// Reads the slots, and renews this VM's or claims the first free one. `None` when the host refuses:
-    /// everything stays as it was.
+    /// Reads the slots, and renews this VM's or claims the first free one. `None` when the host
+    /// refuses: everything stays as it was.
     pub(crate) fn renew(&mut self, now: Now, counters: &mut Counters) -> Option<Round> {
         let held = self.slot();
         let mut mine = None;
@@ -152,8 +152,8 @@ impl Membership {
         }
     }
 
-    /// What the holder of a slot knows of the load; nothing where it has told nothing yet, or is a module
-    /// of another version.
+    /// What the holder of a slot knows of the load; nothing where it has told nothing yet, or is a
+    /// module of another version.
     pub(crate) fn load_of(
         number: u32,
         slot: &Slot,

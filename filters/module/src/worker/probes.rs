@@ -1,5 +1,6 @@
-//! Probes whose response's head has come and whose verdict has not: gRPC calls, whose status comes behind
-//! it. One that is still open after [`STREAMS`] is a stream, and its head says that the endpoint works.
+//! Probes whose response's head has come and whose verdict has not: gRPC calls, whose status comes
+//! behind it. One that is still open after [`STREAMS`] is a stream, and its head says that the
+//! endpoint works.
 
 use std::rc::Rc;
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! The services that this VM knows, from their tables in shared data.
 //!
-//! A table is read when the first request for its service comes, which waits for nothing: the bytes are in
-//! this process. What nobody asks for here costs its name, but for tables in which an operator or the
-//! fleet says something of a breaker: that is obeyed, and shown, before anybody asks.
+//! A table is read when the first request for its service comes, which waits for nothing: the bytes
+//! are in this process. What nobody asks for here costs its name, but for tables in which an
+//! operator or the fleet says something of a breaker: that is obeyed, and shown, before anybody
+//! asks.
 //!
 //! Keys: `pintle/t/{service}`, `pintle/p/{service}` and `pintle/confirmed`, written by the leader;
 //! `pintle/index` is read.
@@ -89,7 +90,8 @@ impl Services {
         self.by_name.get_full(name).map(|(at, name, _)| (at, Rc::clone(name)))
     }
 
-    /// Where a service is that was at `at` when the name was taken from here; no hash where it still is.
+    /// Where a service is that was at `at` when the name was taken from here; no hash where it
+    /// still is.
     pub(crate) fn find_near(&self, name: &Rc<str>, at: usize) -> Option<usize> {
         match self.by_name.get_index(at) {
             Some((here, _)) if Rc::ptr_eq(here, name) => Some(at),
@@ -139,7 +141,8 @@ impl Services {
 
     // === Tables ===
 
-    /// Stores a table's frame for the other workers; an empty one stands for a service that is gone.
+    /// Stores a table's frame for the other workers; an empty one stands for a service that is
+    /// gone.
     pub(crate) fn store(name: &str, frame: &[u8]) -> host::Result<()> {
         host::set_shared_data(&keys::table(name), frame, None)
     }
@@ -196,7 +199,8 @@ impl Services {
                 _ => self.load(name, config, turn),
             };
         }
-        // Where patches say how far it goes, a table that nobody asks for here is not copied to see.
+        // Where patches say how far it goes, a table that nobody asks for here is not copied to
+        // see.
         if let Some(known) = self.unread.get(name).copied()
             && let Some(patch) = gathered(name).filter(|patch| patch.leads_from(known))
         {
@@ -217,8 +221,8 @@ impl Services {
         None
     }
 
-    /// The table of a service was changed by this patch, which lies beside it in shared data. What was
-    /// read of one before is brought up to it, where that can be done.
+    /// The table of a service was changed by this patch, which lies beside it in shared data. What
+    /// was read of one before is brought up to it, where that can be done.
     pub(crate) fn amend(
         &mut self,
         patch: &Patch,

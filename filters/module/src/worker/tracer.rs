@@ -1,4 +1,5 @@
-//! What traces keep in a VM: the edits of the current request, and spans on their way to the collector.
+//! What traces keep in a VM: the edits of the current request, and spans on their way to the
+//! collector.
 //!
 //! Keys: none.
 
@@ -85,14 +86,16 @@ impl Tracer {
         let before = exporter.counts();
         exporter.on_answer(Answer::from_grpc(status, &response), now);
         count(before, exporter.counts(), counters);
-        // The next full batch at once: with one a tick, more than 5,000 spans a second would be lost.
+        // The next full batch at once: with one a tick, more than 5,000 spans a second would be
+        // lost.
         if status == 0 {
             self.export(config, now, counters);
         }
     }
 }
 
-/// Reads the values, which Envoy's `host_env_keys` pass. Without one the header is left out, and said so.
+/// Reads the values, which Envoy's `host_env_keys` pass. Without one the header is left out, and
+/// said so.
 fn headers(export: &Export) -> Vec<(Box<str>, String)> {
     let header = |(name, variable): &(Box<str>, Box<str>)| {
         let value = std::env::var(&**variable).ok();

@@ -52,8 +52,8 @@ impl Uplink {
         }
     }
 
-    /// Opens the stream if it is time to, and ends it if it is silent. Whether it was opened: the hello
-    /// has to follow.
+    /// Opens the stream if it is time to, and ends it if it is silent. Whether it was opened: the
+    /// hello has to follow.
     pub(crate) fn run(&mut self, cluster: &str, now: Now, random: u32) -> bool {
         match self.stream.tick(true, now, random) {
             Action::Nothing => false,
@@ -96,8 +96,8 @@ impl Uplink {
         self.stream.heard(token, now)
     }
 
-    /// A frame of the agent's was read: it says by it what it reads. Whether it is the first to say that
-    /// the agent tells only what is wanted.
+    /// A frame of the agent's was read: it says by it what it reads. Whether it is the first to say
+    /// that the agent tells only what is wanted.
     pub(crate) fn learn(&mut self, frame: &[u8]) -> bool {
         let before = self.schema;
         self.schema = before.max(Schema::of(frame));
@@ -109,8 +109,8 @@ impl Uplink {
         self.stream.token().is_some() && self.schema == Schema::Three
     }
 
-    /// A frame of the agent's was refused; how many of this VM's were, where that is worth a line: a peer
-    /// of another schema sends nothing else.
+    /// A frame of the agent's was refused; how many of this VM's were, where that is worth a line:
+    /// a peer of another schema sends nothing else.
     pub(crate) const fn refused(&mut self) -> Option<u64> {
         self.refused = self.refused.saturating_add(1);
         if self.refused.is_power_of_two() { Some(self.refused) } else { None }
@@ -157,7 +157,8 @@ impl Uplink {
         std::mem::take(&mut self.outbox)
     }
 
-    /// Whether the agent has yet to be told that this worker holds `version`; then it counts as told.
+    /// Whether the agent has yet to be told that this worker holds `version`; then it counts as
+    /// told.
     pub(crate) fn is_news(&mut self, version: Version) -> bool {
         let news = version > self.told;
         if news {

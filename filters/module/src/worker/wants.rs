@@ -77,8 +77,8 @@ impl Worker {
         self.look_for_wants(true);
     }
 
-    /// Asks the agent for what requests came for, through the leader's queue also where that is this VM's
-    /// own: nothing can be sent to the agent from the callback of a request.
+    /// Asks the agent for what requests came for, through the leader's queue also where that is
+    /// this VM's own: nothing can be sent to the agent from the callback of a request.
     pub(super) fn ask(&mut self) {
         let services = self.local.wants.take_outgoing();
         let own = self.membership.slot();

@@ -1,12 +1,13 @@
-//! A `google.protobuf.Struct` as Envoy hands it over: the message's own bytes. Envoy's documentation
-//! says JSON; 1.40 gives `Any.value` as it is (seen in `tests/selection/configuration.rs`).
+//! A `google.protobuf.Struct` as Envoy hands it over: the message's own bytes. Envoy's
+//! documentation says JSON; 1.40 gives `Any.value` as it is (seen in
+//! `tests/selection/configuration.rs`).
 
 use prost::Message as _;
 use prost_types::value::Kind;
 use serde_json::{Number, Value};
 
-/// The first byte of a `Struct` that is not empty: its field 1, length-delimited. In text it is a line
-/// feed, so that text is to be tried first.
+/// The first byte of a `Struct` that is not empty: its field 1, length-delimited. In text it is a
+/// line feed, so that text is to be tried first.
 const FIRST: u8 = 0x0a;
 
 /// What the bytes hold, if they are a `Struct`. Numbers are doubles there; levels are bounded by

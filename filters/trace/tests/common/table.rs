@@ -1,4 +1,5 @@
-//! One context in every format that names a trace, for the tests of the headers here and on the wire.
+//! One context in every format that names a trace, for the tests of the headers here and on the
+//! wire.
 
 /// One context in each format: 128-bit id, sampled, and the headers that say so.
 pub(crate) const FORMATS: [(&str, &[(&str, &str)]); 6] = [

@@ -14,8 +14,8 @@ use crate::serve::admin::view::{
 };
 use std::time::Duration;
 
-/// A proxy that is behind is asked for once more after this long: a change that was made just now is on
-/// its way.
+/// A proxy that is behind is asked for once more after this long: a change that was made just now
+/// is on its way.
 const ONCE_MORE: Duration = Duration::from_millis(1_500);
 
 /// Everything that the agent knows.
@@ -127,8 +127,8 @@ pub(super) fn health(agent: &Agent) -> Vec<Finding> {
     findings
 }
 
-/// The sources, by the agent's own word. Those that were asked themselves are left out when they were
-/// found ill.
+/// The sources, by the agent's own word. Those that were asked themselves are left out when they
+/// were found ill.
 pub(super) fn sources(sources: &SourcesJson, ill: &[Code]) -> Vec<Finding> {
     let all = [
         ("etcd", &sources.etcd, Code::EtcdAway),

@@ -1,7 +1,7 @@
 //! Envoy: what it is configured to do ([`judge`]), and what it does.
 //!
-//! It is judged by its own `/config_dump`, because that is what it runs, whatever file it came from; a
-//! file alone is judged by the same rules ([`file`]).
+//! It is judged by its own `/config_dump`, because that is what it runs, whatever file it came
+//! from; a file alone is judged by the same rules ([`file`]).
 
 mod clusters;
 mod dump;

@@ -18,8 +18,8 @@ pub enum State {
 
 macro_rules! codes {
     ($($name:ident = $word:literal,)*) => {
-        /// What is wrong, in a word that does not change; `docs/troubleshooting.md` has a section for
-        /// each.
+        /// What is wrong, in a word that does not change; `docs/troubleshooting.md` has a section
+        /// for each.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Code {
             $(#[doc = concat!("`", $word, "`.")] $name,)*

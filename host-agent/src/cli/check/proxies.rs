@@ -1,4 +1,5 @@
-//! The Envoys of the agent: whether any is there, and whether all their workers have the newest tables.
+//! The Envoys of the agent: whether any is there, and whether all their workers have the newest
+//! tables.
 
 use pintle_contract::Schema;
 

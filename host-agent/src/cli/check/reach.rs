@@ -69,8 +69,8 @@ pub(super) async fn nats(config: &NatsConfig) -> Finding {
     }
 }
 
-/// Whether the server answers the beginning of HTTP/2 with a frame of SETTINGS, as it must first (RFC
-/// 9113, 3.4).
+/// Whether the server answers the beginning of HTTP/2 with a frame of SETTINGS, as it must first
+/// (RFC 9113, 3.4).
 ///
 /// # Errors
 /// It ends the connection.

@@ -1,5 +1,5 @@
-//! What the agent did not take as it stands: refused entries and policies, removals that it holds back,
-//! ids that share an address.
+//! What the agent did not take as it stands: refused entries and policies, removals that it holds
+//! back, ids that share an address.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,8 @@ pub(super) fn look(agent: &Agent, ill: &[Code]) -> Vec<Finding> {
     findings
 }
 
-/// Keys of foreign registries of which none is an instance: those of a scheme that no source takes, mostly.
+/// Keys of foreign registries of which none is an instance: those of a scheme that no source takes,
+/// mostly.
 fn untaken(agent: &Agent) -> Option<Finding> {
     let keys = agent.sources.keys_beside;
     if keys == 0 || agent.services.iter().any(|service| !service.endpoints.is_empty()) {

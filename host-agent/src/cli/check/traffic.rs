@@ -1,5 +1,5 @@
-//! Services that fail their callers now: all breakers open, panic, nothing eligible; or whose keys do not go
-//! where their hash says.
+//! Services that fail their callers now: all breakers open, panic, nothing eligible; or whose keys
+//! do not go where their hash says.
 
 use std::collections::BTreeMap;
 

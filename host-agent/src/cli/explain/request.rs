@@ -1,7 +1,8 @@
 //! What a request with certain headers would get: its subset, its pin, and where its hash leads.
 //!
-//! The choice itself is the proxies' own code on the agent's table, so that a ring's endpoint is the one that
-//! they name. What only a proxy knows is left out: the client's address, loads, its zone.
+//! The choice itself is the proxies' own code on the agent's table, so that a ring's endpoint is
+//! the one that they name. What only a proxy knows is left out: the client's address, loads, its
+//! zone.
 
 use pintle_contract::{Endpoint, Health, Now};
 use pintle_policy::Policy;

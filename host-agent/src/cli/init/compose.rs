@@ -1,5 +1,5 @@
-//! A compose file for the same agent and Envoy in containers, on the machine's own network, so that the
-//! addresses in the other files hold in there as well.
+//! A compose file for the same agent and Envoy in containers, on the machine's own network, so that
+//! the addresses in the other files hold in there as well.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

@@ -5,8 +5,8 @@ use pintle_state::Snapshot;
 use crate::condition::service_of;
 use crate::nearest::{but, nearest};
 
-/// Why there is no service `name`: its entries are refused, or it is called otherwise. What can be no
-/// service's name is not looked for: it may be as long as a path.
+/// Why there is no service `name`: its entries are refused, or it is called otherwise. What can be
+/// no service's name is not looked for: it may be as long as a path.
 pub(super) fn absent(snapshot: &Snapshot, name: &str) -> String {
     if !pintle_contract::is_name(name) {
         return "that is no service's name".to_owned();

@@ -1,9 +1,9 @@
 //! How much of what was answered may wait for its readers.
 //!
-//! An answer is on the account until the connection has taken it over into the kernel or ended. When
-//! [`MAX_BYTES`] wait already, the next large one is refused with 503; health is small and always
-//! answered. The text of `/metrics` is made at most once in [`FRESH`] and shared by all who ask for
-//! it meanwhile, so that scraping costs the same however many scrape.
+//! An answer is on the account until the connection has taken it over into the kernel or ended.
+//! When [`MAX_BYTES`] wait already, the next large one is refused with 503; health is small and
+//! always answered. The text of `/metrics` is made at most once in [`FRESH`] and shared by all who
+//! ask for it meanwhile, so that scraping costs the same however many scrape.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -73,8 +73,8 @@ impl Answers {
     }
 }
 
-/// Lets few answers be made at once, and few bytes wait. Health passes by, and so does `/metrics`, whose
-/// bytes are shared.
+/// Lets few answers be made at once, and few bytes wait. Health passes by, and so does `/metrics`,
+/// whose bytes are shared.
 pub(super) async fn bounded(
     State(answers): State<Arc<Answers>>,
     request: Request,
@@ -106,8 +106,8 @@ pub(super) async fn bounded(
     }
 }
 
-/// A body on the account. It goes in pieces that are copies: hyper takes no more than it can write soon,
-/// and what it has taken keeps none of the rest alive.
+/// A body on the account. It goes in pieces that are copies: hyper takes no more than it can write
+/// soon, and what it has taken keeps none of the rest alive.
 struct Held {
     rest: Bytes,
     _place: OwnedSemaphorePermit,

@@ -4,8 +4,8 @@
 //! says who asks. Both serve the same router.
 //!
 //! Every connection takes one of [`Places`]. When all are taken, a further one is served all the
-//! same, with health and readiness alone, in one of [`PROBES`] places that belong to the newest: what
-//! holds the others open, a probe is answered.
+//! same, with health and readiness alone, in one of [`PROBES`] places that belong to the newest:
+//! what holds the others open, a probe is answered.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -209,7 +209,8 @@ impl Made {
         let listener = bind(&options).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        // Workers report their totals again and again; one that does not is silent after ten seconds.
+        // Workers report their totals again and again; one that does not is silent after ten
+        // seconds.
         let (reports, ended) = (Arc::clone(&fleet), stop.clone());
         tokio::spawn(async move {
             while timeout(Duration::from_secs(1), ended.cancelled()).await.is_err() {

@@ -1,9 +1,9 @@
 //! What one delta stream is owed of clusters, as a state machine without I/O.
 //!
-//! Envoy asks for all (a first request without names, or `*`) or for some by name (on demand). As with
-//! hosts, one response is on its way at a time, in parts of bounded size, and a cluster that Envoy
-//! refused is not repeated: it keeps what it had and would refuse the same bytes again. A service that
-//! is gone takes its cluster with it; hosts that merely empty leave it where it is.
+//! Envoy asks for all (a first request without names, or `*`) or for some by name (on demand). As
+//! with hosts, one response is on its way at a time, in parts of bounded size, and a cluster that
+//! Envoy refused is not repeated: it keeps what it had and would refuse the same bytes again. A
+//! service that is gone takes its cluster with it; hosts that merely empty leave it where it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! The template of all clusters: the shipped one with the patch of `serve.clusters` over it.
 //!
-//! A patch in the sense of RFC 7386, like a policy: it says what differs, and nobody can forget what a
-//! cluster of ours has to have. `{service}` in any text is the service's name. What comes out is read by
-//! the descriptors in `proto/clusters`, so a key that they do not have is refused by its path.
+//! A patch in the sense of RFC 7386, like a policy: it says what differs, and nobody can forget
+//! what a cluster of ours has to have. `{service}` in any text is the service's name. What comes
+//! out is read by the descriptors in `proto/clusters`, so a key that they do not have is refused by
+//! its path.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::LazyLock;

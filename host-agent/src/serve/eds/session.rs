@@ -30,8 +30,8 @@ use super::proto::envoy::service::discovery::v3::{
 
 /// Services one stream may ask for.
 pub(crate) const MAX_SUBSCRIBED: usize = 10_000;
-/// Bytes of assignments in one response, unless one alone is larger. The rest follows when Envoy has
-/// answered, so that a reader who does not read is owed this much and no more.
+/// Bytes of assignments in one response, unless one alone is larger. The rest follows when Envoy
+/// has answered, so that a reader who does not read is owed this much and no more.
 pub(crate) const RESPONSE: usize = 128 << 10;
 
 /// What Envoy said of a response.

@@ -1,4 +1,5 @@
-//! Frames as gRPC messages: gRPC's own five bytes of framing, and inside them nothing but the frame.
+//! Frames as gRPC messages: gRPC's own five bytes of framing, and inside them nothing but the
+//! frame.
 //!
 //! No protobuf: the frame of [`pintle_contract::Message`] has its own schema, length and checksum,
 //! and the filter that reads it should not carry a second decoder.

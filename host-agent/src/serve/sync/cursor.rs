@@ -1,8 +1,8 @@
 //! Where one reader stands, and what it must be sent next.
 //!
-//! Not a queue of messages: the reader's state per service against the newest snapshot. A reader that
-//! stalls therefore costs what a quick one does, and when it comes back it gets the newest table of
-//! each service once, whatever happened meanwhile.
+//! Not a queue of messages: the reader's state per service against the newest snapshot. A reader
+//! that stalls therefore costs what a quick one does, and when it comes back it gets the newest
+//! table of each service once, whatever happened meanwhile.
 //!
 //! What is pending goes out in the order of its version, so at every moment everything up to the
 //! version sent last has been sent. A reader may give that version as its `have` after a
@@ -54,8 +54,8 @@ pub(crate) struct Cursor {
 impl Cursor {
     /// For a reader of `schema` that holds everything up to `have`; zero for nothing.
     ///
-    /// It is believed when it is of this epoch and neither older than what the snapshot remembers of
-    /// removals nor newer than the snapshot. Otherwise everything is sent, remembered removals
+    /// It is believed when it is of this epoch and neither older than what the snapshot remembers
+    /// of removals nor newer than the snapshot. Otherwise everything is sent, remembered removals
     /// included, so that a reader with tables of an earlier agent gives up what is gone.
     #[must_use]
     pub(crate) fn new(have: Version, schema: Schema, snapshot: Arc<Snapshot>) -> Self {
@@ -136,7 +136,8 @@ impl Cursor {
         wanted.symmetric_difference(&before).for_each(|name| self.look(name));
     }
 
-    /// What the reader wants now: of what is not there it is told that, or not where it reads too slowly.
+    /// What the reader wants now: of what is not there it is told that, or not where it reads too
+    /// slowly.
     pub(crate) fn ask(&mut self, names: Vec<String>) {
         for name in names {
             if self.sent.contains_key(&name) || self.due.contains_key(&name) {
@@ -238,8 +239,8 @@ impl Cursor {
     }
 }
 
-/// Whether a reader can go on from `have`: it is of this epoch and neither older than what the snapshot
-/// remembers of removals nor newer than the snapshot.
+/// Whether a reader can go on from `have`: it is of this epoch and neither older than what the
+/// snapshot remembers of removals nor newer than the snapshot.
 fn is_believed(have: Version, snapshot: &Snapshot) -> bool {
     have.epoch == snapshot.version.epoch
         && have >= snapshot.complete_since

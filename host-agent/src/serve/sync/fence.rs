@@ -6,8 +6,8 @@
 //!
 //! The fence lives in the Envoy's shared data and starts over with the process, therefore it is
 //! compared only with a stream that is open now, and only within one process: who the peer is
-//! ([`crate::serve::gate::Caller::identity`]) is part of the name, so a hot restart (two
-//! processes, one node id) does not fight, and a neighbour that uses another's node id cuts nobody off.
+//! ([`crate::serve::gate::Caller::identity`]) is part of the name, so a hot restart (two processes,
+//! one node id) does not fight, and a neighbour that uses another's node id cuts nobody off.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

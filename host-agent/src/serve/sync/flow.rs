@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use crate::serve::quota::{Owner, User};
 
-/// Tokens a second of one process. Ten workers that report 1,000 services each second need about 500.
+/// Tokens a second of one process. Ten workers that report 1,000 services each second need about
+/// 500.
 pub(super) const FLOW: u32 = 4_000;
 /// Tokens that a process saves up at most.
 pub(super) const BURST: u32 = 20_000;

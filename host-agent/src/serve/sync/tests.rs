@@ -176,8 +176,8 @@ fn a_reader_that_cannot_go_on_is_sent_anew_what_it_held() {
 }
 
 proptest! {
-    /// A reader whose stream breaks anywhere, any number of times, and who resumes from the version it
-    /// was sent last, always ends with exactly the newest tables.
+    /// A reader whose stream breaks anywhere, any number of times, and who resumes from the version
+    /// it was sent last, always ends with exactly the newest tables.
     #[test]
     fn a_reader_that_resumes_ends_with_the_newest_state(
         changes in prop::collection::vec((0u8..5, any::<bool>(), 0usize..4, any::<bool>()), 1..60),
@@ -666,8 +666,8 @@ async fn streams_end_when_the_agent_stops() {
     assert_eq!(stream.end().await, tonic::Code::Unavailable);
 }
 
-/// In a container every peer is process 0, and the token alone tells one Envoy from another that calls
-/// itself by the same name.
+/// In a container every peer is process 0, and the token alone tells one Envoy from another that
+/// calls itself by the same name.
 #[tokio::test]
 async fn a_neighbour_with_another_token_cuts_nobody_off() {
     let agent = Agent::start(snapshot(3, &[("a", 3)], &[])).await;

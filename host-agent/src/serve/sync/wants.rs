@@ -31,8 +31,8 @@ impl Wants {
         Self { changed: interest.watch(), interest, asked, named: BTreeSet::new(), came: 0 }
     }
 
-    /// What the proxy says first: what it holds, and what its configuration names. None where it is late:
-    /// without it, it would be told that all it holds is gone.
+    /// What the proxy says first: what it holds, and what its configuration names. None where it is
+    /// late: without it, it would be told that all it holds is gone.
     pub(super) async fn first(&mut self, began: Instant) -> Option<Want> {
         let said = timeout_at(began + WITHIN, self.asked.recv()).await;
         self.came = self.came.saturating_add(1);
@@ -58,8 +58,8 @@ impl Wants {
         Some(want)
     }
 
-    /// Tells the cursor what has come: the first thing that the proxy says, in the middle of a stream,
-    /// what its requests ask for, or another wish of its discovery streams.
+    /// Tells the cursor what has come: the first thing that the proxy says, in the middle of a
+    /// stream, what its requests ask for, or another wish of its discovery streams.
     pub(super) fn tell(&mut self, cursor: &mut Cursor, news: Option<Want>) {
         match news {
             Some(want) if self.came > 1 => cursor.ask(want.services),

@@ -35,7 +35,8 @@ pub struct EtcdConfig {
 }
 
 impl EtcdConfig {
-    /// The endpoint of the attempt `attempt`; the members take turns. Empty where none is configured.
+    /// The endpoint of the attempt `attempt`; the members take turns. Empty where none is
+    /// configured.
     pub(crate) fn member(&self, attempt: usize) -> &str {
         let at = attempt % self.endpoints.len().max(1);
         self.endpoints.get(at).map_or("", String::as_str)

@@ -1,7 +1,8 @@
 //! A connection to one member, which knows when it last heard anything.
 //!
-//! Slow is not silent: on a link of 20 kB/s a page takes its time, and what is asked beside it waits for
-//! it. So what is waited for is not an answer within so long, but a sign of life on the socket.
+//! Slow is not silent: on a link of 20 kB/s a page takes its time, and what is asked beside it
+//! waits for it. So what is waited for is not an answer within so long, but a sign of life on the
+//! socket.
 
 use std::io;
 use std::pin::Pin;
@@ -116,8 +117,8 @@ impl Link {
     }
 }
 
-/// Connects to one member, verified and authenticated as configured. Secrets and certificates are read
-/// anew each time.
+/// Connects to one member, verified and authenticated as configured. Secrets and certificates are
+/// read anew each time.
 ///
 /// # Errors
 /// What stands in the way.

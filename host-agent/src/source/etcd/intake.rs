@@ -1,6 +1,6 @@
-//! A listing on its way to the state: page by page where there is no form but our own, so that what is
-//! refused, and what is held already, is in memory for as long as its page. Of other forms several keys may
-//! stand for one instance, so they are gathered, translated, and told together.
+//! A listing on its way to the state: page by page where there is no form but our own, so that what
+//! is refused, and what is held already, is in memory for as long as its page. Of other forms
+//! several keys may stand for one instance, so they are gathered, translated, and told together.
 
 use std::collections::BTreeMap;
 

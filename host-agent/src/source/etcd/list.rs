@@ -1,4 +1,5 @@
-//! A listing: every prefix in pages, at one revision. A page is handed on before the next one is asked for.
+//! A listing: every prefix in pages, at one revision. A page is handed on before the next one is
+//! asked for.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,14 +14,14 @@ use super::connect::Link;
 use crate::source::EtcdConfig;
 use crate::source::formats;
 
-/// A page that takes so much longer than the quickest one is followed by one of half its keys: what the
-/// watch has to tell, and the answers to pings, wait behind it.
+/// A page that takes so much longer than the quickest one is followed by one of half its keys: what
+/// the watch has to tell, and the answers to pings, wait behind it.
 const SLOW: Duration = Duration::from_secs(1);
 /// A page that takes less than this longer is followed by one of twice its keys, up to `etcd.page`.
 const FAST: Duration = Duration::from_millis(250);
 
-/// After a page that was too large for a message, so many are not followed by a larger one: large values
-/// often stand together, and each page in vain is sent by the server all the same.
+/// After a page that was too large for a message, so many are not followed by a larger one: large
+/// values often stand together, and each page in vain is sent by the server all the same.
 const CALM: u32 = 8;
 
 /// Which registry was listed, and at which revision.

@@ -1,5 +1,5 @@
-//! One connection to one member: a listing, the watches from there on, and a listing now and then beside
-//! them, for what a watch may have missed.
+//! One connection to one member: a listing, the watches from there on, and a listing now and then
+//! beside them, for what a watch may have missed.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -20,8 +20,8 @@ use super::watch::{Heard, Position, Watches};
 use super::{EtcdError, Registry};
 use crate::source::{Backoff, Context, EtcdConfig, leases};
 
-/// A failed listing beside a healthy watch is tried again after so long, or after `etcd.reconcile` if
-/// that is shorter.
+/// A failed listing beside a healthy watch is tried again after so long, or after `etcd.reconcile`
+/// if that is shorter.
 const RELIST: Duration = Duration::from_secs(5);
 /// So many in a row may fail; after one more another member is asked, and the watch goes on there.
 const LISTINGS: u32 = 2;
@@ -276,9 +276,9 @@ async fn send(context: &Context, update: Update) -> Result<(), EtcdError> {
     context.updates.send(update).await.map_err(|_| EtcdError::Gone)
 }
 
-/// Whether a failed listing says that the watch beside it is not to be trusted, or will not come back:
-/// a place that is wrong, nothing that may be read, and a token that has run out, which only another
-/// connection renews.
+/// Whether a failed listing says that the watch beside it is not to be trusted, or will not come
+/// back: a place that is wrong, nothing that may be read, and a token that has run out, which only
+/// another connection renews.
 fn ends_the_watch(error: &EtcdError) -> bool {
     use etcd_client::Error::GRpcStatus;
     match error {
@@ -292,8 +292,8 @@ fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(rand::rng().random_range(0.9..=1.1))
 }
 
-/// Whether a listing is from before what the watches had told when it began. What the slowest of them has
-/// yet to tell is in neither.
+/// Whether a listing is from before what the watches had told when it began. What the slowest of
+/// them has yet to tell is in neither.
 fn is_step_back(revision: u64, began: &[u64]) -> bool {
     began.iter().any(|began| revision < *began)
 }

@@ -5,8 +5,8 @@ use etcd_client::Client;
 use super::EtcdError;
 use super::connect::Link;
 
-/// Whether the server's answers to progress requests never overtake events. Where it does not want to
-/// say its version, no.
+/// Whether the server's answers to progress requests never overtake events. Where it does not want
+/// to say its version, no.
 pub(super) async fn progress_is_sound(link: &Link) -> Result<bool, EtcdError> {
     use etcd_client::Error::GRpcStatus;
     use tonic::Code::{PermissionDenied, Unauthenticated, Unimplemented};

@@ -9,12 +9,13 @@ use super::EtcdError;
 use super::connect::Link;
 use super::list::{Listed, keep, kept};
 
-/// The first of the ids that we ask for. etcd takes them since 3.4; what gives its own, which begin at
-/// zero, is older or a `grpc-proxy`, and neither knows progress requests (3.4's proxy panics at one).
+/// The first of the ids that we ask for. etcd takes them since 3.4; what gives its own, which begin
+/// at zero, is older or a `grpc-proxy`, and neither knows progress requests (3.4's proxy panics at
+/// one).
 const OURS: i64 = 1 << 20;
 
-/// Bytes of one message: a value that is longer than the listing's messages may be is told all the same,
-/// and costs itself when it is read.
+/// Bytes of one message: a value that is longer than the listing's messages may be is told all the
+/// same, and costs itself when it is read.
 const MESSAGE: usize = 32 << 20;
 
 /// How far what was received reaches, so that a new session can go on from there.
@@ -173,9 +174,9 @@ fn receive(
         return Err(EtcdError::Relist("another cluster"));
     }
     let revision = u64::try_from(header.revision()).unwrap_or(0);
-    // The answer to the creation of a watch tells the server's revision before anything else does; a
-    // member that lags behind the one before it looks the same, and listing again makes it catch up.
-    // Events that came since say nothing against it: the server lets them overtake its answers.
+    // The answer to the creation of a watch tells the server's revision before anything else does;
+    // a member that lags behind the one before it looks the same, and listing again makes it catch
+    // up. Events that came since say nothing against it: the server lets them overtake its answers.
     if revision < opened && message.events().is_empty() {
         return Err(EtcdError::Relist("a lower revision than before"));
     }
@@ -233,7 +234,8 @@ mod tests {
                 ..PbWatchResponse::default()
             })
         };
-        // Opened at 10; the other watch has told of 15 before the second one's creation was answered.
+        // Opened at 10; the other watch has told of 15 before the second one's creation was
+        // answered.
         let mut here = Position { cluster: 1, reached: vec![15, 10], denied: BTreeSet::new() };
         assert!(
             receive(created(12), Some(1), &mut here, 10, false, 9)

@@ -11,8 +11,8 @@ fn split_host(text: &str) -> Option<(&str, &str)> {
     Some((bare.unwrap_or(host), port))
 }
 
-/// Reads `ip:port`. An IPv6 address may lack its brackets, as in kitex' keys: its port comes after the
-/// last colon.
+/// Reads `ip:port`. An IPv6 address may lack its brackets, as in kitex' keys: its port comes after
+/// the last colon.
 ///
 /// # Errors
 /// [`Refusal::HostName`] where a name stands in place of the address, else [`Refusal::Address`].

@@ -58,8 +58,8 @@ fn service(found: &Found, source: &SourceConfig) -> Vec<u8> {
     out
 }
 
-/// An address in an id has no brackets: one spelling, and nothing to encode. Where one service is made of
-/// several names, a name is part of the id.
+/// An address in an id has no brackets: one spelling, and nothing to encode. Where one service is
+/// made of several names, a name is part of the id.
 fn identity(found: &Found, at: SocketAddr, alone: bool, source: &SourceConfig) -> Vec<u8> {
     let address = format!("{}:{}", at.ip().to_canonical(), at.port());
     if found.id.is_empty() {
@@ -95,7 +95,8 @@ fn weight(weight: &Weight) -> Result<u32, Refusal> {
     Ok(whole as u32)
 }
 
-/// Metadata of another framework is kept as far as it fits: an instance is not lost over a note in it.
+/// Metadata of another framework is kept as far as it fits: an instance is not lost over a note in
+/// it.
 fn own(
     name: &str,
     id: &str,

@@ -115,8 +115,8 @@ impl fmt::Display for FormatName {
 pub struct SourceConfig {
     /// How its keys and values are read.
     pub format: FormatName,
-    /// What its keys begin with; the framework's own where it has one. One that ends within a name is
-    /// that whole name: `foo` takes `foo/a`, not `foobar/a`.
+    /// What its keys begin with; the framework's own where it has one. One that ends within a name
+    /// is that whole name: `foo` takes `foo/a`, not `foobar/a`.
     pub prefix: Option<Vec<u8>>,
     /// What a service is called here: `{name}`, or any key of the metadata in braces.
     pub name: String,

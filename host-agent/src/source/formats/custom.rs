@@ -1,7 +1,7 @@
 //! `format: custom`: a key's pattern and JSON pointers, and the frameworks that need no more.
 //!
-//! Beside the key's parts `name`, `id`, `address`, `host` and `port`, which are used as such, parts are
-//! metadata. What a field's pointer finds counts before the key's part of the same name.
+//! Beside the key's parts `name`, `id`, `address`, `host` and `port`, which are used as such, parts
+//! are metadata. What a field's pointer finds counts before the key's part of the same name.
 
 use std::collections::BTreeMap;
 
@@ -334,8 +334,8 @@ fn same(is: &Value, value: &Value) -> bool {
         }
 }
 
-/// Puts a value where the pointer points; objects are made on the way. The empty pointer is the whole,
-/// into which an object is merged.
+/// Puts a value where the pointer points; objects are made on the way. The empty pointer is the
+/// whole, into which an object is merged.
 fn set(root: &mut Value, pointer: &str, value: Value) -> Option<()> {
     if value.is_null() {
         return Some(());

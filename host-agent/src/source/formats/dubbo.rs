@@ -1,8 +1,8 @@
 //! dubbo's applications: `/services/{app}/{host:port}`, which is our own default prefix.
 //!
-//! `{"ID":"10.0.0.5:20000","ServiceName":"shop","Host":"10.0.0.5","Port":20000,"Weight":0,"Enable":true,
-//! "Healthy":true,"Metadata":{..}}`, under a lease of 30 s; Java's begins its fields with lower-case
-//! letters and takes 60 s. A weight of nothing or less is 100.
+//! `{"ID":"10.0.0.5:20000","ServiceName":"shop","Host":"10.0.0.5","Port":20000,"Weight":0,"Enable":true, "Healthy":true,"Metadata":{..}}`,
+//! under a lease of 30 s; Java's begins its fields with lower-case letters and takes 60 s. A weight
+//! of nothing or less is 100.
 
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! gRPC's naming in etcd (`client/v3/naming/endpoints`), and jupiter's, which adds to its metadata.
 //!
-//! `{target}/{anything}` -> `{"Op":0,"Addr":"10.0.0.5:8080","Metadata":null}`. The lease is the caller's
-//! and may be none; the metadata is any JSON.
+//! `{target}/{anything}` -> `{"Op":0,"Addr":"10.0.0.5:8080","Metadata":null}`. The lease is the
+//! caller's and may be none; the metadata is any JSON.
 
 use serde_json::{Value, json};
 

@@ -1,8 +1,8 @@
 //! Fields of JSON that other languages' libraries wrote.
 //!
 //! Go's `encoding/json` takes a key in any case and the last of two equal ones, and Java's writers
-//! begin with a lower-case letter where Go's begin with a capital; so a field is looked for as it is
-//! spelled, and then in any case. Numbers may stand as text.
+//! begin with a lower-case letter where Go's begin with a capital; so a field is looked for as it
+//! is spelled, and then in any case. Numbers may stand as text.
 
 use serde_json::{Map, Value};
 

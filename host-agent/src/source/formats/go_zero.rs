@@ -1,7 +1,8 @@
 //! go-zero's discov: `{Key}/{lease id}` -> `10.0.0.5:8080`, plain text, under a lease of 10 s.
 //!
-//! An instance that loses its lease comes back under another key while the old one still lives for up
-//! to 10 s, so the address is the id: both keys are one instance, which goes when both have gone.
+//! An instance that loses its lease comes back under another key while the old one still lives for
+//! up to 10 s, so the address is the id: both keys are one instance, which goes when both have
+//! gone.
 
 use super::{Format, Found, Refusal, Written, address, split_last};
 

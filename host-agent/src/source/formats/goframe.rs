@@ -1,4 +1,5 @@
-//! GoFrame: `/service/{deployment}/{namespace}/{name}/{version}/{ip:port[,ip:port...]}` -> metadata.
+//! GoFrame: `/service/{deployment}/{namespace}/{name}/{version}/{ip:port[,ip:port...]}` ->
+//! metadata.
 //!
 //! The addresses are the key's last segment, and the value is metadata alone, of any type:
 //! `{"insecure":true,"protocol":"http"}`, under a lease of 10 s.

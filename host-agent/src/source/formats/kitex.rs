@@ -1,8 +1,8 @@
 //! kitex and hertz (`registry-etcd`): `kitex/registry-etcd/{service}/{ip:port}`.
 //!
-//! `{"network":"tcp","address":"10.0.0.5:8888","weight":10,"tags":{"k":"v"}}`, under a lease of 60 s. A
-//! weight of nothing or less is 10. kitex writes IPv6 without brackets into its key, hertz with them; a
-//! name may contain slashes.
+//! `{"network":"tcp","address":"10.0.0.5:8888","weight":10,"tags":{"k":"v"}}`, under a lease of 60
+//! s. A weight of nothing or less is 10. kitex writes IPv6 without brackets into its key, hertz
+//! with them; a name may contain slashes.
 
 use serde_json::json;
 

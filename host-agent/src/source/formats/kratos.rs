@@ -1,8 +1,7 @@
 //! go-kratos: `/microservices/{name}/{id}`, an address for each scheme in one value.
 //!
-//! `{"id":"u","name":"hello","version":"v1","metadata":{"weight":"10"},
-//! "endpoints":["http://10.0.0.5:8000?isSecure=false","grpc://10.0.0.5:9000"]}`, under a lease of 15 s.
-//! A weight of nothing is 100 (`selector/node/direct`).
+//! `{"id":"u","name":"hello","version":"v1","metadata":{"weight":"10"}, "endpoints":["http://10.0.0.5:8000?isSecure=false","grpc://10.0.0.5:9000"]}`,
+//! under a lease of 15 s. A weight of nothing is 100 (`selector/node/direct`).
 
 use std::borrow::Cow;
 
@@ -77,7 +76,8 @@ impl Format for Kratos {
     }
 }
 
-/// The scheme of a URL as a source names it: `isSecure=true` is how older ones wrote its secure sister.
+/// The scheme of a URL as a source names it: `isSecure=true` is how older ones wrote its secure
+/// sister.
 fn named<'a>(scheme: &'a str, query: &str) -> Cow<'a, str> {
     let secure = query.split('&').any(|pair| pair == "isSecure=true");
     if secure && !scheme.ends_with('s') { format!("{scheme}s").into() } else { scheme.into() }

@@ -4,9 +4,9 @@
 //!   key, value ─▶ Reader (which format?) ─▶ Format::read ─▶ Found ─▶ admit ─▶ our own key and value
 //! ```
 //! A format says what a key and a value *mean* (`Found`); what is the same for all of them is done
-//! once, in `admit`: addresses, weights, metadata and names. What comes out is our own registry form,
-//! so that nothing behind the source knows who wrote an instance. The lease is not read: an instance
-//! is there while its key is.
+//! once, in `admit`: addresses, weights, metadata and names. What comes out is our own registry
+//! form, so that nothing behind the source knows who wrote an instance. The lease is not read: an
+//! instance is there while its key is.
 
 mod address;
 mod admit;

@@ -1,9 +1,9 @@
 //! A key's pattern: `{name}/{id}`, `{name}/{network}@{address}`, `{name<}/{id}`.
 //!
 //! `{part}` is everything up to what follows it in the pattern, at least one byte and no slash.
-//! `{part*}` may hold slashes and reaches as far as it can; `{part<}` likewise, and its segments are
-//! turned round and joined by dots, as DNS names are stored (`local/acme/web` is `web.acme.local`).
-//! Matching never goes back, so it takes as long as the key is.
+//! `{part*}` may hold slashes and reaches as far as it can; `{part<}` likewise, and its segments
+//! are turned round and joined by dots, as DNS names are stored (`local/acme/web` is
+//! `web.acme.local`). Matching never goes back, so it takes as long as the key is.
 
 /// A checked pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,8 @@ const MAX_PARTS: usize = 16;
 pub(super) type Parts = Vec<(String, Vec<u8>)>;
 
 impl Pattern {
-    /// Reads a pattern; `None` where braces do not pair, two parts touch or share a name, or there is none.
+    /// Reads a pattern; `None` where braces do not pair, two parts touch or share a name, or there
+    /// is none.
     pub(super) fn new(text: &str) -> Option<Self> {
         let mut tokens = Vec::new();
         let mut names: Vec<&str> = Vec::new();

@@ -56,8 +56,8 @@ impl Group {
         !self.sources.is_empty()
     }
 
-    /// Reads a key, without the prefix, and its value. The first source that recognises them decides on
-    /// the format, and all sources of that format take part: each has its own scheme.
+    /// Reads a key, without the prefix, and its value. The first source that recognises them
+    /// decides on the format, and all sources of that format take part: each has its own scheme.
     pub(crate) fn read(&self, key: &[u8], value: &[u8], allowed: &AddressPolicy) -> Reading {
         if self.own && is_own(value) {
             return Reading::Own;
@@ -93,7 +93,8 @@ impl Group {
             bad if !good.is_empty() => Reading::Instances(good, bad),
             None => Reading::Beside,
             Some(refusal) if recognised.is_some() => Reading::Refused(refusal),
-            // Nobody's: a marker such as a service's own key, a format nobody configured, or broken.
+            // Nobody's: a marker such as a service's own key, a format nobody configured, or
+            // broken.
             Some(_) if value.is_empty() => Reading::Beside,
             Some(refusal) => Reading::Refused(match recognise(key, value) {
                 Some(guess) if !guess.is(chosen.format) => Refusal::Other(guess),
@@ -102,8 +103,8 @@ impl Group {
         }
     }
 
-    /// The schemes of keys none of which is an instance, because no source takes a URL of theirs; none
-    /// where any is one, or is refused. `pairs` are keys without the prefix, and values.
+    /// The schemes of keys none of which is an instance, because no source takes a URL of theirs;
+    /// none where any is one, or is refused. `pairs` are keys without the prefix, and values.
     pub(crate) fn untaken<'a>(
         &self,
         pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>,

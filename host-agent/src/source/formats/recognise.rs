@@ -90,8 +90,8 @@ fn by_key(key: &[u8], value: &[u8]) -> Option<FormatName> {
     GoFrame.recognises(tail, value).then_some(FormatName::GoFrame)
 }
 
-/// What the keys of a prefix look like where it is not what its sources read: one sentence a format.
-/// `pairs` are keys without the prefix, and values; `formats` are those of its sources.
+/// What the keys of a prefix look like where it is not what its sources read: one sentence a
+/// format. `pairs` are keys without the prefix, and values; `formats` are those of its sources.
 pub fn survey<'a>(
     prefix: &[u8],
     own: bool,

@@ -1,9 +1,10 @@
 //! A registry in several formats, told as if it were in our own.
 //!
-//! The state knows our own form alone: `{services}{name}/{id}` and a value for each. Two keys of the
-//! registry may stand for one of those (a framework that registered again under another key, or that
-//! registers in two ways), so who stands for what is remembered: the newest counts, and only when the
-//! last is gone does the instance go. A value that cannot be read any more leaves the last good one.
+//! The state knows our own form alone: `{services}{name}/{id}` and a value for each. Two keys of
+//! the registry may stand for one of those (a framework that registered again under another key, or
+//! that registers in two ways), so who stands for what is remembered: the newest counts, and only
+//! when the last is gone does the instance go. A value that cannot be read any more leaves the last
+//! good one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -130,8 +131,8 @@ impl Translator {
         items
     }
 
-    /// Everything that the registry holds, but for the prefixes that may not be read: of those, what was
-    /// there before still is.
+    /// Everything that the registry holds, but for the prefixes that may not be read: of those,
+    /// what was there before still is.
     pub(crate) fn listing(&mut self, read: Vec<Read>, denied: &[&[u8]]) -> Translated<Vec<Item>> {
         let before = (std::mem::take(&mut self.by_key), std::mem::take(&mut self.by_own));
         self.begin();
@@ -246,8 +247,8 @@ impl Translator {
         Taken::Kept
     }
 
-    /// Whether another key stands for this one of ours with another address: an id that two frameworks
-    /// gave to different instances.
+    /// Whether another key stands for this one of ours with another address: an id that two
+    /// frameworks gave to different instances.
     fn is_anothers(&self, key: &[u8], item: &Item) -> bool {
         let others = self.by_own.get(&item.key).into_iter().flatten();
         let mut others = others.filter(|(other, _)| other.as_slice() != key);

@@ -1,8 +1,8 @@
 //! The server's clock, by ours.
 //!
 //! An age is a difference of two readings of the server's clock: its time at the session's start is
-//! asked for by making (and deleting) a consumer, whose answer carries it; from there a monotonic clock
-//! runs on.
+//! asked for by making (and deleting) a consumer, whose answer carries it; from there a monotonic
+//! clock runs on.
 
 use std::time::{Duration, SystemTime};
 

@@ -31,11 +31,13 @@ pub struct NatsConfig {
     pub create: bool,
     /// Replicas of a stream that is created, 1 to 5.
     pub replicas: u8,
-    /// How long a stream that is created keeps events; at least the longest ttl, 24h, at most 30 days.
+    /// How long a stream that is created keeps events; at least the longest ttl, 24h, at most 30
+    /// days.
     pub max_age: Duration,
     /// Bytes that a stream that is created holds, 1 MiB to 1 TiB.
     pub max_bytes: u64,
-    /// How long a message stays with an agent that does not acknowledge it, by attempt; 1 to 16 of them.
+    /// How long a message stays with an agent that does not acknowledge it, by attempt; 1 to 16 of
+    /// them.
     pub backoff: Vec<Duration>,
     /// Attempts per message; more than there are entries in `backoff`, at most 1,000.
     pub max_deliver: u16,

@@ -1,12 +1,12 @@
 //! A connection to NATS, verified and authenticated as configured.
 //!
-//! The client would reconnect by itself; a session does not wait for that but ends with its connection
-//! ([`Connection::lost`]), and the loop around it makes another, which reads secrets and certificates
-//! again. So a rotated token or certificate needs no restart, and there is one place that waits and
-//! jitters.
+//! The client would reconnect by itself; a session does not wait for that but ends with its
+//! connection ([`Connection::lost`]), and the loop around it makes another, which reads secrets and
+//! certificates again. So a rotated token or certificate needs no restart, and there is one place
+//! that waits and jitters.
 //!
-//! The server does not answer a request on a subject that it denies: it says so beside the answers, and
-//! the request would only time out. [`Connection::ask`] ends with that word instead.
+//! The server does not answer a request on a subject that it denies: it says so beside the answers,
+//! and the request would only time out. [`Connection::ask`] ends with that word instead.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -129,7 +129,8 @@ impl Signs {
     }
 }
 
-/// What is denied, of the server's `Permissions Violation for Publish to "subject"` (nats-server 2.9).
+/// What is denied, of the server's `Permissions Violation for Publish to "subject"` (nats-server
+/// 2.9).
 fn denied(text: &str) -> Option<String> {
     let (_, what) = text.split_once("ermissions Violation for ")?;
     let what = what.replacen("Publish", "publish", 1).replacen("Subscription", "subscription", 1);

@@ -1,9 +1,10 @@
 //! Dead letters: what could not be applied, kept with the reason.
 //!
-//! A poison message comes to every agent, and each of them finds it out. The letter's subject is made
-//! of the stream's identity and the origin's sequence, and is written only while nothing stands there,
-//! so that there is one letter per origin however many agents found it. The original bytes are the letter's body and
-//! everything else is in its headers; a body that would not fit is cut and says so.
+//! A poison message comes to every agent, and each of them finds it out. The letter's subject is
+//! made of the stream's identity and the origin's sequence, and is written only while nothing
+//! stands there, so that there is one letter per origin however many agents found it. The original
+//! bytes are the letter's body and everything else is in its headers; a body that would not fit is
+//! cut and says so.
 
 use async_nats::HeaderMap;
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;

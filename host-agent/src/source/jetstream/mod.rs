@@ -1,12 +1,13 @@
-//! The events in JetStream: durable pull consumers of each agent, acknowledged after they are applied.
+//! The events in JetStream: durable pull consumers of each agent, acknowledged after they are
+//! applied.
 //!
-//! JetStream delivers at least once, in no order worth trusting, and can lose what it confirmed; the
-//! state is made for all of it (see [`pintle_state::event`]), so the loop here can be simple and
-//! stubborn.
+//! JetStream delivers at least once, in no order worth trusting, and can lose what it confirmed;
+//! the state is made for all of it (see [`pintle_state::event`]), so the loop here can be simple
+//! and stubborn.
 //!
-//! At the start of a process the consumers are made anew, a little before the last event that the state
-//! on disk holds: at most `max_ack_pending` messages can be out of order, and what is seen twice
-//! changes nothing.
+//! At the start of a process the consumers are made anew, a little before the last event that the
+//! state on disk holds: at most `max_ack_pending` messages can be out of order, and what is seen
+//! twice changes nothing.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Reported transitions on their way to the fleet.
 //!
-//! They are published one after the other, each with an id made of what it says, so that one that is
-//! sent again after a lost confirmation is stored once. While NATS is away a bounded number waits;
-//! beyond it the oldest go, because the newest state of a breaker is the one worth knowing.
+//! They are published one after the other, each with an id made of what it says, so that one that
+//! is sent again after a lost confirmation is stored once. While NATS is away a bounded number
+//! waits; beyond it the oldest go, because the newest state of a breaker is the one worth knowing.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -68,8 +68,8 @@ pub(super) struct Outbox {
     board: Board,
     connection: watch::Receiver<Option<JetStream>>,
     waiting: VecDeque<(Draft, Now)>,
-    /// It outlives a turn of the loop, or whoever reports faster than NATS confirms would have it begin
-    /// anew for ever.
+    /// It outlives a turn of the loop, or whoever reports faster than NATS confirms would have it
+    /// begin anew for ever.
     sending: Option<Sending>,
     backoff: Backoff,
     not_before: Instant,

@@ -1,14 +1,15 @@
-//! One connection's life: streams and consumers found, events applied and acknowledged, what is broken
-//! kept as dead letters.
+//! One connection's life: streams and consumers found, events applied and acknowledged, what is
+//! broken kept as dead letters.
 //!
 //! What is good is applied in batches and acknowledged then. What is poison is written to the dead
-//! letters first and terminated then, so that it costs one delivery. What cannot be written is asked
-//! for again later with a *delayed* NAK, since a bare one comes back at once and burns its deliveries
-//! within milliseconds. What ran out of deliveries is told by an advisory, which the stream of dead
-//! letters keeps until its consumer's agent has made a letter of it.
+//! letters first and terminated then, so that it costs one delivery. What cannot be written is
+//! asked for again later with a *delayed* NAK, since a bare one comes back at once and burns its
+//! deliveries within milliseconds. What ran out of deliveries is told by an advisory, which the
+//! stream of dead letters keeps until its consumer's agent has made a letter of it.
 //!
 //! What is missing is said and done without ([`Context::warn`]): without dead letters poison is
-//! terminated and only logged, and a kind of events whose consumer can't be made is looked for again.
+//! terminated and only logged, and a kind of events whose consumer can't be made is looked for
+//! again.
 
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
@@ -37,8 +38,8 @@ const BATCH: usize = 512;
 const SWEEP: Duration = Duration::from_secs(30);
 /// Advisories made into letters in one sweep.
 const SWEEP_MOST: usize = 1000;
-/// An opinion with more messages behind it than there may be opinions gives way unread, so that orders
-/// to breakers do not wait behind a flood.
+/// An opinion with more messages behind it than there may be opinions gives way unread, so that
+/// orders to breakers do not wait behind a flood.
 const OPINIONS: u64 = MAX_OPINIONS as u64;
 /// What our agents' transitions have in them; nobody else's order has, unless it is written so.
 const TRANSITION: &[u8] = br#""action":"transition""#;

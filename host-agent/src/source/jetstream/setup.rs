@@ -1,9 +1,10 @@
 //! Streams and consumers: created when absent, compared when present.
 //!
-//! A stream that is there belongs to somebody. Where it differs from what this agent would have made,
-//! it is used as it is and the difference is said ([`Found::note`]): an operator who shortened a
-//! retention by hand and an agent that silently "repairs" it would be at war, and an agent that did
-//! without it would apply no order. A consumer is this agent's own and is made anew when it differs.
+//! A stream that is there belongs to somebody. Where it differs from what this agent would have
+//! made, it is used as it is and the difference is said ([`Found::note`]): an operator who
+//! shortened a retention by hand and an agent that silently "repairs" it would be at war, and an
+//! agent that did without it would apply no order. A consumer is this agent's own and is made anew
+//! when it differs.
 //!
 //! There is one consumer a kind of event, so that orders are never behind a flood of breakers'
 //! transitions. One consumer with several filters would need nats-server 2.10.
@@ -68,8 +69,8 @@ fn common(config: &NatsConfig) -> stream::Config {
     }
 }
 
-/// The stream of events. It takes the subjects of our kinds alone: a stream acknowledges whatever it
-/// takes, to the sender's reply subject, and would answer another application's requests.
+/// The stream of events. It takes the subjects of our kinds alone: a stream acknowledges whatever
+/// it takes, to the sender's reply subject, and would answer another application's requests.
 pub(crate) async fn events(link: &Connection, config: &NatsConfig) -> Result<Found, NatsError> {
     let wanted = stream::Config {
         name: config.stream.clone(),
@@ -181,8 +182,8 @@ fn stream_differences(is: &stream::Config, wanted: &stream::Config) -> Vec<Strin
 pub(crate) struct Start {
     /// The first sequence; at least 1.
     pub(crate) sequence: u64,
-    /// Whether an existing consumer is made anew: at the start of a process, whose memory may be older
-    /// than what its predecessor acknowledged.
+    /// Whether an existing consumer is made anew: at the start of a process, whose memory may be
+    /// older than what its predecessor acknowledged.
     pub(crate) anew: bool,
 }
 

@@ -4,9 +4,9 @@
 //!   pintle.fleet.{stream}.ask           a question to all agents of the fleet
 //!   pintle.fleet.{stream}.word.{token}  what an agent says, to whoever made up the token
 //! ```
-//! An event may carry a token in its header [`ANSWER`]; then every agent says what became of it. The
-//! token is the last part of a subject of ours and never a subject, so that no publisher of an event
-//! makes agents write elsewhere.
+//! An event may carry a token in its header [`ANSWER`]; then every agent says what became of it.
+//! The token is the last part of a subject of ours and never a subject, so that no publisher of an
+//! event makes agents write elsewhere.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

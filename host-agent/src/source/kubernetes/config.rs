@@ -104,8 +104,8 @@ impl KubernetesConfig {
         fill(&self.name, service, namespace, port)
     }
 
-    /// The `addressType` that is read of those that a Service's slices have: the preferred family, else
-    /// the other one.
+    /// The `addressType` that is read of those that a Service's slices have: the preferred family,
+    /// else the other one.
     pub(super) fn family<'a>(&self, there: impl Iterator<Item = &'a str>) -> Option<&'static str> {
         let there: Vec<&str> = there.collect();
         let preferred = match self.family {

@@ -1,10 +1,10 @@
 //! What EndpointSlices say, as services of our own form: no I/O.
 //!
-//! A Service's endpoints are spread over slices, one address family each, and an endpoint that moves
-//! from one slice to another may stand in both for a moment. The rules are those of kube-proxy
-//! (`discovery.k8s.io/v1`): `ready` and `serving` count as true and `terminating` as false where they
-//! are absent, the first of an endpoint's addresses stands for it, and of two entries of one address
-//! the ready one counts.
+//! A Service's endpoints are spread over slices, one address family each, and an endpoint that
+//! moves from one slice to another may stand in both for a moment. The rules are those of
+//! kube-proxy (`discovery.k8s.io/v1`): `ready` and `serving` count as true and `terminating` as
+//! false where they are absent, the first of an endpoint's addresses stands for it, and of two
+//! entries of one address the ready one counts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -242,8 +242,8 @@ fn health(endpoint: &Endpoint) -> &'static str {
     }
 }
 
-/// As etcd would hold it. A hint says for which zone an endpoint is meant, so it goes before the zone
-/// in which the endpoint is.
+/// As etcd would hold it. A hint says for which zone an endpoint is meant, so it goes before the
+/// zone in which the endpoint is.
 fn value(
     endpoint: &Endpoint,
     service: &str,

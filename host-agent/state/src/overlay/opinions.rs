@@ -1,5 +1,5 @@
-//! Which opinions there are, in the order in which they came: the oldest give way when there are too
-//! many, of one source or in all.
+//! Which opinions there are, in the order in which they came: the oldest give way when there are
+//! too many, of one source or in all.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,8 +1,9 @@
 //! Endpoints that no key names any more, and whether they may go.
 //!
-//! A DELETE does not say why. When a network or a registry fails, leases run out by the hundred while
-//! the endpoints behind them go on serving; and when a deployment ends, somebody deletes a key and wants
-//! to see it at once. So the reason is found out, and what can't be told by its reason is tried:
+//! A DELETE does not say why. When a network or a registry fails, leases run out by the hundred
+//! while the endpoints behind them go on serving; and when a deployment ends, somebody deletes a
+//! key and wants to see it at once. So the reason is found out, and what can't be told by its
+//! reason is tried:
 //!
 //! | why | goes |
 //! |---|---|
@@ -13,8 +14,8 @@
 //! | anything else, and nobody else has gone with it for a window | after the window |
 //! | anything else | when a person releases it, or it stops answering |
 //!
-//! Whoever stays is served as before, because a breaker finds a dead endpoint faster than anybody can
-//! find a wrongly removed one. The last one that may still answer never goes by the first line.
+//! Whoever stays is served as before, because a breaker finds a dead endpoint faster than anybody
+//! can find a wrongly removed one. The last one that may still answer never goes by the first line.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -37,8 +38,8 @@ pub(crate) enum Cause {
     Unleased,
     /// Its key names another address now, one that came with it.
     Moved(SocketAddr),
-    /// Its key names another address now, one that was there before; or why it has none was not kept
-    /// over a restart.
+    /// Its key names another address now, one that was there before; or why it has none was not
+    /// kept over a restart.
     Joined,
 }
 
@@ -82,8 +83,8 @@ pub(crate) struct Departures {
     by_address: BTreeMap<SocketAddr, Departure>,
     by_id: BTreeMap<String, SocketAddr>,
     newcomers: BTreeMap<SocketAddr, Newcomer>,
-    /// When newcomers that were promised to nobody were found to accept connections, and when endpoints
-    /// whose place nobody had been promised went; within the window.
+    /// When newcomers that were promised to nobody were found to accept connections, and when
+    /// endpoints whose place nobody had been promised went; within the window.
     arrived: VecDeque<Duration>,
     departed: VecDeque<Duration>,
     /// When one last went that still answered, for all that is known.

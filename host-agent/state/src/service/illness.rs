@@ -1,8 +1,8 @@
 //! Endpoints that their registrations call unhealthy now, and whether to believe it.
 //!
-//! A put that makes most of a service unhealthy at once is more often one mistake than many illnesses,
-//! and has the effect of a mass removal: so it is met in the same way. Fewer than most are believed;
-//! of most, whoever stops answering, and all of them once a person has confirmed it.
+//! A put that makes most of a service unhealthy at once is more often one mistake than many
+//! illnesses, and has the effect of a mass removal: so it is met in the same way. Fewer than most
+//! are believed; of most, whoever stops answering, and all of them once a person has confirmed it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -50,8 +50,8 @@ impl Illnesses {
         self.doubted.iter().map(|(address, doubted)| (*address, doubted))
     }
 
-    /// Believes those that may be; whether any were, and how many are held from now on. `healthy`: how
-    /// many endpoints are called healthy by their registrations.
+    /// Believes those that may be; whether any were, and how many are held from now on. `healthy`:
+    /// how many endpoints are called healthy by their registrations.
     pub(crate) fn settle(
         &mut self,
         trials: &Trials,

@@ -1,8 +1,8 @@
 //! The keys of a service, and which of them name the same endpoint.
 //!
 //! An endpoint is an address; the id of a key is a name for it. Where several name one address, the
-//! newest says what the endpoint is: that of the greater [`Source`], then the key that was created last.
-//! An id that several sources know is the greatest one's alone.
+//! newest says what the endpoint is: that of the greater [`Source`], then the key that was created
+//! last. An id that several sources know is the greatest one's alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher as _};
@@ -28,8 +28,8 @@ pub(crate) struct Registration {
     pub(crate) size: usize,
 }
 
-/// A value in short: enough to see that it is the same again. Who could make two of one hash would deceive
-/// no key but its own.
+/// A value in short: enough to see that it is the same again. Who could make two of one hash would
+/// deceive no key but its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Raw {
     pub(crate) bytes: usize,

@@ -1,7 +1,7 @@
 //! Whom to try to connect to, and what came of it.
 //!
-//! A trial is one TCP connection, opened and closed by a task of the agent. Everybody on this list is
-//! tried at once and then each second, for as long as the list has them.
+//! A trial is one TCP connection, opened and closed by a task of the agent. Everybody on this list
+//! is tried at once and then each second, for as long as the list has them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -1,8 +1,8 @@
 //! What stands beside the tables, for people: refusals, removals held, overlays.
 //!
-//! Every list is bounded and copied with the snapshot; the counters, which are not bounded by anything,
-//! live in the agent. Text from outside passes [`show`] before it is kept, so that no reader of it, a
-//! log, a terminal or a page, has to think of control characters.
+//! Every list is bounded and copied with the snapshot; the counters, which are not bounded by
+//! anything, live in the agent. Text from outside passes [`show`] before it is kept, so that no
+//! reader of it, a log, a terminal or a page, has to think of control characters.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +36,8 @@ impl State {
         let detail = show(detail.as_bytes());
         let rejected = Rejected { source, key: show(key), reason, detail, at: now.wall };
         let text = format!("refused {}: {}", rejected.key, rejected.detail);
-        // A registry or a file that is read again says the same again, and nobody need hear it twice.
+        // A registry or a file that is read again says the same again, and nobody need hear it
+        // twice.
         if !self.refusals.add(rejected) {
             return;
         }
@@ -116,8 +117,8 @@ const SHOWN: usize = 256;
 /// What ends one that was longer.
 const CUT: &str = " ...";
 
-/// Bytes from outside, made safe to show: one line, no control characters, at most 256 characters. A
-/// longer one is cut between two words where it has some, and says so.
+/// Bytes from outside, made safe to show: one line, no control characters, at most 256 characters.
+/// A longer one is cut between two words where it has some, and says so.
 #[must_use]
 pub fn show(bytes: &[u8]) -> String {
     let head = bytes.get(..1024).unwrap_or(bytes);

@@ -1,4 +1,5 @@
-//! Tables of what the state holds, each under a version of its own, and the snapshot of all of them.
+//! Tables of what the state holds, each under a version of its own, and the snapshot of all of
+//! them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ type Built = (Table, BTreeMap<String, Vec<String>>, Vec<PolicyLayer>);
 
 impl State {
     /// Builds the tables of these services and publishes those that differ from what was published,
-    /// each under a version of its own; with `lists`, what stands beside the tables as well. Whether
-    /// there is a new snapshot at all.
+    /// each under a version of its own; with `lists`, what stands beside the tables as well.
+    /// Whether there is a new snapshot at all.
     pub fn publish<'a>(
         &mut self,
         names: impl IntoIterator<Item = &'a str>,
@@ -97,8 +98,8 @@ impl State {
         true
     }
 
-    /// The published snapshot with the time of the registry's last word in it: for readers that ask,
-    /// not for those that are told.
+    /// The published snapshot with the time of the registry's last word in it: for readers that
+    /// ask, not for those that are told.
     pub fn confirm(&mut self) -> Arc<Snapshot> {
         if self.published.confirmed_at != self.confirmed_at {
             let mut next = Snapshot::clone(&self.published);
@@ -108,8 +109,8 @@ impl State {
         self.snapshot()
     }
 
-    /// Publishes everything anew under an epoch above this one, which a proxy holds: it was told by an
-    /// agent whose clock was ahead, and refuses what is older.
+    /// Publishes everything anew under an epoch above this one, which a proxy holds: it was told by
+    /// an agent whose clock was ahead, and refuses what is older.
     pub(super) fn outrun(&mut self, epoch: u64) {
         if epoch < self.version.epoch {
             return;
@@ -145,7 +146,8 @@ impl State {
         Some((table, names, layers))
     }
 
-    /// The sources' patches and the events', composed; an event's that would break the whole is left out.
+    /// The sources' patches and the events', composed; an event's that would break the whole is
+    /// left out.
     fn policy(&self, name: &str, model: &Model) -> (String, Vec<PolicyLayer>) {
         let mut whole = Value::Null;
         let mut layers: Vec<PolicyLayer> = Vec::new();

@@ -1,5 +1,5 @@
-//! What was refused: the newest for people, and all of it in short, so that a registry which is read
-//! again is not counted again.
+//! What was refused: the newest for people, and all of it in short, so that a registry which is
+//! read again is not counted again.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

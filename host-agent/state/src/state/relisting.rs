@@ -1,10 +1,10 @@
 //! A listing of the registry, taken page by page and compared with what is held.
 //!
-//! Whole it may be many times what is accepted of it, so no more than a page of it is ever in memory.
-//! What a page puts is taken at once. What goes is known at the end, when all that is there has been
-//! named: what moved to another id is there before its old one asks to go. The watch may tell of newer
-//! things meanwhile; a page does not undo them. Tables are made at the end, since a service may have a part
-//! of its endpoints until then.
+//! Whole it may be many times what is accepted of it, so no more than a page of it is ever in
+//! memory. What a page puts is taken at once. What goes is known at the end, when all that is there
+//! has been named: what moved to another id is there before its old one asks to go. The watch may
+//! tell of newer things meanwhile; a page does not undo them. Tables are made at the end, since a
+//! service may have a part of its endpoints until then.
 
 use std::collections::{BTreeMap, BTreeSet};
 

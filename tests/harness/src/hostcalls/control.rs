@@ -50,8 +50,8 @@ pub(super) fn set_effective_context(call: &mut Call<'_>, context: u32) -> Done {
     Ok(())
 }
 
-/// Only for a context whose `proxy_on_done` asked to wait, which Envoy grants to root contexts alone; this
-/// host never takes one down, so there is none.
+/// Only for a context whose `proxy_on_done` asked to wait, which Envoy grants to root contexts
+/// alone; this host never takes one down, so there is none.
 pub(super) fn done(_: &mut Call<'_>) -> Done {
     Err(Status::NotFound.into())
 }

@@ -1,8 +1,8 @@
 //! Header maps and buffers.
 //!
-//! Maps 0 to 3 belong to the request and are in reach in its callbacks only; 4 to 7 belong to an upstream's
-//! answer and are in reach in the callback that brings it. Out of reach is BadArgument, but an empty list for
-//! the call that reads a whole map: that is how Envoy does it.
+//! Maps 0 to 3 belong to the request and are in reach in its callbacks only; 4 to 7 belong to an
+//! upstream's answer and are in reach in the callback that brings it. Out of reach is BadArgument,
+//! but an empty list for the call that reads a whole map: that is how Envoy does it.
 
 use super::{Call, Done, Fail};
 use crate::abi::{Status, decode_pairs, encode_pairs};

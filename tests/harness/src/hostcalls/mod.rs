@@ -1,9 +1,10 @@
 //! The imports: every function of the proxy-wasm ABI 0.2.1 and the WASI that Envoy has.
 //!
-//! Each is a plain function of a [`Call`] that answers `Ok`, a status, or a trap. Before it runs, the call is
-//! counted and may be failed by the test. Pointers of the guest are checked at the one place where memory is
-//! read or written, so a bad one is InvalidMemoryAccess and never a panic of the host. Bytes are handed over
-//! in memory that the guest allocates; a guest whose allocator traps traps in this call.
+//! Each is a plain function of a [`Call`] that answers `Ok`, a status, or a trap. Before it runs,
+//! the call is counted and may be failed by the test. Pointers of the guest are checked at the one
+//! place where memory is read or written, so a bad one is InvalidMemoryAccess and never a panic of
+//! the host. Bytes are handed over in memory that the guest allocates; a guest whose allocator
+//! traps traps in this call.
 
 mod control;
 mod headers;

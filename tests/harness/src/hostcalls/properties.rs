@@ -1,8 +1,9 @@
 //! Properties, filter state, and foreign functions.
 //!
-//! A property that the guest sets becomes the filter-state value `wasm.<name>`, whatever its name; setting
-//! `cluster` or `upstream.address` has no other effect. The foreign function `set_envoy_filter_state` writes
-//! a value under its own name, but only under a name that Envoy has a factory for.
+//! A property that the guest sets becomes the filter-state value `wasm.<name>`, whatever its name;
+//! setting `cluster` or `upstream.address` has no other effect. The foreign function
+//! `set_envoy_filter_state` writes a value under its own name, but only under a name that Envoy has
+//! a factory for.
 
 use std::net::SocketAddr;
 

@@ -1,7 +1,7 @@
 //! Calls to the side: HTTP, unary gRPC, gRPC streams.
 //!
-//! They always belong to the root context, whoever makes them, and so do their callbacks. gRPC tokens are
-//! one count for both kinds, odd for calls and even for streams.
+//! They always belong to the root context, whoever makes them, and so do their callbacks. gRPC
+//! tokens are one count for both kinds, odd for calls and even for streams.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -165,7 +165,8 @@ pub(super) fn grpc_send(call: &mut Call<'_>, token: u32, at: u32, len: u32, end:
         call.world().violations.push(what);
         return Ok(());
     }
-    // To a server that is gone the message is lost, and the guest learns it by the close on its way.
+    // To a server that is gone the message is lost, and the guest learns it by the close on its
+    // way.
     if !record.server_done {
         record.inbox.push_back(message);
     }

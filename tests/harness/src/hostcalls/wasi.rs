@@ -1,7 +1,7 @@
 //! The part of WASI preview 1 that Envoy has, under both of its module names.
 //!
-//! Output becomes log lines, time is the virtual clock, randomness is seeded, the environment is what the
-//! test set; there are no files. Numbers are WASI's errno.
+//! Output becomes log lines, time is the virtual clock, randomness is seeded, the environment is
+//! what the test set; there are no files. Numbers are WASI's errno.
 
 use wasmtime::{Caller, Linker};
 

@@ -83,7 +83,8 @@ impl ServerStream {
         true
     }
 
-    /// Ends the stream with a status; 0 is a clean end. The guest sees Envoy's addition to the message.
+    /// Ends the stream with a status; 0 is a clean end. The guest sees Envoy's addition to the
+    /// message.
     pub fn close(&self, status: u32, message: &str) {
         if !self.is_open() {
             return;

@@ -1,11 +1,11 @@
 //! The clusters that filters call from the side: gRPC streams, unary gRPC calls and HTTP calls.
 //!
-//! The test plays the server. A call of the guest becomes a record that both ends hold; what the server does
-//! to it becomes events on their way to the VM that called, and what the guest does is seen by the server at
-//! once. The order of callbacks and the statuses are those of a real Envoy: opening a stream to a server that
-//! is down succeeds and fails a moment later with 14, a server that dies under an answered stream gives 13, a
-//! cluster that does not exist gives ParseFailure to gRPC and BadArgument to HTTP, and an answered unary call
-//! has no close.
+//! The test plays the server. A call of the guest becomes a record that both ends hold; what the
+//! server does to it becomes events on their way to the VM that called, and what the guest does is
+//! seen by the server at once. The order of callbacks and the statuses are those of a real Envoy:
+//! opening a stream to a server that is down succeeds and fails a moment later with 14, a server
+//! that dies under an answered stream gives 13, a cluster that does not exist gives ParseFailure to
+//! gRPC and BadArgument to HTTP, and an answered unary call has no close.
 
 mod grpc;
 mod http;
@@ -196,7 +196,8 @@ fn unreachable(call: &mut Call) -> Vec<Event> {
     }
 }
 
-/// A stream that fails before the server answered: Envoy's own reply has its trailers in its headers.
+/// A stream that fails before the server answered: Envoy's own reply has its trailers in its
+/// headers.
 fn early_failure(call: &Call, reason: &str) -> Vec<Event> {
     let trailers = Headers::from([
         (":status", "200"),
@@ -278,8 +279,8 @@ impl Cluster {
         world.upstreams.open.values().filter(|c| c.borrow().cluster == self.name).count()
     }
 
-    /// The next stream that a VM opened and nobody accepted. One that the guest has given up meanwhile (the
-    /// canary's, say) is given too; see [`ServerStream::is_open`].
+    /// The next stream that a VM opened and nobody accepted. One that the guest has given up
+    /// meanwhile (the canary's, say) is given too; see [`ServerStream::is_open`].
     pub fn accept(&self) -> Option<ServerStream> {
         self.take(Kind::Stream).map(|call| ServerStream { world: Rc::clone(&self.world), call })
     }

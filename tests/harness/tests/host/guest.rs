@@ -1,4 +1,5 @@
-//! Guests in WebAssembly text, with what all of them need: the imports, memory, an allocator, and `$note`.
+//! Guests in WebAssembly text, with what all of them need: the imports, memory, an allocator, and
+//! `$note`.
 
 use std::collections::BTreeMap;
 

@@ -88,7 +88,8 @@ fn request_headers_are_in_reach_in_request_callbacks_and_the_log_only() {
     assert_eq!(response.headers.text("x-seen").as_deref(), Some("yes"));
 }
 
-/// Reads a property whose path the request's `p` header names, into its status, size and first 8 bytes.
+/// Reads a property whose path the request's `p` header names, into its status, size and first 8
+/// bytes.
 const PROPERTY: &str = r#"
 (func $read
     (i32.store (i32.const 4) (i32.const 0))

@@ -84,8 +84,8 @@ impl World {
         self.workers[worker].begun = Some((merged, cas));
     }
 
-    /// Writes what was begun, again and again until it is accepted. The worker is one thread, so this
-    /// comes before anything else that it does.
+    /// Writes what was begun, again and again until it is accepted. The worker is one thread, so
+    /// this comes before anything else that it does.
     fn finish(&mut self, worker: usize) {
         while let Some((merged, cas)) = self.workers[worker].begun.take() {
             if merged.changed && !self.store.write(&merged.record, cas) {

@@ -1,7 +1,7 @@
 //! Our clusters: whether their choice is ours, and how Envoy's own health stands to it.
 //!
-//! A cluster is ours when its metadata names a service (`filter_metadata.pintle.service`), or when its
-//! hosts come by EDS from somewhere and its policy is `override_host`.
+//! A cluster is ours when its metadata names a service (`filter_metadata.pintle.service`), or when
+//! its hosts come by EDS from somewhere and its policy is `override_host`.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! Envoy's configuration, searched for the shapes that matter wherever they are (static, dynamic, nested
-//! in filter chains), rather than walked by its schema, which differs by version.
+//! Envoy's configuration, searched for the shapes that matter wherever they are (static, dynamic,
+//! nested in filter chains), rather than walked by its schema, which differs by version.
 
 use std::collections::{BTreeMap, BTreeSet};
 

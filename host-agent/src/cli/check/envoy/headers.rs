@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::dump::{Dump, Object, members, override_headers, text, visit};
 use crate::cli::check::finding::{Code, Finding};
 
-/// The headers that choose a host must be the module's: stripped from the client's request first, and
-/// not taken away by the route before the choice.
+/// The headers that choose a host must be the module's: stripped from the client's request first,
+/// and not taken away by the route before the choice.
 pub(super) fn headers(dump: &Dump<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let sources = dump.override_headers();
@@ -91,9 +91,9 @@ pub(super) fn original_dst(dump: &Dump<'_>) -> Vec<Finding> {
     }
 }
 
-/// Our header must not leave the machine: each cluster that a request with it can reach takes it away on
-/// the way out. That is the clusters that choose by it, their members where they are aggregates, and
-/// those that requests are mirrored to.
+/// Our header must not leave the machine: each cluster that a request with it can reach takes it
+/// away on the way out. That is the clusters that choose by it, their members where they are
+/// aggregates, and those that requests are mirrored to.
 pub(super) fn on_the_wire(dump: &Dump<'_>) -> Vec<Finding> {
     let headers = dump.override_headers();
     let clusters = dump.clusters();

@@ -1,8 +1,9 @@
 //! The hosts of our clusters: whether a list of addresses can name them.
 //!
-//! `override_host` takes the host of the cluster whose address, as `ip:port`, is the list's next entry, and
-//! skips an entry that is none. So a cluster with other hosts than the registry's, or with hosts that have
-//! no such address, goes its own way for a part of the requests or for all of them.
+//! `override_host` takes the host of the cluster whose address, as `ip:port`, is the list's next
+//! entry, and skips an entry that is none. So a cluster with other hosts than the registry's, or
+//! with hosts that have no such address, goes its own way for a part of the requests or for all of
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -1,8 +1,9 @@
 //! Routes: whether further attempts are made for what the breakers take them for.
 //!
-//! By `breaker.retries: failures` an attempt that another one followed has failed. A route that sends a
-//! request again after an answer that is none would charge healthy endpoints, and so would a hedge, which
-//! asks the next while the one before may yet answer. By `logged` the router must tell of each.
+//! By `breaker.retries: failures` an attempt that another one followed has failed. A route that
+//! sends a request again after an answer that is none would charge healthy endpoints, and so would
+//! a hedge, which asks the next while the one before may yet answer. By `logged` the router must
+//! tell of each.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,9 +16,9 @@ use super::dump::{Dump, Object, at, text, visit};
 use crate::cli::check::finding::{Code, Finding, some};
 use crate::serve::admin::view::ServiceJson;
 
-/// Words of `retry_on` that are a failure by any policy: no head came, or one with the gRPC status of
-/// a server's mistake. `cancelled` is in the retries that istiod gives every route; a server that ends a
-/// call so has not served it.
+/// Words of `retry_on` that are a failure by any policy: no head came, or one with the gRPC status
+/// of a server's mistake. `cancelled` is in the retries that istiod gives every route; a server
+/// that ends a call so has not served it.
 const FAILURES: [&str; 9] = [
     "reset",
     "reset-before-request",
@@ -40,8 +41,8 @@ struct Known<'a> {
 }
 
 /// Every route to a service of ours whose attempts follow what is no failure, where the service's
-/// policy says that they do, and every service whose attempts are to be logged and are not. What the
-/// agent tells of `services` goes over the plugins' configuration.
+/// policy says that they do, and every service whose attempts are to be logged and are not. What
+/// the agent tells of `services` goes over the plugins' configuration.
 pub(super) fn retries(dump: &Dump<'_>, services: &[ServiceJson]) -> Vec<Finding> {
     let plugins = dump.plugins().into_iter().map(|(_, plugin)| plugin);
     let plugins = plugins.filter(|plugin| plugin.breaker).collect();
@@ -53,7 +54,8 @@ pub(super) fn retries(dump: &Dump<'_>, services: &[ServiceJson]) -> Vec<Finding>
     each(dump).flat_map(|(host, route)| known.of_route(host, route)).collect()
 }
 
-/// Routes of an Envoy that runs to clusters that it does not have: it was not sent them, or refused them.
+/// Routes of an Envoy that runs to clusters that it does not have: it was not sent them, or refused
+/// them.
 pub(super) fn lost(dump: &Dump<'_>) -> Option<Finding> {
     let clusters = dump.clusters();
     let actions = each(dump).filter_map(|(_, route)| route.get("route")?.as_object());

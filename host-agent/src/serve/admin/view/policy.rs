@@ -9,8 +9,8 @@ use serde_json::Value;
 pub(crate) struct PolicyJson {
     /// The service.
     pub service: String,
-    /// What is told to the proxies: a merge patch over the plugin's own configuration; null when there
-    /// is none.
+    /// What is told to the proxies: a merge patch over the plugin's own configuration; null when
+    /// there is none.
     pub effective: Value,
     /// Its layers, lowest first.
     pub layers: Vec<LayerJson>,

@@ -28,8 +28,8 @@ pub(crate) struct ServicesJson {
 }
 
 impl ServicesJson {
-    /// At most `limit` services after the name `after`, of those with `contains` in their name, whatever
-    /// its case; with their endpoints when asked for.
+    /// At most `limit` services after the name `after`, of those with `contains` in their name,
+    /// whatever its case; with their endpoints when asked for.
     #[must_use]
     pub(crate) fn of(
         snapshot: &Snapshot,

@@ -1,4 +1,5 @@
-//! Counts over all services, and which of them are worst off: what a page that shows some can't add up.
+//! Counts over all services, and which of them are worst off: what a page that shows some can't add
+//! up.
 
 use std::cmp::Reverse;
 

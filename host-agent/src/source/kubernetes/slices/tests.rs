@@ -127,7 +127,8 @@ fn slices_of_one_service_are_one_and_an_address_in_two_of_them_is_the_ready_one(
     assert_eq!(gone, Changed { services: vec![empty], unserved: Vec::new() });
 }
 
-/// The API server writes an empty list of a slice as null: such as that of a Service scaled to none.
+/// The API server writes an empty list of a slice as null: such as that of a Service scaled to
+/// none.
 #[test]
 fn a_slice_without_endpoints_is_a_service_without_any() {
     let mut slices = Slices::new(config(json!({})));
