@@ -82,7 +82,7 @@ struct Lane {
 
 /// What runs an Envoy, an agent and a load beside each other and holds them to milliseconds: two
 /// such on two cores would measure each other.
-const IN_TURNS: [&str; 3] = ["breakers", "e2e", "selection"];
+const IN_TURNS: [&str; 4] = ["breakers", "e2e", "ledger", "selection"];
 
 /// All tests of what is native; the cdylib has no native test binary, because the host's calls are
 /// not there to link. Most wait for servers most of their time, and go side by side.

@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{FutureExt as _, Stream};
 use pintle_contract::Version;
 use tokio::sync::mpsc;
 use tokio::sync::watch::error::RecvError;
@@ -215,9 +215,10 @@ impl Eds {
         &self.refusals
     }
 
-    /// Wakes the streams whose service has changed, until there are no more snapshots.
+    /// Wakes the streams whose service has changed, for ever: that snapshots end is for the one to say
+    /// who published them.
     pub(crate) fn wake(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.wakes.clone().follow(self.snapshots.clone())
+        self.wakes.clone().follow(self.snapshots.clone()).then(|()| std::future::pending())
     }
 
     /// Serves clusters as well, where there is a template of them.
