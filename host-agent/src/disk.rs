@@ -121,23 +121,20 @@ impl Disk {
         saved.map(Some).map_err(|_| corrupt("not a state"))
     }
 
-    /// Two agents that were given one directory would take each other's state for their own.
+    /// Two agents that were given one directory would take each other's state for their own. The lock
+    /// is on the directory itself: a file open for writing keeps a disk from being remounted
+    /// read-only.
     fn lock(&self, dir: &Path) -> io::Result<()> {
         if self.lock.get().is_some() {
             return Ok(());
         }
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        let file = options.custom_flags(libc::O_NONBLOCK).open(dir.join("lock"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("another agent writes to this directory"));
-            }
-            Err(TryLockError::Error(error)) => return Err(error),
+        let place = File::open(dir)?;
+        if matches!(place.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(io::Error::other("another agent writes to this directory"));
         }
-        // Whoever was first in this process has it as well.
-        let _ = self.lock.set(file);
+        // A file system without locks keeps nobody apart. Whoever was first in this process has it
+        // as well.
+        let _ = self.lock.set(place);
         Ok(())
     }
 
