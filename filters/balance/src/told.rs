@@ -103,7 +103,9 @@ pub(crate) fn hear(
         taken = true;
     }
     let slow = latency > middle.limit() && load.latency > middle.limit();
-    if (slow || score > STILL_FAILING) && sampled_at > past.sampled_at {
+    // That it does better puts no look off.
+    let failing = score > STILL_FAILING && score >= known;
+    if (slow || failing) && sampled_at > past.sampled_at {
         if !was_ill {
             past.fell_at = sampled_at;
         }
