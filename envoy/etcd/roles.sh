@@ -8,6 +8,15 @@
 # `etcdctl auth enable`.
 set -eu
 
+for password in "$AGENT_PASSWORD" "$ORDERS_PASSWORD"; do
+    case "$password" in
+    '' | *[[:space:]]*)
+        echo "a password is empty or has a space, up to which etcdctl reads it" >&2
+        exit 64
+        ;;
+    esac
+done
+
 user() {
     printf '%s\n' "$3" | etcdctl user add "$1" --interactive=false
     etcdctl user grant-role "$1" "$2"
