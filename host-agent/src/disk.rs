@@ -121,8 +121,8 @@ impl Disk {
         saved.map(Some).map_err(|_| corrupt("not a state"))
     }
 
-    /// Two agents that were given one directory would take each other's state for their own. The lock
-    /// is on the directory itself: a file open for writing keeps a disk from being remounted
+    /// Two agents that were given one directory would take each other's state for their own. The
+    /// lock is on the directory itself: a file open for writing keeps a disk from being remounted
     /// read-only.
     fn lock(&self, dir: &Path) -> io::Result<()> {
         if self.lock.get().is_some() {

@@ -7,6 +7,8 @@
 
 #[cfg(test)]
 mod chart;
+#[cfg(test)]
+mod containers;
 mod counts;
 mod demo;
 #[cfg(test)]

