@@ -9,36 +9,26 @@
 //! | `commands` | the command line, and `pintle check` |
 //! | `check` | mistakes that are planted, and what `pintle check` says of them |
 //! | `page` | the status page in a browser |
-//! | `pages` | what `docs/by-hand.md` says to type |
 //! | `observe` | the alerts and the dashboard, on a Prometheus |
 //! | `hostile` | requests, registry values and events that are meant to hurt |
 //! | `descriptors` | an agent that may open 64 files, while peers take all of them |
 //! | `switches` | a service that is bypassed or in shadow, by a command and back |
 //! | `skew` | modules of the release before, beside this agent and in one Envoy with this module |
 //! | `rolling` | everything replaced in turn under one load |
-//! | `init` | what `pintle init` writes, booted |
-//! | `gateway` | the objects for Envoy Gateway, in what its translator would send to a real Envoy |
-//! | `istio` | the objects for Istio and Kubernetes, in a sidecar or a gateway that is a real Envoy |
 //! | `quota` | how many proxies one agent takes over TCP, and how it says that it takes no more |
-//! | `users` | who may connect to the socket, by users of a range as OpenShift gives them |
 
 mod check;
 mod clock;
 mod commands;
 mod descriptors;
-mod gateway;
 mod gone;
 mod hostile;
-mod init;
-mod istio;
 mod minute;
 mod observe;
 mod page;
-mod pages;
 mod quota;
 mod rolling;
 mod skew;
 mod support;
 mod switches;
-mod users;
 mod way;

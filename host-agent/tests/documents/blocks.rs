@@ -1,4 +1,4 @@
-//! Blocks and commands of the pages. `sh` is typed by a test as it stands (`tests/e2e/pages.rs`),
+//! Blocks and commands of the pages. `sh` is typed by a test as it stands (`tests/deploy/pages.rs`),
 //! so only that page has it; `console` shows what a person types on machines that a test has none
 //! of, and its commands have the words and flags that the programs know; `yaml` is YAML, and an
 //! agent's section is one that the agent takes.

@@ -12,7 +12,7 @@ use pintle_tests::{Agent, Envoy, EnvoyConfig, Etcd, Instance, Server as _, Upstr
 use pintle_tests::{assert_eventually, http};
 use serde_json::Value;
 
-use crate::support::PATIENCE;
+use crate::PATIENCE;
 
 /// Becomes this user of root's group, without any other.
 const AS: [&str; 6] = ["setpriv", "--regid", "0", "--clear-groups", "--no-new-privs", "--reuid"];

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::proxy::Proxy;
 use super::shape::{Found, Shape};
-use crate::support::PATIENCE;
+use crate::PATIENCE;
 
 /// Requests to each service.
 const REQUESTS: usize = 24;

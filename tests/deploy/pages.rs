@@ -39,6 +39,8 @@ fn dist() -> TempDir {
 }
 
 async fn typed(script: &str) -> String {
+    // Also when it fails.
+    let script = format!("trap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n{script}");
     let dist = dist();
     let envoy = tools::envoy().expect("Envoy");
     let fetched = format!("$PWD/target/tools/envoy/{}", tools::ENVOY_VERSION);

@@ -8,7 +8,7 @@ use pintle_tests::{
 };
 use tempfile::TempDir;
 
-use crate::support::PATIENCE;
+use crate::PATIENCE;
 
 async fn pintle(args: &[&str]) -> (Option<i32>, String) {
     let done = Agent::command(args).await.expect("pintle");

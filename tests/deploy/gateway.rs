@@ -14,7 +14,7 @@ use pintle_tests::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::PATIENCE;
+use crate::PATIENCE;
 
 const HOST: &str = "orders.example";
 const ROUTE: &str = "httproute/shop/orders/rule/0";

@@ -5,7 +5,7 @@ use pintle_tests::{Agent, Etcd, Instance, Nats, Upstream, assert_eventually};
 use super::proxy::Proxy;
 use super::shape::Shape;
 use super::{ask, load};
-use crate::support::PATIENCE;
+use crate::PATIENCE;
 
 const OUTSIDE: &str = "orders.example.com";
 const BILLING: &str = "billing.pintle.internal";

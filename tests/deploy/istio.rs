@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use self::objects::objects;
 use self::proxy::Proxy;
 use self::shape::{Found, Shape};
-use crate::support::PATIENCE;
+use crate::PATIENCE;
 
 const ORDERS: &str = "outbound|80||orders.shop.svc.cluster.local";
 
