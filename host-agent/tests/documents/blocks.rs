@@ -1,7 +1,7 @@
-//! Blocks and commands of the pages. `sh` is typed by a test as it stands (`tests/deploy/pages.rs`),
-//! so only that page has it; `console` shows what a person types on machines that a test has none
-//! of, and its commands have the words and flags that the programs know; `yaml` is YAML, and an
-//! agent's section is one that the agent takes.
+//! Blocks and commands of the pages. `sh` is typed by a test as it stands
+//! (`tests/deploy/pages.rs`), so only that page has it; `console` shows what a person types on
+//! machines that a test has none of, and its commands have the words and flags that the programs
+//! know; `yaml` is YAML, and an agent's section is one that the agent takes.
 
 use std::collections::BTreeMap;
 use std::fs;
