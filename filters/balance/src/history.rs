@@ -50,8 +50,6 @@ pub(crate) struct History {
     score_at: u64,
     /// Whether the score exceeded [`EXPECTED`] and has not fallen below [`PASSED`] since.
     failing: bool,
-    /// Whether the last look found it ill, after it had fallen ill.
-    relapsed: bool,
     /// A score that the fleet gives it, which no answer here changes, until `advised_until`.
     advised: f32,
     advised_until: u64,
@@ -122,7 +120,6 @@ impl History {
 
     /// It has just fallen ill, or still is, and is not to be looked at before a while.
     pub(crate) const fn put_off(&mut self, was_ill: bool, failed: bool, now: u64) {
-        self.relapsed = was_ill;
         if !was_ill {
             self.fell_at = now;
             let wait = if failed { FIRST_LOOK } else { FIRST_LOOK_AT_SLOW };
@@ -130,13 +127,6 @@ impl History {
         } else if self.look_at <= now {
             self.look_at = now.saturating_add(NEXT_LOOK);
         }
-    }
-
-    /// A look has found it well, at `now`; whether that is to be believed. Who fails and was found
-    /// ill by the look before may answer every other request.
-    pub(crate) const fn find_well(&mut self, now: u64) -> bool {
-        self.look_at = now;
-        !(std::mem::replace(&mut self.relapsed, false) && self.failing)
     }
 
     /// Whether a request may look at an endpoint that owes an answer for `silence` ns.

@@ -2,8 +2,7 @@
 //!
 //! A look that finds it still ill costs somebody a slow answer or an error, so all of them together
 //! are bounded by the requests of the service. One that finds it well costs nobody anything: it is
-//! not counted, and the next may follow at once; the first one after a look that found it failing
-//! is, or an endpoint that answers every other request would get twice as many.
+//! not counted, and the next may follow at once.
 
 use crate::history::NEXT_LOOK;
 
@@ -25,13 +24,11 @@ pub(crate) struct Looks {
     picks: u32,
     /// When that was, ns.
     last: u64,
-    /// Whether it was one in fewer than [`EVERY`].
-    early: bool,
 }
 
 impl Default for Looks {
     fn default() -> Self {
-        Self { picks: EVERY, last: 0, early: false }
+        Self { picks: EVERY, last: 0 }
     }
 }
 
@@ -51,16 +48,12 @@ impl Looks {
 
     /// There is one now.
     pub(crate) const fn spend(&mut self, now: u64) {
-        self.early = self.picks < EVERY;
         (self.picks, self.last) = (0, now);
     }
 
-    /// The last one found somebody well. Where that is not `sure`, another follows at once only in
-    /// a small service, which would have to wait for it.
-    pub(crate) const fn refund(&mut self, sure: bool) {
-        if sure || self.early {
-            self.picks = EVERY;
-        }
+    /// The last one found somebody well.
+    pub(crate) const fn refund(&mut self) {
+        self.picks = EVERY;
     }
 }
 
@@ -102,7 +95,7 @@ mod tests {
         let mut looks = Looks::default();
         looks.spend(5);
         assert!(!looks.may(6, 10));
-        looks.refund(true);
+        looks.refund();
         assert!(looks.may(6, 10));
     }
 }
