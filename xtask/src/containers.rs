@@ -21,10 +21,9 @@ fn compose(file: &Path) -> String {
 fn compose_files_are_what_docker_compose_takes() {
     let shipped = tools::root().join("envoy/compose/compose.yaml");
     assert_eq!(compose(&shipped), "");
-    let place = std::env::temp_dir().join(format!("pintle-containers-{}", std::process::id()));
-    std::fs::create_dir_all(&place).unwrap();
+    let place = tempfile::tempdir().unwrap();
     for (name, service) in [("registry", "orders"), ("file", "orders,static=127.0.0.1:8001")] {
-        let dir = place.join(name);
+        let dir = place.path().join(name);
         let agent = tools::agent().unwrap();
         let made = Command::new(agent).arg("init").arg(&dir).args(["--service", service]).output();
         let made = made.unwrap();
@@ -38,12 +37,11 @@ fn compose_files_are_what_docker_compose_takes() {
         ("    command: [run,", "    comand: [run,", "'comand'"),
         ("- run:/run/pintle", "- runs:/run/pintle", "runs:/run/pintle"),
     ] {
-        let file = place.join("wrong.yaml");
+        let file = place.path().join("wrong.yaml");
         std::fs::write(&file, text.replacen(is, wrong, 1)).unwrap();
         let refused = compose(&file);
         assert!(refused.contains(said), "{wrong}: {refused}");
     }
-    std::fs::remove_dir_all(&place).unwrap();
 }
 
 #[test]
@@ -54,9 +52,9 @@ fn dockerfiles_have_nothing_that_hadolint_warns_of() {
     };
     let file = tools::root().join("envoy/kubernetes/Dockerfile");
     assert_eq!(judged(&file), "");
-    let wrong = std::env::temp_dir().join(format!("pintle-dockerfile-{}", std::process::id()));
+    let wrong = tempfile::NamedTempFile::new().unwrap();
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&wrong, text.replace("debian:12-slim", "debian")).unwrap();
-    assert!(judged(&wrong).contains("DL3006"), "{}", judged(&wrong));
-    std::fs::remove_file(&wrong).unwrap();
+    let said = judged(wrong.path());
+    assert!(said.contains("DL3006"), "{said}");
 }
