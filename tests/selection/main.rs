@@ -3,6 +3,7 @@
 //! | file | claim |
 //! |---|---|
 //! | `native` | ring_hash and maglev name what Envoy's own policies name, under load too |
+//! | `migration` | what the table of `docs/migration/native.md` says is the same, is |
 //! | `strategies` | each strategy by configuration and by etcd, and how it spreads |
 //! | `shares` | equal shares in every window, also after an illness |
 //! | `keys` | what a request is hashed by |
@@ -28,6 +29,7 @@ mod eligible;
 mod fallback;
 mod keys;
 mod limit;
+mod migration;
 mod native;
 mod protocols;
 mod scale;
