@@ -1,4 +1,8 @@
 //! The objects for Envoy Gateway against what its CRDs take (`gateway/schemas.yaml`).
+//!
+//! The schemas are our own words for it. The same objects pass the validators of npm's
+//! `@kubernetes-models/envoy-gateway` 2.0.0, which are made from Envoy Gateway's Go types, and
+//! compile against its TypeScript types, which know every field of them (seen 2026-11-30).
 
 use boon::{Compiler, Schemas};
 use pintle_tests::tools;
