@@ -52,7 +52,8 @@ async fn three_register(world: &World, cast: &mut Cast) -> Result<()> {
         report.failed() == 0 && report.by_upstream().len() == 3
     };
     eventually("three instances with traffic", seen).await?;
-    let report = load(world, FIRST).run_for_secs(1.0).await;
+    // The shares of the table are of the last seconds.
+    let report = load(world, FIRST).run_for_secs(3.0).await;
     println!("{}", report.summary());
     if let Ok(table) = Agent::services_table(world.agent.admin()).await {
         print!("{table}");

@@ -203,8 +203,7 @@ impl Field {
         let bad = failed || slow;
         let now = self.clock.now;
         if was_ill && !bad && !past.is_advised(now) {
-            past.look_at = now;
-            self.looks.refund();
+            self.looks.refund(past.find_well(now));
         }
         let is_ill = self.is_ill(index as u32);
         if bad && is_ill {

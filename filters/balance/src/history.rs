@@ -27,8 +27,24 @@ pub(crate) const FIRST_LOOK: u64 = 1_000_000_000;
 pub(crate) const FIRST_LOOK_AT_SLOW: u64 = 200_000_000;
 /// and each one after a look that found it ill after so many.
 pub(crate) const NEXT_LOOK: u64 = 4_200_000_000;
+/// News within so many ns of an endpoint's fall are of the fall.
+const FALL: u64 = 1_000_000_000;
+/// Who falls ill again within so many ns has relapsed.
+const REMEMBERED: u64 = 20_000_000_000;
 /// An opinion holds for so many ns: ten times as long as until it is told again.
 const OPINION: u64 = 1_000_000_000;
+
+/// What the looks at an ill endpoint have found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Found {
+    /// Nothing good yet.
+    #[default]
+    Ill,
+    /// It was well the last time.
+    Well,
+    /// It was ill after it had been well.
+    Relapsed,
+}
 
 /// Of one endpoint.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +66,8 @@ pub(crate) struct History {
     score_at: u64,
     /// Whether the score exceeded [`EXPECTED`] and has not fallen below [`PASSED`] since.
     failing: bool,
+    /// What the looks at it have found since it fell ill.
+    found: Found,
     /// A score that the fleet gives it, which no answer here changes, until `advised_until`.
     advised: f32,
     advised_until: u64,
@@ -118,19 +136,88 @@ impl History {
         self.score_at = clock.now;
     }
 
+    /// It was well and is ill as of `at`, ns.
+    pub(crate) fn fall(&mut self, at: u64) {
+        let again = self.fell_at > 0 && at.saturating_sub(self.fell_at) < REMEMBERED;
+        self.found = if again { Found::Relapsed } else { Found::Ill };
+        self.fell_at = at;
+    }
+
+    /// Whether what was told as of `at` is of its fall, and that is its first for a while.
+    pub(crate) fn is_new(&self, at: u64) -> bool {
+        self.found != Found::Relapsed && at < self.fell_at.saturating_add(FALL)
+    }
+
     /// It has just fallen ill, or still is, and is not to be looked at before a while.
-    pub(crate) const fn put_off(&mut self, was_ill: bool, failed: bool, now: u64) {
+    pub(crate) fn put_off(&mut self, was_ill: bool, failed: bool, now: u64) {
+        let first = if failed { FIRST_LOOK } else { FIRST_LOOK_AT_SLOW };
         if !was_ill {
-            self.fell_at = now;
-            let wait = if failed { FIRST_LOOK } else { FIRST_LOOK_AT_SLOW };
+            self.fall(now);
+            let wait = if self.found == Found::Relapsed && failed { NEXT_LOOK } else { first };
             self.look_at = now.saturating_add(wait);
-        } else if self.look_at <= now {
+            return;
+        }
+        if self.found == Found::Well {
+            self.found = Found::Relapsed;
+        }
+        if self.look_at <= now {
             self.look_at = now.saturating_add(NEXT_LOOK);
         }
+    }
+
+    /// A look has found it well, at `now`; whether that is to be believed. Who fails, and was found
+    /// ill by a look after it had been found well, may answer every other request.
+    pub(crate) fn find_well(&mut self, now: u64) -> bool {
+        self.look_at = now;
+        let before = std::mem::replace(&mut self.found, Found::Well);
+        !(self.failing && before == Found::Relapsed)
     }
 
     /// Whether a request may look at an endpoint that owes an answer for `silence` ns.
     pub(crate) const fn may_look(&self, now: u64, silence: u64) -> bool {
         now >= self.look_at && now >= self.retry_at && (silence == 0 || silence > FIRST_LOOK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn failing(at: u64) -> History {
+        let mut past = History { failing: true, ..History::default() };
+        past.put_off(false, true, at);
+        past
+    }
+
+    #[test]
+    fn the_first_good_look_after_a_relapse_is_doubted() {
+        let mut past = failing(SECOND);
+        past.put_off(true, true, 3 * SECOND);
+        assert!(past.find_well(8 * SECOND), "nothing good was seen before");
+        past.put_off(true, true, 8 * SECOND);
+        assert!(!past.find_well(13 * SECOND));
+        assert!(past.find_well(14 * SECOND));
+    }
+
+    #[test]
+    fn who_falls_again_within_a_while_has_relapsed() {
+        for (after, relapsed) in [(19 * SECOND, true), (21 * SECOND, false)] {
+            let mut past = failing(SECOND);
+            past.put_off(false, true, SECOND + after);
+            let first = if relapsed { NEXT_LOOK } else { FIRST_LOOK };
+            assert_eq!(past.look_at, SECOND + after + first, "{after}");
+            assert_eq!(past.find_well(past.look_at), !relapsed, "{after}");
+        }
+    }
+
+    #[test]
+    fn who_is_only_slow_is_believed() {
+        let mut past = History::default();
+        past.put_off(false, false, SECOND);
+        assert!(past.find_well(2 * SECOND));
+        past.put_off(true, false, 3 * SECOND);
+        assert!(past.find_well(8 * SECOND));
     }
 }

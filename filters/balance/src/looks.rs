@@ -2,13 +2,14 @@
 //!
 //! A look that finds it still ill costs somebody a slow answer or an error, so all of them together
 //! are bounded by the requests of the service. One that finds it well costs nobody anything: it is
-//! not counted, and the next may follow at once.
+//! not counted, and the next may follow at once; but the first one after a relapse is, or an endpoint
+//! that answers every other request would get twice as many.
 
 use crate::history::NEXT_LOOK;
 
-/// One look in so many requests: a third of a percent, so that with those which found them ill
+/// One look in so many requests: 0.3 %, so that with those which found them ill
 /// there are less than 0.5 % in 8,000.
-const EVERY: u32 = 300;
+const EVERY: u32 = 330;
 /// A small service looks more often, or it would take ten seconds to find one of three endpoints
 /// well at 30 requests/s: after [`NEXT_LOOK`] in which so many requests were placed
 const AT_LEAST: u32 = 60;
@@ -24,11 +25,13 @@ pub(crate) struct Looks {
     picks: u32,
     /// When that was, ns.
     last: u64,
+    /// Whether it was one in fewer than [`EVERY`].
+    early: bool,
 }
 
 impl Default for Looks {
     fn default() -> Self {
-        Self { picks: EVERY, last: 0 }
+        Self { picks: EVERY, last: 0, early: false }
     }
 }
 
@@ -48,12 +51,16 @@ impl Looks {
 
     /// There is one now.
     pub(crate) const fn spend(&mut self, now: u64) {
+        self.early = self.picks < EVERY;
         (self.picks, self.last) = (0, now);
     }
 
-    /// The last one found somebody well.
-    pub(crate) const fn refund(&mut self) {
-        self.picks = EVERY;
+    /// The last one found somebody well. Where that is not `sure`, another follows at once only in
+    /// a small service, which would have to wait for it.
+    pub(crate) const fn refund(&mut self, sure: bool) {
+        if sure || self.early {
+            self.picks = EVERY;
+        }
     }
 }
 
@@ -78,8 +85,8 @@ mod tests {
 
     #[test]
     fn looks_stay_below_half_a_percent() {
-        assert_eq!(taken(10_000, 400, 10), 34);
-        assert_eq!(taken(10_000, 10, 30), 34);
+        assert_eq!(taken(10_000, 400, 10), 31);
+        assert_eq!(taken(10_000, 10, 30), 31);
     }
 
     #[test]
@@ -95,7 +102,17 @@ mod tests {
         let mut looks = Looks::default();
         looks.spend(5);
         assert!(!looks.may(6, 10));
-        looks.refund();
+        looks.refund(true);
         assert!(looks.may(6, 10));
+    }
+
+    #[test]
+    fn one_that_is_doubted_is_followed_at_once_in_a_small_service_alone() {
+        for (picks, early) in [(EVERY, false), (AT_LEAST, true)] {
+            let mut looks = Looks { picks, ..Looks::default() };
+            looks.spend(5);
+            looks.refund(false);
+            assert_eq!(looks.may(6, 10), early, "{picks}");
+        }
     }
 }

@@ -19,8 +19,6 @@ const STILL_FAILING: f32 = 0.1;
 /// A worker that heard of another's bad news leaves the look to it for so many ns longer than that
 /// one waits,
 const LEAVE_TO_OTHERS: u64 = 1_000_000_000;
-/// and news within so many ns of an endpoint's fall are of the fall.
-const FALL: u64 = 1_000_000_000;
 
 /// One endpoint's load as one worker tells it to the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,10 +105,9 @@ pub(crate) fn hear(
     let failing = score > STILL_FAILING && score >= known;
     if (slow || failing) && sampled_at > past.sampled_at {
         if !was_ill {
-            past.fell_at = sampled_at;
+            past.fall(sampled_at);
         }
-        let fell = sampled_at < past.fell_at.saturating_add(FALL);
-        let theirs = match fell {
+        let theirs = match past.is_new(sampled_at) {
             true if slow => FIRST_LOOK_AT_SLOW,
             true => FIRST_LOOK,
             false => NEXT_LOOK,
