@@ -1,6 +1,7 @@
 //! `cargo xtask dist`: what a user installs, in one directory with its sums, and as packages beside
 //! it.
 
+mod container;
 mod deb;
 mod oci;
 mod root;
@@ -17,8 +18,8 @@ const TAR: &str =
     "tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u+rw,go=rX";
 
 /// Builds and collects everything into `target/dist`; with a secret key of minisign's, the sums of
-/// both directories are signed by it; the Debian package is tried in a clean root where that is
-/// asked for.
+/// both directories are signed by it; the Debian package is tried in a clean root, and the
+/// Dockerfile by a container engine, where that is asked for.
 pub fn run_dist(key: Option<&str>, check: bool) -> Result<()> {
     crate::setup::bring(crate::setup::BUILD)?;
     let dist = tools::target_dir().join("dist");
@@ -51,6 +52,7 @@ pub fn run_dist(key: Option<&str>, check: bool) -> Result<()> {
     }
     if check {
         root::try_package(&deb::file(&packages, architecture()?))?;
+        container::try_dockerfile(&dist)?;
     }
     println!("{}\n{}", dist.display(), packages.display());
     Ok(())

@@ -48,7 +48,8 @@ usage: cargo xtask <command>
                    docs/, envoy/, SHA256SUMS; target/packages: a tarball, a Debian package, a Helm
                    chart, the images of agent and module as OCI layouts
                    --sign: the sums of both by this secret key of minisign's (SHA256SUMS.minisig)
-                   --check: installs, upgrades, removes and purges the package in a clean root
+                   --check: installs, upgrades, removes and purges the package in a clean root;
+                   builds and runs the Dockerfile's image
   pictures         docs/pictures: the status page in four states, light and dark
   release [--dry-run]  says what stands in the way of this version, builds it by dist, makes its
                    tag (not with --dry-run); pushes nothing

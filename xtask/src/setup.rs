@@ -41,6 +41,8 @@ pub enum Tool {
     Lintian,
     /// Makes the root that it is tried in, for `dist --check` alone.
     Debootstrap,
+    /// Builds the Dockerfile, for `dist --check` alone.
+    Buildah,
     /// Measured beside, by `bench limits` alone.
     HaProxy,
 }
@@ -66,7 +68,7 @@ pub const ALL: &[Tool] = &[
 ];
 
 /// What it is for, a binary, the variable that may name it, and the Debian package that has it.
-const PACKAGES: [(Tool, &str, &str, &str); 13] = [
+const PACKAGES: [(Tool, &str, &str, &str); 14] = [
     (Tool::Protoc, "protoc", "PROTOC", "protobuf-compiler"),
     (Tool::Etcd, "etcd", "ETCD", "etcd-server"),
     (Tool::Etcd, "etcdctl", "ETCDCTL", "etcd-client"),
@@ -79,6 +81,7 @@ const PACKAGES: [(Tool, &str, &str, &str); 13] = [
     (Tool::Compose, "docker-compose", "DOCKER_COMPOSE", "docker-compose"),
     (Tool::Lintian, "lintian", "LINTIAN", "lintian"),
     (Tool::Debootstrap, "debootstrap", "DEBOOTSTRAP", "debootstrap"),
+    (Tool::Buildah, "buildah", "BUILDAH", "buildah"),
     (Tool::HaProxy, "haproxy", "HAPROXY", "haproxy"),
 ];
 

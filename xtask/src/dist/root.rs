@@ -56,7 +56,24 @@ pub fn try_package(package: &Path) -> Result<()> {
     Ok(std::fs::remove_dir_all(&root.0)?)
 }
 
-fn expect(holds: bool, what: &str) -> Result<()> {
+/// This machine's release as it comes, which is fetched once.
+pub fn debian() -> Result<PathBuf> {
+    let release = std::fs::read_to_string("/etc/os-release")?;
+    let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let name = name.ok_or_else(|| Error::new("/etc/os-release has no VERSION_CODENAME"))?;
+    let base = tools::target_dir().join("tools/debian").join(name);
+    if !base.exists() {
+        let new = base.with_extension("new");
+        let with = "--variant=minbase --include=adduser,ca-certificates,procps,systemd,man-db";
+        run(&format!("rm -rf {}", new.display()), &[])?;
+        run(&format!("debootstrap {with} {name} {}", new.display()), &[])?;
+        std::fs::rename(new, &base)?;
+    }
+    Ok(base)
+}
+
+/// An error unless it is so.
+pub fn expect(holds: bool, what: &str) -> Result<()> {
     match holds {
         true => Ok(()),
         false => Err(Error::new(format!("not so: {what}"))),
@@ -64,19 +81,8 @@ fn expect(holds: bool, what: &str) -> Result<()> {
 }
 
 impl Root {
-    /// A copy of this machine's release as it comes, which is fetched once.
     fn new() -> Result<Self> {
-        let release = std::fs::read_to_string("/etc/os-release")?;
-        let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-        let name = name.ok_or_else(|| Error::new("/etc/os-release has no VERSION_CODENAME"))?;
-        let base = tools::target_dir().join("tools/debian").join(name);
-        if !base.exists() {
-            let new = base.with_extension("new");
-            let with = "--variant=minbase --include=adduser,ca-certificates,procps,systemd,man-db";
-            run(&format!("rm -rf {}", new.display()), &[])?;
-            run(&format!("debootstrap {with} {name} {}", new.display()), &[])?;
-            std::fs::rename(new, &base)?;
-        }
+        let base = debian()?;
         let at = tools::target_dir().join("clean-root");
         run(&format!("rm -rf {}", at.display()), &[])?;
         run(&format!("cp -a {} {}", base.display(), at.display()), &[])?;
