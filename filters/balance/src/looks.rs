@@ -2,13 +2,13 @@
 //!
 //! A look that finds it still ill costs somebody a slow answer or an error, so all of them together
 //! are bounded by the requests of the service. One that finds it well costs nobody anything: it is
-//! not counted, and the next may follow at once; but the first one after a relapse is, or an endpoint
-//! that answers every other request would get twice as many.
+//! not counted, and the next may follow at once. The first one after a relapse is counted, or an
+//! endpoint that answers every other request would get twice as many.
 
 use crate::history::NEXT_LOOK;
 
-/// One look in so many requests: 0.3 %, so that with those which found them ill
-/// there are less than 0.5 % in 8,000.
+/// One look in so many requests: 0.3 %, so that with those which found them ill there are less than
+/// 0.5 % in 8,000.
 const EVERY: u32 = 330;
 /// A small service looks more often, or it would take ten seconds to find one of three endpoints
 /// well at 30 requests/s: after [`NEXT_LOOK`] in which so many requests were placed
