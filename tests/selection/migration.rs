@@ -1,5 +1,5 @@
-//! What the table of `docs/migration/native.md` says is the same: Envoy's own setting and ours on the
-//! same upstreams. What is hashed is in `native`.
+//! What the table of `docs/migration/native.md` says is the same: Envoy's own setting and ours on
+//! the same upstreams. What is hashed is in `native`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

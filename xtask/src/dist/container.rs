@@ -1,7 +1,7 @@
 //! `cargo xtask dist --check`: the Dockerfile, built and run by a container engine.
 //!
-//! A Debian as debootstrap makes it stands for the image that it begins from, so that no registry of
-//! images is needed.
+//! A Debian as debootstrap makes it stands for the image that it begins from, so that no registry
+//! of images is needed.
 
 use std::path::{Path, PathBuf};
 
