@@ -22,9 +22,9 @@ const FORGOTTEN: f32 = 1e-4;
 /// What a success leaves of the score.
 const FORGIVEN: f32 = 0.35;
 /// The first look at an endpoint that has just fallen ill comes after so many ns,
-pub(crate) const FIRST_LOOK: u64 = 1_000_000_000;
+const FIRST_LOOK: u64 = 1_000_000_000;
 /// or, because one slow answer may have been chance, after so many,
-pub(crate) const FIRST_LOOK_AT_SLOW: u64 = 200_000_000;
+const FIRST_LOOK_AT_SLOW: u64 = 200_000_000;
 /// and each one after a look that found it ill after so many.
 pub(crate) const NEXT_LOOK: u64 = 4_200_000_000;
 /// News within so many ns of an endpoint's fall are of the fall.
@@ -143,18 +143,25 @@ impl History {
         self.fell_at = at;
     }
 
-    /// Whether what was told as of `at` is of its fall, and that is its first for a while.
-    pub(crate) fn is_new(&self, at: u64) -> bool {
-        self.found != Found::Relapsed && at < self.fell_at.saturating_add(FALL)
+    /// Whether what was seen at `at` is of its fall.
+    pub(crate) const fn is_of_fall(&self, at: u64) -> bool {
+        at < self.fell_at.saturating_add(FALL)
+    }
+
+    /// How long after its fall the first look comes, ns.
+    pub(crate) const fn first_wait(&self, failed: bool) -> u64 {
+        match (failed, self.found) {
+            (false, _) => FIRST_LOOK_AT_SLOW,
+            (true, Found::Relapsed) => NEXT_LOOK,
+            (true, _) => FIRST_LOOK,
+        }
     }
 
     /// It has just fallen ill, or still is, and is not to be looked at before a while.
     pub(crate) fn put_off(&mut self, was_ill: bool, failed: bool, now: u64) {
-        let first = if failed { FIRST_LOOK } else { FIRST_LOOK_AT_SLOW };
         if !was_ill {
             self.fall(now);
-            let wait = if self.found == Found::Relapsed && failed { NEXT_LOOK } else { first };
-            self.look_at = now.saturating_add(wait);
+            self.look_at = now.saturating_add(self.first_wait(failed));
             return;
         }
         if self.found == Found::Well {

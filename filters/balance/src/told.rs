@@ -8,7 +8,7 @@
 use pintle_contract::Now;
 
 use crate::clock::Clock;
-use crate::history::{FIRST_LOOK, FIRST_LOOK_AT_SLOW, History, MAX_SCORE, NEXT_LOOK};
+use crate::history::{History, MAX_SCORE, NEXT_LOOK};
 use crate::load::{Load, MAX_LATENCY};
 use crate::middle::{FLOOR, Middle};
 
@@ -107,11 +107,8 @@ pub(crate) fn hear(
         if !was_ill {
             past.fall(sampled_at);
         }
-        let theirs = match past.is_new(sampled_at) {
-            true if slow => FIRST_LOOK_AT_SLOW,
-            true => FIRST_LOOK,
-            false => NEXT_LOOK,
-        };
+        let fell = past.is_of_fall(sampled_at);
+        let theirs = if fell { past.first_wait(!slow) } else { NEXT_LOOK };
         past.look_at = past.look_at.max(sampled_at.saturating_add(theirs + LEAVE_TO_OTHERS));
     }
     if entry.waiting > 0 {
