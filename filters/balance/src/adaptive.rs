@@ -9,7 +9,7 @@
 //! falls by that much, to the half at most:
 //!
 //! ```text
-//! limit = min(limit, most in flight) x (patience x rest / answers) + sqrt(limit) / 2
+//! limit = min(limit, most in flight) x (patience x rest / answers) + sqrt(limit) / 3
 //! ```
 //! An endpoint that serves N side by side and queues the rest settles at 1.5 N and a little. Three
 //! things keep it honest. Only answers to requests sent under the present limit count, so that it
@@ -30,6 +30,8 @@ const RESTING: u32 = 128;
 const PATIENCE: f32 = 1.5;
 /// or so many standard deviations of a window's mean.
 const CHANCE: f32 = 3.0;
+/// A limit grows by less where answers take nearly as long as they may: from this part of it on.
+const NEAR: f32 = 0.5;
 /// The least that a window leaves of the limit.
 const STEEPEST: f32 = 0.5;
 /// With so much of the crowd
@@ -136,11 +138,11 @@ impl Adaptive {
             // Nothing is faster for being one of many.
             self.rest += (latency - self.rest) / 4.0;
         }
-        let growth = if most * 2.0 >= limit { limit.sqrt() / 2.0 } else { 0.0 };
+        let growth = if most * 2.0 >= limit { limit.sqrt() / 3.0 } else { 0.0 };
         let gradient = (self.rest + chance.max(PATIENCE.ln()) - latency).exp();
         if gradient >= 1.0 {
             self.slow = None;
-            return limit + growth;
+            return limit + growth * ((gradient - 1.0) / NEAR).min(1.0);
         }
         let now = Slow { crowd, latency, same: false };
         let Some(before) = self.slow else {

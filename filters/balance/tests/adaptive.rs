@@ -21,15 +21,20 @@ const SECOND: u64 = 1_000 * MS;
 const START: u64 = 1_700_000_000 * SECOND;
 const MEDIAN: f64 = 10.0 * MS as f64;
 
-/// Endpoints with a queue each, and one worker before them.
+/// How often a worker tells the others, ns.
+const TELL: u64 = 250 * MS;
+
+/// Endpoints with a queue each, and the workers before them.
 struct World {
     /// Requests that an endpoint serves at once.
     capacity: usize,
     median: f64,
     sigma: f64,
-    balancer: Balancer,
+    workers: Vec<Balancer>,
     dice: Dice,
     now: u64,
+    /// When the next one tells the others, and which.
+    tells: (u64, usize),
     places: Vec<Place>,
     /// When an endpoint is done with its oldest.
     done: BinaryHeap<Reverse<(u64, usize, u64)>>,
@@ -43,6 +48,7 @@ struct Place {
 
 struct Sent {
     at: u64,
+    worker: usize,
     ticket: Ticket,
 }
 
@@ -67,18 +73,24 @@ impl Figures {
 
 impl World {
     fn new(setting: &str, endpoints: u8, capacity: usize, sigma: f64) -> Self {
+        Self::of_workers(1, setting, endpoints, capacity, sigma)
+    }
+
+    fn of_workers(workers: u64, setting: &str, endpoints: u8, capacity: usize, sigma: f64) -> Self {
         let policy = format!(r#"{{"max_requests": {setting}}}"#);
         let policy: Policy =
             pintle_settings::read("select", serde_json::from_str(&policy).unwrap()).unwrap();
         let endpoint = |i| Endpoint::new(format!("e{i}"), SocketAddr::from(([10, 0, 0, i], 80)));
         let all: Vec<Endpoint> = (0..endpoints).map(endpoint).collect();
+        let worker = |seed| Balancer::new("s", &policy, &all, "", seed, Now(START));
         Self {
             capacity,
             median: MEDIAN,
             sigma,
-            balancer: Balancer::new("s", &policy, &all, "", 7, Now(START)),
+            workers: (7..7 + workers).map(worker).collect(),
             dice: Dice::seed_from_u64(3),
             now: START,
+            tells: (START, 0),
             places: all.iter().map(|_| Place::default()).collect(),
             done: BinaryHeap::new(),
         }
@@ -99,10 +111,12 @@ impl World {
             while let Some(Reverse((at, index, number))) = self.done.peek().copied()
                 && at <= due
             {
+                self.tell(at);
                 self.done.pop();
                 self.now = at;
                 self.answer(index, number, &mut figures);
             }
+            self.tell(due);
             self.now = due;
             self.send(&mut figures);
             let wait: f64 = -(1.0 - self.dice.random::<f64>()).ln() / rate;
@@ -112,17 +126,34 @@ impl World {
         figures
     }
 
+    /// The workers take turns in telling the others, up to `until`.
+    fn tell(&mut self, until: u64) {
+        while self.workers.len() > 1 && self.tells.0 <= until {
+            let (at, from) = self.tells;
+            let entries: Vec<_> = self.workers[from].local_load(Now(at)).collect();
+            for (to, balancer) in self.workers.iter_mut().enumerate() {
+                if to != from {
+                    balancer.set_remote_load(from as u32, &entries, Now(at));
+                }
+            }
+            let workers = self.workers.len();
+            self.tells = (at + TELL / workers as u64, (from + 1) % workers);
+        }
+    }
+
     fn send(&mut self, figures: &mut Figures) {
         let mut picks = Picks::new();
         let now = Now(self.now);
-        let choice = self.balancer.pick(&Request::default(), now, &mut self.dice, &mut picks);
+        let worker = self.dice.random_range(0..self.workers.len());
+        let balancer = &mut self.workers[worker];
+        let choice = balancer.pick(&Request::default(), now, &mut self.dice, &mut picks);
         if choice == Choice::None(Nothing::Full) {
             figures.refused += 1;
             return;
         }
         let index = picks.first().unwrap();
-        let ticket = self.balancer.started(index, now).unwrap();
-        self.places[index].queue.push_back(Sent { at: self.now, ticket });
+        let ticket = balancer.started(index, now).unwrap();
+        self.places[index].queue.push_back(Sent { at: self.now, worker, ticket });
         self.serve(index);
         let place = &self.places[index];
         figures.sent += 1;
@@ -144,7 +175,7 @@ impl World {
         let (_, sent) = self.places[index].serving.swap_remove(at);
         let took = self.now - sent.at;
         let sample = Sample { latency: Some(Duration::from_nanos(took)), ..Sample::default() };
-        self.balancer.finished(sent.ticket, Now(self.now), sample);
+        self.workers[sent.worker].finished(sent.ticket, Now(self.now), sample);
         figures.answered += 1;
         figures.took.push(took);
         self.serve(index);
@@ -173,6 +204,34 @@ fn under_twice_the_load_the_queue_stays_short_and_the_endpoints_busy() {
         );
         assert!(p99 <= 36.0, "{endpoints} x {capacity}: {p99}");
         assert!(goodput > 0.97, "{endpoints} x {capacity}: {goodput}");
+    }
+}
+
+/// The same by several workers, each of which knows of the others what they told last.
+#[test]
+fn workers_that_know_of_each_other_late_keep_the_limit_together() {
+    for (workers, endpoints, capacity, median) in
+        [(2, 3, 8, 4.0), (2, 3, 8, 1.0), (4, 3, 16, 4.0), (2, 1, 50, 1.0), (8, 3, 32, 4.0)]
+    {
+        for load in [1.5, 0.5] {
+            let mut world = World::of_workers(workers, r#""adaptive""#, endpoints, capacity, 0.2);
+            world.median = MEDIAN * median;
+            let served = f64::from(endpoints) * capacity as f64 * 98.0 / median;
+            world.run(served * load, 5.0);
+            let mut figures = world.run(served * load, 60.0);
+            let p99 = figures.p99() / median;
+            let goodput = figures.answered as f64 / 60.0 / served;
+            let (most, refused) = (figures.most, figures.refused);
+            let case = format!("{workers} workers, {endpoints} x {capacity}, load {load}");
+            println!("{case}: most {most}, p99 {p99:.1}, goodput {goodput:.3}, refused {refused}");
+            if load < 1.0 {
+                assert_eq!(refused, 0, "{case}");
+                continue;
+            }
+            assert!(most <= capacity * 2 + workers as usize * 4, "{case}: {most} in flight");
+            assert!(p99 <= 36.0, "{case}: {p99}");
+            assert!(goodput > 0.97, "{case}: {goodput}");
+        }
     }
 }
 
