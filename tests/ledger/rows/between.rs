@@ -5,6 +5,7 @@ use pintle_tests::{EnvoyConfig, http};
 use serde_json::{Value, json};
 
 use super::elsewhere::{LUA, beside, lua};
+use super::filters::{Place, switched};
 use crate::config::{host, http2, retry, route, unretried};
 use crate::row::Row;
 use crate::upstream::Said;
@@ -129,15 +130,10 @@ pub fn rows() -> Vec<Row> {
                 assert_eq!(site.send(request).await.status, 200);
             }
         })
-        .configured(|mut config| {
-            let name = "envoy.filters.http.grpc_web";
-            let kind = "type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
-            let filters = config.http_connection_manager()["http_filters"].as_array_mut();
-            let first = json!({"name": name, "disabled": true, "typed_config": {"@type": kind}});
-            filters.expect("filters").insert(0, first);
-            host(&mut config, "grpc-web-first")["routes"][0]["typed_per_filter_config"][name] =
-                json!({"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
-                    "config": {}});
+        .configured(|config| {
+            let row = "grpc-web-first";
+            let message = "grpc_web.v3.GrpcWeb";
+            let config = switched(config, row, Place::First, "grpc_web", message, &json!({}));
             http2(config, "grpc-web-first")
         })
         .opens(&[0]),

@@ -35,6 +35,14 @@ pub fn rows() -> Vec<Row> {
             }
         })
         .opens(&[0]),
+        // Something answers that does not speak gRPC: no status is UNKNOWN to the client.
+        Row::new("grpc-page", 20, |site| async move {
+            for _ in 0..6 {
+                assert_eq!(unary(&site, "page").await, Code::Unknown);
+            }
+        })
+        .failed(|_| true)
+        .opens(&[0]),
         Row::new("grpc-stream", 2, |site| async move {
             let mut client = client(&site).await;
             let path = PathAndQuery::from_static("/grpc/stream/2000");

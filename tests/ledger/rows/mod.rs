@@ -4,6 +4,7 @@ mod attempts;
 mod between;
 mod elsewhere;
 mod ends;
+mod filters;
 mod grpc;
 mod http3;
 mod logged;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Row> {
         ends::rows(),
         odd::rows(),
         between::rows(),
+        filters::rows(),
     ]
     .into_iter()
     .flatten()
