@@ -33,6 +33,13 @@ fn who_is_ill_in_another_way_gets_less_than_its_share() {
         ("one path in ten fails", 3, ill(3, Behaviour::Fails(0.1)), 0.30, 20.0),
         ("one path in ten takes 400 ms", 3, ill(3, Behaviour::Stutters(0.1)), 0.75, 401.0),
         ("resets among ones of 200 ms", 1, of_200_ms(ill(1, Behaviour::Fails(1.0))), 0.05, 350.0),
+        ("every other answer fails", 1, ill(1, Behaviour::BadEvery(2)), 0.03, 20.0),
+        ("every other answer fails, three", 3, ill(3, Behaviour::BadEvery(2)), 0.03, 20.0),
+        ("one of three fails", 3, ill(3, Behaviour::BadEvery(3)), 0.05, 20.0),
+        ("one of ten fails", 3, ill(3, Behaviour::BadEvery(10)), 0.20, 20.0),
+        ("one of three is good", 3, ill(3, Behaviour::GoodEvery(3)), 0.03, 20.0),
+        ("five of ten fail half", 5, ill(5, Behaviour::Fails(0.5)), 0.03, 20.0),
+        ("nine of ten fail", 9, ill(9, Behaviour::Fails(1.0)), 0.02, 20.0),
         ("slow under load", 3, ill(3, Behaviour::Choked(2.0, 1)), 1.20, 50.0),
         ("three of five in the own zone", 3, near(ill(3, Behaviour::Slower(20.0))), 0.05, 20.0),
     ] {

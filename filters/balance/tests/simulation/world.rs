@@ -30,6 +30,10 @@ pub(crate) enum Behaviour {
     Stutters(f64),
     /// This share fails within a millisecond.
     Fails(f64),
+    /// Each so-manieth answer is good, and the others fail within a millisecond.
+    GoodEvery(u64),
+    /// Each so-manieth answer fails within a millisecond.
+    BadEvery(u64),
     /// So much slower, but in the first of every four half seconds alone.
     Bursts(f64),
     /// Well, but for the first answer, which takes so many ms more.
@@ -157,8 +161,8 @@ struct Run<'a> {
     behaviour: Vec<Behaviour>,
     /// Endpoint numbers by the balancers' index.
     listed: Vec<usize>,
-    /// By endpoint, whether it was ever asked.
-    asked: Vec<bool>,
+    /// By endpoint, how often it was asked.
+    asked: Vec<u64>,
     consecutive: Vec<Vec<u32>>,
     /// When each of an endpoint's places is free again.
     places: Vec<BinaryHeap<Reverse<u64>>>,
@@ -184,7 +188,7 @@ impl World {
             native: vec![vec![0; n]; self.proxies * self.workers],
             behaviour: vec![Behaviour::Well; n],
             listed: Vec::new(),
-            asked: vec![false; n],
+            asked: vec![0; n],
             consecutive: vec![vec![0; n]; self.proxies],
             places: vec![BinaryHeap::new(); n],
             requests: Vec::new(),
@@ -307,21 +311,26 @@ impl Run<'_> {
             return (MS, true);
         }
         let chance = self.dice.random::<f64>();
-        let first = !std::mem::replace(&mut self.asked[endpoint], true);
+        self.asked[endpoint] += 1;
+        let turn = self.asked[endpoint];
         match self.behaviour[endpoint] {
             Behaviour::Bursts(factor) if (now - START) % (2 * SECOND) < SECOND / 2 => {
                 ((ns * factor) as u64, false)
             }
-            Behaviour::LateFirst(more) if first => ((ns + more * MS as f64) as u64, false),
+            Behaviour::LateFirst(more) if turn == 1 => ((ns + more * MS as f64) as u64, false),
             Behaviour::Well | Behaviour::Absent | Behaviour::LateFirst(_) => (ns as u64, false),
             Behaviour::Slower(factor) | Behaviour::Choked(factor, _) => {
                 ((ns * factor) as u64, false)
             }
             Behaviour::Stutters(share) if chance < share => (400 * MS, false),
             Behaviour::Fails(share) if chance < share => (MS, true),
-            Behaviour::Stutters(_) | Behaviour::Fails(_) | Behaviour::Bursts(_) => {
-                (ns as u64, false)
-            }
+            Behaviour::GoodEvery(n) if turn % n != 0 => (MS, true),
+            Behaviour::BadEvery(n) if turn % n == 0 => (MS, true),
+            Behaviour::Stutters(_)
+            | Behaviour::Fails(_)
+            | Behaviour::GoodEvery(_)
+            | Behaviour::BadEvery(_)
+            | Behaviour::Bursts(_) => (ns as u64, false),
             Behaviour::Hangs => (SECOND, true),
         }
     }
