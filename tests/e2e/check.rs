@@ -32,7 +32,9 @@ fn with_code((codes, no): &(BTreeSet<String>, bool), code: &str) -> bool {
 }
 
 /// The exit code is 0 for what works all the same.
-const WARNINGS: [&str; 7] = [
+const WARNINGS: [&str; 9] = [
+    "requests-in-cache",
+    "choice-in-session",
     "hosts-by-name",
     "wasm-failure-open",
     "wasm-backoff",
@@ -85,7 +87,7 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
     fn host(config: &mut EnvoyConfig) -> &mut Value {
         &mut config.http_connection_manager()["route_config"]["virtual_hosts"][0]
     }
-    let mistakes: [Mistake; 36] = [
+    let mistakes: [Mistake; 38] = [
         ("node-unnamed", |it| it.root()["node"]["cluster"] = "".into()),
         ("ambient-waypoint", |it| {
             it.root()["node"]["id"] =
@@ -131,6 +133,21 @@ async fn mistakes_in_a_configuration_are_found_without_anything_that_runs() {
             aggregate(it, &["member"]);
         }),
         ("choice-in-aggregate", |it| aggregate(it, &["orders"])),
+        ("choice-in-session", |it| {
+            let filters = it.http_connection_manager()["http_filters"].as_array_mut();
+            let state = json!({"name": "envoy.http.stateful_session.cookie", "typed_config": {}});
+            filters.expect("filters").insert(
+                0,
+                json!({"name": "sessions",
+                "typed_config": {"session_state": state}}),
+            );
+        }),
+        ("requests-in-cache", |it| {
+            let filters = it.http_connection_manager()["http_filters"].as_array_mut();
+            let kind = "type.googleapis.com/envoy.extensions.filters.http.cache.v3.CacheConfig";
+            let cache = json!({"name": "store", "typed_config": {"@type": kind}});
+            filters.expect("filters").insert(0, cache);
+        }),
         ("hosts-unnamed", |it| hosts(it, "STATIC", json!({"pipe": {"path": "/tmp/orders"}}))),
         ("hosts-unnamed", |it| {
             let inner = json!({"server_listener_name": "connect_originate", "endpoint_id": "a"});

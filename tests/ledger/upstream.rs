@@ -276,6 +276,11 @@ async fn respond(act: &str, mut request: Request<Incoming>) -> (Response<Body>, 
             *response.status_mut() = plain(status, "").status();
             (response, status < 500)
         }
+        ["kept"] => {
+            let mut response = plain(200, "ok");
+            response.headers_mut().insert("cache-control", typed("max-age=60"));
+            (response, true)
+        }
         ["large"] => (plain(200, "x".repeat(16 << 20)), true),
         ["trailers"] => {
             let trailers = HeaderMap::from_iter([(

@@ -4,7 +4,7 @@
 use pintle_tests::{EnvoyConfig, http};
 use serde_json::{Value, json};
 
-use crate::config::{host, http2};
+use crate::config::{host, http2, unretried};
 use crate::row::{Followed, Row, Site};
 
 const HTTP: &str = "type.googleapis.com/envoy.extensions.filters.http";
@@ -34,23 +34,13 @@ pub fn rows() -> Vec<Row> {
             .endpoints(3)
             .configured(|config| session(config, "session-first", Place::First))
             .followed(Followed::Elsewhere),
-        // One answer of the endpoint's, and five out of the store.
-        Row::new("cached", 0, |site| async move { site.gets(6, "ok", 200).await })
-            .configured(|config| {
-                let store =
-                    json!({"@type": format!("{EXTENSIONS}.http.cache.simple_http_cache.v3.SimpleHttpCacheConfig")});
-                let kept = json!({"header": {"key": "cache-control", "value": "max-age=60"}});
-                let mut config = switched(
-                    config,
-                    "cached",
-                    Place::Last,
-                    "cache",
-                    "cache.v3.CacheConfig",
-                    &json!({"typed_config": store}),
-                );
-                host(&mut config, "cached")["routes"][0]["response_headers_to_add"] = json!([kept]);
-                config
-            }),
+        // What a store asks for itself has no host, and what it has is nobody's answer.
+        Row::new("cached", 10, stored)
+            .configured(|config| cache(config, "cached", "cache", ""))
+            .followed(Followed::Unknown),
+        Row::new("cached-2", 10, stored)
+            .configured(|config| cache(config, "cached-2", "cache_v2", "V2"))
+            .followed(Followed::Unknown),
         // A call of gRPC in place of the client's JSON, before the module and behind it.
         Row::new("transcoded", 20, transcoded)
             .configured(|config| transcoder(config, "transcoded", Place::Last)),
@@ -98,6 +88,21 @@ async fn transcoded(site: Site) {
         headers.insert("x-act", act);
         assert_eq!(site.send(request).await.status, read, "{status}");
     }
+}
+
+/// One answer of the endpoint's and five out of the store; three that are not kept.
+async fn stored(site: Site) {
+    site.gets(6, "kept", 200).await;
+    site.gets(1, "ok", 200).await;
+    site.gets(2, "status/503", 503).await;
+    assert_eq!(site.upstreams[0].log().len(), 4);
+}
+
+fn cache(config: EnvoyConfig, row: &str, package: &str, version: &str) -> EnvoyConfig {
+    let store = format!("{package}.simple_http_cache.v3.SimpleHttpCache{version}Config");
+    let fields = json!({"typed_config": {"@type": format!("{EXTENSIONS}.http.{store}")}});
+    let message = format!("{package}.v3.Cache{version}Config");
+    unretried(switched(config, row, Place::Last, "store", &message, &fields), row)
 }
 
 fn session(config: EnvoyConfig, row: &str, place: Place) -> EnvoyConfig {

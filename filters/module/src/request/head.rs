@@ -22,6 +22,10 @@ use crate::worker::{Local, Probe};
 /// own.
 const VIA_UPSTREAM: &[u8] = b"via_upstream";
 
+/// The same where no attempt was made: a cache behind the module asked an endpoint by a request of
+/// its own, and kept the answer or not (seen on 1.36.4 and 1.40.0).
+const SENT_BY_CACHE: [&[u8]; 2] = [VIA_UPSTREAM, b"cache.insert_via_upstream"];
+
 /// The head of an endpoint's response.
 #[derive(Clone, Copy)]
 pub(super) struct Head {
@@ -79,6 +83,9 @@ impl<P: Proxy> Exchange<P> {
         // None were made when another filter answered, so that nobody is charged with its reply.
         let attempts = proxy.attempts();
         if attempts == 0 {
+            if proxy.response_details().is_some_and(|it| SENT_BY_CACHE.contains(&&*it)) {
+                local.services.at_mut(at)?.counts.stray(1);
+            }
             return None;
         }
         let sent = self.sent.as_ref()?;

@@ -5,6 +5,7 @@
 
 mod clusters;
 mod dump;
+mod filters;
 mod headers;
 mod hosts;
 mod metadata;
@@ -118,6 +119,7 @@ fn all(value: &Value, socket: &str, services: &[ServiceJson]) -> Vec<Finding> {
     findings.extend(headers::on_the_wire(&dump));
     findings.extend(headers::original_dst(&dump));
     findings.extend(clusters::shape(&dump));
+    findings.extend(filters::past(&dump));
     findings.extend(clusters::without_http2(&dump, socket));
     findings.extend(hosts::configured(&dump));
     findings.extend(metadata::unread(&dump));

@@ -114,6 +114,8 @@ codes! {
     MetadataUnread = "metadata-unread",
     OverrideHostAbsent = "override-host-absent",
     ChoiceInAggregate = "choice-in-aggregate",
+    ChoiceInSession = "choice-in-session",
+    RequestsInCache = "requests-in-cache",
     HostsForeign = "hosts-foreign",
     HostsMissing = "hosts-missing",
     HostsUnnamed = "hosts-unnamed",
