@@ -116,14 +116,13 @@ pub struct Report<'a> {
 impl Report<'_> {
     /// Whether [`Report::upstream`] is needed beyond the code and the flags.
     #[must_use]
-    pub const fn asks_upstream(&self) -> bool {
+    pub fn asks_upstream(&self) -> bool {
         if self.head {
             return false;
         }
         let idle = self.flags & (flag::STREAM_IDLE | flag::MAX_STREAM_DURATION) != 0;
-        let bad =
-            !matches!(self.code, Some(code) if code < 400) || !matches!(self.grpc, None | Some(0));
-        idle || (self.flags & flag::DECIDES == 0 && bad)
+        let good = self.code.is_some_and(|code| is_good(code, self.grpc));
+        idle || (self.flags & flag::DECIDES == 0 && !good)
     }
 
     /// Whether [`Report::details`] are needed beyond the code and the flags.
@@ -135,8 +134,15 @@ impl Report<'_> {
     /// Whether [`Report::grpc`] is needed, of a gRPC request.
     #[must_use]
     pub const fn asks_grpc(&self) -> bool {
-        self.flags & flag::DECIDES == 0 && matches!(self.code, Some(200))
+        self.flags & flag::DECIDES == 0
     }
+}
+
+/// Whether an answer is a good one. A gRPC status that it names stands above its HTTP code, as in
+/// gRPC's own mapping: a bridge to HTTP/1.1 says NOT_FOUND with a 503.
+#[must_use]
+pub fn is_good(code: u16, grpc: Option<u32>) -> bool {
+    grpc.map_or(code < 400, |status| status == 0)
 }
 
 /// Whether a request with this deadline of its client's was past it when it ended after `lasted`.
@@ -186,30 +192,27 @@ fn interrupted(report: &Report<'_>) -> Option<Outcome> {
 fn answered(report: &Report<'_>, policy: &Policy) -> Outcome {
     let Some(code) = report.code else { return Outcome::Ignored };
     // A good answer is taken for the endpoint's without asking, which would cost every request.
-    let good = code < 400 && matches!(report.grpc, None | Some(0));
-    if !good && !report.head && !report.upstream {
+    if !is_good(code, report.grpc) && !report.head && !report.upstream {
         return Outcome::Ignored;
     }
     // It gave up when its caller would.
     if report.overdue && (code == 504 || report.grpc == Some(4)) {
         return Outcome::Ignored;
     }
-    if policy.failure_codes.contains(code) {
-        return Outcome::Failure(FailureKind::Status(code));
-    }
     let retry_after = report.retry_after.map(|asked| asked.min(policy.retry_after));
-    let soft = Outcome::Soft { retry_after };
-    if code == 429 {
-        return soft;
-    }
     match report.grpc {
         // The caller gave up.
         Some(1) => return Outcome::Ignored,
-        Some(status @ (2 | 4 | 13 | 14 | 15)) if code == 200 => {
+        Some(status @ (2 | 4 | 13 | 14 | 15)) => {
             return Outcome::Failure(FailureKind::Grpc(status));
         }
-        Some(8) => return soft,
-        _ => {}
+        Some(8) => return Outcome::Soft { retry_after },
+        Some(_) => {}
+        None if policy.failure_codes.contains(code) => {
+            return Outcome::Failure(FailureKind::Status(code));
+        }
+        None if code == 429 => return Outcome::Soft { retry_after },
+        None => {}
     }
     let slow = policy.slow_call.zip(report.took).is_some_and(|(call, took)| took >= call.threshold);
     Outcome::Success { slow }

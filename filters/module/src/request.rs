@@ -220,7 +220,8 @@ impl<P: Proxy> Exchange<P> {
     /// The response's trailers pass.
     pub(crate) fn on_response_trailers(&mut self) {
         if self.said.grpc {
-            self.grpc_status = grpc_status(self.proxy.response_trailer("grpc-status"));
+            let trailer = grpc_status(self.proxy.response_trailer("grpc-status"));
+            self.grpc_status = trailer.or(self.grpc_status);
         }
     }
 

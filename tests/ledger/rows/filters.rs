@@ -14,6 +14,9 @@ const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
 const TEXTS: &str = "CmYKDGxlZGdlci5wcm90bxIGbGVkZ2VyIhoKBFRleHQSEgoEdGV4dBgBIAEoCVIEdGV4dDIqCgVUZXh\
     0cxIhCgNTYXkSDC5sZWRnZXIuVGV4dBoMLmxlZGdlci5UZXh0YgZwcm90bzM=";
 
+const CONNECT: (&str, &str) = ("connect", "connect_grpc_bridge.v3.FilterConfig");
+const HTTP1: (&str, &str) = ("http1", "grpc_http1_bridge.v3.Config");
+
 /// Where a filter stands.
 #[derive(Clone, Copy)]
 pub(super) enum Place {
@@ -46,6 +49,16 @@ pub fn rows() -> Vec<Row> {
             .configured(|config| transcoder(config, "transcoded", Place::Last)),
         Row::new("transcoded-first", 20, transcoded)
             .configured(|config| transcoder(config, "transcoded-first", Place::First)),
+        // The same for a client of the Connect protocol.
+        Row::new("connect-rpc", 20, connect)
+            .configured(|config| bridge(config, "connect-rpc", Place::Last, CONNECT)),
+        Row::new("connect-rpc-first", 20, connect)
+            .configured(|config| bridge(config, "connect-rpc-first", Place::First, CONNECT)),
+        // A client of HTTP/1.1, which reads the status of its call in the head.
+        Row::new("grpc-http1", 20, bridged)
+            .configured(|config| bridge(config, "grpc-http1", Place::Last, HTTP1)),
+        Row::new("grpc-http1-first", 20, bridged)
+            .configured(|config| bridge(config, "grpc-http1-first", Place::First, HTTP1)),
         Row::new("compressed", 0, |site| async move {
             for _ in 0..4 {
                 let mut request = site.request("GET", "large");
@@ -88,6 +101,41 @@ async fn transcoded(site: Site) {
         headers.insert("x-act", act);
         assert_eq!(site.send(request).await.status, read, "{status}");
     }
+}
+
+async fn connect(site: Site) {
+    for (status, read) in [(0, 200), (5, 404), (14, 503), (16, 401), (14, 503), (13, 500), (0, 200)]
+    {
+        let request = http::request(site.name, "POST", "/ledger.Texts/Say", "");
+        let mut request = request.expect("a request");
+        let act = format!("grpc/trailers/{status}");
+        for (name, value) in [
+            ("content-type", "application/proto"),
+            ("connect-protocol-version", "1"),
+            ("x-act", act.as_str()),
+        ] {
+            request.headers_mut().insert(name, value.parse().expect("a value"));
+        }
+        assert_eq!(site.send(request).await.status, read, "{status}");
+    }
+}
+
+async fn bridged(site: Site) {
+    for status in ["0", "5", "14", "16", "14", "13", "0"] {
+        let mut request = site.request("POST", &format!("grpc/trailers/{status}"));
+        let kind = "application/grpc".parse().expect("a value");
+        request.headers_mut().insert("content-type", kind);
+        assert_eq!(site.send(request).await.header("grpc-status"), Some(status));
+    }
+}
+
+fn bridge(
+    config: EnvoyConfig,
+    row: &str,
+    place: Place,
+    (filter, message): (&str, &str),
+) -> EnvoyConfig {
+    http2(switched(config, row, place, filter, message, &json!({})), row)
 }
 
 /// One answer of the endpoint's and five out of the store; three that are not kept.

@@ -83,7 +83,7 @@ impl<P: Proxy> Exchange<P> {
             flags,
             head: code.is_some(),
             upstream: true,
-            grpc: if grpc && code == Some(200) { status() } else { None },
+            grpc: grpc.then(status).flatten(),
             retry_after: wish.and_then(|value| parse_retry_after(&value, proxy.now())),
             ..Report::default()
         };

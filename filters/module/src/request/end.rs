@@ -115,7 +115,7 @@ impl<P: Proxy> Exchange<P> {
             ..Report::default()
         };
         if self.said.grpc && report.asks_grpc() {
-            report.grpc = Some(self.grpc_status.unwrap_or(UNKNOWN));
+            report.grpc = self.grpc_status.or((code == Some(200)).then_some(UNKNOWN));
         }
         let address = || proxy.upstream_address();
         let mut upstream = report.asks_upstream().then(address).flatten();

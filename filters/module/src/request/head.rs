@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use pintle_balance::Sample;
-use pintle_breaker::classify::{overdue, parse_retry_after};
+use pintle_breaker::classify::{is_good, overdue, parse_retry_after};
 use pintle_breaker::{Answered, Outcome, Report};
 use pintle_contract::Now;
 
@@ -79,7 +79,7 @@ impl<P: Proxy> Exchange<P> {
     fn read_head(&self, local: &mut Local, at: usize, now: Now) -> Option<Head> {
         let proxy = &self.proxy;
         let code = code(&proxy.response_header(":status")?)?;
-        let good = code < 400 && matches!(self.grpc_status, None | Some(0));
+        let good = is_good(code, self.grpc_status);
         // None were made when another filter answered, so that nobody is charged with its reply.
         let attempts = proxy.attempts();
         if attempts == 0 {
@@ -105,7 +105,7 @@ impl<P: Proxy> Exchange<P> {
             head: true,
             connect: self.said.is_connect(),
             overdue: overdue(self.said.deadline, took),
-            grpc: self.grpc_status.filter(|_| code == 200),
+            grpc: self.grpc_status,
             took: Some(took),
             retry_after,
             ..Report::default()
