@@ -15,4 +15,5 @@ mod hostile;
 mod native;
 mod otlp;
 mod sampling;
+mod suite;
 mod support;
