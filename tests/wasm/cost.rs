@@ -193,3 +193,32 @@ fn endpoints_that_do_well_cost_ticks_next_to_nothing() {
     println!("two seconds of ticks: {few} instructions, {many} with 2,000 endpoints; {each} each");
     assert!(few > 0 && each <= 60, "{few} and {many} instructions, {each} an endpoint and tick");
 }
+
+/// All workers tell each other what they know of an endpoint while it is news.
+#[test]
+fn a_large_service_that_nobody_asks_costs_a_tick_little() {
+    let mut run = counting(PINTLE, ALL);
+    let number = |i: u16| {
+        let [high, low] = i.to_be_bytes();
+        Endpoint::new(format!("a-{i:05}"), SocketAddr::from(([10, 1, high, low], 80)))
+    };
+    run.table("catalogue", (0..10_000).map(number).collect());
+    run.tick();
+    for worker in 0..2 {
+        for _ in 0..300 {
+            let request = run.envoy.worker(worker).request(get("catalogue"));
+            let first = list(&request).first().cloned().expect("a list");
+            run.envoy.finish(request, Outcome::ok(first));
+        }
+    }
+    let ten = |run: &mut Run| {
+        let before = instructions(run, &["proxy_on_tick"]);
+        run.live(Duration::from_secs(1));
+        (instructions(run, &["proxy_on_tick"]) - before) / 10
+    };
+    let first = ten(&mut run);
+    run.live(Duration::from_secs(1));
+    let later: Vec<u64> = (0..4).map(|_| ten(&mut run)).collect();
+    println!("{first} instructions a tick of all VMs in the first second, {later:?} later");
+    assert!(later.iter().all(|tick| (1..=3_000_000).contains(tick)), "{later:?}");
+}

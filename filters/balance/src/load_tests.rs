@@ -1,5 +1,5 @@
 use super::*;
-use crate::told::{LoadEntry, hear, tell};
+use crate::told::{LoadEntry, hear, is_news, since, tell};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: f32 = 1e6;
@@ -45,7 +45,11 @@ impl One {
     }
 
     fn tell(&self) -> Option<LoadEntry> {
-        tell(&self.load, &self.past, 7, &self.clock, self.now())
+        self.is_news(true).then(|| tell(&self.load, &self.past, 7, &self.clock))
+    }
+
+    fn is_news(&self, all: bool) -> bool {
+        is_news(&self.load, &self.past, since(&self.clock, all), self.now())
     }
 
     fn hear(&mut self, told: &LoadEntry) -> &mut Self {
@@ -266,8 +270,13 @@ fn an_idle_endpoint_is_not_worth_telling() {
     let mut one = One::new();
     assert_eq!(one.tell(), None);
     one.answer(5, false);
-    assert!(one.tell().is_some());
-    one.wait(11 * SECOND);
+    assert!(one.is_news(false) && one.is_news(true));
+    one.wait(2 * SECOND);
+    assert!(!one.is_news(false) && one.is_news(true), "told once a second");
+    one.load.started(one.now());
+    assert!(one.is_news(false), "what is under way is told with every tick");
+    one.load.ended();
+    one.wait(9 * SECOND);
     assert_eq!(one.tell(), None);
 }
 

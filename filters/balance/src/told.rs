@@ -12,6 +12,8 @@ use crate::history::{History, MAX_SCORE, NEXT_LOOK};
 use crate::load::{Load, MAX_LATENCY};
 use crate::middle::{FLOOR, Middle};
 
+/// What was sampled within so many ns is told with every tick.
+const RECENT: u64 = 1_000_000_000;
 /// How much newer another worker's better news must be, in ns: a round of its looks.
 const NEWER: u64 = 500_000_000;
 /// A score above which another worker will look whether it still fails.
@@ -40,21 +42,23 @@ pub struct LoadEntry {
     pub retry_at: Now,
 }
 
-/// What is worth telling the others: something in flight, or sampled within the decay time.
-pub(crate) fn tell(
-    load: &Load,
-    past: &History,
-    key: u64,
-    clock: &Clock,
-    now: Now,
-) -> Option<LoadEntry> {
-    let clock = &Clock { now: now.0, ..*clock };
-    let age = now.0.saturating_sub(past.sampled_at) as f64;
-    let fresh = past.sampled_at > 0 && age <= clock.decay;
-    if load.in_flight == 0 && !fresh && past.retry_at <= now.0 {
-        return None;
-    }
-    Some(LoadEntry {
+/// Who was sampled since then is worth telling of, ns.
+pub(crate) const fn since(clock: &Clock, all: bool) -> u64 {
+    let age = if all { clock.decay as u64 } else { RECENT };
+    // At 0 nothing was sampled yet.
+    let since = clock.now.saturating_sub(age);
+    if since == 0 { 1 } else { since }
+}
+
+/// Whether an endpoint is worth telling of.
+#[inline]
+pub(crate) const fn is_news(load: &Load, past: &History, since: u64, now: Now) -> bool {
+    load.in_flight > 0 || past.sampled_at >= since || past.retry_at > now.0
+}
+
+/// What is told of it.
+pub(crate) fn tell(load: &Load, past: &History, key: u64, clock: &Clock) -> LoadEntry {
+    LoadEntry {
         key,
         in_flight: load.in_flight,
         waiting: load.waiting,
@@ -62,7 +66,7 @@ pub(crate) fn tell(
         failures_milli: (past.score_now(clock) * 1e3) as u32,
         sampled_at: Now(past.sampled_at),
         retry_at: Now(past.retry_at),
-    })
+    }
 }
 
 /// Folds in what another worker knew.

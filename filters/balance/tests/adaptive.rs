@@ -130,7 +130,8 @@ impl World {
     fn tell(&mut self, until: u64) {
         while self.workers.len() > 1 && self.tells.0 <= until {
             let (at, from) = self.tells;
-            let entries: Vec<_> = self.workers[from].local_load(Now(at)).collect();
+            let load = self.workers[from].local_load(Now(at), at % SECOND < TELL);
+            let entries: Vec<_> = load.map(|(_, entry)| entry).collect();
             for (to, balancer) in self.workers.iter_mut().enumerate() {
                 if to != from {
                     balancer.set_remote_load(from as u32, &entries, Now(at));

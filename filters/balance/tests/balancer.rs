@@ -482,7 +482,7 @@ fn a_request_finds_its_endpoint_again_across_updates() {
     balancer.finished(first, NOW, Sample::default());
     balancer.abandoned(last, NOW, Some(Duration::from_secs(3)));
     assert_eq!(balancer.in_flight(1), (0, 0));
-    assert!(balancer.local_load(NOW).next().is_none(), "an abandoned request is no sample");
+    assert!(balancer.local_load(NOW, true).next().is_none(), "an abandoned request is no sample");
 }
 
 #[test]

@@ -371,13 +371,14 @@ impl Service {
         self.counts.touch();
     }
 
-    /// What this worker tells the others of the load; `None` when there is nothing to tell.
-    pub(crate) fn load(&mut self, now: Now) -> Option<Vec<Load>> {
+    /// What this worker tells the others of the load, with `all` what is older than a second, too;
+    /// `None` when there is nothing to tell.
+    pub(crate) fn load(&mut self, now: Now, all: bool) -> Option<Vec<Load>> {
         self.at_rest &= !self.counts.is_changed();
         if self.at_rest {
             return None;
         }
-        let entry = |e: LoadEntry| Load {
+        let entry = |(_, e): (usize, LoadEntry)| Load {
             endpoint: e.key,
             in_flight: e.in_flight,
             waiting: e.waiting,
@@ -386,8 +387,8 @@ impl Service {
             sampled_at: e.sampled_at,
             retry_at: e.retry_at,
         };
-        let load: Vec<Load> = self.balancer.local_load(now).map(entry).collect();
-        self.at_rest = load.is_empty();
+        let load: Vec<Load> = self.balancer.local_load(now, all).map(entry).collect();
+        self.at_rest = all && load.is_empty();
         (!self.at_rest).then_some(load)
     }
 
@@ -411,13 +412,12 @@ impl Service {
         if !self.counts.take_changed() && !all {
             return None;
         }
-        let latency: BTreeMap<u64, u32> =
-            self.balancer.local_load(now).map(|entry| (entry.key, entry.latency_us)).collect();
+        let mut known = self.balancer.local_load(now, true).peekable();
         let mut endpoints = Vec::new();
         for index in 0..self.members.len() {
             let state = self.breaker_state(index);
             let (in_flight, _) = self.balancer.in_flight(index);
-            let key = self.balancer.key_of(index).unwrap_or_default();
+            let latency_us = known.next_if(|(at, _)| *at == index).map(|(_, it)| it.latency_us);
             let (Some(member), Some(id)) =
                 (self.members.get_mut(index), self.balancer.id_of(index))
             else {
@@ -434,7 +434,7 @@ impl Service {
                 requests: member.requests,
                 failures: member.failures,
                 in_flight,
-                latency_us: latency.get(&key).copied().unwrap_or_default().into(),
+                latency_us: latency_us.unwrap_or_default().into(),
                 state,
             });
         }

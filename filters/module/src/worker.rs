@@ -237,8 +237,9 @@ impl Worker {
             return Vec::new();
         };
         if !round.peers.is_empty() {
+            let all = self.ticks.is_multiple_of(SLOW);
             let load = |(name, service): (&Rc<str>, &mut Service)| {
-                Some((name.to_string(), service.load(now)?))
+                Some((name.to_string(), service.load(now, all)?))
             };
             let load = services.iter_mut().filter_map(load).collect();
             self.membership.tell_load(load, counters);

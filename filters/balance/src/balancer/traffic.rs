@@ -5,8 +5,9 @@ use std::time::Duration;
 use pintle_contract::{MAX_ENDPOINTS, Now};
 
 use super::Balancer;
+use crate::clock::Clock;
 use crate::load;
-use crate::told::{LoadEntry, tell};
+use crate::told::{self, LoadEntry};
 use crate::types::{Sample, Ticket};
 
 impl Balancer {
@@ -98,13 +99,17 @@ impl Balancer {
         (ticket.generation.wrapping_sub(born) < 1 << 31).then_some(index)
     }
 
-    /// What this worker has to tell the others, as of `now`: endpoints with requests in flight or
-    /// sampled within the decay time.
-    pub fn local_load(&self, now: Now) -> impl Iterator<Item = LoadEntry> + '_ {
-        let clock = &self.field.clock;
-        let known = self.field.loads.iter().zip(&self.field.histories);
-        let all = self.sites.iter().zip(known);
-        all.filter_map(move |(site, (load, past))| tell(load, past, site.key, clock, now))
+    /// What this worker has to tell the others, as of `now`, with the index of each: endpoints
+    /// with requests in flight, or sampled within a second. With `all` those sampled within the
+    /// decay time, for who has come or missed it.
+    pub fn local_load(&self, now: Now, all: bool) -> impl Iterator<Item = (usize, LoadEntry)> + '_ {
+        let clock = Clock { now: now.0, ..self.field.clock };
+        let since = told::since(&clock, all);
+        let known = self.field.loads.iter().zip(&self.field.histories).zip(&self.sites);
+        let told = known
+            .enumerate()
+            .filter(move |(_, ((load, past), _))| told::is_news(load, past, since, now));
+        told.map(move |(at, ((load, past), site))| (at, told::tell(load, past, site.key, &clock)))
     }
 
     /// What `worker` knows. Replaces what it told before: an endpoint it no longer names
