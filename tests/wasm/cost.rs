@@ -222,3 +222,26 @@ fn a_large_service_that_nobody_asks_costs_a_tick_little() {
     println!("{first} instructions a tick of all VMs in the first second, {later:?} later");
     assert!(later.iter().all(|tick| (1..=3_000_000).contains(tick)), "{later:?}");
 }
+
+/// Of cookies that the last decides.
+#[test]
+fn cookies_of_50_kb_cost_a_request_some_instructions_a_byte() {
+    let mut run = counting(PINTLE, ALL);
+    let key =
+        r#"{"select": {"strategy": "ring_hash", "hash_key": [{"cookie": {"name": "user"}}]}}"#;
+    run.table_with("orders", endpoints(3), key);
+    for (pair, most) in [("a=b; ", 750_000), ("name-0001=value-000001; ", 350_000)] {
+        let cookie = format!("{}user=abc", pair.repeat(50_000 / pair.len()));
+        let ask = |run: &mut Run| {
+            let before = instructions(run, &["proxy_on_request_headers"]);
+            let request = run.envoy.worker(0).request(get("orders").header("cookie", &cookie));
+            let first = list(&request).first().cloned().expect("a list");
+            run.envoy.finish(request, Outcome::ok(first));
+            instructions(run, &["proxy_on_request_headers"]) - before
+        };
+        ask(&mut run);
+        let instructions = ask(&mut run);
+        println!("{instructions} instructions for {} bytes", cookie.len());
+        assert!((1..=most).contains(&instructions), "{instructions}");
+    }
+}

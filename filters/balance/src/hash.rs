@@ -96,37 +96,60 @@ impl Cookie {
 }
 
 /// The first cookie of that name, without the quotes around it.
+///
+/// Eight bytes at a time: cookies may be 60 KiB, and byte by byte, or pair by pair, they cost more
+/// than all else that is done for a request.
 pub(crate) fn cookie_value<'a>(header: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let mut rest = header;
-    loop {
-        let pair = rest.trim_ascii_start();
-        let is_it = pair.first() == name.first();
-        let value = if is_it { pair.strip_prefix(name) } else { None };
-        if let Some(value) = value.and_then(|value| value.strip_prefix(b"=")) {
-            let value = value.get(..semicolon(value)).unwrap_or(value);
-            let bare = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\""));
-            return Some(bare.unwrap_or(value));
-        }
-        rest = pair.get(semicolon(pair) + 1..)?;
+    let first = *name.first()?;
+    if let Some(value) = pair_value(header, name) {
+        return Some(value);
     }
+    let (words, tail) = header.as_chunks::<8>();
+    for (i, word) in words.iter().enumerate() {
+        let mut found = semicolons(*word);
+        while found != 0 {
+            let at = i.wrapping_mul(8).wrapping_add((found.trailing_zeros() >> 3) as usize);
+            found &= found.wrapping_sub(1);
+            // Nearly always there is one space, and another name behind it.
+            if let Some([_, b' ', other, ..]) = header.get(at..)
+                && *other > b' '
+                && *other != first
+            {
+                continue;
+            }
+            if let Some(value) = pair_value(header.get(at.wrapping_add(1)..)?, name) {
+                return Some(value);
+            }
+        }
+    }
+    let mut rest = tail;
+    while let Some(at) = rest.iter().position(|&b| b == b';') {
+        rest = rest.get(at.wrapping_add(1)..)?;
+        if let Some(value) = pair_value(rest, name) {
+            return Some(value);
+        }
+    }
+    None
 }
 
-/// Where the first semicolon is, or the end. Eight bytes at a time: cookies may be 60 KiB, and byte
-/// by byte they cost more than all else that is done for a request.
-fn semicolon(bytes: &[u8]) -> usize {
-    const ONES: u64 = u64::MAX / 0xff;
-    const SEMICOLONS: u64 = ONES * 0x3b;
-    let (words, tail) = bytes.as_chunks::<8>();
-    for (i, word) in words.iter().enumerate() {
-        let zero_there = u64::from_le_bytes(*word) ^ SEMICOLONS;
-        // The high bit of each zero byte, and of bytes behind the first; only the first is asked
-        // for.
-        let found = zero_there.wrapping_sub(ONES) & !zero_there & (ONES << 7);
-        if found != 0 {
-            return i * 8 + (found.trailing_zeros() / 8) as usize;
-        }
-    }
-    words.len() * 8 + tail.iter().position(|&b| b == b';').unwrap_or(tail.len())
+/// The value of the pair that begins here, if it is the one of that name.
+#[inline(never)]
+fn pair_value<'a>(rest: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let value = rest.trim_ascii_start().strip_prefix(name)?.strip_prefix(b"=")?;
+    let (words, tail) = value.as_chunks::<8>();
+    let whole = words.iter().take_while(|word| semicolons(**word) == 0).count() * 8;
+    let rest = value.get(whole..).unwrap_or(tail);
+    let end = whole + rest.iter().position(|&b| b == b';').unwrap_or(rest.len());
+    let value = value.get(..end).unwrap_or(value);
+    let bare = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\""));
+    Some(bare.unwrap_or(value))
+}
+
+/// The high bit of each byte that is a semicolon.
+const fn semicolons(word: [u8; 8]) -> u64 {
+    const LOW: u64 = u64::MAX / 0xff * 0x7f;
+    let zero_there = u64::from_le_bytes(word) ^ (u64::MAX / 0xff * 0x3b);
+    !((zero_there & LOW).wrapping_add(LOW) | zero_there | LOW)
 }
 
 /// The first parameter of that name, undecoded as in Envoy; one without `=` is empty.

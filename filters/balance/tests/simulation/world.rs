@@ -324,8 +324,8 @@ impl Run<'_> {
             }
             Behaviour::Stutters(share) if chance < share => (400 * MS, false),
             Behaviour::Fails(share) if chance < share => (MS, true),
-            Behaviour::GoodEvery(n) if turn % n != 0 => (MS, true),
-            Behaviour::BadEvery(n) if turn % n == 0 => (MS, true),
+            Behaviour::GoodEvery(n) if !turn.is_multiple_of(n) => (MS, true),
+            Behaviour::BadEvery(n) if turn.is_multiple_of(n) => (MS, true),
             Behaviour::Stutters(_)
             | Behaviour::Fails(_)
             | Behaviour::GoodEvery(_)
