@@ -7,8 +7,8 @@
 
 use crate::history::NEXT_LOOK;
 
-/// One look in so many requests: 0.25 %, so that with those which found them ill there are less than
-/// 0.5 % in 8,000.
+/// One look in so many requests, 0.25 %: with those that found them ill there are less than 0.5 %
+/// in 8,000.
 const EVERY: u32 = 400;
 /// A small service looks more often, or it would take ten seconds to find one of three endpoints
 /// well at 30 requests/s: after [`NEXT_LOOK`] in which so many requests were placed

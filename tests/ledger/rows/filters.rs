@@ -9,8 +9,8 @@ use crate::row::{Followed, Row, Site};
 
 const HTTP: &str = "type.googleapis.com/envoy.extensions.filters.http";
 const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
-/// `package ledger; message Text { string text = 1; } service Texts { rpc Say(Text) returns (Text); }`
-/// by `protoc --descriptor_set_out`.
+/// By `protoc --descriptor_set_out` of `package ledger; message Text { string text = 1; } service
+/// Texts { rpc Say(Text) returns (Text); }`, as proto3.
 const TEXTS: &str = "CmYKDGxlZGdlci5wcm90bxIGbGVkZ2VyIhoKBFRleHQSEgoEdGV4dBgBIAEoCVIEdGV4dDIqCgVUZXh\
     0cxIhCgNTYXkSDC5sZWRnZXIuVGV4dBoMLmxlZGdlci5UZXh0YgZwcm90bzM=";
 
