@@ -35,7 +35,7 @@ pub fn rows() -> Vec<Row> {
             }
         })
         .opens(&[0]),
-        // Something answers that does not speak gRPC: no status is UNKNOWN to the client.
+        // What answers does not speak gRPC: an answer without a status is a failure, as status 2 is.
         Row::new("grpc-page", 20, |site| async move {
             for _ in 0..6 {
                 assert_ne!(unary(&site, "page").await, Code::Ok);
