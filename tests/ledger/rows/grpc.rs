@@ -35,7 +35,7 @@ pub fn rows() -> Vec<Row> {
             }
         })
         .opens(&[0]),
-        // What answers does not speak gRPC: an answer without a status is a failure, as status 2 is.
+        // What answers does not speak gRPC; without a status it is a failure, as by status 2.
         Row::new("grpc-page", 20, |site| async move {
             for _ in 0..6 {
                 assert_ne!(unary(&site, "page").await, Code::Ok);
