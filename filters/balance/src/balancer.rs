@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::eligible::Field;
 use crate::load::Load;
 use crate::memory::{Memory, OverBudget};
+use crate::news::News;
 use crate::policy::Policy;
 use crate::pool::{Pool, Stands};
 use crate::site::Site;
@@ -28,6 +29,7 @@ use crate::state::State;
 use crate::sticky::Pin;
 use crate::subset::{Index, Key, Words};
 use crate::tier::tier_of;
+use crate::told;
 use crate::verdict::Verdict;
 use crate::workers::Workers;
 
@@ -73,6 +75,7 @@ pub struct Balancer {
     /// Endpoints that are owed a probe.
     probes: Vec<u32>,
     workers: Workers,
+    news: News,
     /// Indices where requests of theirs are counted.
     elsewhere: Vec<u32>,
     /// Nobody has a weight, and all count the same.
@@ -149,6 +152,7 @@ impl Balancer {
             weighed: 0,
             probes: Vec::new(),
             workers: Workers::default(),
+            news: News::default(),
             weightless: false,
             growing: false,
             stale: false,
@@ -204,10 +208,20 @@ impl Balancer {
         self.field.loads = loads;
         self.field.histories = histories;
         self.limits = limits;
+        self.note_news(now);
         self.sort();
         let index = Index::build(policy, endpoints);
         self.draw_anew(now);
         self.index = index;
+    }
+
+    /// Finds what is worth telling of, after indices have changed.
+    fn note_news(&mut self, now: Now) {
+        self.news = News::of(self.field.loads.len());
+        let since = told::since(&self.field.clock, true);
+        for at in (0..self.field.loads.len()).filter(|at| self.field.is_news(*at, since, now)) {
+            self.news.note(at);
+        }
     }
 
     /// Builds what is drawn from, after sites have changed.

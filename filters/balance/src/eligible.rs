@@ -15,7 +15,7 @@ use crate::looks::Looks;
 use crate::policy::Policy;
 use crate::service::Service;
 use crate::state::State;
-use crate::told::{LoadEntry, hear};
+use crate::told::{LoadEntry, hear, is_news};
 use crate::types::Picks;
 
 /// What a strategy sees of the endpoints.
@@ -211,6 +211,12 @@ impl Field {
             past.for_each(|past| past.put_off(was_ill, failed, now));
         }
         self.service.learn((was_ill, is_ill), failed, slow);
+    }
+
+    /// Whether it is worth telling of, where what was sampled since then is.
+    pub(crate) fn is_news(&self, index: usize, since: u64, now: Now) -> bool {
+        let known = self.loads.get(index).zip(self.histories.get(index));
+        known.is_some_and(|(load, past)| is_news(load, past, since, now))
     }
 
     /// Folds in what another worker knew.

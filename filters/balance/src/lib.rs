@@ -63,6 +63,7 @@ mod max_requests;
 mod meanwhile;
 mod memory;
 mod middle;
+mod news;
 mod p2c;
 mod pace;
 mod policy;

@@ -56,13 +56,18 @@ pub(crate) const fn is_news(load: &Load, past: &History, since: u64, now: Now) -
     load.in_flight > 0 || past.sampled_at >= since || past.retry_at > now.0
 }
 
+/// The latency estimate, µs.
+pub(crate) const fn micros(load: &Load) -> u32 {
+    (load.latency / 1e3) as u32
+}
+
 /// What is told of it.
 pub(crate) fn tell(load: &Load, past: &History, key: u64, clock: &Clock) -> LoadEntry {
     LoadEntry {
         key,
         in_flight: load.in_flight,
         waiting: load.waiting,
-        latency_us: (load.latency / 1e3) as u32,
+        latency_us: micros(load),
         failures_milli: (past.score_now(clock) * 1e3) as u32,
         sampled_at: Now(past.sampled_at),
         retry_at: Now(past.retry_at),

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | a success at a quiet endpoint | a count in the worker's own window, nothing else |
 //! | a failure, a soft refusal, a probe's answer, a success after failures | read, [`Mirror::merge`], compare-and-swap |
-//! | a tick (at most 250 ms apart) while it is watched, held or half-open | the same, for the counts |
+//! | a tick (at most 250 ms apart) while it is half-open, or watched with something counted here | the same, for the counts |
+//! | a tick while it is watched and nothing was counted here | the same once it may be judged, then once a second |
 //! | any other tick | nothing |
 //!
 //! The first failure brings the worker's whole window into the record, which from then on is
@@ -20,14 +21,19 @@
 //! accepted. On a mismatch, read and merge again; nothing is lost by giving up, since the next tick
 //! tries again.
 
+use std::time::Duration;
+
 use pintle_contract::{Force, Now, Opinion};
 
 use crate::classify::Outcome;
-use crate::machine::{Context, Input, Transition};
+use crate::machine::{Context, Input, Transition, WATCH_BEFORE_RATE};
 use crate::policy::{Fleet, Policy};
 use crate::record::{Record, State, Ticket};
 use crate::window::Window;
 
+/// While nothing is counted here, time alone changes the rates of a watched record, by whole buckets
+/// that leave the window; so it is read once in so long.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Inputs that wait for the store, at most. One waits in the normal case; this many only while the
 /// store refuses every write, and then the oldest goes (its count in the window stays).
 const MAX_PENDING: usize = 64;
@@ -59,6 +65,8 @@ pub struct Mirror {
     /// As the table says, and until when it counts here.
     opinion: Option<(Opinion, Now)>,
     force: Option<Force>,
+    /// When the record was last read, or a merge of it written.
+    read_at: Now,
 }
 
 /// What a merge would write.
@@ -74,6 +82,7 @@ pub struct Merged {
     pub ticket: Option<Ticket>,
     /// To be reported once the write is accepted, in order.
     pub transitions: Vec<Transition>,
+    at: Now,
 }
 
 impl Mirror {
@@ -83,11 +92,12 @@ impl Mirror {
         &self.record
     }
 
-    /// Whether nothing was ever written or said of the endpoint: no tick has anything to do.
+    /// Whether no tick has anything to do, until something is observed or said of the endpoint.
     #[must_use]
-    pub fn is_untouched(&self) -> bool {
+    pub fn is_at_rest(&self) -> bool {
         let said = self.opinion.is_some() || self.force.is_some();
-        self.record.revision == 0 && self.pending.is_empty() && !said
+        let closed = self.record.state == State::Closed && self.record.held_until.0 == 0;
+        closed && !self.record.is_watched() && self.pending.is_empty() && !said
     }
 
     /// Whether the fleet advises against the endpoint, so that it should cost more.
@@ -112,6 +122,7 @@ impl Mirror {
             return Need::Sync;
         }
         self.adopt(fresh);
+        self.read_at = now;
         self.need(now)
     }
 
@@ -203,6 +214,7 @@ impl Mirror {
     /// Nothing may be observed between the merge and its commit: it would be taken for written.
     pub fn commit(&mut self, merged: Merged) -> Vec<Transition> {
         self.record = merged.record;
+        self.read_at = merged.at;
         self.window.clear();
         self.pending.clear();
         merged.transitions
@@ -258,7 +270,7 @@ impl Mirror {
             record.touched = touched;
             record.revision = record.revision.saturating_add(1);
         }
-        Merged { record, changed, wake, ticket, transitions }
+        Merged { record, changed, wake, ticket, transitions, at: now }
     }
 
     fn need(&self, now: Now) -> Need {
@@ -266,12 +278,24 @@ impl Mirror {
         let waits = match self.record.state {
             // A failure that nobody watches any more counts until a success; time does nothing to
             // it.
-            State::Closed => self.record.is_watched() || self.record.held_until.0 != 0,
+            State::Closed if self.record.is_watched() => {
+                !self.window.is_empty() || self.may_be_judged(now)
+            }
+            State::Closed => self.record.held_until.0 != 0 && !self.record.is_held_closed(now),
             // An open breaker waits for a worker that wants to send; time alone changes nothing.
             State::Open => false,
             State::HalfOpen => true,
         };
         if set_back || waits || !self.pending.is_empty() { Need::Sync } else { Need::Nothing }
+    }
+
+    /// Whether time may have changed what is to be said of a watched record since it was read.
+    fn may_be_judged(&self, now: Now) -> bool {
+        let Record { watched_since, held_until, .. } = self.record;
+        let came = |at: Now| at.0 != 0 && self.read_at < at && at <= now;
+        now.since(self.read_at) >= SETTLE
+            || came(watched_since.after(WATCH_BEFORE_RATE))
+            || came(held_until)
     }
 
     fn push(&mut self, pending: Pending) {

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use pintle_balance::{Balancer, Hold, LoadEntry, Verdict};
-use pintle_breaker::{Mirror, Need, State};
+use pintle_breaker::{Mirror, Need, State, Ticket};
 use pintle_contract::{
     BreakerState, Endpoint, EndpointReport, Force, Load, Now, Opinion, Patch, ServiceReport, Table,
     Version,
@@ -41,8 +42,8 @@ pub(crate) struct Service {
     removed: BTreeMap<String, (u64, u64)>,
     /// Indices whose breaker is not closed, or was not when last looked at.
     tripped: BTreeSet<usize>,
-    /// Indices of whose breaker anything is known: of thousands that never failed, ticks look at
-    /// none.
+    /// Indices whose breaker time or the table may change: of thousands that never failed, or did
+    /// long ago, ticks look at none.
     watched: BTreeSet<usize>,
     /// Whether nobody is eligible and panic is off, so that whoever is open is tried before its
     /// time. Of the service, not of a subset: the others' requests would carry its probes.
@@ -57,10 +58,14 @@ pub(crate) struct Service {
     at_rest: bool,
 }
 
+/// The breaker of an endpoint of which nothing was ever observed or said.
+static UNTOUCHED: LazyLock<Mirror> = LazyLock::new(Mirror::default);
+
 /// An endpoint beside its load, which the balancer keeps.
 #[derive(Default)]
 struct Member {
-    breaker: Mirror,
+    /// Made when there is something to keep: it is five times as large as all the rest.
+    breaker: Option<Box<Mirror>>,
     at: Option<SocketAddr>,
     /// `ip:port`, as Envoy wants to read it.
     address: String,
@@ -83,12 +88,20 @@ impl Member {
         self.force = endpoint.force;
     }
 
+    fn breaker(&self) -> &Mirror {
+        self.breaker.as_deref().unwrap_or(&UNTOUCHED)
+    }
+
+    fn breaker_mut(&mut self) -> &mut Mirror {
+        self.breaker.get_or_insert_default()
+    }
+
     fn is_watched(&self) -> bool {
-        !self.breaker.is_untouched() || self.opinion.is_some() || self.force.is_some()
+        !self.breaker().is_at_rest() || self.opinion.is_some() || self.force.is_some()
     }
 
     fn is_closed(&self) -> bool {
-        self.breaker.record().state() == State::Closed
+        self.breaker().record().state() == State::Closed
     }
 }
 
@@ -158,6 +171,7 @@ impl Service {
         self.told_over = false;
         self.tripped.clear();
         self.watched.clear();
+        self.members.reserve_exact(table.endpoints.len());
         let mut new = Vec::new();
         for (index, (endpoint, kept)) in table.endpoints.iter().zip(kept).enumerate() {
             let mut member = kept.unwrap_or_else(|| {
@@ -220,11 +234,18 @@ impl Service {
     // === Breakers ===
 
     pub(crate) fn breaker(&self, index: usize) -> Option<&Mirror> {
-        self.members.get(index).map(|member| &member.breaker)
+        self.members.get(index).map(Member::breaker)
+    }
+
+    /// The ticket of an ordinary request that is sent now.
+    #[inline]
+    pub(crate) fn ticket(&self, index: usize) -> Option<Ticket> {
+        let breaker = self.members.get(index)?.breaker.as_ref();
+        Some(breaker.map_or_else(Ticket::default, |breaker| breaker.record().ticket()))
     }
 
     pub(crate) fn breaker_mut(&mut self, index: usize) -> Option<&mut Mirror> {
-        self.members.get_mut(index).map(|member| &mut member.breaker)
+        self.members.get_mut(index).map(Member::breaker_mut)
     }
 
     pub(crate) fn breaker_state(&self, index: usize) -> BreakerState {
@@ -246,7 +267,8 @@ impl Service {
 
     /// The ids of the endpoints whose breakers are not closed, or not for long.
     pub(crate) fn unquiet(&self) -> impl Iterator<Item = &str> {
-        let unquiet = self.watched().filter(|(_, member)| !member.breaker.record().is_quiet());
+        let all = self.members.iter().enumerate();
+        let unquiet = all.filter(|(_, member)| !member.breaker().record().is_quiet());
         unquiet.filter_map(|(index, _)| self.balancer.id_of(index))
     }
 
@@ -260,7 +282,8 @@ impl Service {
         let mut due = Vec::new();
         watched.retain(|&index| {
             let Some(member) = members.get_mut(index) else { return false };
-            let need = member.breaker.overlay(member.opinion, member.force, &policy.breaker, now);
+            let (opinion, force) = (member.opinion, member.force);
+            let need = member.breaker_mut().overlay(opinion, force, &policy.breaker, now);
             due.extend((need == Need::Sync).then_some(index));
             member.is_watched()
         });
@@ -272,7 +295,7 @@ impl Service {
     /// elsewhere.
     pub(crate) fn apply_advice(&mut self, now: Now) {
         let policy = &self.policy.breaker;
-        let advised = self.watched().filter(|(_, m)| m.breaker.is_advised(policy, now));
+        let advised = self.watched().filter(|(_, m)| m.breaker().is_advised(policy, now));
         let entry = |(index, _)| {
             let key = self.balancer.key_of(index)?;
             Some(LoadEntry { key, failures_milli: ADVISED_MILLI, ..LoadEntry::default() })
@@ -317,9 +340,9 @@ impl Service {
             let at = u32::try_from(index).unwrap_or(u32::MAX);
             let counts = honoured.binary_search_by_key(&at, |&(_, at)| at).is_ok();
             let verdict = if counts {
-                self.verdict(&member.breaker, now)
+                self.verdict(member.breaker(), now)
             } else {
-                member.breaker.record().verdict(&self.policy.breaker, now)
+                member.breaker().record().verdict(&self.policy.breaker, now)
             };
             let verdict = match verdict {
                 pintle_breaker::Verdict::Pass => Verdict::Pass,
@@ -347,7 +370,7 @@ impl Service {
 
     /// What a local answer says in `retry-after`, in seconds.
     pub(crate) fn retry_after(&self, now: Now) -> u64 {
-        let verdicts = self.members.iter().map(|member| self.verdict(&member.breaker, now));
+        let verdicts = self.members.iter().map(|member| self.verdict(member.breaker(), now));
         let open = verdicts.filter(|v| matches!(v, pintle_breaker::Verdict::Blocked { .. }));
         let limit = self.policy.breaker.retry_after;
         pintle_breaker::retry_after(open, now, limit).as_secs()
@@ -412,12 +435,10 @@ impl Service {
         if !self.counts.take_changed() && !all {
             return None;
         }
-        let mut known = self.balancer.local_load(now, true).peekable();
         let mut endpoints = Vec::new();
         for index in 0..self.members.len() {
             let state = self.breaker_state(index);
             let (in_flight, _) = self.balancer.in_flight(index);
-            let latency_us = known.next_if(|(at, _)| *at == index).map(|(_, it)| it.latency_us);
             let (Some(member), Some(id)) =
                 (self.members.get_mut(index), self.balancer.id_of(index))
             else {
@@ -434,7 +455,7 @@ impl Service {
                 requests: member.requests,
                 failures: member.failures,
                 in_flight,
-                latency_us: latency_us.unwrap_or_default().into(),
+                latency_us: self.balancer.latency_us(index, now).unwrap_or_default().into(),
                 state,
             });
         }

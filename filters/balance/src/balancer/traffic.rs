@@ -15,6 +15,7 @@ impl Balancer {
     pub fn started(&mut self, index: usize, now: Now) -> Option<Ticket> {
         let (site, load) = (self.sites.get(index)?, self.field.loads.get_mut(index)?);
         load.started(now);
+        self.news.note(index);
         self.active = self.active.saturating_add(1);
         let (generation, key, crowd) = (self.generation, site.key, load.active());
         let ticket = Ticket { index: index as u32, generation, key, crowd };
@@ -31,7 +32,7 @@ impl Balancer {
         self.field.tick(now);
         if let Some(index) = self.resolve(ticket) {
             self.field.loads.get_mut(index).into_iter().for_each(|load| load.answered(now));
-            self.observed(index, now, sample);
+            self.sampled(index, now, sample);
             self.learn_limit(index, ticket, sample.latency, sample.failed);
         }
     }
@@ -78,6 +79,11 @@ impl Balancer {
     /// without a latency, of a response that failed after its head.
     pub fn observed(&mut self, index: usize, now: Now, sample: Sample) {
         self.field.tick(now);
+        self.news.note(index);
+        self.sampled(index, now, sample);
+    }
+
+    fn sampled(&mut self, index: usize, now: Now, sample: Sample) {
         self.field.observe(index, sample.latency, sample.failed);
         if let Some(wish) = sample.retry_after
             && let Some(load) = self.field.loads.get_mut(index)
@@ -99,17 +105,36 @@ impl Balancer {
         (ticket.generation.wrapping_sub(born) < 1 << 31).then_some(index)
     }
 
-    /// What this worker has to tell the others, as of `now`, with the index of each: endpoints
-    /// with requests in flight, or sampled within a second. With `all` those sampled within the
-    /// decay time, for who has come or missed it.
-    pub fn local_load(&self, now: Now, all: bool) -> impl Iterator<Item = (usize, LoadEntry)> + '_ {
+    /// What this worker has to tell the others, as of `now`, with the index of each, in no order:
+    /// endpoints with requests in flight, or sampled within a second. With `all` those sampled
+    /// within the decay time, for who has come or missed it.
+    pub fn local_load(
+        &mut self,
+        now: Now,
+        all: bool,
+    ) -> impl Iterator<Item = (usize, LoadEntry)> + '_ {
         let clock = Clock { now: now.0, ..self.field.clock };
+        let Self { news, field, sites, .. } = self;
+        if all {
+            let since = told::since(&clock, true);
+            news.retain(|at| field.is_news(at, since, now));
+        }
         let since = told::since(&clock, all);
-        let known = self.field.loads.iter().zip(&self.field.histories).zip(&self.sites);
-        let told = known
-            .enumerate()
-            .filter(move |(_, ((load, past), _))| told::is_news(load, past, since, now));
-        told.map(move |(at, ((load, past), site))| (at, told::tell(load, past, site.key, &clock)))
+        let (news, field) = (&*news, &*field);
+        let told = news.iter().filter(move |&at| field.is_news(at, since, now));
+        told.filter_map(move |at| {
+            let (load, past) = (field.loads.get(at)?, field.histories.get(at)?);
+            Some((at, told::tell(load, past, sites.get(at)?.key, &clock)))
+        })
+    }
+
+    /// What an answer takes there, µs, where one came within the decay time or is waited for.
+    #[must_use]
+    pub fn latency_us(&self, index: usize, now: Now) -> Option<u32> {
+        let clock = Clock { now: now.0, ..self.field.clock };
+        let load = self.field.loads.get(index)?;
+        let is_news = self.field.is_news(index, told::since(&clock, true), now);
+        is_news.then_some(told::micros(load))
     }
 
     /// What `worker` knows. Replaces what it told before: an endpoint it no longer names
@@ -122,6 +147,7 @@ impl Balancer {
             for entry in entries {
                 if let Some(i) = self.by_key(entry.key) {
                     self.field.hear(i, entry);
+                    self.news.note(i);
                 }
             }
             self.field.many = self.workers.len() > 1;

@@ -369,11 +369,12 @@ impl Run<'_> {
 
     fn exchange(&mut self, proxy: usize, now: u64) {
         let all = (now - START) % SECOND < EXCHANGE;
+        let range = self.of(proxy);
         let tells = |worker: usize| {
             let load = self.balancers[worker].local_load(Now(now), all);
             (worker, load.map(|(_, entry)| entry).collect())
         };
-        let told: Vec<(usize, Vec<_>)> = self.of(proxy).map(tells).collect();
+        let told: Vec<(usize, Vec<_>)> = range.map(tells).collect();
         for (from, entries) in &told {
             for to in self.of(proxy).filter(|to| to != from) {
                 self.balancers[to].set_remote_load(*from as u32, entries, Now(now));

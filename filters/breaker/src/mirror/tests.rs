@@ -160,6 +160,39 @@ fn a_watched_endpoint_is_written_by_ticks_and_not_by_successes() {
     assert_eq!(mirror.tick(at(12_250)), Need::Nothing, "the window is clean again");
 }
 
+/// What this worker has to bring in is brought in with every tick; time alone is asked for where it
+/// may change something.
+#[test]
+fn a_watched_endpoint_where_nothing_is_counted_is_read_once_a_second() {
+    let policy = plain();
+    let (mut store, [mut a, mut b]) = (Store::default(), workers());
+    answer(&mut store, &mut a, FAILURE, &policy, at(0));
+    wake(&mut store, std::slice::from_mut(&mut b), &policy, at(0));
+    let mut read = Vec::new();
+    for now in (1..=30).map(|tick| tick * 100) {
+        if a.tick(at(now)) == Need::Sync {
+            read.push(now);
+            sync(&mut store, &mut a, &policy, at(now));
+        }
+    }
+    assert_eq!(read, [300, 1_300, 2_300]);
+    answer(&mut store, &mut b, SUCCESS, &policy, at(3_000));
+    answer(&mut store, &mut b, SUCCESS, &policy, at(3_001));
+    assert_eq!(b.tick(at(3_002)), Need::Sync, "counts wait");
+}
+
+#[test]
+fn an_endpoint_that_an_operator_holds_is_read_when_that_ends() {
+    let policy = plain();
+    let (mut store, [mut mirror]) = (Store::default(), workers());
+    let force = Force { action: ForceAction::Close, stamp: 1, until: at(5_000) };
+    assert_eq!(mirror.overlay(None, Some(force), &policy, at(0)), Need::Sync);
+    sync(&mut store, &mut mirror, &policy, at(0));
+    assert!(store.record().is_held_closed(at(4_999)));
+    let read = (1..60).find(|tick| mirror.tick(at(tick * 100)) == Need::Sync);
+    assert_eq!(read, Some(50));
+}
+
 // === one state for all ===
 
 /// Of thousands that one request each found dead, ticks read none again.
@@ -476,7 +509,7 @@ fn an_enforced_opinion_opens_at_once_and_is_reported_once() {
 
 #[test]
 fn what_was_counted_before_an_opening_is_not_added_after_the_closing() {
-    let short = std::time::Duration::from_millis(100);
+    let short = Duration::from_millis(100);
     let policy = Policy { open: short, open_max: short, ..plain() };
     for learns_first in [false, true] {
         let (mut store, [mut a, mut b]) = (Store::default(), workers());

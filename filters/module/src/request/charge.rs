@@ -222,7 +222,7 @@ fn observe(
 
 /// The same of an endpoint that the request had no ticket of, or whose ticket is used up.
 fn observe_late(service: &mut Service, index: usize, outcome: Outcome, now: Now) -> Need {
-    let ticket = service.breaker(index).map(|breaker| breaker.record().ticket());
+    let ticket = service.ticket(index);
     ticket.map_or(Need::Nothing, |ticket| observe(service, index, ticket, outcome, now))
 }
 

@@ -153,7 +153,7 @@ impl<P: Proxy> Exchange<P> {
         let entries = picks.as_slice().iter().enumerate().filter_map(|(position, &index)| {
             let index = usize::try_from(*one.unwrap_or(&index)).ok()?;
             let key = service.balancer.key_of(index)?;
-            let ordinary = || service.breaker(index).map(|breaker| breaker.record().ticket());
+            let ordinary = || service.ticket(index);
             let breaker = probe.filter(|_| position == 0).or_else(ordinary)?;
             Some(Entry { key, at: index, breaker })
         });
