@@ -279,7 +279,7 @@ impl Mirror {
             // A failure that nobody watches any more counts until a success; time does nothing to
             // it.
             State::Closed if self.record.is_watched() => {
-                !self.window.is_empty() || self.may_be_judged(now)
+                self.window.was_added_to() || self.may_be_judged(now)
             }
             State::Closed => self.record.held_until.0 != 0 && !self.record.is_held_closed(now),
             // An open breaker waits for a worker that wants to send; time alone changes nothing.

@@ -106,6 +106,11 @@ impl Window {
         self.buckets.iter().all(|counts| counts.is_zero())
     }
 
+    /// Whether something was counted since it was made or cleared.
+    pub(crate) const fn was_added_to(&self) -> bool {
+        self.bucket_ns != 0
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         *self = Self::default();

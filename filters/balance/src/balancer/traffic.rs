@@ -115,13 +115,13 @@ impl Balancer {
     ) -> impl Iterator<Item = (usize, LoadEntry)> + '_ {
         let clock = Clock { now: now.0, ..self.field.clock };
         let Self { news, field, sites, .. } = self;
+        let [recent, decay] = [false, true].map(|all| told::since(&clock, all));
         if all {
-            let since = told::since(&clock, true);
-            news.retain(|at| field.is_news(at, since, now));
+            news.age(|at| field.is_news(at, decay, now), |at| field.is_news(at, recent, now));
         }
-        let since = told::since(&clock, all);
+        let since = if all { decay } else { recent };
         let (news, field) = (&*news, &*field);
-        let told = news.iter().filter(move |&at| field.is_news(at, since, now));
+        let told = news.iter(all).filter(move |&at| field.is_news(at, since, now));
         told.filter_map(move |at| {
             let (load, past) = (field.loads.get(at)?, field.histories.get(at)?);
             Some((at, told::tell(load, past, sites.get(at)?.key, &clock)))
