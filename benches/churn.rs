@@ -14,7 +14,7 @@
 //! process uses beyond the native one while nobody asks for anything.
 //!
 //! ```text
-//! cargo xtask bench churn              # ~4 minutes
+//! cargo xtask bench churn              # ~5 minutes
 //! cargo xtask bench churn --check      # exits 1 where a request failed, p99 rose or a VM holds too much
 //! ```
 //!
@@ -46,6 +46,9 @@ const MOST: f64 = 1.2;
 const MEMORY: f64 = 64.0;
 /// The share of a core that a thread may use more than without the module, with nothing to do.
 const IDLE: f64 = 0.02;
+/// What was learned within the decay time goes on being told, and breakers that saw a failure within
+/// their window go on being watched: nothing to do is from then on.
+const REST: Duration = Duration::from_secs(12);
 /// The main thread has a VM, too.
 const THREADS: f64 = WORKERS as f64 + 1.0;
 /// Bytes of a page of Wasm's, in MiB.
@@ -164,6 +167,7 @@ impl World {
 
     /// The share of a core that each thread uses beyond one without the module.
     async fn idle(&self) -> f64 {
+        tokio::time::sleep(REST).await;
         let time = Duration::from_secs(10);
         let used = || [&self.ours, &self.native].map(|envoy| envoy.usage().0.as_secs_f64());
         let before = used();

@@ -47,6 +47,10 @@ use crate::token::Token;
 
 /// Ticks between reports, and between looks at the index in case a note was lost: one second.
 const SLOW: u64 = 10;
+/// After so many ticks without a request only every second one is used: what a tick reads has gone
+/// cold by then, and ten a second cost a hundredth of a core.
+const CALM: u64 = 10;
+const REST: u64 = 2;
 /// Every so many reports, all services are told again, for an agent that has restarted.
 const FULL_REPORT: u64 = 10;
 
@@ -66,6 +70,12 @@ pub(crate) struct Worker {
     amendments: Amendments,
     uplink: Uplink,
     ticks: u64,
+    /// Ticks in turn before which no request had come.
+    calm: u64,
+    /// When this VM last looked around.
+    looked_at: Now,
+    /// Whether there is nothing that the next tick should do at once.
+    settled: bool,
 }
 
 /// What requests use of their worker.
@@ -79,7 +89,7 @@ pub(crate) struct Local {
     pub(crate) probes: Probes,
     /// The endpoints of the last request that got any, in Envoy's form.
     pub(crate) list: String,
-    /// The clock, as a request or a tick has last read it: a tick old at most.
+    /// The clock, as a request or a tick has last read it: two ticks old at most.
     pub(crate) clock: Now,
     /// What who asks for the debug header must bring.
     pub(crate) token: Option<Token>,
@@ -174,6 +184,9 @@ impl Worker {
             amendments: Amendments::default(),
             uplink: Uplink::new(),
             ticks: 0,
+            calm: 0,
+            looked_at: Now(0),
+            settled: false,
             local: Local::new(config),
         };
         if worker.local.config.agent.is_some() {
@@ -192,9 +205,13 @@ impl Worker {
     // === The tick ===
 
     pub(crate) fn tick(&mut self) {
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.rests() {
+            return;
+        }
         let now = host::now();
         self.local.clock = now;
-        self.ticks = self.ticks.wrapping_add(1);
+        self.looked_at = now;
         self.export(now);
         let Some(cluster) = self.local.config.agent.clone() else { return };
         self.read_notes(MAX_NOTES, now);
@@ -223,6 +240,15 @@ impl Worker {
             self.report(now);
         }
         self.leadership.write_index(leading, &mut self.local.counters);
+        self.settled = !leading || self.uplink.is_open();
+    }
+
+    /// Whether this tick is left out, because nobody has asked here for a while.
+    fn rests(&mut self) -> bool {
+        let asked = self.local.clock != self.looked_at;
+        self.looked_at = self.local.clock;
+        self.calm = if asked { 0 } else { self.calm.saturating_add(1) };
+        self.settled && self.calm > CALM && !self.ticks.is_multiple_of(REST)
     }
 
     fn export(&mut self, now: Now) {

@@ -47,7 +47,8 @@ pub use slot::{MAX_SLOTS, is_free, is_live, renewed};
 pub use stream::{Action, Stream};
 pub use wanted::{Ask, PATIENCE, Wanted};
 
-/// How often every VM looks around. A dead leader is replaced within [`LEASE`] and one tick.
+/// How often every VM looks around, but for one that nobody asks: that does half as often. A dead
+/// leader is replaced within [`LEASE`] and one look.
 pub const TICK: Duration = Duration::from_millis(100);
 /// How long a leader leads without renewing. Five ticks, so that a busy worker does not lose it.
 pub const LEASE: Duration = Duration::from_millis(500);

@@ -76,6 +76,11 @@ impl Uplink {
         }
     }
 
+    /// Whether there is a stream to the agent.
+    pub(crate) fn is_open(&self) -> bool {
+        self.stream.token().is_some()
+    }
+
     /// Ends the stream, as this VM does not lead, or not under the same fence as before.
     pub(crate) fn stop(&mut self, now: Now) {
         if let Action::Cancel(token) = self.stream.tick(false, now, 0) {
