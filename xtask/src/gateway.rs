@@ -1,8 +1,8 @@
-//! The objects for Envoy Gateway against what its CRDs take (`gateway/schemas.yaml`).
+//! The objects for Envoy Gateway against what its CRDs take.
 //!
-//! The schemas are our own words for it. The same objects pass the validators of npm's
-//! `@kubernetes-models/envoy-gateway` 2.0.0, which are made from Envoy Gateway's Go types, and
-//! compile against its TypeScript types, which know every field of them (seen 2026-11-30).
+//! `gateway/schemas.yaml` has required fields, rules and bounds of what the objects use, in our own
+//! words. `gateway/published.json` has every field and enumeration of the four kinds, made by a
+//! generator from types that npm publishes and that are made from Envoy Gateway's.
 
 use boon::{Compiler, Schemas};
 use pintle_tests::tools;
@@ -21,14 +21,24 @@ fn objects() -> Vec<Value> {
     read(&std::fs::read_to_string(tools::root().join("envoy/gateway/pintle.yaml")).unwrap())
 }
 
-/// Why an object is refused.
-fn refused(object: &Value) -> Option<String> {
-    let [schema]: [Value; 1] = read(include_str!("gateway/schemas.yaml")).try_into().unwrap();
+/// Why a value is not what the schema has under the kind of its object.
+fn judged(schema: &str, kind: &Value, value: &Value) -> Option<String> {
+    let [schema]: [Value; 1] = read(schema).try_into().unwrap();
     let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
     compiler.add_resource("gateway.json", schema).unwrap();
-    let kind = object["kind"].as_str().unwrap();
-    let schema = compiler.compile(&format!("gateway.json#/$defs/{kind}"), &mut schemas).unwrap();
-    schemas.validate(object, schema).err().map(|error| error.to_string())
+    let at = format!("gateway.json#/$defs/{}", kind.as_str().unwrap());
+    let schema = compiler.compile(&at, &mut schemas).unwrap();
+    schemas.validate(value, schema).err().map(|error| error.to_string())
+}
+
+/// Why an object is refused.
+fn refused(object: &Value) -> Option<String> {
+    judged(include_str!("gateway/schemas.yaml"), &object["kind"], object)
+}
+
+/// What the published types say against its spec.
+fn refused_by_types(object: &Value) -> Option<String> {
+    judged(include_str!("gateway/published.json"), &object["kind"], &object["spec"])
 }
 
 /// The JSON pointers of all fields above what is open.
@@ -55,6 +65,7 @@ fn every_object_is_of_a_kind_of_envoy_gateway() {
     let objects = objects();
     for object in &objects {
         assert_eq!(refused(object), None, "{object}");
+        assert_eq!(refused_by_types(object), None, "{object}");
     }
     let mut kinds: Vec<_> = objects.iter().map(|object| object["kind"].as_str().unwrap()).collect();
     kinds.sort_unstable();
@@ -74,6 +85,9 @@ fn every_field_is_refused_when_it_is_misspelt() {
             let value = map.remove(key).unwrap();
             map.insert(format!("{key}s"), value);
             assert!(refused(&wrong).is_some(), "{field} of {}", object["kind"]);
+            if field.starts_with("/spec/") {
+                assert!(refused_by_types(&wrong).is_some(), "{field} of {}", object["kind"]);
+            }
             tried += 1;
         }
     }
