@@ -46,8 +46,8 @@ const MOST: f64 = 1.2;
 const MEMORY: f64 = 64.0;
 /// The share of a core that a thread may use more than without the module, with nothing to do.
 const IDLE: f64 = 0.02;
-/// What was learned within the decay time goes on being told, and breakers that saw a failure within
-/// their window go on being watched: nothing to do is from then on.
+/// What was learned within the decay time goes on being told, and breakers that saw a failure
+/// within their window go on being watched: nothing to do is from then on.
 const REST: Duration = Duration::from_secs(12);
 /// The main thread has a VM, too.
 const THREADS: f64 = WORKERS as f64 + 1.0;

@@ -31,8 +31,8 @@ use crate::policy::{Fleet, Policy};
 use crate::record::{Record, State, Ticket};
 use crate::window::Window;
 
-/// While nothing is counted here, time alone changes the rates of a watched record, by whole buckets
-/// that leave the window; so it is read once in so long.
+/// While nothing is counted here, time alone changes the rates of a watched record, by whole
+/// buckets that leave the window; so it is read once in so long.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Inputs that wait for the store, at most. One waits in the normal case; this many only while the
 /// store refuses every write, and then the oldest goes (its count in the window stays).

@@ -281,7 +281,9 @@ impl Service {
         let Self { policy, members, watched, .. } = self;
         let mut due = Vec::new();
         watched.retain(|&index| {
-            let Some(member) = members.get_mut(index) else { return false };
+            let Some(member) = members.get_mut(index).filter(|it| it.is_watched()) else {
+                return false;
+            };
             let (opinion, force) = (member.opinion, member.force);
             let need = member.breaker_mut().overlay(opinion, force, &policy.breaker, now);
             due.extend((need == Need::Sync).then_some(index));
