@@ -42,6 +42,16 @@ impl News {
         }
     }
 
+    /// Something is heard of the endpoint that came a while ago.
+    pub(crate) fn note_old(&mut self, index: usize) {
+        if let Some(stage) = self.stages.get_mut(index)
+            && *stage == Stage::Past
+        {
+            self.known.push(index as u32);
+            *stage = Stage::Known;
+        }
+    }
+
     /// Looks at all again: who is no news any more, and who no fresh one.
     pub(crate) fn age(
         &mut self,
@@ -87,5 +97,7 @@ mod tests {
         assert_eq!(listed(&news), [vec![], vec![2]]);
         news.note(0);
         assert_eq!(listed(&news), [vec![0], vec![2, 0]]);
+        [0, 3, 3].iter().for_each(|&index| news.note_old(index));
+        assert_eq!(listed(&news), [vec![0], vec![2, 0, 3]]);
     }
 }

@@ -485,6 +485,26 @@ fn a_request_finds_its_endpoint_again_across_updates() {
     assert!(balancer.local_load(NOW, true).next().is_none(), "an abandoned request is no sample");
 }
 
+/// Whatever the decay time is.
+#[test]
+fn what_is_told_names_each_endpoint_once() {
+    for decay in ["100ms", "10s"] {
+        let mut balancer = balancer(&format!(r#"{{"ewma_decay": "{decay}"}}"#), &endpoints(3));
+        for second in 0..6 {
+            // All are looked through in the middle between two requests.
+            let [now, then] =
+                [0, 500].map(|ms| NOW.after(Duration::from_millis(second * 1000 + ms)));
+            let ticket = balancer.started(1, now).unwrap();
+            balancer.finished(ticket, now, Sample::default());
+            let told: Vec<usize> = balancer.local_load(now, false).map(|(at, _)| at).collect();
+            assert_eq!(told, [1], "{decay}, second {second}");
+            assert!(balancer.local_load(then, true).count() <= 1);
+        }
+        let later = NOW.after(Duration::from_secs(20));
+        assert_eq!(balancer.local_load(later, true).count(), 0, "{decay}");
+    }
+}
+
 #[test]
 fn one_that_left_and_came_back_is_not_charged_for_its_former_life() {
     let mut balancer = balancer("{}", &endpoints(2));

@@ -117,7 +117,9 @@ impl Balancer {
         let Self { news, field, sites, .. } = self;
         let [recent, decay] = [false, true].map(|all| told::since(&clock, all));
         if all {
-            news.age(|at| field.is_news(at, decay, now), |at| field.is_news(at, recent, now));
+            // What is fresh is news, however short the decay time is.
+            let older = decay.min(recent);
+            news.age(|at| field.is_news(at, older, now), |at| field.is_news(at, recent, now));
         }
         let since = if all { decay } else { recent };
         let (news, field) = (&*news, &*field);
@@ -144,10 +146,15 @@ impl Balancer {
         let entries = entries.get(..MAX_ENDPOINTS).unwrap_or(entries);
         if self.workers.told(worker, entries) {
             self.field.service.middle.seed(entries.iter().map(|entry| entry.latency_us));
+            let recent = told::since(&self.field.clock, false);
             for entry in entries {
                 if let Some(i) = self.by_key(entry.key) {
                     self.field.hear(i, entry);
-                    self.news.note(i);
+                    if self.field.is_news(i, recent, now) {
+                        self.news.note(i);
+                    } else {
+                        self.news.note_old(i);
+                    }
                 }
             }
             self.field.many = self.workers.len() > 1;
