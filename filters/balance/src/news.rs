@@ -2,7 +2,7 @@
 //! heard of lately, so that nobody looks at the others to find out.
 
 /// How long ago something came of an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// Nothing that is worth telling.
     Past,
