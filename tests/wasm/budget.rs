@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pintle_artifact::PINTLE;
 use pintle_contract::{Endpoint, Up};
-use pintle_harness::{LogLevel, Module, Outcome, Thread};
+use pintle_harness::{HostCall, LogLevel, Module, Outcome, Thread};
 
 use crate::support::{ALL, Run, builder, builder_of, endpoint, endpoints, get, list};
 
@@ -17,9 +17,13 @@ const PAGES: u64 = (BUDGET + 16) << 4;
 
 /// Time passes within a callback, so that slices end.
 fn start(budget: u64) -> Run {
+    start_with(budget, Duration::from_micros(2))
+}
+
+fn start_with(budget: u64, look: Duration) -> Run {
     let memory = format!("\"memory\": {{\"budget\": \"{budget}MiB\"}}");
     let configuration = ALL.replace("\"trace\": {}", &memory);
-    let builder = builder(&configuration).workers(1).clock_step(Duration::from_micros(2));
+    let builder = builder(&configuration).workers(1).clock_step(look);
     Run::of(builder.build().expect("the module starts"))
 }
 
@@ -105,6 +109,41 @@ fn one_light_endpoint_beside_a_heavy_one_costs_what_is_known() {
     build(&mut run);
     ask(&mut run, "orders", 48, 1);
     assert_eq!(run.envoy.metrics().counter("pintle_unplaced_total"), Some(48));
+    assert_within_budget(&run);
+}
+
+/// Ten short ticks in the place of one delay a request less than a long one; what a whole tick does
+/// is done as often as ever.
+#[test]
+fn a_large_ring_is_built_in_short_ticks_as_long_as_it_is_asked_for() {
+    let mut run = start_with(BUDGET, Duration::from_micros(25));
+    let policy = r#"{"select": {"strategy": "ring_hash", "minimum_ring_size": 1048576,
+        "hash_key": [{"header": "x-user"}]}}"#;
+    run.table_with("orders", endpoints(10), policy);
+    run.complete();
+    run.live(Duration::from_secs(2));
+    let second = |run: &mut Run| {
+        let before = run.envoy.calls();
+        run.live(Duration::from_secs(1));
+        let calls = run.envoy.calls().since(&before);
+        [HostCall::SetTickPeriod, HostCall::GetCurrentTime, HostCall::GetSharedData]
+            .map(|call| calls.get(call))
+    };
+    let [_, at_rest, _] = second(&mut run);
+    ask(&mut run, "orders", 1, 1);
+    let [set, looks, reads] = second(&mut run);
+    assert_eq!(set, 1);
+    assert!(looks > at_rest + 300, "{looks} looks at the clock, {at_rest} at rest");
+    assert!(reads < 150, "{reads} reads of shared data");
+    run.live(Duration::from_secs(3));
+    let unplaced = |run: &Run| run.envoy.metrics().counter("pintle_unplaced_total");
+    ask(&mut run, "orders", 1, 1);
+    assert_eq!(unplaced(&run), Some(2));
+    run.live(Duration::from_secs(11));
+    let [_, looks, _] = second(&mut run);
+    assert!(looks <= at_rest, "{looks} looks at the clock, {at_rest} at rest");
+    ask(&mut run, "orders", 1, 1);
+    assert_eq!(unplaced(&run), Some(2));
     assert_within_budget(&run);
 }
 

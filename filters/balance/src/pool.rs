@@ -102,12 +102,12 @@ impl Pool {
     }
 
     /// Goes on with the rings and tables on their way; returns whether one still is.
-    pub(crate) fn build_tables(&mut self, pace: &mut Pace<'_>) -> bool {
+    pub(crate) fn build_tables(&mut self, now: Now, pace: &mut Pace<'_>) -> bool {
         let stands = self.tiers.iter_mut().map(|tier| &mut tier.stand);
         let mut coming = false;
         for stand in stands.chain([&mut self.panic_stand]) {
             if stand.is_coming() {
-                stand.build(pace);
+                stand.build(now, pace);
                 coming |= stand.is_coming();
             }
         }

@@ -27,13 +27,15 @@ use crate::policy::{HashFunction, Policy};
 
 /// Entries that share the beginning of their hash, on average.
 const HANDFUL: usize = 8;
+/// Starts that are made or summed up between two looks at the clock.
+const PIECE: usize = 1 << 12;
 
 /// Hashes in order, and for each the place of its endpoint in the list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ring {
     hashes: Chunks<u64>,
     places: Chunks<u16>,
-    /// Where the entries of each handful begin; and last where they end.
+    /// Where the entries of each handful begin; last, and once more, where all end.
     starts: Vec<u32>,
 }
 
@@ -43,13 +45,18 @@ pub(crate) struct RingBuild {
     entries: Entries,
     again: Entries,
     phase: Phase,
+    /// Of the starts.
+    handfuls: usize,
     ring: Ring,
     handful: Vec<(u64, u16)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    Start,
     Count,
+    /// From this handful on, after so many entries.
+    Sum(usize, u32),
     Lay,
     Place,
     /// From this handful on.
@@ -134,8 +141,9 @@ impl RingBuild {
         Self {
             again: entries.clone(),
             entries,
-            phase: if none { Phase::Done } else { Phase::Count },
-            ring: Ring { starts: vec![0; handfuls + 1], ..Ring::default() },
+            phase: if none { Phase::Done } else { Phase::Start },
+            handfuls,
+            ring: Ring::default(),
             handful: Vec::new(),
         }
     }
@@ -144,7 +152,9 @@ impl RingBuild {
     pub(crate) fn advance(&mut self, pace: &mut Pace<'_>) -> Option<Ring> {
         loop {
             let next = match self.phase {
+                Phase::Start => self.start(pace),
                 Phase::Count => self.count(pace),
+                Phase::Sum(from, sum) => self.sum(from, sum, pace),
                 Phase::Lay => self.lay(pace),
                 Phase::Place => self.place(pace),
                 Phase::Sort(from) => self.sort(from, pace),
@@ -154,18 +164,44 @@ impl RingBuild {
         }
     }
 
+    /// Two more than there are handfuls: counted one place late, what is a start is in its place
+    /// once its entries are.
+    fn start(&mut self, pace: &mut Pace<'_>) -> Option<Phase> {
+        let starts = &mut self.ring.starts;
+        let len = self.handfuls + 2;
+        starts.reserve_exact(len.saturating_sub(starts.len()));
+        while pace.allows(2_048) {
+            starts.resize(len.min(starts.len() + PIECE), 0);
+            if starts.len() == len {
+                return Some(Phase::Count);
+            }
+        }
+        None
+    }
+
     fn count(&mut self, pace: &mut Pace<'_>) -> Option<Phase> {
         while pace.allows(2) {
-            let Some((hash, _)) = self.entries.next() else {
-                let mut sum = 0;
-                for start in &mut self.ring.starts {
-                    sum += std::mem::replace(start, sum);
-                }
-                return Some(Phase::Lay);
-            };
-            let handful = self.ring.handful(hash);
-            self.ring.starts.get_mut(handful).into_iter().for_each(|count| *count += 1);
+            let Some((hash, _)) = self.entries.next() else { return Some(Phase::Sum(0, 0)) };
+            let late = self.ring.handful(hash) + 2;
+            self.ring.starts.get_mut(late).into_iter().for_each(|count| *count += 1);
         }
+        None
+    }
+
+    fn sum(&mut self, from: usize, sum: u32, pace: &mut Pace<'_>) -> Option<Phase> {
+        let (mut from, mut sum) = (from, sum);
+        while pace.allows(2_048) {
+            let rest = self.ring.starts.get_mut(from..).unwrap_or_default();
+            if rest.is_empty() {
+                return Some(Phase::Lay);
+            }
+            for start in rest.iter_mut().take(PIECE) {
+                sum += *start;
+                *start = sum;
+            }
+            from += PIECE;
+        }
+        self.phase = Phase::Sum(from, sum);
         None
     }
 
@@ -182,14 +218,9 @@ impl RingBuild {
 
     fn place(&mut self, pace: &mut Pace<'_>) -> Option<Phase> {
         while pace.allows(4) {
-            let Some((hash, place)) = self.again.next() else {
-                // Each start has become the end of its handful, and so the start of the next.
-                self.ring.starts.pop();
-                self.ring.starts.insert(0, 0);
-                return Some(Phase::Sort(0));
-            };
-            let handful = self.ring.handful(hash);
-            if let Some(start) = self.ring.starts.get_mut(handful) {
+            let Some((hash, place)) = self.again.next() else { return Some(Phase::Sort(0)) };
+            let late = self.ring.handful(hash) + 1;
+            if let Some(start) = self.ring.starts.get_mut(late) {
                 let at = *start as usize;
                 *start += 1;
                 self.ring.hashes.get_mut(at).into_iter().for_each(|at| *at = hash);
@@ -202,7 +233,10 @@ impl RingBuild {
     fn sort(&mut self, from: usize, pace: &mut Pace<'_>) -> Option<Phase> {
         let mut from = from;
         while pace.allows(16) {
-            let Some(range) = self.ring.range(from) else { return Some(Phase::Done) };
+            if from == self.handfuls {
+                return Some(Phase::Done);
+            }
+            let range = self.ring.range(from).unwrap_or_default();
             let Ring { hashes, places, .. } = &mut self.ring;
             self.handful.clear();
             let entry = |at| Some((hashes.get(at)?, places.get(at)?));
@@ -229,7 +263,7 @@ impl Ring {
     /// Which handful a hash is in; they are in the order of their hashes.
     #[inline]
     fn handful(&self, hash: u64) -> usize {
-        let handfuls = self.starts.len().saturating_sub(1) as u64;
+        let handfuls = self.starts.len().saturating_sub(2) as u64;
         ((hash >> 32).wrapping_mul(handfuls) >> 32) as usize
     }
 

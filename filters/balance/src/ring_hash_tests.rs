@@ -188,7 +188,7 @@ proptest! {
     fn the_search_is_ketamas(mut hashes in prop::collection::vec(0_u64..40, 1..20), hash in 0_u64..45) {
         hashes.sort_unstable();
         hashes.dedup();
-        let mut ring = Ring { starts: vec![0, hashes.len() as u32], ..Ring::default() };
+        let mut ring = Ring { starts: vec![0, hashes.len() as u32, hashes.len() as u32], ..Ring::default() };
         ring.places.grow(hashes.len(), 0);
         ring.hashes.grow(hashes.len(), 0);
         for (at, hash) in hashes.iter().enumerate() {

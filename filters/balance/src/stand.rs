@@ -7,13 +7,16 @@
 //!     ▲ │                                    small, and there is memory: built now ─▶ Settled
 //!     │ └──────────────────────────────────▶ large, and there is memory ───────────▶ Coming
 //!     │                                      no memory ─────────────────────────────▶ Refused
-//!     └── a change; Coming: done; Refused: somebody gave memory back; Unpaid: there is credit
+//!     └── a change; Coming: done, or nobody asked for ten seconds; Refused: somebody gave memory
+//!         back; Unpaid: there is credit
 //! ```
 //! A small one costs a request less than a millisecond, once. A large one is built in slices
 //! outside of requests ([`crate::Balancer::build`]); until it is done, and where it is refused, the
 //! one before serves, with its endpoints as they are now, and without one there is no table. One
 //! that is being built when the endpoints change is finished, so that changes that come faster than
-//! it can be built never keep it away.
+//! it can be built never keep it away. One that nobody asks for any more waits as far as it is.
+
+use pintle_contract::Now;
 
 use crate::bounded::{Build, Hashing, Shape, Sites};
 use crate::cost::Cost;
@@ -23,6 +26,9 @@ use crate::policy::Policy;
 
 /// Steps of what is built at once, by the request that first needs it: about a millisecond.
 const AT_ONCE: u64 = 100_000;
+
+/// How long after a request for it what is coming is gone on with, ns.
+const WANTED: u64 = 10_000_000_000;
 
 /// Rings and tables that the pools of subsets may build, so that values that clients choose cost no
 /// more than so many of them: a few at once, and one more for each hundred requests.
@@ -36,8 +42,17 @@ const MOST: u32 = 10 * TABLE;
 #[derive(Debug, Default)]
 pub(crate) struct Stand {
     table: Option<(Hashing, Hold)>,
-    coming: Option<(Build, Hold, Building)>,
+    coming: Option<Coming>,
     state: State,
+}
+
+#[derive(Debug)]
+struct Coming {
+    build: Build,
+    hold: Hold,
+    /// None while it waits.
+    building: Option<Building>,
+    asked_at: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +70,7 @@ enum State {
 pub(crate) struct Means<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) memory: &'a Memory,
+    pub(crate) now: u64,
     /// For the pool of a subset.
     pub(crate) credit: Option<&'a mut Credit>,
     /// Set when one was refused.
@@ -89,7 +105,7 @@ impl Stand {
     pub(crate) fn outdate(&mut self, shape: Shape) {
         self.state = State::Unasked;
         // Of another policy nobody wants the end.
-        self.coming = self.coming.take().filter(|(build, ..)| build.has(shape));
+        self.coming = self.coming.take().filter(|coming| coming.build.has(shape));
     }
 
     /// Whether there is something to hand on to a stand after an update.
@@ -97,13 +113,14 @@ impl Stand {
         self.table.is_none() && self.coming.is_none()
     }
 
-    pub(crate) const fn is_coming(&self) -> bool {
-        self.coming.is_some()
+    pub(crate) fn is_coming(&self) -> bool {
+        self.coming_bytes().is_some()
     }
 
-    /// Bytes of what is coming.
+    /// Bytes of what is coming, and does not wait.
     pub(crate) fn coming_bytes(&self) -> Option<u64> {
-        self.coming.as_ref().map(|(_, hold, _)| hold.bytes())
+        let coming = self.coming.as_ref().filter(|coming| coming.building.is_some());
+        coming.map(|coming| coming.hold.bytes())
     }
 
     /// What stands there for a request; `hosts` are who should stand in it, with their indices.
@@ -114,7 +131,8 @@ impl Stand {
         hosts: impl FnOnce() -> (Vec<u32>, Sites),
     ) -> Option<&mut Hashing> {
         let again = match self.state {
-            State::Settled | State::Coming => false,
+            State::Settled => false,
+            State::Coming => self.go_on(means),
             State::Unasked => true,
             State::Unpaid => means.credit.as_ref().is_none_or(|credit| credit.is_enough()),
             State::Refused(returns) => returns != means.memory.returns(),
@@ -138,6 +156,7 @@ impl Stand {
         }
         if self.coming.is_some() {
             self.state = State::Coming;
+            self.go_on(means);
             return;
         }
         if means.credit.as_ref().is_some_and(|credit| !credit.is_enough()) {
@@ -161,7 +180,8 @@ impl Stand {
         }
         let mut build = Build::new(means.policy, sites.clone());
         if cost.steps > AT_ONCE {
-            self.coming = Some((build, hold, means.memory.begin()));
+            let building = Some(means.memory.begin());
+            self.coming = Some(Coming { build, hold, building, asked_at: means.now });
             self.state = State::Coming;
             *means.building = true;
         } else if let Some(mut table) = build.advance(&mut Pace::new(&mut || true)) {
@@ -171,12 +191,26 @@ impl Stand {
         }
     }
 
-    /// Goes on with what is coming. Once it is done it stands there, and the next request finds its
-    /// endpoints in it; if they have changed meanwhile, the next one is built.
-    pub(crate) fn build(&mut self, pace: &mut Pace<'_>) {
-        if let Some((build, ..)) = &mut self.coming
-            && let Some(table) = build.advance(pace)
-            && let Some((_, hold, _)) = self.coming.take()
+    /// Somebody asks for what is coming: should it wait, it waits no longer. There is nothing to
+    /// settle.
+    fn go_on(&mut self, means: &mut Means<'_>) -> bool {
+        if let Some(coming) = &mut self.coming {
+            coming.asked_at = means.now;
+            coming.building.get_or_insert_with(|| means.memory.begin());
+            *means.building = true;
+        }
+        false
+    }
+
+    /// Goes on with what is coming, as long as it is asked for. Once it is done it stands there,
+    /// and the next request finds its endpoints in it; if they have changed meanwhile, the next one
+    /// is built.
+    pub(crate) fn build(&mut self, now: Now, pace: &mut Pace<'_>) {
+        let Some(coming) = &mut self.coming else { return };
+        if now.0.abs_diff(coming.asked_at) > WANTED {
+            coming.building = None;
+        } else if let Some(table) = coming.build.advance(pace)
+            && let Some(Coming { hold, .. }) = self.coming.take()
         {
             self.table = Some((table, hold));
             self.state = State::Unasked;

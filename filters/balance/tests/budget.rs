@@ -65,7 +65,7 @@ impl World {
         let mut slices = 0;
         while self.balancer.is_building() {
             let mut looks = 0;
-            self.balancer.build(|| {
+            self.balancer.build(NOW, || {
                 looks += 1;
                 looks <= 1
             });
@@ -124,7 +124,7 @@ fn endless_changes_do_not_keep_a_table_away() {
             break;
         }
         let mut looks = 0;
-        world.balancer.build(|| {
+        world.balancer.build(NOW, || {
             looks += 1;
             looks <= 2
         });
@@ -150,12 +150,12 @@ fn what_the_budget_does_not_hold_is_refused_with_the_sum_and_served_by_p2c() {
     // The first is on its way, and what it needs meanwhile may do for others afterwards.
     assert_eq!(refused.iter().flatten().count(), 0, "{refused:?}");
     assert!(memory.held() <= pintle_balance::DEFAULT_BUDGET / 32, "{}", memory.held());
-    worlds.iter_mut().for_each(|world| world.balancer.build(|| true));
+    worlds.iter_mut().for_each(|world| world.balancer.build(NOW, || true));
     let refused: Vec<OverBudget> = worlds
         .iter_mut()
         .filter_map(|world| {
             world.owners(1);
-            world.balancer.build(|| true);
+            world.balancer.build(NOW, || true);
             world.balancer.take_refused()
         })
         .collect();
@@ -168,7 +168,7 @@ fn what_the_budget_does_not_hold_is_refused_with_the_sum_and_served_by_p2c() {
     let has = served.iter().position(|placed| *placed).unwrap();
     worlds[has].balancer.update(&ring, &endpoints(11), "", NOW);
     worlds[has].owners(1);
-    worlds[has].balancer.build(|| true);
+    worlds[has].balancer.build(NOW, || true);
     let (owners, placed) = worlds[has].owners(1_000);
     assert!(placed && owners.contains(&"e00010".to_owned()));
     assert_eq!(worlds[has].balancer.take_refused(), None);
@@ -210,7 +210,7 @@ fn time_of(policy: &Policy, values: u64) -> (u128, u64) {
         let want = [Want { selector: 0, value: value.as_bytes() }];
         world.pick(request.wrapping_mul(0x9e37_79b9_7f4a_7c15), &want);
         missed += u64::from(world.picks.table_missed());
-        world.balancer.build(|| true);
+        world.balancer.build(NOW, || true);
     }
     assert!(memory.held() < 64 << 20, "{}", memory.held());
     (started.elapsed().as_micros(), missed)
@@ -262,4 +262,39 @@ fn every_value_in_use_gets_its_table_in_time() {
         world.pick(5, &[Want { selector: 0, value: value.as_bytes() }]);
         assert!(!world.picks.table_missed(), "{value}");
     }
+}
+
+#[test]
+fn what_nobody_asks_for_any_more_waits_and_goes_on_where_it_was() {
+    let ring = policy(serde_json::json!({"strategy": "ring_hash", "minimum_ring_size": 50_000}));
+    let memory = Memory::default();
+    let mut world = World::new(&ring, &endpoints(10), &memory);
+    let whole = {
+        world.pick(1, &[]);
+        world.build()
+    };
+    let memory = Memory::default();
+    let mut world = World::new(&ring, &endpoints(10), &memory);
+    world.pick(1, &[]);
+    let slice = |world: &mut World, now| {
+        let mut looks = 0;
+        world.balancer.build(now, || {
+            looks += 1;
+            looks <= 1
+        });
+        looks
+    };
+    let later = |seconds: u64| Now(NOW.0 + seconds * 1_000_000_000);
+    for _ in 0..whole / 2 {
+        assert!(slice(&mut world, later(9)) > 0);
+    }
+    assert_eq!((world.balancer.is_building(), memory.building()), (true, 1));
+    assert_eq!(slice(&mut world, later(11)), 0);
+    assert_eq!((world.balancer.is_building(), memory.building()), (false, 0));
+    assert!(memory.held() > 0, "what there is of it is kept");
+    world.pick(1, &[]);
+    assert_eq!((world.balancer.is_building(), memory.building()), (true, 1));
+    let rest = world.build();
+    assert!(rest.abs_diff(whole / 2) <= 2, "{rest} after half of {whole}");
+    assert!(world.owners(10).1);
 }

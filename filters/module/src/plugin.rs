@@ -56,6 +56,9 @@ impl RootContext for Plugin {
     fn on_tick(&mut self) {
         let mut ticked = None;
         self.with(|worker| {
+            if worker.is_short_tick() {
+                return;
+            }
             let dropped = streams::take_dropped();
             worker.local.counters.add_many(Count::CallbackDropped, dropped);
             worker.tick();

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
+use std::time::Duration;
 
 use pintle_balance::Dice;
 use pintle_breaker::Ticket;
@@ -51,6 +52,10 @@ const SLOW: u64 = 10;
 /// cold by then, and ten a second cost a hundredth of a core.
 const CALM: u64 = 10;
 const REST: u64 = 2;
+/// While a ring or table is built ticks come so often, and only each tenth is more than a slice of
+/// that: ten short ones delay a request less than one that is as long.
+const BUILDING: Duration = Duration::from_millis(10);
+const WHOLE: u32 = 10;
 /// Every so many reports, all services are told again, for an agent that has restarted.
 const FULL_REPORT: u64 = 10;
 
@@ -72,6 +77,8 @@ pub(crate) struct Worker {
     ticks: u64,
     /// Ticks in turn before which no request had come.
     calm: u64,
+    /// Short ticks since the last whole one; `None` where all are whole.
+    short: Option<u32>,
     /// When this VM last looked around.
     looked_at: Now,
     /// Whether there is nothing that the next tick should do at once.
@@ -185,6 +192,7 @@ impl Worker {
             uplink: Uplink::new(),
             ticks: 0,
             calm: 0,
+            short: None,
             looked_at: Now(0),
             settled: false,
             local: Local::new(config),
@@ -203,6 +211,17 @@ impl Worker {
     }
 
     // === The tick ===
+
+    /// Whether this tick only goes on with rings and tables, which it then has.
+    pub(crate) fn is_short_tick(&mut self) -> bool {
+        let Some(short) = &mut self.short else { return false };
+        *short = (*short + 1) % WHOLE;
+        let is_short = *short > 0;
+        if is_short {
+            self.local.services.build_tables();
+        }
+        is_short
+    }
 
     pub(crate) fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
@@ -231,6 +250,7 @@ impl Worker {
         }
         self.run_breakers(now);
         self.local.services.build_tables();
+        self.set_period();
         if self.ticks.is_multiple_of(SLOW) {
             if leading {
                 self.amendments.settle(&mut self.local.counters);
@@ -249,6 +269,17 @@ impl Worker {
         self.looked_at = self.local.clock;
         self.calm = if asked { 0 } else { self.calm.saturating_add(1) };
         self.settled && self.calm > CALM && !self.ticks.is_multiple_of(REST)
+    }
+
+    /// Ticks come more often while a ring or table is built.
+    fn set_period(&mut self) {
+        let building = self.local.services.is_building();
+        if building != self.short.is_some() {
+            let period = if building { BUILDING } else { pintle_sync::TICK };
+            if host::set_tick_period(period).is_ok() {
+                self.short = building.then_some(0);
+            }
+        }
     }
 
     fn export(&mut self, now: Now) {

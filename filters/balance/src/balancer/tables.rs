@@ -32,13 +32,13 @@ impl Balancer {
 
     /// Goes on with the rings and tables on their way for as long as `more`, which is asked every
     /// fraction of a millisecond. Those before serve meanwhile; without one requests are spread as
-    /// by `p2c`.
-    pub fn build(&mut self, mut more: impl FnMut() -> bool) {
+    /// by `p2c`. What nobody has asked for in ten seconds waits until somebody does.
+    pub fn build(&mut self, now: Now, mut more: impl FnMut() -> bool) {
         if self.building {
             let mut pace = Pace::new(&mut more);
             self.building = false;
             for pool in &mut self.pools {
-                self.building |= pool.build_tables(&mut pace);
+                self.building |= pool.build_tables(now, &mut pace);
             }
         }
     }

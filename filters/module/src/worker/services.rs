@@ -30,7 +30,7 @@ use crate::service::Service;
 const ZONE: &[u8] = b"xds\0node\0locality\0zone";
 
 /// What of a tick goes into rings and tables that are built outside of requests.
-const SLICE: Duration = Duration::from_millis(2);
+const SLICE: Duration = Duration::from_micros(200);
 
 /// All services, and how recent they are.
 pub(crate) struct Services {
@@ -338,19 +338,25 @@ impl Services {
         Some(Replaced { name, new })
     }
 
+    /// Whether rings or tables are on their way.
+    pub(crate) fn is_building(&self) -> bool {
+        self.memory.building() > 0
+    }
+
     /// Goes on with rings and tables that are on their way.
     pub(crate) fn build_tables(&mut self) {
-        if self.memory.building() == 0 {
+        if !self.is_building() {
             return;
         }
-        let until = host::now().after(SLICE);
+        let now = host::now();
+        let until = now.after(SLICE);
         let in_time = || host::now() < until;
         let building = self.by_name.values_mut().filter(|s| s.balancer.is_building());
         let mut building: Vec<&mut Service> = building.collect();
         // A small one must not wait for a large one, which takes minutes.
         building.sort_by_key(|service| service.balancer.building_bytes());
         for service in building {
-            service.balancer.build(in_time);
+            service.balancer.build(now, in_time);
             if !in_time() {
                 return;
             }
