@@ -5,6 +5,8 @@
 //!
 //! - *large*: another service of 10,000 endpoints is in use, and one of them changes its weight ten
 //!   times a second;
+//! - *replaced*, *ring*, *maglev*: one of them goes and another one comes, ten times a second, under
+//!   `p2c`, `ring_hash` and `maglev`;
 //! - *many*: 10,000 services of ten endpoints are registered, of which nobody asks for any;
 //! - *restart*: the agent is restarted while they are.
 //!
@@ -14,7 +16,8 @@
 //! process uses beyond the native one while nobody asks for anything.
 //!
 //! ```text
-//! cargo xtask bench churn              # ~5 minutes
+//! cargo xtask bench churn              # ~8 minutes
+//! cargo xtask bench churn --case ring  # beside none
 //! cargo xtask bench churn --check      # exits 1 where a request failed, p99 rose or a VM holds too much
 //! ```
 //!
@@ -24,6 +27,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::builder::PossibleValuesParser;
 use etcd_client::{Client, TxnOp};
 use pintle_benches::Run;
 use pintle_benches::transaction::{commit, failed};
@@ -36,6 +40,7 @@ use serde_json::{Value, json};
 /// The one that is compared.
 const QUIET: &str = "orders";
 const LARGE: &str = "catalogue";
+const CASES: [&str; 7] = ["none", "large", "replaced", "ring", "maglev", "many", "restart"];
 /// Endpoints of the large one, and services beside it.
 const MANY: usize = 10_000;
 const RATE: f64 = 200.0;
@@ -61,6 +66,9 @@ struct Options {
     /// Of each case
     #[arg(long, default_value_t = 30)]
     seconds: u64,
+    /// Only this one, beside `none`
+    #[arg(long, value_parser = PossibleValuesParser::new(CASES))]
+    case: Option<String>,
     /// Every table to every Envoy
     #[arg(long)]
     everything: bool,
@@ -68,10 +76,10 @@ struct Options {
 
 struct World {
     client: Client,
+    etcd: Etcd,
     agent: Agent,
     ours: Envoy,
     native: Envoy,
-    _etcd: Etcd,
     _upstreams: Vec<Upstream>,
 }
 
@@ -108,7 +116,7 @@ impl World {
         let native = shipped()?.without_filter().node("native");
         let native = native.native_policy(QUIET, "least_request", &json!({}));
         let native = Envoy::start_with(native, WORKERS, &[]).await?;
-        Ok(Self { client, agent, ours, native, _etcd: etcd, _upstreams: upstreams })
+        Ok(Self { client, etcd, agent, ours, native, _upstreams: upstreams })
     }
 
     async fn put(&self, instances: impl Iterator<Item = Instance>) -> Result<()> {
@@ -125,14 +133,23 @@ impl World {
     async fn change(&mut self, case: &str, time: Duration) -> Result<()> {
         let began = Instant::now();
         match case {
-            "large" => {
+            "large" | "replaced" | "ring" | "maglev" => {
                 let ask = |envoy: &Envoy| Load::to(envoy.addr()).host(LARGE).rate(5.0).start();
                 let _asked = [ask(&self.ours), ask(&self.native)];
                 for number in 0.. {
                     if began.elapsed() > time {
                         break;
                     }
-                    self.put(std::iter::once(large(number * 7 % MANY, 2 + number % 50))).await?;
+                    let at = number * 7 % MANY;
+                    if case == "large" {
+                        self.put(std::iter::once(large(at, 2 + number % 50))).await?;
+                    } else {
+                        // The first ten thousand go, and as many others come.
+                        let new = large(MANY + number, 1);
+                        let put = TxnOp::put(new.key(), new.value().to_string(), None);
+                        let gone = TxnOp::delete(large(at, 1).key(), None);
+                        commit(&mut self.client, &[put, gone]).await?;
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -149,7 +166,19 @@ impl World {
     /// What has to be registered for a case.
     async fn prepare(&self, case: &str) -> Result<()> {
         match case {
-            "large" => self.put((0..MANY).map(|number| large(number, 1))).await?,
+            "large" | "replaced" | "ring" | "maglev" => {
+                let select = match case {
+                    "ring" => json!({"strategy": "ring_hash", "hash_key": [{"path": true}]}),
+                    "maglev" => json!({"strategy": "maglev", "hash_key": [{"path": true}]}),
+                    _ => json!({}),
+                };
+                let policy = json!({ "select": select }).to_string();
+                self.etcd.put(&format!("/pintle/policies/{LARGE}"), &policy).await?;
+                let others = (MANY..2 * MANY).map(|number| large(number, 1).key());
+                let gone: Vec<TxnOp> = others.map(|key| TxnOp::delete(key, None)).collect();
+                commit(&mut self.client.clone(), &gone).await?;
+                self.put((0..MANY).map(|number| large(number, 1))).await?;
+            }
             "many" => {
                 let places = (0..MANY).flat_map(|at| (0..10).map(move |number| (at, number)));
                 let instance = |(at, number): (usize, usize)| {
@@ -180,7 +209,9 @@ impl World {
 async fn run(options: &Options) -> Result<(Value, Vec<String>)> {
     let mut world = World::start(options.everything).await?;
     let (mut figures, mut short) = (json!({}), Vec::new());
-    for case in ["none", "large", "many", "restart"] {
+    let asked =
+        |case: &&str| *case == "none" || options.case.as_deref().is_none_or(|it| it == *case);
+    for case in CASES.into_iter().filter(asked) {
         world.prepare(case).await?;
         let quiet = world.quiet();
         tokio::time::sleep(Duration::from_secs(2)).await;
