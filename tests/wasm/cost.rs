@@ -109,7 +109,7 @@ fn memory_does_not_grow_with_requests() {
 }
 
 /// What a module's callbacks run, in instructions of Wasm, which a busy machine does not change.
-fn instructions(run: &Run, callbacks: &[&str]) -> u64 {
+pub(crate) fn instructions(run: &Run, callbacks: &[&str]) -> u64 {
     let counted = run.envoy.instructions();
     counted.iter().filter(|(name, _)| callbacks.contains(*name)).map(|(_, count)| count).sum()
 }

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use pintle_artifact::PINTLE;
 use pintle_contract::{Down, Endpoint, Health, Message as _, Patch, Table, Up, Version};
-use pintle_harness::Outcome;
+use pintle_harness::{Module, Outcome};
 
-use crate::support::{ALL, Run, get, list};
+use crate::cost::instructions;
+use crate::support::{ALL, Run, builder_of, get, list};
 
 const SERVICE: &str = "catalogue";
 
@@ -148,4 +150,48 @@ fn a_patch_of_another_table_is_asked_for_whole() {
     run.table(SERVICE, vec![endpoint(3)]);
     run.complete();
     assert_eq!(addresses(&mut run, 0), ["10.7.0.3:80"]);
+}
+
+/// One of ten thousand is replaced, as in a deployment: the others are not made anew, nor read.
+#[test]
+fn one_of_many_that_is_replaced_costs_what_changed() {
+    let module = Module::with_fuel(PINTLE).expect("the module loads");
+    let number = |i: u16| {
+        let [high, low] = i.to_be_bytes();
+        Endpoint::new(format!("c-{i:05}"), std::net::SocketAddr::from(([10, 7, high, low], 80)))
+    };
+    for strategy in ["p2c", "weighted_round_robin", "ring_hash", "maglev"] {
+        let builder = builder_of(&module, ALL).workers(1).clock_step(Duration::from_micros(2));
+        let mut run = Run::of(builder.build().expect("it starts"));
+        let policy = format!(
+            r#"{{"select": {{"strategy": "{strategy}", "hash_key": [{{"path": true}}],
+                "subset": [{{"header": "x-tag", "tag": true}}]}}}}"#
+        );
+        run.table_with(SERVICE, (0..10_000).map(number).collect(), &policy);
+        run.complete();
+        let ask = |run: &mut Run| {
+            let request = run.envoy.worker(0).request(get(SERVICE));
+            let first = list(&request).first().cloned().expect("a list");
+            run.envoy.finish(request, Outcome::ok(first));
+        };
+        ask(&mut run);
+        run.live(Duration::from_secs(5));
+        ask(&mut run);
+        let callbacks = ["proxy_on_grpc_receive", "proxy_on_queue_ready"];
+        let requests = ["proxy_on_request_headers"];
+        let before = [instructions(&run, &callbacks), instructions(&run, &requests)];
+        for at in 0..10 {
+            let from = run.version();
+            run.patch(from, vec![number(10_000 + at)], &[&number(at * 7).id]);
+            ask(&mut run);
+            run.live(Duration::from_millis(100));
+        }
+        let after = [instructions(&run, &callbacks), instructions(&run, &requests)];
+        let [patch, request] = [0, 1].map(|at| (after[at] - before[at]) / 10);
+        println!(
+            "{strategy}: {patch} instructions a patch in all VMs, {request} a request after it"
+        );
+        assert!((1..=75_000_000).contains(&patch), "{strategy}: {patch} a patch");
+        assert!((1..=6_000_000).contains(&request), "{strategy}: {request} a request");
+    }
 }

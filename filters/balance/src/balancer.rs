@@ -7,6 +7,7 @@
 //! gone, nothing. `pick.rs` chooses among them, `traffic.rs` is told what became of it.
 
 use std::collections::BTreeMap;
+use std::iter::repeat_with;
 use std::net::SocketAddr;
 
 use amend::Around;
@@ -17,8 +18,10 @@ use crate::adaptive::Adaptive;
 use crate::bounded::Shape;
 use crate::clock::Clock;
 use crate::eligible::Field;
+use crate::history::History;
 use crate::load::Load;
 use crate::memory::{Memory, OverBudget};
+use crate::moves::Moves;
 use crate::news::News;
 use crate::policy::Policy;
 use crate::pool::{Pool, Stands};
@@ -172,47 +175,63 @@ impl Balancer {
         if self.amend(policy, endpoints, zone, now) {
             return;
         }
-        self.settled = false;
-        self.field.set_panic(false);
-        self.generation = self.generation.wrapping_add(1);
+        let moves = self.moves_to(endpoints);
+        self.begin();
         self.field.policy = policy.clone();
         self.field.tick(now);
         self.field.clock = Clock::new(policy.ewma_decay, policy.failure_penalty, now);
 
         let around = Around::of(policy, endpoints, zone);
         self.weightless = around.weightless;
-        let mut sites = Vec::with_capacity(endpoints.len());
-        let mut loads = Vec::with_capacity(endpoints.len());
-        let mut histories = Vec::with_capacity(endpoints.len());
-        let adapts = policy.max_requests.range().is_some();
-        let mut limits = Vec::new();
-        let mut next = 0;
-        for endpoint in endpoints {
-            let old = self.find_near(next, &endpoint.id);
-            let known = old.and_then(|i| Some((self.sites.get(i)?, self.field.loads.get(i)?)));
-            let mut site = known.map_or_else(|| self.newcomer(endpoint), |(site, _)| site.clone());
-            site.address = endpoint.socket_addr();
+        self.arrange(&moves, moves.new_ones().filter_map(|at| endpoints.get(at)));
+        let mut readdressed = Vec::new();
+        for (at, (site, endpoint)) in self.sites.iter_mut().zip(endpoints).enumerate() {
+            let address = endpoint.socket_addr();
+            readdressed.extend((site.address != address).then_some(at));
+            site.address = address;
             site.take(around.stance(endpoint));
-            sites.push(site);
-            next = old.map_or(next, |i| i.saturating_add(1));
-            let load = known.map(|(_, load)| load.clone());
-            loads.push(load.unwrap_or_else(|| Load::new(&self.field.clock)));
-            let past = old.and_then(|i| self.field.histories.get_mut(i)).map(std::mem::take);
-            histories.push(past.unwrap_or_default());
-            if adapts {
-                let limit = old.and_then(|i| self.limits.get(i)).copied();
-                limits.push(limit.unwrap_or(const { Adaptive::new() }));
-            }
         }
-        self.sites = sites;
-        self.field.loads = loads;
-        self.field.histories = histories;
-        self.limits = limits;
         self.note_news(now);
-        self.sort();
+        self.sort(&moves, &readdressed);
+        let mut by_id: Vec<(&str, u32)> =
+            self.sites.iter().map(|site| site.id.as_str()).zip(0_u32..).collect();
+        by_id.sort_unstable();
+        self.by_id = by_id.into_iter().map(|(_, at)| at).collect();
         let index = Index::build(policy, endpoints);
         self.draw_anew(now);
         self.index = index;
+    }
+
+    /// The endpoints, or what is known of them by the table, are about to change.
+    fn begin(&mut self) {
+        self.settled = false;
+        self.field.set_panic(false);
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Where the endpoints of a whole table are now.
+    #[must_use]
+    pub fn moves_to(&self, endpoints: &[Endpoint]) -> Moves {
+        let mut next = 0;
+        let from = endpoints.iter().take(MAX_ENDPOINTS).map(|endpoint| {
+            let from = self.find_near(next, &endpoint.id);
+            next = from.map_or(next, |at| at.saturating_add(1));
+            from
+        });
+        Moves::new(from, self.sites.len())
+    }
+
+    /// Everything that is kept by index; `new`: those that have come, in their order.
+    fn arrange<'a>(&mut self, moves: &Moves, new: impl Iterator<Item = &'a Endpoint>) {
+        let sites = std::mem::take(&mut self.sites);
+        self.sites = moves.carry(sites, new.map(|endpoint| self.newcomer(endpoint)));
+        let Field { loads, histories, clock, policy, .. } = &mut self.field;
+        *loads = moves.carry(std::mem::take(loads), repeat_with(|| Load::new(clock)));
+        *histories = moves.carry(std::mem::take(histories), repeat_with(History::default));
+        let limits = std::mem::take(&mut self.limits);
+        if policy.max_requests.range().is_some() {
+            self.limits = moves.carry(limits, repeat_with(Adaptive::new));
+        }
     }
 
     /// Finds what is worth telling of, after indices have changed.
@@ -266,17 +285,16 @@ impl Balancer {
         if is_next { Some(next) } else { self.index_of(id) }
     }
 
-    fn sort(&mut self) {
-        let sites = self.sites.iter();
-        self.by_address = sites.clone().map(|s| s.address).zip(0_u32..).collect();
-        self.by_address.sort_unstable();
-        self.by_key = sites.clone().map(|s| s.key).zip(0_u32..).collect();
-        self.by_key.sort_unstable();
-        self.by_pin = sites.clone().map(|s| s.pin).zip(0_u32..).collect();
-        self.by_pin.sort_unstable();
-        let mut by_id: Vec<(&str, u32)> = sites.map(|s| s.id.as_str()).zip(0_u32..).collect();
-        by_id.sort_unstable();
-        self.by_id = by_id.into_iter().map(|(_, i)| i).collect();
+    /// The orders in which endpoints are searched but for their ids, after [`Self::arrange`];
+    /// `readdressed`: who stays and has another address, ascending.
+    fn sort(&mut self, moves: &Moves, readdressed: &[usize]) {
+        let Self { sites, by_address, by_key, by_pin, .. } = self;
+        let with_site = |at: usize| Some((sites.get(at)?, at as u32));
+        let new = moves.new_ones().filter_map(with_site);
+        moves.renumber(by_key, &[], new.clone().map(|(site, at)| (site.key, at)));
+        moves.renumber(by_pin, &[], new.clone().map(|(site, at)| (site.pin, at)));
+        let new = new.chain(readdressed.iter().copied().filter_map(with_site));
+        moves.renumber(by_address, readdressed, new.map(|(site, at)| (site.address, at)));
     }
 
     /// Endpoints, whatever their state.

@@ -43,8 +43,9 @@ pub(crate) struct Placement {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     strategy: Strategy,
-    function: HashFunction,
-    ring: (u64, u64),
+    pub(crate) function: HashFunction,
+    /// Entries, at least and at most.
+    pub(crate) ring: (u64, u64),
     table: u64,
 }
 
@@ -79,6 +80,8 @@ pub(crate) struct Build {
 
 #[derive(Debug)]
 enum Work {
+    /// What is hashed of those that stand in it.
+    Keys(Vec<String>),
     Ring(Box<RingBuild>),
     Maglev(Box<MaglevBuild>),
 }
@@ -104,13 +107,7 @@ impl Build {
         // In Envoy's order of operations: the product first, then the quotient.
         let shares: Vec<f64> =
             sites.iter().map(|&(_, w)| f64::from(w) * 1.0 / sum.max(1) as f64).collect();
-        let keys: Vec<String> = sites.iter().map(|(at, _)| at.to_string()).collect();
-        let work = if policy.strategy == Strategy::Maglev {
-            Work::Maglev(Box::new(MaglevBuild::new(policy.table_size, &keys, &shares)))
-        } else {
-            Work::Ring(Box::new(RingBuild::new(policy, keys, &shares)))
-        };
-        Self { shape: Shape::of(policy), sites, shares, work }
+        Self { shape: Shape::of(policy), sites, shares, work: Work::Keys(Vec::new()) }
     }
 
     pub(crate) fn has(&self, shape: Shape) -> bool {
@@ -121,6 +118,22 @@ impl Build {
     /// [`Hashing::seat`].
     pub(crate) fn advance(&mut self, pace: &mut Pace<'_>) -> Option<Hashing> {
         let table = match &mut self.work {
+            Work::Keys(keys) => {
+                let Self { shape, sites, shares, .. } = self;
+                while let Some((at, _)) = sites.get(keys.len()) {
+                    if !pace.allows(32) {
+                        return None;
+                    }
+                    keys.push(at.to_string());
+                }
+                let keys = std::mem::take(keys);
+                self.work = if shape.strategy == Strategy::Maglev {
+                    Work::Maglev(Box::new(MaglevBuild::new(shape.table, &keys, shares)))
+                } else {
+                    Work::Ring(Box::new(RingBuild::new(shape, keys, shares)))
+                };
+                return self.advance(pace);
+            }
             Work::Ring(build) => Table::Ring(build.advance(pace)?),
             Work::Maglev(build) => Table::Maglev(build.advance(pace)?),
         };
@@ -147,23 +160,35 @@ impl Hashing {
         self.shape == shape && self.sites == sites
     }
 
-    /// Finds everybody in it again among `sites`, whose indices are `hosts`; who is not there is
-    /// gone.
-    pub(crate) fn seat(&mut self, sites: &[(SocketAddr, u32)], hosts: &[u32], balance: u32) {
+    /// Finds everybody in it again among `sites`, whose indices are `hosts`, ascending; `places`:
+    /// all there are, by address. Who is not there is gone.
+    pub(crate) fn seat(
+        &mut self,
+        sites: &[(SocketAddr, u32)],
+        hosts: &[u32],
+        places: &[(SocketAddr, u32)],
+        balance: u32,
+    ) {
         self.balance = balance;
         if self.sites == sites {
             self.hosts = hosts.to_vec();
             return;
         }
-        let mut now: Vec<(SocketAddr, u32)> =
-            sites.iter().zip(hosts).map(|(&(at, _), &host)| (at, host)).collect();
-        now.sort_unstable();
-        self.hosts.clear();
-        let find = |&(at, _): &(SocketAddr, u32)| {
-            let first = now.partition_point(|&(other, _)| other < at);
-            now.get(first).filter(|&&(other, _)| other == at).map_or(GONE, |&(_, host)| host)
+        // Both are in the table's order, and mostly the next one is who is looked for.
+        let mut next = 0_usize;
+        let is_at = |place: usize, at: SocketAddr| sites.get(place).is_some_and(|it| it.0 == at);
+        let search = |at: SocketAddr| {
+            let those = places.get(places.partition_point(|&(other, _)| other < at)..)?;
+            let mut those = those.iter().take_while(|&&(other, _)| other == at);
+            those.find_map(|(_, host)| hosts.binary_search(host).ok())
         };
-        self.hosts.extend(self.sites.iter().map(find));
+        self.hosts.clear();
+        for &(at, _) in &self.sites {
+            let near = (next..next.saturating_add(2)).find(|&place| is_at(place, at));
+            let place = near.or_else(|| search(at));
+            next = place.map_or(next, |place| place.saturating_add(1));
+            self.hosts.push(place.and_then(|place| hosts.get(place)).map_or(GONE, |&host| host));
+        }
     }
 
     /// Fills `picks` up to `want`: the key's owner, then where the walk leads. `open`: how many are

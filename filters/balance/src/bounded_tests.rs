@@ -1,4 +1,5 @@
 use pintle_contract::Now;
+use proptest::prelude::{any, prop, prop_assert_eq, proptest};
 
 use super::*;
 use crate::load::Load;
@@ -23,7 +24,7 @@ fn build(policy: &Policy, sites: Sites) -> Hashing {
     let hosts: Vec<u32> = (0..sites.len() as u32).collect();
     let mut build = Build::new(policy, sites.clone());
     let mut hashing = build.advance(&mut Pace::new(&mut || true)).unwrap();
-    hashing.seat(&sites, &hosts, policy.hash_balance_factor);
+    hashing.seat(&sites, &hosts, &[], policy.hash_balance_factor);
     hashing
 }
 
@@ -144,7 +145,7 @@ fn a_table_of_before_serves_those_who_are_still_there() {
     let (old, sites) = (sites(&[1; 5]), sites(&[1; 4]));
     let mut hashing = build(&policy(0), old.clone());
     let before: Vec<_> = (0..500).map(|hash| pick(&mut hashing, &[0; 5], &[], hash)).collect();
-    hashing.seat(&sites, &[3, 2, 1, 0], 150);
+    hashing.seat(&sites, &[3, 2, 1, 0], &[], 150);
     assert!(!hashing.is(Shape::of(&policy(0)), &sites));
     assert!(hashing.is(Shape::of(&policy(150)), &old));
     assert_eq!(hashing.balance, 150);
@@ -154,5 +155,31 @@ fn a_table_of_before_serves_those_who_are_still_there() {
         let before: Vec<u32> = before.as_slice().iter().copied().filter(|&i| i != 4).collect();
         let moved: Vec<u32> = before.iter().map(|i| 3 - i).collect();
         assert!(now.as_slice().starts_with(&moved), "{hash}: {now:?} {moved:?}");
+    }
+}
+
+proptest! {
+    /// Whoever came, went or has another address: the table finds its own.
+    #[test]
+    fn who_stands_in_it_is_found_again_wherever_the_table_has_it(
+        stood in prop::collection::vec(0_u8..12, 1..20),
+        stand in prop::collection::vec((0_u8..12, any::<bool>()), 1..20),
+    ) {
+        let at = |&port: &u8| SocketAddr::from(([10, 0, 0, 1], u16::from(port)));
+        let policy = Policy { strategy: Strategy::RingHash, minimum_ring_size: 16, ..Policy::default() };
+        let mut hashing = build(&policy, stood.iter().map(|port| (at(port), 1)).collect());
+        let mut places: Vec<(SocketAddr, u32)> =
+            stand.iter().zip(0..).map(|((port, _), index)| (at(port), index)).collect();
+        // Not all of the table stand in it.
+        let (sites, hosts): (Sites, Vec<u32>) = stand.iter().zip(0_u32..).filter(|((_, it), _)| *it)
+            .map(|((port, _), index)| ((at(port), 1), index)).unzip();
+        places.sort();
+        hashing.seat(&sites, &hosts, &places, 0);
+        for (port, host) in stood.iter().zip(&hashing.hosts) {
+            let is_there = sites.iter().any(|(site, _)| *site == at(port));
+            let found = hosts.iter().position(|it| it == host).map(|place| sites[place].0);
+            prop_assert_eq!(found, is_there.then(|| at(port)));
+            prop_assert_eq!(*host == GONE, !is_there);
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! because the lightest gets a whole one. So the cost is of the weights as well as of the sizes of
 //! the policy.
 
+use crate::bounded::Shape;
 use crate::policy::{Policy, Strategy};
 use crate::ring_hash;
 
@@ -40,7 +41,7 @@ impl Cost {
         let (entries, two, steps) = match policy.strategy {
             _ if hosts == 0 => return Self::default(),
             Strategy::RingHash => {
-                let scale = ring_hash::scale(policy, f64::from(least) / sum as f64);
+                let scale = ring_hash::scale(&Shape::of(policy), f64::from(least) / sum as f64);
                 // Rounding may give each endpoint's part one more.
                 (scale.ceil() as u64 + 1, ENTRIES, ENTRY_STEPS)
             }

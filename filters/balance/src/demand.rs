@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use pintle_contract::Endpoint;
 
 use crate::cost::Cost;
-use crate::policy::{Policy, SelectorTarget};
+use crate::policy::Policy;
 use crate::subset::{MAX_POOLS, metadata};
 use crate::tier::tier_of;
 
@@ -41,12 +41,7 @@ impl Demand {
         for selector in &policy.subset {
             let mut values: BTreeMap<&str, Vec<&Endpoint>> = BTreeMap::new();
             for endpoint in &serving {
-                let named = match &selector.with {
-                    SelectorTarget::Metadata(key) => metadata(endpoint, key).into_iter().collect(),
-                    SelectorTarget::Tag => endpoint.tags.iter().map(String::as_str).collect(),
-                };
-                let named: Vec<&str> = named;
-                for value in named {
+                for value in selector.with.labels(endpoint) {
                     values.entry(value).or_default().push(endpoint);
                 }
             }
@@ -60,8 +55,14 @@ impl Demand {
     /// Bytes that endpoints come to, apart from what is built of them.
     #[must_use]
     pub fn bytes(endpoints: &[Endpoint]) -> u64 {
-        let endpoint = |it: &Endpoint| ENDPOINT.saturating_add(it.id.len() as u64);
+        let endpoint = |it: &Endpoint| Self::of_endpoint(&it.id);
         endpoints.iter().map(endpoint).fold(SERVICE, u64::saturating_add)
+    }
+
+    /// Bytes of one of them, by its id.
+    #[must_use]
+    pub const fn of_endpoint(id: &str) -> u64 {
+        ENDPOINT.saturating_add(id.len() as u64)
     }
 
     /// The tables of one pool, one for each of its tiers.

@@ -63,6 +63,7 @@ mod max_requests;
 mod meanwhile;
 mod memory;
 mod middle;
+mod moves;
 mod news;
 mod p2c;
 mod pace;
@@ -94,6 +95,7 @@ pub use demand::Demand;
 pub use hash::{HashKey, RequestView, hash_key};
 pub use max_requests::MaxRequests;
 pub use memory::{DEFAULT_BUDGET, Hold, Memory, OverBudget};
+pub use moves::Moves;
 pub use policy::{
     Cookie, Failover, HashFunction, HashKeyPart, HashSource, MAX_ATTEMPTS, MAX_HASH_KEYS,
     MAX_RING_SIZE, MAX_SELECTORS, MAX_TABLE_SIZE, Policy, Selector, SelectorTarget, SlowStart,

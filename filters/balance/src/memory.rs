@@ -125,7 +125,9 @@ impl Memory {
 }
 
 impl Hold {
-    pub(crate) const fn bytes(&self) -> u64 {
+    /// How many.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
         self.bytes
     }
 }

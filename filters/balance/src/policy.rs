@@ -227,13 +227,6 @@ pub struct Policy {
     pub failure_penalty: f64,
 }
 
-impl Policy {
-    /// Whether tags or metadata of endpoints are looked at.
-    pub(crate) const fn reads_labels(&self) -> bool {
-        !self.subset.is_empty() || self.failover.is_some()
-    }
-}
-
 impl Default for Policy {
     fn default() -> Self {
         Self {

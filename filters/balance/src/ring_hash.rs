@@ -20,10 +20,11 @@
 
 use xxhash_rust::xxh64::xxh64;
 
+use crate::bounded::Shape;
 use crate::chunks::Chunks;
 use crate::hash::murmur2;
 use crate::pace::Pace;
-use crate::policy::{HashFunction, Policy};
+use crate::policy::HashFunction;
 
 /// Entries that share the beginning of their hash, on average.
 const HANDFUL: usize = 8;
@@ -80,8 +81,8 @@ struct Entries {
 }
 
 /// Entries of a whole ring in which the lightest endpoint has `least` of 1.
-pub(crate) fn scale(policy: &Policy, least: f64) -> f64 {
-    let (low, high) = (policy.minimum_ring_size as f64, policy.maximum_ring_size as f64);
+pub(crate) fn scale(shape: &Shape, least: f64) -> f64 {
+    let (low, high) = (shape.ring.0 as f64, shape.ring.1 as f64);
     ((least * low).ceil() / least).min(high)
 }
 
@@ -122,12 +123,12 @@ impl Entries {
 
 impl RingBuild {
     /// `keys` and their `shares` of 1, in the table's order.
-    pub(crate) fn new(policy: &Policy, keys: Vec<String>, shares: &[f64]) -> Self {
+    pub(crate) fn new(shape: &Shape, keys: Vec<String>, shares: &[f64]) -> Self {
         let least = shares.iter().copied().fold(1.0, f64::min);
-        let scale = scale(policy, least);
+        let scale = scale(shape, least);
         let none = keys.is_empty() || !scale.is_finite();
         let entries = Entries {
-            function: policy.hash_function,
+            function: shape.function,
             keys: keys.into(),
             shares: shares.into(),
             scale,

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Policy;
 
 fn ring(policy: &Policy, keys: &[&str], weights: &[u32]) -> Ring {
     let keys: Vec<String> = keys.iter().map(|k| (*k).to_owned()).collect();
@@ -13,7 +14,7 @@ fn ring(policy: &Policy, keys: &[&str], weights: &[u32]) -> Ring {
 
 /// In slices of so many looks at the clock.
 fn build(policy: &Policy, keys: Vec<String>, shares: &[f64], slice: usize) -> Ring {
-    let mut build = RingBuild::new(policy, keys, shares);
+    let mut build = RingBuild::new(&Shape::of(policy), keys, shares);
     loop {
         let mut looks = 0;
         let mut more = || {

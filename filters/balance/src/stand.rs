@@ -16,6 +16,8 @@
 //! that is being built when the endpoints change is finished, so that changes that come faster than
 //! it can be built never keep it away. One that nobody asks for any more waits as far as it is.
 
+use std::net::SocketAddr;
+
 use pintle_contract::Now;
 
 use crate::bounded::{Build, Hashing, Shape, Sites};
@@ -70,6 +72,8 @@ enum State {
 pub(crate) struct Means<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) memory: &'a Memory,
+    /// Indices by address.
+    pub(crate) places: &'a [(SocketAddr, u32)],
     pub(crate) now: u64,
     /// For the pool of a subset.
     pub(crate) credit: Option<&'a mut Credit>,
@@ -148,7 +152,7 @@ impl Stand {
     fn settle(&mut self, means: &mut Means<'_>, (hosts, sites): (Vec<u32>, Sites)) {
         let balance = means.policy.hash_balance_factor;
         if let Some((table, _)) = &mut self.table {
-            table.seat(&sites, &hosts, balance);
+            table.seat(&sites, &hosts, means.places, balance);
             if table.is(Shape::of(means.policy), &sites) {
                 self.state = State::Settled;
                 return;
@@ -185,7 +189,7 @@ impl Stand {
             self.state = State::Coming;
             *means.building = true;
         } else if let Some(mut table) = build.advance(&mut Pace::new(&mut || true)) {
-            table.seat(&sites, &hosts, balance);
+            table.seat(&sites, &hosts, means.places, balance);
             self.table = Some((table, hold));
             self.state = State::Settled;
         }

@@ -8,10 +8,13 @@
 //! far as [`crate::Memory`] holds them. Their rings and tables are paid for by requests
 //! ([`crate::stand`]).
 
+use std::collections::BTreeMap;
+
 use pintle_contract::Endpoint;
 
 use crate::hash::RequestView;
-use crate::policy::{Failover, MAX_SELECTORS, Policy, Selector, SelectorTarget};
+use crate::moves::Moves;
+use crate::policy::{Failover, MAX_SELECTORS, Policy, Selector, SelectorTarget, SubsetDefault};
 
 /// Pools kept, the whole service's among them. Past it the oldest gives way.
 pub(crate) const MAX_POOLS: usize = 4_096;
@@ -107,35 +110,57 @@ impl<'a> Wants<'a> {
 impl Index {
     pub(crate) fn build(policy: &Policy, endpoints: &[Endpoint]) -> Self {
         let selectors = policy.subset.iter().map(|s| Self::values(s, endpoints)).collect();
-        let wanted = &policy.subset_default;
-        let matches = |e: &Endpoint| {
-            wanted.metadata.iter().all(|(k, v)| metadata(e, k) == Some(v.as_str()))
-                && wanted.tags.iter().all(|t| e.tags.contains(t))
+        let those = |matches: fn(&Policy, &Endpoint) -> bool| {
+            (0_u32..).zip(endpoints).filter(|(_, e)| matches(policy, e)).map(|(i, _)| i).collect()
         };
-        let those = |matches: &dyn Fn(&Endpoint) -> bool| {
-            (0_u32..).zip(endpoints).filter(|(_, e)| matches(e)).map(|(i, _)| i).collect()
+        Self { selectors, default: those(is_default), failover: those(is_failover) }
+    }
+
+    /// The same after some endpoints have moved, and `changed`, by their indices, are other ones.
+    pub(crate) fn amended(
+        &self,
+        policy: &Policy,
+        moves: &Moves,
+        changed: &[(usize, &Endpoint)],
+    ) -> Self {
+        let others = |list: &[u32]| {
+            let to = list.iter().filter_map(|&at| moves.to(at as usize));
+            let others = to.filter(|at| changed.binary_search_by_key(at, |&(at, _)| at).is_err());
+            others.map(|at| at as u32).collect::<Vec<u32>>()
         };
-        let default = those(&matches);
-        let failover = those(&|e| match &policy.failover {
-            None => false,
-            Some(Failover::Tag(tag)) => e.tags.contains(tag),
-            Some(Failover::Region(region)) => metadata(e, "region") == Some(region.as_str()),
-        });
-        Self { selectors, default, failover }
+        let those = |list: &[u32], matches: fn(&Policy, &Endpoint) -> bool| {
+            let mut list = others(list);
+            let new = changed.iter().filter(|(_, endpoint)| matches(policy, endpoint));
+            list.extend(new.map(|&(at, _)| at as u32));
+            list.sort();
+            list
+        };
+        let values = |(selector, values): (&Selector, &Vec<(String, Vec<u32>)>)| {
+            let stay = values.iter().map(|(value, list)| (value.clone(), others(list)));
+            let mut all: BTreeMap<String, Vec<u32>> = stay.collect();
+            for &(at, endpoint) in changed {
+                for label in selector.with.labels(endpoint) {
+                    all.entry(label.to_owned()).or_default().push(at as u32);
+                }
+            }
+            all.retain(|_, list| !list.is_empty());
+            for list in all.values_mut() {
+                list.sort();
+                list.dedup();
+            }
+            all.into_iter().collect()
+        };
+        Self {
+            selectors: policy.subset.iter().zip(&self.selectors).map(values).collect(),
+            default: those(&self.default, is_default),
+            failover: those(&self.failover, is_failover),
+        }
     }
 
     fn values(selector: &Selector, endpoints: &[Endpoint]) -> Vec<(String, Vec<u32>)> {
-        let mut pairs: Vec<(&str, u32)> = Vec::new();
-        for (i, endpoint) in (0_u32..).zip(endpoints) {
-            match &selector.with {
-                SelectorTarget::Metadata(key) => {
-                    pairs.extend(metadata(endpoint, key).map(|value| (value, i)));
-                }
-                SelectorTarget::Tag => {
-                    pairs.extend(endpoint.tags.iter().map(|tag| (tag.as_str(), i)));
-                }
-            }
-        }
+        let all = (0_u32..).zip(endpoints);
+        let pairs = all.flat_map(|(i, it)| selector.with.labels(it).map(move |value| (value, i)));
+        let mut pairs: Vec<(&str, u32)> = pairs.collect();
         pairs.sort_unstable();
         pairs.dedup();
         let mut values: Vec<(String, Vec<u32>)> = Vec::new();
@@ -199,6 +224,31 @@ impl Index {
         let default = is_default.then_some(self.default.as_slice());
         let failover = (key.last() == Some(&1)).then_some(self.failover.as_slice());
         asked.chain(default).chain(failover)
+    }
+}
+
+fn is_default(policy: &Policy, endpoint: &Endpoint) -> bool {
+    let SubsetDefault { metadata: wanted, tags } = &policy.subset_default;
+    wanted.iter().all(|(key, value)| metadata(endpoint, key) == Some(value.as_str()))
+        && tags.iter().all(|tag| endpoint.tags.contains(tag))
+}
+
+fn is_failover(policy: &Policy, endpoint: &Endpoint) -> bool {
+    match &policy.failover {
+        None => false,
+        Some(Failover::Tag(tag)) => endpoint.tags.contains(tag),
+        Some(Failover::Region(region)) => metadata(endpoint, "region") == Some(region.as_str()),
+    }
+}
+
+impl SelectorTarget {
+    /// What an endpoint has of it.
+    pub(crate) fn labels<'a>(&self, endpoint: &'a Endpoint) -> impl Iterator<Item = &'a str> {
+        let (value, tags) = match self {
+            Self::Metadata(key) => (metadata(endpoint, key), None),
+            Self::Tag => (None, Some(&*endpoint.tags)),
+        };
+        value.into_iter().chain(tags.into_iter().flatten().map(String::as_str))
     }
 }
 

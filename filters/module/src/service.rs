@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::LazyLock;
 
-use pintle_balance::{Balancer, Hold, LoadEntry, Verdict};
+use pintle_balance::{Balancer, Demand, Hold, LoadEntry, Memory, Moves, Verdict};
 use pintle_breaker::{Mirror, Need, State, Ticket};
 use pintle_contract::{
     BreakerState, Endpoint, EndpointReport, Force, Load, Now, Opinion, Patch, ServiceReport, Table,
@@ -128,7 +128,7 @@ impl Service {
 
     /// Bytes that a table's endpoints come to here, apart from what is built of them.
     pub(crate) fn bytes(table: &Table) -> u64 {
-        pintle_balance::Demand::bytes(&table.endpoints)
+        Demand::bytes(&table.endpoints)
     }
 
     /// Takes a new table, and a new policy if there is one. What was learned of an endpoint stays
@@ -145,75 +145,80 @@ impl Service {
         if let Some(policy) = policy {
             self.policy = Rc::new(policy);
         }
-        let mut old: Vec<_> = std::mem::take(&mut self.members).into_iter().map(Some).collect();
-        let mut next = 0;
-        let place = |endpoint: &Endpoint| {
-            // Tables are sorted: mostly it is the next one.
-            let is_next = self.balancer.id_of(next) == Some(&endpoint.id);
-            let at = if is_next { Some(next) } else { self.balancer.index_of(&endpoint.id) };
-            next = at.map_or(next, |at| at.saturating_add(1));
-            old.get_mut(at?)?.take()
-        };
-        let kept: Vec<Option<Member>> = table.endpoints.iter().map(place).collect();
-        let gone = || old.iter().enumerate().filter_map(|(at, it)| Some((at, it.as_ref()?)));
-        if self.removed.len().saturating_add(gone().count()) > MAX_REMOVED {
-            self.removed.clear();
-        }
-        let counted = gone().filter(|(_, member)| member.requests > 0);
-        let counts = counted.filter_map(|(at, member)| {
-            let id = self.balancer.id_of(at)?;
-            Some((id.to_owned(), (member.requests, member.failures)))
-        });
-        self.removed.extend(counts.take(MAX_REMOVED));
+        let moves = self.balancer.moves_to(&table.endpoints);
+        let ids = moves.new_ones().filter_map(|at| table.endpoints.get(at));
+        self.carry(&moves, ids.map(|endpoint| endpoint.id.as_str()));
         self.balancer.update(&self.policy.select, &table.endpoints, zone, now);
         self.version = table.version;
         self.told_miss = false;
         self.told_over = false;
-        self.tripped.clear();
-        self.watched.clear();
-        self.members.reserve_exact(table.endpoints.len());
-        let mut new = Vec::new();
-        for (index, (endpoint, kept)) in table.endpoints.iter().zip(kept).enumerate() {
-            let mut member = kept.unwrap_or_else(|| {
-                new.push(index);
-                let (requests, failures) = self.removed.remove(&endpoint.id).unwrap_or_default();
-                Member { requests, failures, ..Member::default() }
-            });
-            member.follow(endpoint);
-            if !member.is_closed() {
-                self.tripped.insert(index);
-            }
-            if member.is_watched() {
-                self.watched.insert(index);
-            }
-            self.members.push(member);
+        for (index, endpoint) in table.endpoints.iter().enumerate() {
+            self.follow(index, endpoint);
         }
-        self.counts.touch();
-        new
+        moves.new_ones().collect()
     }
 
-    /// Takes what changed of the table. `false`: it takes the whole table, and nothing has changed.
-    pub(crate) fn amend(&mut self, patch: &Patch, zone: &str, now: Now) -> bool {
-        let place = |endpoint: &Endpoint| {
-            let at = self.balancer.index_of(&endpoint.id)?;
-            let member = self.members.get(at)?;
-            (member.at == Some(endpoint.socket_addr())).then_some(at)
-        };
-        let places: Option<Vec<usize>> = patch.endpoints.iter().map(place).collect();
-        let Some(places) = places.filter(|_| patch.gone.is_empty()) else { return false };
-        let known: Vec<_> = places.into_iter().zip(&patch.endpoints).collect();
-        if !self.balancer.amend_few(&known, zone, now) {
-            return false;
+    /// Takes what changed of the table; returns the indices that are new. `None`: it takes the
+    /// whole table, and nothing has changed.
+    pub(crate) fn amend(
+        &mut self,
+        patch: &Patch,
+        memory: &Memory,
+        zone: &str,
+        now: Now,
+    ) -> Option<Vec<usize>> {
+        let moves = self.balancer.moves_by(patch)?;
+        let new = patch.endpoints.iter().filter(|it| self.balancer.index_of(&it.id).is_none());
+        let new: Vec<&str> = new.map(|endpoint| endpoint.id.as_str()).collect();
+        if !new.is_empty() || moves.gone().next().is_some() {
+            let come = new.iter().map(|id| Demand::of_endpoint(id)).sum::<u64>();
+            let gone = moves.gone().filter_map(|at| self.balancer.id_of(at));
+            let gone = gone.map(Demand::of_endpoint).sum();
+            let bytes = self.hold.as_ref().map_or(0, Hold::bytes);
+            self.hold = Some(memory.take(bytes.saturating_add(come).saturating_sub(gone)).ok()?);
         }
-        for (at, endpoint) in known {
-            if let Some(member) = self.members.get_mut(at) {
-                member.follow(endpoint);
-                self.watched.insert(at);
+        self.carry(&moves, new.into_iter());
+        self.balancer.amend_by(patch, &moves, zone, now);
+        for endpoint in &patch.endpoints {
+            if let Some(index) = self.balancer.index_of(&endpoint.id) {
+                self.follow(index, endpoint);
+                self.watched.insert(index);
             }
         }
         self.version = patch.version;
         self.counts.touch();
-        true
+        Some(moves.new_ones().collect())
+    }
+
+    /// What is kept of endpoints by their indices, before the balancer's change; `new`: the ids of
+    /// those that have come, in their order.
+    fn carry<'a>(&mut self, moves: &Moves, new: impl Iterator<Item = &'a str>) {
+        if self.removed.len().saturating_add(moves.gone().count()) > MAX_REMOVED {
+            self.removed.clear();
+        }
+        let counts = moves.gone().filter_map(|at| {
+            let member = self.members.get(at).filter(|member| member.requests > 0)?;
+            let id = self.balancer.id_of(at)?;
+            Some((id.to_owned(), (member.requests, member.failures)))
+        });
+        self.removed.extend(counts.take(MAX_REMOVED));
+        let new = new.map(|id| {
+            let (requests, failures) = self.removed.remove(id).unwrap_or_default();
+            Member { requests, failures, ..Member::default() }
+        });
+        self.members = moves.carry(std::mem::take(&mut self.members), new);
+        for set in [&mut self.tripped, &mut self.watched] {
+            *set = set.iter().filter_map(|&at| moves.to(at)).collect();
+        }
+    }
+
+    /// What the table says of an endpoint.
+    fn follow(&mut self, index: usize, endpoint: &Endpoint) {
+        let Some(member) = self.members.get_mut(index) else { return };
+        member.follow(endpoint);
+        if member.is_watched() {
+            self.watched.insert(index);
+        }
     }
 
     /// The endpoint's address and port; empty without such an endpoint.

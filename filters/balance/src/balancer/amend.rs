@@ -1,13 +1,14 @@
-//! A table with the endpoints of the one before: what stays the same is not built again.
+//! A table of which little changed: what stays the same is not built again.
 //!
-//! Of ten thousand endpoints one changes its weight, its health or what is said of it, ten times a
-//! second. Names, keys and the orders in which they are searched stay then; the draws are built
-//! anew where a weight, a health, a zone or a tier changed, and nothing is where only an opinion or
-//! a label did.
+//! Of ten thousand endpoints one changes its weight, its health or what is said of it, or is
+//! replaced by another, ten times a second. Names, keys and the orders in which they are searched
+//! stay then, but for that one; the draws are built anew where somebody came or went, or a weight, a
+//! health, a zone or a tier changed, and nothing is where only an opinion or a label did.
 
-use pintle_contract::{Endpoint, Health, Now};
+use pintle_contract::{Endpoint, Health, MAX_ENDPOINTS, Now, Patch};
 
 use super::{Balancer, priority};
+use crate::moves::Moves;
 use crate::policy::Policy;
 use crate::site::Site;
 use crate::subset::Index;
@@ -83,41 +84,96 @@ impl Balancer {
         }
         let around = Around::of(policy, endpoints, zone);
         self.weightless = around.weightless;
-        let stances = endpoints.iter().map(|endpoint| around.stance(endpoint));
-        self.take_stances((0..).zip(stances), now);
-        true
-    }
-
-    /// Takes what is said now of some endpoints, by their indices, at the addresses where they are.
-    /// `false`: the whole table has to be looked at, and nothing has changed.
-    pub fn amend_few(&mut self, changed: &[(usize, &Endpoint)], zone: &str, now: Now) -> bool {
-        let policy = &self.field.policy;
-        // Whoever has none may leave nobody with one.
-        let weightless = self.weightless || changed.iter().any(|(_, it)| it.weight == 0);
-        if weightless || self.pools.is_empty() || policy.reads_labels() {
-            return false;
-        }
-        let zone = if policy.zone_aware { zone } else { "" };
-        let around = Around { zone, weightless: false };
-        let stances = changed.iter().map(|(at, endpoint)| (*at, around.stance(endpoint)));
-        self.take_stances(stances, now);
-        true
-    }
-
-    fn take_stances(&mut self, stances: impl Iterator<Item = (usize, Stance)>, now: Now) {
         let mut changed = false;
-        for (at, stance) in stances {
-            if let Some(site) = self.sites.get_mut(at).filter(|site| site.stance() != stance) {
-                site.take(stance);
-                changed = true;
-            }
+        for (site, endpoint) in self.sites.iter_mut().zip(endpoints) {
+            let stance = around.stance(endpoint);
+            changed |= site.stance() != stance;
+            site.take(stance);
         }
         self.field.tick(now);
         if changed {
-            self.settled = false;
-            self.field.set_panic(false);
-            self.generation = self.generation.wrapping_add(1);
+            self.begin();
             self.draw_anew(now);
         }
+        true
+    }
+
+    /// Where endpoints are once a patch is taken; `None`: the whole table has to be looked at.
+    #[must_use]
+    pub fn moves_by(&self, patch: &Patch) -> Option<Moves> {
+        // A table is in the order of its ids.
+        if self.pools.is_empty() || self.by_id.iter().zip(0..).any(|(&at, place)| at != place) {
+            return None;
+        }
+        let stays = patch.endpoints.iter().filter_map(|it| self.index_of(&it.id));
+        let stays: Vec<usize> = stays.collect();
+        let goes: Vec<usize> = patch.gone.iter().filter_map(|id| self.index_of(id)).collect();
+        // Where nobody has a weight, all have the same; who has none beside others gets nothing.
+        let weighs = patch.endpoints.iter().any(|it| it.weight > 0);
+        let others = || {
+            let left =
+                |at: &usize| stays.binary_search(at).is_ok() || goes.binary_search(at).is_ok();
+            self.sites.iter().enumerate().any(|(at, site)| site.weight > 0 && !left(&at))
+        };
+        if self.weightless == (weighs || others()) {
+            return None;
+        }
+        let new = patch.endpoints.iter().filter_map(|it| self.place_of(&it.id).err());
+        let (mut new, mut goes) = (new.peekable(), goes.into_iter().peekable());
+        let mut from = Vec::with_capacity(self.sites.len().saturating_add(patch.endpoints.len()));
+        for at in 0..self.sites.len() {
+            while new.next_if_eq(&at).is_some() {
+                from.push(None);
+            }
+            if goes.next_if_eq(&at).is_none() {
+                from.push(Some(at));
+            }
+        }
+        from.extend(new.map(|_| None));
+        (from.len() <= MAX_ENDPOINTS).then(|| Moves::new(from.into_iter(), self.sites.len()))
+    }
+
+    /// Takes what changed of the table, with its [`Self::moves_by`].
+    pub fn amend_by<'a>(&mut self, patch: &'a Patch, moves: &Moves, zone: &str, now: Now) {
+        self.field.tick(now);
+        let zone = if self.field.policy.zone_aware { zone } else { "" };
+        let around = Around { zone, weightless: self.weightless };
+        let arranged = !moves.is_none();
+        if arranged {
+            let new = patch.endpoints.iter().filter(|it| self.place_of(&it.id).is_err());
+            let new: Vec<&Endpoint> = new.collect();
+            self.begin();
+            self.arrange(moves, new.into_iter());
+            self.note_news(now);
+        }
+        let place = |it: &'a Endpoint| Some((self.place_of(&it.id).ok()?, it));
+        let places: Vec<(usize, &Endpoint)> = patch.endpoints.iter().filter_map(place).collect();
+        let mut changed = arranged;
+        let mut readdressed = Vec::new();
+        for (at, endpoint) in &places {
+            let Some(site) = self.sites.get_mut(*at) else { continue };
+            let (address, stance) = (endpoint.socket_addr(), around.stance(endpoint));
+            readdressed.extend((site.address != address).then_some(*at));
+            changed |= site.address != address || site.stance() != stance;
+            site.address = address;
+            site.take(stance);
+        }
+        if arranged || !readdressed.is_empty() {
+            self.sort(moves, &readdressed);
+            self.by_id = (0..self.sites.len() as u32).collect();
+        }
+        let index = self.index.amended(&self.field.policy, moves, &places);
+        if changed || index != self.index {
+            if !arranged {
+                self.begin();
+            }
+            self.draw_anew(now);
+            self.index = index;
+        }
+    }
+
+    /// Where the endpoint with this id stands, or would.
+    fn place_of(&self, id: &str) -> Result<usize, usize> {
+        self.sites.binary_search_by(|site| site.id.as_str().cmp(id))
     }
 }

@@ -134,6 +134,7 @@ impl Balancer {
                 let mut means = Means {
                     policy: &self.field.policy,
                     memory: &self.memory,
+                    places: &self.by_address,
                     now: self.field.clock.now,
                     credit: (at > 0).then_some(&mut self.credit),
                     refused: &mut self.refused,

@@ -1,11 +1,14 @@
 use std::time::Duration;
 
-use proptest::prelude::{Strategy as _, any, prop, prop_assert_eq, prop_oneof, proptest};
+use pintle_contract::{Patch, Version};
+use proptest::prelude::{
+    Strategy as _, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest,
+};
 use rand::SeedableRng;
 
 use super::*;
 use crate::policy::{SlowStart, Strategy, SubsetFallback};
-use crate::{Dice, Picks, Request, Sample};
+use crate::{Dice, Picks, Request, Sample, Want};
 
 const STRATEGIES: [Strategy; 7] = [
     Strategy::P2c,
@@ -190,4 +193,100 @@ fn a_table_that_says_the_same_of_all_builds_nothing() {
     table.remove(1);
     balancer.update(&policy, &table, "", now);
     assert_eq!((balancer.index_of("e2"), balancer.index_of("e1")), (Some(1), None));
+}
+
+/// An endpoint of a table that patches lead to.
+fn listed(id: u8, kind: u8) -> Endpoint {
+    let address = SocketAddr::from(([10, 0, kind % 2, id % 16], 80));
+    let label = |at: u8| format!("v{}", at % 3);
+    Endpoint {
+        weight: u32::from(kind % 4),
+        zone: if kind & 4 == 0 { "here" } else { "there" }.to_owned(),
+        tags: [label(kind), label(id)].into(),
+        metadata: [("version".to_owned(), label(kind >> 3))].into(),
+        ..Endpoint::new(format!("e{id:03}"), address)
+    }
+}
+
+fn table_of(kinds: &BTreeMap<u8, u8>) -> Vec<Endpoint> {
+    kinds.iter().map(|(id, kind)| listed(*id, *kind)).collect()
+}
+
+proptest! {
+    /// Whoever comes, goes, moves or changes, and whatever was learned before: a balancer that is
+    /// told what changed is one that was told the whole table.
+    #[test]
+    fn a_patch_comes_to_what_the_whole_table_does(
+        first in prop::collection::btree_map(0_u8..40, 0_u8..64, 1..30),
+        changes in prop::collection::vec(
+            (prop::collection::btree_map(0_u8..40, prop::option::of(0_u8..64), 0..6), 0_usize..30), 1..8),
+        strategy in prop::sample::select(vec![Strategy::P2c, Strategy::RingHash, Strategy::RoundRobin]),
+    ) {
+        let policy = serde_json::json!({"zone_aware": true, "subset": [
+            {"header": "x-version", "metadata": "version"}, {"header": "x-tag", "tag": true}],
+            "subset_default": {"tags": ["v1"]}, "failover": {"tag": "v2"}});
+        let mut policy: Policy = pintle_settings::read("select", policy).unwrap();
+        policy.strategy = strategy;
+        let mut now = Now::from_millis(1_000_000);
+        let new = || Balancer::new("s", &policy, &table_of(&first), "here", 1, now);
+        let (mut patched, mut whole) = (new(), new());
+        let mut kinds = first.clone();
+        for (change, asked) in changes {
+            for balancer in [&mut patched, &mut whole] {
+                let index = asked % balancer.len().max(1);
+                balancer.started(index, now);
+                let sample = Sample { latency: Some(Duration::from_millis(7)), ..Sample::default() };
+                balancer.observed(index, now, sample);
+                balancer.set_verdict(index, Verdict::Blocked);
+            }
+            now = now.after(Duration::from_millis(100));
+            let before = table_of(&kinds);
+            for (id, kind) in change {
+                match kind {
+                    Some(kind) => drop(kinds.insert(id, kind)),
+                    None => drop(kinds.remove(&id)),
+                }
+            }
+            let table = table_of(&kinds);
+            let known = |it: &Endpoint| table.iter().any(|now| now.id == it.id);
+            let patch = Patch {
+                service: "s".to_owned(),
+                from: Version::default(),
+                version: Version::default(),
+                endpoints: table.iter().filter(|it| !before.contains(it)).cloned().collect(),
+                gone: before.iter().filter(|it| !known(it)).map(|it| it.id.clone()).collect(),
+            };
+            whole.update(&policy, &table, "here", now);
+            if let Some(moves) = patched.moves_by(&patch) {
+                patched.amend_by(&patch, &moves, "here", now);
+            } else {
+                let weightless = |table: &[Endpoint]| table.iter().all(|it| it.weight == 0);
+                prop_assert!(weightless(&before) || weightless(&table), "{:?}", patch);
+                patched.update(&policy, &table, "here", now);
+            }
+            let known = |it: &Balancer| {
+                let site = |site: &Site| (site.id.clone(), site.address, site.weight, site.local, site.verdict, site.key);
+                (it.sites.iter().map(site).collect::<Vec<_>>(), it.field.grains.clone(), it.field.states.clone())
+            };
+            prop_assert_eq!(known(&patched), known(&whole));
+            let orders = |it: &Balancer| {
+                (it.by_id.clone(), it.by_address.clone(), it.by_key.clone(), it.by_pin.clone(), it.index.clone())
+            };
+            prop_assert_eq!(orders(&patched), orders(&whole));
+            let loads = |it: &Balancer| format!("{:?} {:?} {}", it.field.loads, it.field.histories, it.active);
+            prop_assert_eq!(loads(&patched), loads(&whole));
+            prop_assert_eq!(chosen(&mut patched, now), chosen(&mut whole, now));
+            for hash in 0..20_u64 {
+                let version = format!("v{}", hash % 4);
+                let wants = [Want { selector: (hash % 2) as usize, value: version.as_bytes() }];
+                let request = Request { hash: Some(hash << 50), subset: &wants, ..Request::default() };
+                let pick = |it: &mut Balancer| {
+                    let mut picks = Picks::new();
+                    let choice = it.pick(&request, now, &mut Dice::seed_from_u64(hash), &mut picks);
+                    (choice, picks.as_slice().to_vec())
+                };
+                prop_assert_eq!(pick(&mut patched), pick(&mut whole));
+            }
+        }
+    }
 }

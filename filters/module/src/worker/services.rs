@@ -238,12 +238,11 @@ impl Services {
             return None;
         };
         let allowed = |it: &Endpoint| config.addresses.check(it.address).is_ok();
-        if !patch.endpoints.iter().all(allowed) || !service.amend(patch, &self.zone, turn.now) {
-            return self.load(&patch.service, config, turn);
-        }
+        let new = patch.endpoints.iter().all(allowed);
+        let new = new.then(|| service.amend(patch, &self.memory, &self.zone, turn.now)).flatten();
+        let Some(new) = new else { return self.load(&patch.service, config, turn) };
         self.version = self.version.max(patch.version);
-        let name = patch.service.as_str().into();
-        Some(Replaced { name, new: Vec::new() })
+        Some(Replaced { name: patch.service.as_str().into(), new })
     }
 
     /// A table came from the agent.
