@@ -85,7 +85,14 @@ impl Deck {
         if matches!(strategy, Strategy::P2c | Strategy::RingHash | Strategy::Maglev) {
             // Whoever answered least recently is next. Where nobody did, workers begin differently.
             order.shuffle(&mut Dice::seed_from_u64(seed));
-            order.sort_by_key(|&i| field.histories.get(i as usize).map(|past| past.sampled_at));
+            let sampled_at =
+                |i: u32| field.histories.get(i as usize).map_or(0, |past| past.sampled_at);
+            let asked: Vec<u32> = order.extract_if(.., |i| sampled_at(*i) > 0).collect();
+            let never = order.len();
+            order.extend(asked);
+            if let Some(asked) = order.get_mut(never..) {
+                asked.sort_by_key(|&i| sampled_at(i));
+            }
         }
         let grains = || table.iter().map(|&i| field.grains(i));
         self.lightest = grains().min().unwrap_or(0);

@@ -6,19 +6,22 @@
 /// Of every endpoint, both ways.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moves {
-    /// By index now, where it was.
+    /// By index now, where it was; none where everybody is where it was.
     from: Vec<u32>,
     /// By index before, where it is.
     to: Vec<u32>,
-    /// Whether few have come or gone, and the others are in the order in which they were.
-    few: bool,
+    /// Those that have come, by their indices now, ascending.
+    new: Vec<u32>,
+    /// Those that have gone, by their indices before, ascending.
+    gone: Vec<u32>,
+    /// Those that stay are in the order in which they were.
+    ordered: bool,
 }
-
-/// Many more are moved one by one sooner than all others for each of them.
-const FEW: usize = 16;
 
 /// Of one that has come, or gone.
 const NOWHERE: u32 = u32::MAX;
+/// Many more are moved one by one sooner than all others for each of them.
+const FEW: usize = 16;
 
 impl Moves {
     /// `from`: of every endpoint of the table, where it was among `before`. Who is named twice
@@ -32,39 +35,53 @@ impl Moves {
             }
             _ => NOWHERE,
         });
-        let mut moves = Self { from: from.collect(), to, few: false };
-        let changes = moves.new_ones().chain(moves.gone()).take(FEW + 1).count();
-        moves.few = changes <= FEW
-            && moves.from.iter().filter(|&&from| from != NOWHERE).is_sorted_by(|a, b| a < b);
-        moves
+        let from: Vec<u32> = from.collect();
+        let (new, gone) = (nowhere(&from), nowhere(&to));
+        let ordered = from.iter().filter(|&&from| from != NOWHERE).is_sorted();
+        Self { from, to, new, gone, ordered }
+    }
+
+    /// Everybody is where it was, and nobody else.
+    pub(crate) fn none() -> Self {
+        Self::new(std::iter::empty(), 0)
     }
 
     /// Where the endpoint that was at `before` is; `None`: it has gone.
     #[must_use]
     pub fn to(&self, before: usize) -> Option<usize> {
+        if self.is_none() {
+            return Some(before);
+        }
         self.to.get(before).filter(|&&at| at != NOWHERE).map(|&at| at as usize)
     }
 
     /// Those that have come, by their indices now, ascending.
-    pub fn new_ones(&self) -> impl Iterator<Item = usize> + Clone {
-        nowhere(&self.from)
+    pub fn new_ones(&self) -> impl ExactSizeIterator<Item = usize> + Clone {
+        self.new.iter().map(|&at| at as usize)
     }
 
     /// Those that have gone, by their indices before, ascending.
-    pub fn gone(&self) -> impl Iterator<Item = usize> + Clone {
-        nowhere(&self.to)
+    pub fn gone(&self) -> impl DoubleEndedIterator<Item = usize> + ExactSizeIterator {
+        self.gone.iter().map(|&at| at as usize)
     }
 
     /// Whether everybody is where it was, and nobody else.
-    pub(crate) fn is_none(&self) -> bool {
-        self.from.len() == self.to.len() && self.from.iter().zip(0..).all(|(&from, at)| from == at)
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        self.new.is_empty() && self.gone.is_empty() && self.ordered
+    }
+
+    const fn are_few(&self) -> bool {
+        self.ordered && self.new.len().saturating_add(self.gone.len()) <= FEW
     }
 
     /// What is kept by index, in the new order. `new`: of those that have come, in their order.
     pub fn carry<T>(&self, mut kept: Vec<T>, mut new: impl Iterator<Item = T>) -> Vec<T> {
-        if self.few && kept.len() == self.to.len() {
-            let gone: Vec<usize> = self.gone().collect();
-            gone.into_iter().rev().for_each(|at| drop(kept.remove(at)));
+        if self.is_none() {
+            return kept;
+        }
+        if self.are_few() && kept.len() == self.to.len() {
+            self.gone().rev().for_each(|at| drop(kept.remove(at)));
             self.new_ones().zip(new).for_each(|(at, new)| kept.insert(at, new));
             return kept;
         }
@@ -86,10 +103,12 @@ impl Moves {
         new: impl Iterator<Item = (K, u32)>,
     ) {
         sorted.retain_mut(|(_, at)| {
-            *at = self.to.get(*at as usize).copied().unwrap_or(NOWHERE);
+            if !self.is_none() {
+                *at = self.to.get(*at as usize).copied().unwrap_or(NOWHERE);
+            }
             *at != NOWHERE && (away.is_empty() || away.binary_search(&(*at as usize)).is_err())
         });
-        if self.few && away.len() <= FEW {
+        if self.are_few() && away.len() <= FEW {
             for new in new {
                 sorted.insert(sorted.partition_point(|it| *it < new), new);
             }
@@ -100,8 +119,8 @@ impl Moves {
     }
 }
 
-fn nowhere(list: &[u32]) -> impl Iterator<Item = usize> + Clone {
-    list.iter().enumerate().filter(|&(_, &at)| at == NOWHERE).map(|(at, _)| at)
+fn nowhere(list: &[u32]) -> Vec<u32> {
+    list.iter().zip(0..).filter(|&(&at, _)| at == NOWHERE).map(|(_, at)| at).collect()
 }
 
 #[cfg(test)]
@@ -124,8 +143,8 @@ mod tests {
     fn few_and_many_come_to_the_same() {
         for from in [vec![None, Some(1), None, Some(3), Some(4)], vec![Some(0), Some(4), None]] {
             let few = Moves::new(from.into_iter(), 5);
-            assert!(few.few);
-            let many = Moves { few: false, ..few.clone() };
+            assert!(few.are_few());
+            let many = Moves { ordered: false, ..few.clone() };
             let carried = |it: &Moves| it.carry(vec![10, 11, 12, 13, 14], [20, 21].into_iter());
             assert_eq!(carried(&few), carried(&many));
             let renumbered = |it: &Moves| {
@@ -136,13 +155,15 @@ mod tests {
             assert_eq!(renumbered(&few), renumbered(&many));
         }
         let all = |from: std::ops::Range<usize>| Moves::new(from.map(Some), 40);
-        assert!(!all(20..40).few && all(0..40).few && all(1..40).few);
+        assert!(!all(20..40).are_few() && all(0..40).are_few() && all(1..40).are_few());
     }
 
     #[test]
     fn where_nobody_moves_everything_stays() {
         let moves = Moves::new([Some(0), Some(1)].into_iter(), 2);
         assert!(moves.is_none());
+        assert_eq!(Moves::none().to(7), Some(7));
+        assert_eq!(Moves::none().carry(vec![1], [2].into_iter()), [1]);
         assert_eq!(moves.carry(vec![4, 5], std::iter::empty()), [4, 5]);
         assert!(!Moves::new([Some(0)].into_iter(), 2).is_none());
         assert!(!Moves::new([Some(0), None].into_iter(), 1).is_none());

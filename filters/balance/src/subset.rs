@@ -229,7 +229,9 @@ impl Index {
 
 fn is_default(policy: &Policy, endpoint: &Endpoint) -> bool {
     let SubsetDefault { metadata: wanted, tags } = &policy.subset_default;
-    wanted.iter().all(|(key, value)| metadata(endpoint, key) == Some(value.as_str()))
+    // Nobody asks for it where there is nothing that could be asked for.
+    !policy.subset.is_empty()
+        && wanted.iter().all(|(key, value)| metadata(endpoint, key) == Some(value.as_str()))
         && tags.iter().all(|tag| endpoint.tags.contains(tag))
 }
 

@@ -170,7 +170,7 @@ impl Service {
         let moves = self.balancer.moves_by(patch)?;
         let new = patch.endpoints.iter().filter(|it| self.balancer.index_of(&it.id).is_none());
         let new: Vec<&str> = new.map(|endpoint| endpoint.id.as_str()).collect();
-        if !new.is_empty() || moves.gone().next().is_some() {
+        if !moves.is_none() {
             let come = new.iter().map(|id| Demand::of_endpoint(id)).sum::<u64>();
             let gone = moves.gone().filter_map(|at| self.balancer.id_of(at));
             let gone = gone.map(Demand::of_endpoint).sum();
@@ -193,7 +193,7 @@ impl Service {
     /// What is kept of endpoints by their indices, before the balancer's change; `new`: the ids of
     /// those that have come, in their order.
     fn carry<'a>(&mut self, moves: &Moves, new: impl Iterator<Item = &'a str>) {
-        if self.removed.len().saturating_add(moves.gone().count()) > MAX_REMOVED {
+        if self.removed.len().saturating_add(moves.gone().len()) > MAX_REMOVED {
             self.removed.clear();
         }
         let counts = moves.gone().filter_map(|at| {

@@ -118,6 +118,9 @@ impl Balancer {
         if self.weightless == (weighs || others()) {
             return None;
         }
+        if goes.is_empty() && stays.len() == patch.endpoints.len() {
+            return Some(Moves::none());
+        }
         let new = patch.endpoints.iter().filter_map(|it| self.place_of(&it.id).err());
         let (mut new, mut goes) = (new.peekable(), goes.into_iter().peekable());
         let mut from = Vec::with_capacity(self.sites.len().saturating_add(patch.endpoints.len()));
