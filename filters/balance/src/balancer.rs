@@ -60,6 +60,8 @@ pub struct Balancer {
     by_key: Vec<(u64, u32)>,
     by_pin: Vec<(Pin, u32)>,
     index: Index,
+    /// Of a table of which nobody has asked yet: pools and index are of the one before.
+    undrawn: Option<Index>,
     /// The first is the whole service.
     pools: Vec<Pool>,
     pool_of: BTreeMap<Key, usize>,
@@ -144,6 +146,7 @@ impl Balancer {
             by_key: Vec::new(),
             by_pin: Vec::new(),
             index: Index::default(),
+            undrawn: None,
             pools: Vec::new(),
             pool_of: BTreeMap::new(),
             evict: 1,
@@ -198,8 +201,7 @@ impl Balancer {
         by_id.sort_unstable();
         self.by_id = by_id.into_iter().map(|(_, at)| at).collect();
         let index = Index::build(policy, endpoints);
-        self.draw_anew(now);
-        self.index = index;
+        self.draw_later(index);
     }
 
     /// The endpoints, or what is known of them by the table, are about to change.
@@ -243,24 +245,36 @@ impl Balancer {
         }
     }
 
-    /// Builds what is drawn from, after sites have changed.
-    fn draw_anew(&mut self, now: Now) {
+    /// After sites have changed: what is drawn from is built by the next request. Ten changes a
+    /// second are more than many workers have requests.
+    fn draw_later(&mut self, index: Index) {
         self.probes.clear();
         self.field.states = self.sites.iter().map(Site::state).collect();
         let owed = self.field.states.iter().zip(0..).filter(|(s, _)| **s == State::Probe);
         self.probes.extend(owed.map(|(_, i)| i));
         self.spread_remote();
-        self.weigh(now);
+        self.undrawn = Some(index);
+    }
 
+    /// Builds what is drawn from, where sites have changed since.
+    fn draw(&mut self, now: Now) {
+        let Some(index) = self.undrawn.take() else { return };
+        self.weigh(now);
         let everyone = (0..self.sites.len() as u32).collect();
         let mut whole = Pool::build(Key::default(), everyone, &self.sites);
         if let Some(stands) = self.retire() {
             whole.keep_stands(stands, Shape::of(&self.field.policy));
         }
+        self.index = index;
         self.pools.push(whole);
         self.refresh_pool(0, now);
         self.refreshed = now;
         self.stale = false;
+    }
+
+    /// The index of the newest table.
+    fn newest_index(&self) -> &Index {
+        self.undrawn.as_ref().unwrap_or(&self.index)
     }
 
     fn newcomer(&self, endpoint: &Endpoint) -> Site {
@@ -383,7 +397,10 @@ impl Balancer {
     /// Whether any endpoint is eligible, and not as a probe only.
     #[must_use]
     pub fn has_open(&self) -> bool {
-        self.pools.first().is_some_and(Pool::has_open)
+        match self.pools.first() {
+            Some(pool) if self.undrawn.is_none() => pool.has_open(),
+            _ => self.sites.iter().any(|site| site.state() == State::Open),
+        }
     }
 
     /// What the breaker says; call it on change only. O(pools).
@@ -405,7 +422,7 @@ impl Balancer {
             self.probes.push(i);
         }
         let grains = self.field.grains.get(index).copied().unwrap_or(0);
-        let Some(site) = self.sites.get(index) else { return };
+        let Some(site) = self.sites.get(index).filter(|_| self.undrawn.is_none()) else { return };
         for pool in &mut self.pools {
             if pool.key == Key::default() || self.index.matches(&pool.key, i) {
                 self.stale |= pool.shift(site, grains, before, after);

@@ -74,11 +74,11 @@ impl Balancer {
         let stays = |(site, endpoint): (&Site, &Endpoint)| {
             site.id == endpoint.id && site.address == endpoint.socket_addr()
         };
-        if self.pools.is_empty()
+        if self.sites.is_empty()
             || self.sites.len() != endpoints.len()
             || self.field.policy != *policy
             || !self.sites.iter().zip(endpoints).all(stays)
-            || self.index != Index::build(policy, endpoints)
+            || *self.newest_index() != Index::build(policy, endpoints)
         {
             return false;
         }
@@ -93,7 +93,7 @@ impl Balancer {
         self.field.tick(now);
         if changed {
             self.begin();
-            self.draw_anew(now);
+            self.draw_later(self.newest_index().clone());
         }
         true
     }
@@ -102,7 +102,7 @@ impl Balancer {
     #[must_use]
     pub fn moves_by(&self, patch: &Patch) -> Option<Moves> {
         // A table is in the order of its ids.
-        if self.pools.is_empty() || self.by_id.iter().zip(0..).any(|(&at, place)| at != place) {
+        if self.sites.is_empty() || self.by_id.iter().zip(0..).any(|(&at, place)| at != place) {
             return None;
         }
         let stays = patch.endpoints.iter().filter_map(|it| self.index_of(&it.id));
@@ -165,13 +165,12 @@ impl Balancer {
             self.sort(moves, &readdressed);
             self.by_id = (0..self.sites.len() as u32).collect();
         }
-        let index = self.index.amended(&self.field.policy, moves, &places);
-        if changed || index != self.index {
+        let index = self.newest_index().amended(&self.field.policy, moves, &places);
+        if changed || index != *self.newest_index() {
             if !arranged {
                 self.begin();
             }
-            self.draw_anew(now);
-            self.index = index;
+            self.draw_later(index);
         }
     }
 

@@ -68,6 +68,7 @@ impl Balancer {
         if self.sites.is_empty() {
             return Err(Nothing::Empty);
         }
+        self.draw(now);
         self.field.set_panic(false);
         if self.growing || self.stale {
             self.refresh(now);

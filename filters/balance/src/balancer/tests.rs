@@ -174,18 +174,25 @@ fn a_table_of_the_same_endpoints_comes_to_what_a_new_one_does() {
 }
 
 #[test]
-fn a_table_that_says_the_same_of_all_builds_nothing() {
+fn a_table_that_says_the_same_of_all_builds_nothing_and_others_only_for_requests() {
     let now = Now::from_millis(1_000_000);
     let policy = Policy::default();
     let mut table = endpoints(&[1, 2, 3]);
     let mut balancer = Balancer::new("s", &policy, &table, "", 1, now);
-    let before = balancer.weighed;
+    chosen(&mut balancer, now);
+    assert_eq!(balancer.weighed, 1);
     table[1].tags = ["canary".to_owned()].into();
     balancer.update(&policy, &table, "", now);
-    assert_eq!(balancer.weighed, before);
-    table[1].weight = 9;
-    balancer.update(&policy, &table, "", now);
-    assert_eq!(balancer.weighed, before + 1);
+    chosen(&mut balancer, now);
+    assert_eq!(balancer.weighed, 1);
+    for weight in [7, 8, 9] {
+        table[1].weight = weight;
+        balancer.update(&policy, &table, "", now);
+    }
+    assert_eq!((balancer.weighed, balancer.has_open()), (1, true));
+    chosen(&mut balancer, now);
+    chosen(&mut balancer, now);
+    assert_eq!(balancer.weighed, 2);
     // Another address, and another endpoint.
     table[1].port += 1;
     balancer.update(&policy, &table, "", now);
