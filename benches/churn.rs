@@ -3,10 +3,10 @@
 //! Two Envoys of two workers on one machine, as shipped and without the module, with the same EDS
 //! from the same agent, serve the same load of one service at the same time. Beside it:
 //!
-//! - *large*: another service of 10,000 endpoints is in use, and one of them changes its weight ten
+//! - *large*: another service of 10,000 endpoints is in use, and one of them has another weight ten
 //!   times a second;
-//! - *replaced*, *ring*, *maglev*: one of them goes and another one comes, ten times a second, under
-//!   `p2c`, `ring_hash` and `maglev`;
+//! - *replaced*, *ring*, *maglev*: one of them goes and another comes ten times a second, under `p2c`,
+//!   `ring_hash` and `maglev`;
 //! - *many*: 10,000 services of ten endpoints are registered, of which nobody asks for any;
 //! - *restart*: the agent is restarted while they are.
 //!

@@ -21,6 +21,8 @@ struct Account {
     returns: Cell<u64>,
     /// Tables that are being built.
     building: Cell<u32>,
+    /// Whether a table was refused since anything was given back.
+    short: Cell<bool>,
     /// Bytes of the rings and tables, and how many of each size there are.
     tables: RefCell<BTreeMap<u64, u32>>,
 }
@@ -69,6 +71,7 @@ impl Memory {
             held: Cell::new(0),
             returns: Cell::new(0),
             building: Cell::new(0),
+            short: Cell::new(false),
             tables: RefCell::default(),
         }))
     }
@@ -83,6 +86,12 @@ impl Memory {
     #[must_use]
     pub fn building(&self) -> u32 {
         self.0.building.get()
+    }
+
+    /// Whether a ring or table was refused, and nothing was given back since.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.0.short.get()
     }
 
     /// How often something was given back, or was built: what was refused before may fit now.
@@ -102,7 +111,11 @@ impl Memory {
     pub(crate) fn take_for_table(&self, bytes: u64, replaces: bool) -> Result<Hold, OverBudget> {
         let largest = self.0.tables.borrow().last_key_value().map_or(0, |(bytes, _)| *bytes);
         let reserve = if replaces { 0 } else { largest.max(bytes) };
-        self.take_beside(bytes, reserve, true)
+        let taken = self.take_beside(bytes, reserve, true);
+        if taken.is_err() {
+            self.0.short.set(true);
+        }
+        taken
     }
 
     fn take_beside(&self, bytes: u64, reserve: u64, is_table: bool) -> Result<Hold, OverBudget> {
@@ -125,6 +138,10 @@ impl Memory {
 }
 
 impl Hold {
+    pub(crate) fn is_missed(&self) -> bool {
+        self.memory.is_short()
+    }
+
     /// How many.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
@@ -134,7 +151,8 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let Account { held, returns, tables, .. } = &*self.memory.0;
+        let Account { held, returns, tables, short, .. } = &*self.memory.0;
+        short.set(false);
         held.set(held.get().saturating_sub(self.bytes));
         returns.set(returns.get().wrapping_add(1));
         if self.is_table {

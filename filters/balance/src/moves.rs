@@ -94,8 +94,8 @@ impl Moves {
         carried
     }
 
-    /// The same of a sorted list of indices by something of theirs, without those whose index now is
-    /// `away`; `new`: of all others that are to be in it.
+    /// The same of a sorted list of indices by something of theirs. Those whose index now is in
+    /// `away` leave it; `new`: those that are to be in it beside the rest.
     pub(crate) fn renumber<K: Ord>(
         &self,
         sorted: &mut Vec<(K, u32)>,

@@ -14,7 +14,8 @@
 //! outside of requests ([`crate::Balancer::build`]); until it is done, and where it is refused, the
 //! one before serves, with its endpoints as they are now, and without one there is no table. One
 //! that is being built when the endpoints change is finished, so that changes that come faster than
-//! it can be built never keep it away. One that nobody asks for any more waits as far as it is.
+//! it can be built never keep it away. One that nobody asks for any more waits as far as it is, and
+//! is given up where another needs its memory.
 
 use std::net::SocketAddr;
 
@@ -117,8 +118,9 @@ impl Stand {
         self.table.is_none() && self.coming.is_none()
     }
 
-    pub(crate) fn is_coming(&self) -> bool {
-        self.coming_bytes().is_some()
+    /// Whether something is coming, if only later.
+    pub(crate) const fn is_coming(&self) -> bool {
+        self.coming.is_some()
     }
 
     /// Bytes of what is coming, and does not wait.
@@ -213,6 +215,10 @@ impl Stand {
         let Some(coming) = &mut self.coming else { return };
         if now.0.abs_diff(coming.asked_at) > WANTED {
             coming.building = None;
+            if coming.hold.is_missed() {
+                self.coming = None;
+                self.state = State::Unasked;
+            }
         } else if let Some(table) = coming.build.advance(pace)
             && let Some(Coming { hold, .. }) = self.coming.take()
         {

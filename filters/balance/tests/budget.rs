@@ -290,11 +290,33 @@ fn what_nobody_asks_for_any_more_waits_and_goes_on_where_it_was() {
     }
     assert_eq!((world.balancer.is_building(), memory.building()), (true, 1));
     assert_eq!(slice(&mut world, later(11)), 0);
-    assert_eq!((world.balancer.is_building(), memory.building()), (false, 0));
+    assert_eq!(memory.building(), 0);
     assert!(memory.held() > 0, "what there is of it is kept");
     world.pick(1, &[]);
     assert_eq!((world.balancer.is_building(), memory.building()), (true, 1));
     let rest = world.build();
     assert!(rest.abs_diff(whole / 2) <= 2, "{rest} after half of {whole}");
     assert!(world.owners(10).1);
+}
+
+#[test]
+fn what_waits_gives_way_to_what_is_asked_for() {
+    let ring = policy(serde_json::json!({"strategy": "ring_hash", "minimum_ring_size": 50_000}));
+    // Two, and room to build one of them anew.
+    let memory = Memory::new(2 * Cost::of(&ring, [1; 10]).bytes);
+    let mut worlds = [0, 1].map(|_| World::new(&ring, &endpoints(10), &memory));
+    worlds[0].pick(1, &[]);
+    worlds[1].pick(1, &[]);
+    assert!(memory.is_short());
+    let later = |seconds: u64| Now(NOW.0 + seconds * 1_000_000_000);
+    worlds[0].balancer.build(later(9), || false);
+    assert!(worlds[0].balancer.is_building() && memory.held() > 0);
+    worlds[0].balancer.build(later(11), || false);
+    assert_eq!(
+        (worlds[0].balancer.is_building(), memory.held(), memory.is_short()),
+        (false, 0, false)
+    );
+    worlds[1].pick(1, &[]);
+    assert!(worlds[1].build() > 50);
+    assert!(worlds[1].owners(10).1);
 }

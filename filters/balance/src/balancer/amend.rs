@@ -1,9 +1,9 @@
 //! A table of which little changed: what stays the same is not built again.
 //!
 //! Of ten thousand endpoints one changes its weight, its health or what is said of it, or is
-//! replaced by another, ten times a second. Names, keys and the orders in which they are searched
-//! stay then, but for that one; the draws are built anew where somebody came or went, or a weight, a
-//! health, a zone or a tier changed, and nothing is where only an opinion or a label did.
+//! replaced by another, ten times a second. The names, keys and orders of the others stay then. The
+//! draws are built anew where somebody came or went, or a weight, a health, a zone or a tier
+//! changed; nothing is where only an opinion did, or a label that no policy reads.
 
 use pintle_contract::{Endpoint, Health, MAX_ENDPOINTS, Now, Patch};
 

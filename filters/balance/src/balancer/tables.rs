@@ -18,7 +18,7 @@ impl Balancer {
         self
     }
 
-    /// Whether a ring or table is on its way: [`Self::build`] goes on with it.
+    /// Whether a ring or table is on its way, or waits on it: [`Self::build`] goes on with it.
     #[must_use]
     pub const fn is_building(&self) -> bool {
         self.building
@@ -32,7 +32,8 @@ impl Balancer {
 
     /// Goes on with the rings and tables on their way for as long as `more`, which is asked every
     /// fraction of a millisecond. Those before serve meanwhile; without one requests are spread as
-    /// by `p2c`. What nobody has asked for in ten seconds waits until somebody does.
+    /// by `p2c`. What nobody has asked for in ten
+    /// seconds waits until somebody does, or another one is refused for want of its memory.
     pub fn build(&mut self, now: Now, mut more: impl FnMut() -> bool) {
         if self.building {
             let mut pace = Pace::new(&mut more);

@@ -344,7 +344,8 @@ impl Services {
 
     /// Goes on with rings and tables that are on their way.
     pub(crate) fn build_tables(&mut self) {
-        if !self.is_building() {
+        // What waits gives way to what is refused.
+        if !self.is_building() && !self.memory.is_short() {
             return;
         }
         let now = host::now();
