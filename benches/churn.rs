@@ -5,8 +5,8 @@
 //!
 //! - *large*: another service of 10,000 endpoints is in use, and one of them has another weight ten
 //!   times a second;
-//! - *replaced*, *ring*, *maglev*: one of them goes and another comes ten times a second, under `p2c`,
-//!   `ring_hash` and `maglev`;
+//! - *replaced*, *ring*, *maglev*: one of them goes and another comes, ten times a second; under
+//!   `p2c`, `ring_hash` and `maglev`;
 //! - *many*: 10,000 services of ten endpoints are registered, of which nobody asks for any;
 //! - *restart*: the agent is restarted while they are.
 //!
