@@ -225,12 +225,14 @@ impl Balancer {
 
     /// Everything that is kept by index; `new`: those that have come, in their order.
     fn arrange<'a>(&mut self, moves: &Moves, new: impl Iterator<Item = &'a Endpoint>) {
+        let mut limits = std::mem::take(&mut self.limits);
+        // There are none before a policy lets them adapt.
+        limits.resize(self.sites.len(), const { Adaptive::new() });
         let sites = std::mem::take(&mut self.sites);
         self.sites = moves.carry(sites, new.map(|endpoint| self.newcomer(endpoint)));
         let Field { loads, histories, clock, policy, .. } = &mut self.field;
         *loads = moves.carry(std::mem::take(loads), repeat_with(|| Load::new(clock)));
         *histories = moves.carry(std::mem::take(histories), repeat_with(History::default));
-        let limits = std::mem::take(&mut self.limits);
         if policy.max_requests.range().is_some() {
             self.limits = moves.carry(limits, repeat_with(Adaptive::new));
         }

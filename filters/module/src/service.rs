@@ -155,6 +155,7 @@ impl Service {
         for (index, endpoint) in table.endpoints.iter().enumerate() {
             self.follow(index, endpoint);
         }
+        self.counts.touch();
         moves.new_ones().collect()
     }
 

@@ -115,7 +115,7 @@ impl Balancer {
                 |at: &usize| stays.binary_search(at).is_ok() || goes.binary_search(at).is_ok();
             self.sites.iter().enumerate().any(|(at, site)| site.weight > 0 && !left(&at))
         };
-        if self.weightless == (weighs || others()) {
+        if self.weightless == (weighs || (!self.weightless && others())) {
             return None;
         }
         if goes.is_empty() && stays.len() == patch.endpoints.len() {
