@@ -197,6 +197,13 @@ impl Stand {
         }
     }
 
+    /// What is coming waits until it is asked for again.
+    pub(crate) fn wait(&mut self) {
+        if let Some(coming) = &mut self.coming {
+            coming.building = None;
+        }
+    }
+
     /// Somebody asks for what is coming: should it wait, it waits no longer. There is nothing to
     /// settle.
     fn go_on(&mut self, means: &mut Means<'_>) -> bool {

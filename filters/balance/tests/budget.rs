@@ -320,3 +320,31 @@ fn what_waits_gives_way_to_what_is_asked_for() {
     assert!(worlds[1].build() > 50);
     assert!(worlds[1].owners(10).1);
 }
+
+#[test]
+fn a_ring_of_a_subset_waits_after_a_change_until_the_subset_is_asked_for() {
+    let ring = policy(serde_json::json!({"strategy": "ring_hash", "minimum_ring_size": 50_000,
+        "subset": [{"header": "x-tag", "tag": true}]}));
+    let memory = Memory::default();
+    let mut tagged = endpoints(10);
+    for endpoint in &mut tagged {
+        endpoint.tags = ["a".to_owned()].into();
+    }
+    let mut world = World::new(&ring, &tagged, &memory);
+    let wants = [Want { selector: 0, value: b"a" }];
+    world.pick(1, &wants);
+    assert_eq!(memory.building(), 1);
+    tagged[0].port += 1;
+    world.balancer.update(&ring, &tagged, "", NOW);
+    world.pick(1, &[]);
+    assert_eq!(memory.building(), 1, "the whole one's");
+    world.build();
+    assert_eq!(memory.building(), 0);
+    world.pick(1, &wants);
+    assert_eq!(memory.building(), 1);
+    world.build();
+    world.pick(1, &wants);
+    world.build();
+    world.pick(1, &wants);
+    assert!(!world.picks.table_missed());
+}

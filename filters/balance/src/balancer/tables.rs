@@ -59,11 +59,13 @@ impl Balancer {
         let whole = pools.next().and_then(Pool::into_stands);
         for pool in pools {
             let words = self.index.words(&pool.key);
-            if let Some(stands) = pool.into_stands() {
-                self.retired.insert(words, stands);
+            if let Some((mut tiers, mut panic)) = pool.into_stands() {
+                // Those on their way wait until they are asked for again.
+                tiers.iter_mut().for_each(|(_, stand)| stand.wait());
+                panic.wait();
+                self.retired.insert(words, (tiers, panic));
             }
         }
-        // Those on their way wait until they are asked for again.
         self.building = whole.is_some();
         whole
     }
