@@ -15,7 +15,6 @@ use pintle_contract::{Endpoint, Health, MAX_ENDPOINTS, Now};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::adaptive::Adaptive;
-use crate::bounded::Shape;
 use crate::clock::Clock;
 use crate::eligible::Field;
 use crate::history::History;
@@ -25,6 +24,7 @@ use crate::moves::Moves;
 use crate::news::News;
 use crate::policy::Policy;
 use crate::pool::{Pool, Stands};
+use crate::shape::Shape;
 use crate::site::Site;
 use crate::slow_start::{self, STEP};
 use crate::stand::Credit;

@@ -15,8 +15,9 @@ use std::net::SocketAddr;
 use crate::eligible::Field;
 use crate::maglev::{Maglev, MaglevBuild};
 use crate::pace::Pace;
-use crate::policy::{HashFunction, Policy, Strategy};
+use crate::policy::{Policy, Strategy};
 use crate::ring_hash::{Ring, RingBuild};
+use crate::shape::Shape;
 use crate::state::State;
 use crate::types::Picks;
 
@@ -37,16 +38,6 @@ pub(crate) struct Placement {
     /// The service's requests in flight.
     pub(crate) active: u64,
     pub(crate) may_probe: bool,
-}
-
-/// What of a policy a ring or table depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
-    strategy: Strategy,
-    pub(crate) function: HashFunction,
-    /// Entries, at least and at most.
-    pub(crate) ring: (u64, u64),
-    table: u64,
 }
 
 /// Address and weight of who stands in a ring or table.
@@ -84,19 +75,6 @@ enum Work {
     Keys(Vec<String>),
     Ring(Box<RingBuild>),
     Maglev(Box<MaglevBuild>),
-}
-
-// === impl Shape ===
-
-impl Shape {
-    pub(crate) const fn of(policy: &Policy) -> Self {
-        Self {
-            strategy: policy.strategy,
-            function: policy.hash_function,
-            ring: (policy.minimum_ring_size, policy.maximum_ring_size),
-            table: policy.table_size,
-        }
-    }
 }
 
 // === impl Build ===

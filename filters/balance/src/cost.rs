@@ -4,9 +4,9 @@
 //! because the lightest gets a whole one. So the cost is of the weights as well as of the sizes of
 //! the policy.
 
-use crate::bounded::Shape;
 use crate::policy::{Policy, Strategy};
 use crate::ring_hash;
+use crate::shape::Shape;
 
 /// Bytes and steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

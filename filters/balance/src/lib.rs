@@ -73,6 +73,7 @@ mod random;
 mod ring_hash;
 mod round_robin;
 mod service;
+mod shape;
 mod site;
 mod slow_start;
 mod stand;

@@ -7,12 +7,13 @@
 use pintle_contract::Now;
 use rand::Rng;
 
-use crate::bounded::{Hashing, Placement, Shape, Sites};
+use crate::bounded::{Hashing, Placement, Sites};
 use crate::deck::Deck;
 use crate::eligible::Field;
 use crate::memory::Hold;
 use crate::pace::Pace;
 use crate::policy::Strategy;
+use crate::shape::Shape;
 use crate::site::Site;
 use crate::stand::{Means, Stand};
 use crate::standing::LeftOut;

@@ -20,11 +20,11 @@
 
 use xxhash_rust::xxh64::xxh64;
 
-use crate::bounded::Shape;
 use crate::chunks::Chunks;
 use crate::hash::murmur2;
 use crate::pace::Pace;
 use crate::policy::HashFunction;
+use crate::shape::Shape;
 
 /// Entries that share the beginning of their hash, on average.
 const HANDFUL: usize = 8;

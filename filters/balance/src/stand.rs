@@ -21,11 +21,12 @@ use std::net::SocketAddr;
 
 use pintle_contract::Now;
 
-use crate::bounded::{Build, Hashing, Shape, Sites};
+use crate::bounded::{Build, Hashing, Sites};
 use crate::cost::Cost;
 use crate::memory::{Building, Hold, Memory, OverBudget};
 use crate::pace::Pace;
 use crate::policy::Policy;
+use crate::shape::Shape;
 
 /// Steps of what is built at once, by the request that first needs it: about a millisecond.
 const AT_ONCE: u64 = 100_000;

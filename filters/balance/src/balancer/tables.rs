@@ -4,10 +4,10 @@
 use pintle_contract::Now;
 
 use super::Balancer;
-use crate::bounded::Shape;
 use crate::memory::{Memory, OverBudget};
 use crate::pace::Pace;
 use crate::pool::{Pool, Stands};
+use crate::shape::Shape;
 use crate::subset::{Key, MAX_POOLS};
 
 impl Balancer {
