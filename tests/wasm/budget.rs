@@ -147,6 +147,33 @@ fn a_large_ring_is_built_in_short_ticks_as_long_as_it_is_asked_for() {
     assert_within_budget(&run);
 }
 
+/// On a busy machine ticks come late; what a whole one does must not wait for ten of them.
+#[test]
+fn whole_ticks_are_as_often_as_ever_where_ticks_come_late() {
+    let mut run = start_with(BUDGET, Duration::from_micros(25));
+    let policy = r#"{"select": {"strategy": "ring_hash", "minimum_ring_size": 1048576,
+        "hash_key": [{"header": "x-user"}]}}"#;
+    run.table_with("orders", endpoints(10), policy);
+    run.complete();
+    run.live(Duration::from_secs(1));
+    ask(&mut run, "orders", 1, 1);
+    run.tick();
+    let before = run.envoy.calls();
+    for _ in 0..20 {
+        run.envoy.stall(Thread::Worker(0));
+        run.live(Duration::from_millis(90));
+        run.envoy.resume(Thread::Worker(0));
+        run.live(Duration::from_millis(10));
+    }
+    let calls = run.envoy.calls().since(&before);
+    assert_eq!(calls.get(HostCall::SetTickPeriod), 0, "it is still being built");
+    // Each of both VMs renews its slot with every whole tick.
+    let written = calls.get(HostCall::SetSharedData);
+    println!("{written} writes of shared data in two seconds");
+    assert!(written >= 40, "{written} writes of shared data");
+    assert_within_budget(&run);
+}
+
 /// A client chooses the values; 200 are in use, with the largest of Maglev's tables for each.
 #[test]
 fn values_that_clients_choose_are_bounded_by_their_requests_and_by_the_budget() {

@@ -15,7 +15,7 @@ use pintle_breaker::Ticket;
 use pintle_contract::{Applied, Note, Now, Patch, Report, Schema, Slot, Up};
 use pintle_hostcalls::{self as host, Level};
 use pintle_policy::Config;
-use pintle_sync::Effect;
+use pintle_sync::{Effect, TICK};
 use rand::{Rng as _, SeedableRng as _};
 
 mod amendments;
@@ -52,10 +52,10 @@ const SLOW: u64 = 10;
 /// cold by then, and ten a second cost a hundredth of a core.
 const CALM: u64 = 10;
 const REST: u64 = 2;
-/// While a ring or table is built ticks come so often, and only each tenth is more than a slice of
-/// that: ten short ones delay a request less than one that is as long.
+/// While a ring or table is built ticks come so often, and so many in turn, at most, are a slice of
+/// it and no more: ten short ones delay a request less than one that is as long.
 const BUILDING: Duration = Duration::from_millis(10);
-const WHOLE: u32 = 10;
+const SHORT: u32 = 9;
 /// Every so many reports, all services are told again, for an agent that has restarted.
 const FULL_REPORT: u64 = 10;
 
@@ -77,8 +77,8 @@ pub(crate) struct Worker {
     ticks: u64,
     /// Ticks in turn before which no request had come.
     calm: u64,
-    /// Short ticks since the last whole one; `None` where all are whole.
-    short: Option<u32>,
+    /// When the last whole tick was, and short ones since; `None` where all are whole.
+    short: Option<(Now, u32)>,
     /// When this VM last looked around.
     looked_at: Now,
     /// Whether there is nothing that the next tick should do at once.
@@ -212,15 +212,19 @@ impl Worker {
 
     // === The tick ===
 
-    /// Whether this tick only goes on with rings and tables, which it then has.
+    /// Whether this tick only goes on with rings and tables, which it then has. Whole ones are as
+    /// often as ever: where a busy machine has ticks come late, fewer are short, and where the clock
+    /// has stepped back they are counted.
     pub(crate) fn is_short_tick(&mut self) -> bool {
-        let Some(short) = &mut self.short else { return false };
-        *short = (*short + 1) % WHOLE;
-        let is_short = *short > 0;
-        if is_short {
-            self.local.services.build_tables();
+        let Some((whole_at, count)) = &mut self.short else { return false };
+        let now = host::now();
+        if *count == SHORT || now.since(*whole_at).saturating_add(BUILDING / 2) >= TICK {
+            self.short = Some((now, 0));
+            return false;
         }
-        is_short
+        *count += 1;
+        self.local.services.build_tables();
+        true
     }
 
     pub(crate) fn tick(&mut self) {
@@ -249,8 +253,9 @@ impl Worker {
             self.local.services.share_confirmation(leading, now);
         }
         self.run_breakers(now);
+        self.local.services.find_building();
         self.local.services.build_tables();
-        self.set_period();
+        self.set_period(now);
         if self.ticks.is_multiple_of(SLOW) {
             if leading {
                 self.amendments.settle(&mut self.local.counters);
@@ -272,12 +277,12 @@ impl Worker {
     }
 
     /// Ticks come more often while a ring or table is built.
-    fn set_period(&mut self) {
+    fn set_period(&mut self, now: Now) {
         let building = self.local.services.is_building();
         if building != self.short.is_some() {
-            let period = if building { BUILDING } else { pintle_sync::TICK };
+            let period = if building { BUILDING } else { TICK };
             if host::set_tick_period(period).is_ok() {
-                self.short = building.then_some(0);
+                self.short = building.then_some((now, 0));
             }
         }
     }

@@ -40,6 +40,8 @@ pub(crate) struct Services {
     /// Which index was read last.
     index: Option<Cas>,
     memory: Memory,
+    /// Those with rings or tables on their way, as they were found with the last whole tick.
+    building: Vec<Rc<str>>,
     /// The newest version among the tables.
     version: Version,
     zone: String,
@@ -66,6 +68,7 @@ impl Services {
             unread: HashMap::new(),
             index: None,
             memory: Memory::new(config.memory),
+            building: Vec::new(),
             version: Version::default(),
             zone: String::from_utf8_lossy(&zone).into_owned(),
             confirmed_at: Now(0),
@@ -342,21 +345,31 @@ impl Services {
         self.memory.building() > 0
     }
 
-    /// Goes on with rings and tables that are on their way.
-    pub(crate) fn build_tables(&mut self) {
+    /// Finds the services with rings and tables on their way.
+    pub(crate) fn find_building(&mut self) {
+        self.building.clear();
         // What waits gives way to what is refused.
-        if !self.is_building() && !self.memory.is_short() {
+        if self.is_building() || self.memory.is_short() {
+            let building = self.by_name.iter().filter(|(_, it)| it.balancer.is_building());
+            self.building.extend(building.map(|(name, _)| Rc::clone(name)));
+        }
+    }
+
+    /// Goes on with rings and tables that are on their way, of the services that were found last.
+    pub(crate) fn build_tables(&mut self) {
+        if self.building.is_empty() {
             return;
         }
         let now = host::now();
         let until = now.after(SLICE);
         let in_time = || host::now() < until;
-        let building = self.by_name.values_mut().filter(|s| s.balancer.is_building());
-        let mut building: Vec<&mut Service> = building.collect();
         // A small one must not wait for a large one, which takes minutes.
-        building.sort_by_key(|service| service.balancer.building_bytes());
-        for service in building {
-            service.balancer.build(now, in_time);
+        let bytes = |name: &Rc<str>| Some(self.by_name.get(name)?.balancer.building_bytes());
+        self.building.sort_by_cached_key(bytes);
+        for name in &self.building {
+            if let Some(service) = self.by_name.get_mut(name) {
+                service.balancer.build(now, in_time);
+            }
             if !in_time() {
                 return;
             }
