@@ -52,8 +52,8 @@ const SLOW: u64 = 10;
 /// cold by then, and ten a second cost a hundredth of a core.
 const CALM: u64 = 10;
 const REST: u64 = 2;
-/// While a ring or table is built ticks come so often, and so many in turn, at most, are a slice of
-/// it and no more: ten short ones delay a request less than one that is as long.
+/// While a ring or table is built ticks come so often; so many in turn, at most, are a slice of it
+/// and no more. Ten short ones delay a request less than one that is as long.
 const BUILDING: Duration = Duration::from_millis(10);
 const SHORT: u32 = 9;
 /// Every so many reports, all services are told again, for an agent that has restarted.
@@ -213,7 +213,7 @@ impl Worker {
     // === The tick ===
 
     /// Whether this tick only goes on with rings and tables, which it then has. Whole ones are as
-    /// often as ever: where a busy machine has ticks come late, fewer are short, and where the clock
+    /// often as ever: fewer are short where a busy machine has ticks come late, and where the clock
     /// has stepped back they are counted.
     pub(crate) fn is_short_tick(&mut self) -> bool {
         let Some((whole_at, count)) = &mut self.short else { return false };
